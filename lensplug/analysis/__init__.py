@@ -1,0 +1,12 @@
+"""Analyses: pure functions, an ActivationCache in, a frozen result out. One idea per file.
+
+None of them imports a model, an engine or a picture library; each takes a cache that TransformerLens
+made alone just as well, and says in `needs` which hooks it reads, for `names_filter`.
+"""
+
+from lensplug.analysis.attention_rollout import Rollout as Rollout
+from lensplug.analysis.attention_rollout import attention_rollout as attention_rollout
+from lensplug.analysis.head_specialization import HeadSpecialization as HeadSpecialization
+from lensplug.analysis.head_specialization import head_specialization as head_specialization
+from lensplug.analysis.logit_lens import LogitLens as LogitLens
+from lensplug.analysis.logit_lens import logit_lens as logit_lens

@@ -1,0 +1,122 @@
+"""Attention rollout: how attention mixes positions through all layers.
+
+Idea (Abnar & Zuidema 2020, "Quantifying attention flow in transformers", arXiv 2005.00928): each layer
+mixes positions by its attention, heads fused, and keeps part of each position through the residual
+stream, A' = (1 - r) A + r I. The product A'_last ... A'_first says how much of each input position is in
+each output position, if attention were all that happens. Rows sum to 1, and a causal model stays causal.
+
+When not to use it: values, MLPs and the sign of contributions are not in it; deep products drift towards
+the first positions. It is a baseline for where information can have come from, not an attribution.
+
+Rows are carried from the last layer down as vectors, so one row costs layers x pos^2, not pos^3. All in
+fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.analysis.reading import Provenance, attended, n_layers, per_layer, read_pattern
+from lensplug.errors import LensplugError
+from lensplug.modality import resolve_position
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FUSIONS = {
+    "mean": lambda pattern: pattern.mean(dim=1),
+    "max": lambda pattern: pattern.amax(dim=1),
+    "min": lambda pattern: pattern.amin(dim=1),
+}
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How much of each input position is in each chosen output position."""
+
+    values: Float[Tensor, "example row pos"]
+    """Fractions; a row sums to 1."""
+    rows: Int[Tensor, "example row"]
+    """The output positions, from the left."""
+    residual: float
+    """The weight of the identity in each layer."""
+    head_fusion: str
+    provenance: Provenance
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each example, output position and input position."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"example": example, "row": int(self.rows[example, row]), "pos": pos, "value": value}
+            for example, of_example in enumerate(self.values.tolist())
+            for row, of_row in enumerate(of_example)
+            for pos, value in enumerate(of_row)
+        )
+
+
+def attention_rollout(
+    cache: Any,
+    *,
+    rows: int | Sequence[int] | None = None,
+    residual: float = 0.5,
+    head_fusion: str = "mean",
+    attention_mask: Int[Tensor, "batch pos"] | None = None,
+) -> Rollout:
+    """The product of all layers' attention, with the residual stream.
+
+    Args:
+        cache: An ActivationCache with `hook_pattern` of every layer (`attention_rollout.needs`).
+        rows: Output positions; negative ones count from the last that is not padding. None: all.
+        residual: Weight of the identity, 0 to 1 (0.5 in the paper).
+        head_fusion: "mean" over heads (the paper), "max" or "min"; these two are then normalised to
+            rows that sum to 1.
+        attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
+
+    Raises:
+        LensplugError: If a pattern is missing, or an option is out of its range.
+    """
+    if head_fusion not in FUSIONS:
+        raise LensplugError(f"head_fusion is {head_fusion!r}, expected one of {', '.join(map(repr, FUSIONS))}.")
+    if not 0 <= residual <= 1:
+        raise LensplugError(f"residual is {residual}, expected a weight from 0 to 1.")
+    layers = n_layers(cache)
+    if layers == 0:
+        raise LensplugError("the cache holds no layer.")
+    last = read_pattern(cache, layers - 1, needed_by="attention_rollout")
+    batch, length, device = last.shape[0], last.shape[-1], last.device
+    mask = attended(cache, (batch, length), attention_mask, device)
+    if rows is None:
+        index = torch.arange(length, device=device).expand(batch, -1)
+    else:
+        wanted = [rows] if isinstance(rows, int) else list(rows)
+        index = torch.stack([resolve_position(row, mask) for row in wanted], dim=1)
+    values = torch.nn.functional.one_hot(index, length).float()
+    for layer in reversed(range(layers)):
+        pattern = read_pattern(cache, layer, needed_by="attention_rollout")
+        values = _through(values, FUSIONS[head_fusion](pattern), residual)
+    convention = f"heads fused by {head_fusion}, residual weight {residual}, rows sum to 1"
+    provenance = Provenance.of(cache, "attention_rollout", convention)
+    return Rollout(values.cpu(), index.cpu(), residual, head_fusion, provenance)
+
+
+attention_rollout.needs = per_layer("attn.hook_pattern")  # type: ignore[attr-defined]
+
+
+def _through(
+    values: Float[Tensor, "batch row pos"], fused: Float[Tensor, "batch query key"], residual: float
+) -> Float[Tensor, "batch row key"]:
+    """One layer down: values @ A', with A' = (1 - residual) A + residual I and rows of A' that sum to 1.
+
+    Padding attends to nothing in TransformerLens; such a row keeps only itself.
+    """
+    total = fused.sum(dim=-1)
+    scaled = values * torch.where(total > 0, (1 - residual) / total, 0.0)[:, None]
+    keeps = torch.where(total > 0, residual, 1.0)[:, None]
+    return scaled @ fused + values * keeps

@@ -1,0 +1,246 @@
+"""Which heads look at the image, and which at the words: attention mass by modality.
+
+Idea: from one query position (by default the last, where the answer is written) the attention of each
+head is summed over the positions of each modality. A prompt has many more image positions than words,
+so a head that looks nowhere in particular puts most of its mass on the image; the mass is therefore read
+against chance, the mass under uniform attention over the allowed positions. A ratio of 1 means "as if
+blind", 3 "three times what its share of the positions explains".
+
+When not to use it: mass is where a head looks, not what it moves. A first-position sink with small values
+can hold most of the mass (`exclude_sink`); what a head writes is `ActivationCache.stack_head_results`.
+
+    result = head_specialization(cache, inputs.modality, query=-1)
+    result.top("image", k=10)
+    HeadSpecialization.combine([result_1, result_2]).mean
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lensplug.analysis.reading import Provenance, n_layers, per_layer, read_pattern
+from lensplug.errors import LensplugError
+from lensplug.modality import ModalityMap, resolve_position
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DOMINANT = 2 / 3
+"""A head is named after a modality that has this share of its chance-corrected attention."""
+
+
+@dataclass(frozen=True)
+class HeadSpecialization:
+    """Attention mass by layer, head and modality, from one query position of each example."""
+
+    mass: Float[Tensor, "example layer head modality"]
+    """Fraction of attention mass on the modality (0 to 1); NaN where the example lacks it."""
+    chance: Float[Tensor, "example layer modality"]
+    """The mass under uniform attention over the positions that the layer allows."""
+    entropy: Float[Tensor, "example layer head modality"]
+    """Of the attention inside the modality, normalised there, in nats; 0 = one position, ln n = even."""
+    largest: Float[Tensor, "example layer head modality"]
+    """The largest weight on one position of the modality (0 to 1)."""
+    modalities: tuple[str, ...]
+    query: Int[Tensor, "example"]
+    """The query position of each example, from the left."""
+    provenance: Provenance
+
+    @property
+    def ratio(self) -> Float[Tensor, "example layer head modality"]:
+        """Mass over chance: 1 = uniform attention."""
+        total = self.mass.nansum(dim=-1, keepdim=True)
+        return (self.mass / total / self.chance[:, :, None]).float()
+
+    @property
+    def count(self) -> Int[Tensor, "modality"]:
+        """How many examples have the modality."""
+        return (~self.mass[:, 0, 0].isnan()).sum(dim=0)
+
+    @property
+    def mean(self) -> Float[Tensor, "layer head modality"]:
+        """Of `ratio`, over the examples that have the modality."""
+        return self.ratio.nanmean(dim=0)
+
+    @property
+    def standard_error(self) -> Float[Tensor, "layer head modality"]:
+        """Of `mean`: the sample standard deviation over the root of the count; NaN for fewer than two."""
+        squares = (self.ratio - self.mean).square().nansum(dim=0)
+        return (squares / (self.count - 1).clamp(min=0) / self.count).sqrt().masked_fill(self.count < 2, math.nan)
+
+    @property
+    def labels(self) -> list[list[str]]:
+        """For each layer and head, the modality that holds two thirds of its chance-corrected attention, or "mixed"."""
+        share = self.mean.nan_to_num(0)
+        share = share / share.sum(dim=-1, keepdim=True)
+        best = share.max(dim=-1)
+        return [
+            [self.modalities[i] if v >= DOMINANT else "mixed" for v, i in zip(values, indices, strict=True)]
+            for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def top(self, modality: str, k: int = 10) -> list[tuple[int, int, float]]:
+        """The k heads with the largest mean ratio on a modality: (layer, head, ratio)."""
+        scores = self.mean[..., self._index(modality)].nan_to_num(0)
+        values, flat = scores.flatten().topk(min(k, scores.numel()))
+        return [(i // scores.shape[1], i % scores.shape[1], v) for v, i in zip(values.tolist(), flat.tolist(), strict=True)]
+
+    @classmethod
+    def combine(cls, results: Sequence[HeadSpecialization]) -> HeadSpecialization:
+        """Several results of one model as one, example after example.
+
+        Raises:
+            LensplugError: If they are of different models or conventions, or there is none.
+        """
+        if not results:
+            raise LensplugError("there are no results to combine.")
+        first = results[0]
+        for other in results[1:]:
+            if other.provenance != first.provenance or other.mass.shape[1:3] != first.mass.shape[1:3]:
+                raise LensplugError(
+                    f"results of different models or conventions cannot be combined: {first.provenance} and {other.provenance}."
+                )
+        names = tuple(name for name in _order() if any(name in result.modalities for result in results))
+        spread = [result._with_modalities(names) for result in results]
+        return replace(
+            first,
+            modalities=names,
+            **{
+                field: torch.cat([getattr(result, field) for result in spread])
+                for field in ("mass", "chance", "entropy", "largest", "query")
+            },
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each layer, head and modality, with mean ratio, standard error, count and label."""
+        import pandas as pd
+
+        mass, entropy, largest = (value.nanmean(dim=0) for value in (self.mass, self.entropy, self.largest))
+        labels = self.labels
+        return pd.DataFrame(
+            {
+                "layer": layer,
+                "head": head,
+                "modality": name,
+                "mass": float(mass[layer, head, index]),
+                "ratio": float(self.mean[layer, head, index]),
+                "standard_error": float(self.standard_error[layer, head, index]),
+                "count": int(self.count[index]),
+                "entropy_nats": float(entropy[layer, head, index]),
+                "largest_weight": float(largest[layer, head, index]),
+                "label": labels[layer][head],
+            }
+            for layer in range(mass.shape[0])
+            for head in range(mass.shape[1])
+            for index, name in enumerate(self.modalities)
+        )
+
+    def _index(self, modality: str) -> int:
+        if modality not in self.modalities:
+            raise LensplugError(f"modality is {modality!r}, this result has {', '.join(self.modalities)}.")
+        return self.modalities.index(modality)
+
+    def _with_modalities(self, names: tuple[str, ...]) -> HeadSpecialization:
+        def spread(value: Tensor) -> Tensor:
+            wide = torch.full((*value.shape[:-1], len(names)), math.nan, dtype=value.dtype)
+            for index, name in enumerate(self.modalities):
+                wide[..., names.index(name)] = value[..., index]
+            return wide
+
+        fields = {name: spread(getattr(self, name)) for name in ("mass", "chance", "entropy", "largest")}
+        return replace(self, modalities=names, **fields)
+
+
+def head_specialization(
+    cache: Any, modality: ModalityMap, *, query: int = -1, exclude_sink: bool = False
+) -> HeadSpecialization:
+    """Attention mass from one query position onto each modality, by layer and head.
+
+    Args:
+        cache: An ActivationCache with `hook_pattern` of every layer (`head_specialization.needs`).
+        modality: Which position is what (`inputs.modality`).
+        query: The position that looks; negative ones count from the last that is not padding.
+        exclude_sink: Leave out the first position that is not padding, where many heads rest, and read
+            the rest of the row as if it were all.
+
+    Raises:
+        LensplugError: If a pattern is missing, the map does not fit the cache, or the position is out
+            of range.
+    """
+    mask = modality.attention_mask
+    index = resolve_position(query, mask)
+    names = tuple(name for name in modality.names if name != "pad")
+    member = torch.stack([modality.mask(name) for name in names], dim=1)  # [example modality pos]
+    layers = []
+    for layer in range(n_layers(cache)):
+        pattern = read_pattern(cache, layer, needed_by="head_specialization")
+        if pattern.shape[0] != len(mask) or pattern.shape[-1] != mask.shape[1]:
+            raise LensplugError(
+                f"the modality map is {list(mask.shape)}, the cache {[pattern.shape[0], pattern.shape[-1]]}: use the map of"
+                " the inputs that were run."
+            )
+        row = pattern[torch.arange(len(index)), :, index.to(pattern.device)].double().cpu()
+        allowed = _allowed(cache, layer, mask, index, exclude_sink).cpu()
+        layers.append(_measure(row * allowed[:, None], member.cpu() & allowed[:, None]))
+    mass, chance, entropy, largest = (torch.stack(values, dim=1) for values in zip(*layers, strict=True))
+    convention = "fraction of the query's attention mass over chance (uniform over allowed positions)"
+    if exclude_sink:
+        convention += "; first position left out"
+    provenance = Provenance.of(cache, "head_specialization", convention)
+    return HeadSpecialization(mass, chance, entropy, largest, names, index.cpu(), provenance)
+
+
+head_specialization.needs = per_layer("attn.hook_pattern")  # type: ignore[attr-defined]
+
+
+def _measure(
+    row: Float[Tensor, "example head key"], member: Bool[Tensor, "example modality key"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mass, chance, entropy and largest weight of one layer, in double precision.
+
+    Chance is a quotient of counts, and so is the mass of a uniform row over the row's sum: in double
+    precision their ratio rounds to exactly 1.
+    """
+    inside = row[:, :, None] * member[:, None]  # [example head modality key]
+    count = member.sum(dim=-1)
+    absent = (count == 0)[:, None].expand(inside.shape[:3])
+    mass = inside.sum(dim=-1)
+    share = inside / mass[..., None]
+    entropy = -torch.where(share > 0, share * share.log(), 0.0).sum(dim=-1)
+    chance = count / count.sum(dim=-1, keepdim=True)
+    gone = torch.nan
+    return (
+        mass.masked_fill(absent, gone),
+        chance.double().masked_fill(count == 0, gone),
+        entropy.masked_fill(absent | (mass == 0), gone),
+        inside.amax(dim=-1).masked_fill(absent, gone),
+    )
+
+
+def _allowed(
+    cache: Any, layer: int, mask: Int[Tensor, "batch pos"], index: Int[Tensor, "batch"], exclude_sink: bool
+) -> Bool[Tensor, "batch pos"]:
+    """The key positions that a layer lets each query see."""
+    cfg = getattr(cache.model, "cfg", None)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    allowed = mask.bool()
+    if getattr(cfg, "attention_dir", "causal") == "causal":
+        allowed = allowed & (positions <= index[:, None])
+    if getattr(cfg, "use_local_attn", False) and cfg.attn_types[layer] == "local":
+        allowed = allowed & (positions > index[:, None] - cfg.window_size)
+    if exclude_sink:
+        allowed = allowed & (positions != mask.argmax(dim=1)[:, None])
+    return allowed
+
+
+def _order() -> tuple[str, ...]:
+    from lensplug.modality import MODALITIES
+
+    return MODALITIES

@@ -1,0 +1,253 @@
+"""The logit lens: what the model would say if it stopped after each layer.
+
+Idea (nostalgebraist 2020): the unembedding, applied to the residual stream after each layer, gives a
+distribution over tokens; reading it layer by layer shows when an answer forms. Two conventions:
+`final_norm=True` applies the final norm with the statistics of that layer's residual, so the last entry
+is exactly the model's own output; `final_norm=False` unembeds the raw residual. The result says which.
+
+When not to use it: early layers of some models write in another basis, and the lens then shows noise
+although the answer is there (Belrose et al. 2023, "Eliciting latent predictions", arXiv 2303.08112).
+
+    result = logit_lens(cache, positions=-1, target="Red")
+    result.settled_layer          # the first layer from which "Red" stays on top
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.analysis.reading import Provenance, attended, n_layers, per_layer, read
+from lensplug.errors import LensplugError
+from lensplug.modality import resolve_position
+from lensplug.tokens import single_token, token_texts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class LogitLens:
+    """What each layer says at each chosen position. Entry 0 is the embedding, entry i the output of block i - 1."""
+
+    top_tokens: Int[Tensor, "example entry position k"]
+    """The k most probable token ids, most probable first."""
+    top_probabilities: Float[Tensor, "example entry position k"]
+    """0 to 1."""
+    target: Int[Tensor, "example position"]
+    """The token that `rank` and `log_probability` are of."""
+    rank: Int[Tensor, "example entry position"]
+    """Of the target; 1 = most probable."""
+    log_probability: Float[Tensor, "example entry position"]
+    """Of the target, in nats."""
+    entropy: Float[Tensor, "example entry position"]
+    """Of the layer's distribution, in nats."""
+    kl_to_last: Float[Tensor, "example entry position"]
+    """KL(last layer || this layer), in nats: what is lost by stopping here. 0 at the last entry."""
+    positions: Int[Tensor, "example position"]
+    """From the left."""
+    top_texts: list[list[list[list[str]]]]
+    """The text of `top_tokens`."""
+    target_texts: list[list[str]]
+    provenance: Provenance
+
+    @property
+    def entries(self) -> list[str]:
+        """The name of each entry: "embed", then the layer after which it was read."""
+        return ["embed", *map(str, range(self.rank.shape[1] - 1))]
+
+    @property
+    def settled_layer(self) -> Int[Tensor, "example position"]:
+        """The first layer from which the target stays on top to the end; -1 = the embedding, n_layers = never.
+
+        Layers are counted as TransformerLens counts blocks: the answer is there after block `settled_layer`.
+        """
+        stays = (self.rank == 1).flip(1).int().cumprod(dim=1).sum(dim=1)  # entries on top, from the end
+        return self.rank.shape[1] - 1 - stays
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each example, position and entry."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "example": example,
+                "position": int(self.positions[example, pos]),
+                "entry": name,
+                "top_token": self.top_texts[example][entry][pos][0],
+                "top_probability": float(self.top_probabilities[example, entry, pos, 0]),
+                "target": self.target_texts[example][pos],
+                "target_rank": int(self.rank[example, entry, pos]),
+                "target_log_probability": float(self.log_probability[example, entry, pos]),
+                "entropy_nats": float(self.entropy[example, entry, pos]),
+                "kl_to_last_nats": float(self.kl_to_last[example, entry, pos]),
+            }
+            for example in range(self.rank.shape[0])
+            for pos in range(self.rank.shape[2])
+            for entry, name in enumerate(self.entries)
+        )
+
+
+def logit_lens(
+    cache: Any,
+    *,
+    positions: int | Sequence[int] | None = -1,
+    top_k: int = 5,
+    target: str | int | Tensor | None = None,
+    final_norm: bool = True,
+    attention_mask: Int[Tensor, "batch pos"] | None = None,
+    chunk_bytes: int = 2**28,
+) -> LogitLens:
+    """Unembed the residual stream after every layer.
+
+    Args:
+        cache: An ActivationCache with `hook_resid_pre` of the first block and `hook_resid_post` of every
+            block (`logit_lens.needs`), and its model.
+        positions: Where to read; negative ones count from the last position that is not padding. None
+            reads every position (padding too).
+        top_k: How many tokens to keep of each distribution.
+        target: The token whose rank and probability are followed: a word that is one token, an id, or
+            ids `[example]` or `[example position]`. By default the last layer's top token at each
+            position: the final answer.
+        final_norm: See the top of this file.
+        attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
+        chunk_bytes: At most this much memory for vocabulary-sized rows at any time.
+
+    Raises:
+        LensplugError: If a residual is missing, a position is out of range, or the target is not one token.
+    """
+    model = _model(cache)
+    residuals = [read(cache, "blocks.0.hook_resid_pre", needed_by="logit_lens")]
+    residuals += [
+        read(cache, f"blocks.{layer}.hook_resid_post", needed_by="logit_lens") for layer in range(n_layers(cache))
+    ]
+    batch, length = residuals[0].shape[:2]
+    at = _positions(positions, attended(cache, (batch, length), attention_mask, residuals[0].device))
+    examples = torch.arange(batch, device=at.device)[:, None].expand_as(at)
+    chosen = [residual[examples, at].flatten(0, 1) for residual in residuals]  # [row d_model]
+    vocabulary = model.unembed.W_U.shape[1]
+    if not 1 <= top_k <= vocabulary:
+        raise LensplugError(f"top_k is {top_k}, expected 1 to {vocabulary}.")
+    given = _target(target, at, vocabulary, getattr(model, "tokenizer", None))
+
+    parts: list[dict[str, Tensor]] = []
+    with torch.no_grad():
+        # A chunk holds, in fp32: the last layer's log-probabilities, this layer's, and what softmax needs.
+        for rows in _chunks(len(chosen[0]), max(1, chunk_bytes // (vocabulary * 4 * 4))):
+            last = unembed(model, chosen[-1][rows], final_norm=final_norm).float().log_softmax(dim=-1)
+            followed = last.argmax(dim=-1) if given is None else given.flatten()[rows].to(last.device)
+            parts.append(
+                _stack(
+                    _statistics(unembed(model, residual[rows], final_norm=final_norm), last, followed, top_k)
+                    for residual in chosen
+                )
+                | {"target": followed.cpu()}
+            )
+    merged = {name: torch.cat([part[name] for part in parts], dim=0) for name in parts[0]}
+    result = {name: value.unflatten(0, (batch, at.shape[1])) for name, value in merged.items()}
+    by_entry = {name: value.movedim(2, 1) for name, value in result.items() if name != "target"}
+    tokenizer = getattr(model, "tokenizer", None)
+    convention = "final norm with each layer's own statistics" if final_norm else "raw residual, no final norm"
+    return LogitLens(
+        **by_entry,
+        target=result["target"],
+        positions=at.cpu(),
+        top_texts=[[token_texts(entry, tokenizer) for entry in example] for example in by_entry["top_tokens"]],
+        target_texts=token_texts(result["target"], tokenizer),
+        provenance=Provenance.of(cache, "logit_lens", convention),
+    )
+
+
+logit_lens.needs = per_layer("blocks.0.hook_resid_pre", "hook_resid_post")  # type: ignore[attr-defined]
+
+
+def unembed(
+    model: Any, residual: Float[Tensor, "row d_model"], *, final_norm: bool = True
+) -> Float[Tensor, "row d_vocab"]:
+    """The model's final norm and unembedding, without firing its hooks.
+
+    Written out for the norms of HookedTransformer (LN, LNPre, RMS, RMSPre, none), with the same order
+    of operations and dtypes, so that the last residual gives the model's own logits.
+    """
+    cfg, x = model.cfg, residual.to(model.unembed.W_U.device)
+    if final_norm and cfg.normalization_type is not None:
+        # TransformerLens normalises in fp32 and returns to the model's dtype before the weight.
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        if cfg.normalization_type in ("LN", "LNPre") and not cfg.final_rms:
+            x = x - x.mean(dim=-1, keepdim=True)
+        x = (x / (x.pow(2).mean(dim=-1, keepdim=True) + cfg.eps).sqrt()).to(cfg.dtype)
+        if cfg.normalization_type in ("LN", "RMS"):
+            x = x * model.ln_final.w
+        if cfg.normalization_type == "LN" and not cfg.final_rms:
+            x = x + model.ln_final.b
+    logits = torch.nn.functional.linear(x, model.unembed.W_U.T, model.unembed.b_U)
+    cap = cfg.output_logits_soft_cap
+    return logits if cap <= 0 else cap * (logits / cap).tanh()
+
+
+def _statistics(
+    logits: Float[Tensor, "row d_vocab"],
+    last: Float[Tensor, "row d_vocab"],
+    target: Int[Tensor, "row"],
+    top_k: int,
+) -> dict[str, Tensor]:
+    """What is kept of one layer's distribution."""
+    log_p = logits.float().log_softmax(dim=-1)
+    of_target = log_p.gather(1, target[:, None])
+    top = log_p.topk(top_k, dim=-1)
+    p = log_p.exp()
+    return {
+        "top_tokens": top.indices.cpu(),
+        "top_probabilities": top.values.exp().cpu(),
+        "rank": 1 + (log_p > of_target).sum(dim=-1).cpu(),
+        "log_probability": of_target[:, 0].cpu(),
+        "entropy": -(p * log_p).nansum(dim=-1).cpu(),
+        "kl_to_last": (last.exp() * (last - log_p)).nansum(dim=-1).cpu(),
+    }
+
+
+def _stack(layers: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The layers' statistics with an entry axis after the rows."""
+    listed = list(layers)
+    return {name: torch.stack([layer[name] for layer in listed], dim=1) for name in listed[0]}
+
+
+def _chunks(rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
+def _positions(positions: int | Sequence[int] | None, mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch position"]:
+    if positions is None:
+        return torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
+    wanted = [positions] if isinstance(positions, int) else list(positions)
+    if not wanted:
+        raise LensplugError("positions is empty: give at least one, or None for all.")
+    return torch.stack([resolve_position(position, mask) for position in wanted], dim=1)
+
+
+def _target(
+    target: str | int | Tensor | None, at: Int[Tensor, "batch position"], vocabulary: int, tokenizer: Any
+) -> Int[Tensor, "batch position"] | None:
+    if target is None:
+        return None
+    ids = torch.as_tensor(single_token(target, tokenizer) if isinstance(target, str) else target)
+    if ids.ndim == 1 and len(ids) == len(at):
+        ids = ids[:, None]
+    if ids.ndim > 2 or (ids.ndim > 0 and ids.shape[0] != len(at)) or (ids.ndim == 2 and ids.shape[1] not in (1, at.shape[1])):
+        raise LensplugError(
+            f"target has the shape {list(ids.shape)}, expected one id, [{len(at)}] or {list(at.shape)} (example, position)."
+        )
+    if ids.is_floating_point() or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+        raise LensplugError(f"target ids must be whole numbers from 0 to {vocabulary - 1}, got {ids.tolist()}.")
+    return ids.expand(at.shape)
+
+
+def _model(cache: Any) -> Any:
+    if cache.model is None:
+        raise LensplugError("the cache has lost its model (cache.model is None), and the logit lens needs its unembedding.")
+    return cache.model

@@ -1,0 +1,102 @@
+"""Reading an ActivationCache safely: which layers it holds, with a batch axis, and who made it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a result was made."""
+
+    analysis: str
+    """The function."""
+    model: str
+    dtype: str
+    """Of the activations."""
+    convention: str
+    """What could be read two ways, said in words."""
+    versions: Mapping[str, str]
+
+    @classmethod
+    def of(cls, cache: Any, analysis: str, convention: str) -> Provenance:
+        """The provenance of a result that `analysis` reads from `cache`."""
+        dtypes = {str(value.dtype).removeprefix("torch.") for value in cache.values() if value.is_floating_point()}
+        name = getattr(getattr(cache.model, "cfg", None), "model_name", None) or "unknown"
+        packages = ("lensplug", "transformer-lens", "transformers", "torch")
+        return cls(analysis, name, ", ".join(sorted(dtypes)), convention, {p: version(p) for p in packages})
+
+
+def per_layer(*suffixes: str) -> Callable[[str], bool]:
+    """A names filter: keeps the hooks of every block (and of the whole model) that end in a suffix."""
+    return lambda name: name.endswith(suffixes)
+
+
+def n_layers(cache: Any) -> int:
+    """The number of layers of the model that made the cache."""
+    cfg = getattr(cache.model, "cfg", None)
+    if cfg is not None:
+        return int(cfg.n_layers)
+    found = [int(match[1]) for name in cache.keys() if (match := re.match(r"blocks\.(\d+)\.", name))]
+    return max(found, default=-1) + 1
+
+
+def read(cache: Any, name: str, *, needed_by: str) -> Tensor:
+    """One activation of the cache, with its batch axis.
+
+    Raises:
+        LensplugError: If the cache does not hold it, or it holds NaN.
+    """
+    if name not in cache.cache_dict:
+        raise LensplugError(
+            f"{needed_by} needs {name!r}, and the cache does not hold it: run with"
+            f" names_filter=analysis.{needed_by}.needs, or without names_filter."
+        )
+    value = cache.cache_dict[name]
+    value = value if cache.has_batch_dim else value[None]
+    if bool(value.isnan().any()):
+        raise LensplugError(
+            f"{name!r} holds NaN: in fp16 attention scores can overflow (lens.check counts it); use bfloat16 or float32."
+        )
+    return value
+
+
+def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch head query key"]:
+    """The attention pattern of one layer, in fp32, square.
+
+    Raises:
+        LensplugError: If it is not there, or is not one row for each position.
+    """
+    pattern = read(cache, f"blocks.{layer}.attn.hook_pattern", needed_by=needed_by)
+    if pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2]:
+        raise LensplugError(
+            f"the pattern of layer {layer} has the shape {list(pattern.shape)}, expected [batch, head, pos, pos]: {needed_by}"
+            " needs every row (do not slice positions, and do not generate with a key-value cache)."
+        )
+    return pattern.float()
+
+
+def attended(
+    cache: Any, shape: tuple[int, int], attention_mask: Int[Tensor, "batch pos"] | None, device: torch.device
+) -> Int[Tensor, "batch pos"]:
+    """Which positions are not padding: as given, else as the lens left it on the cache, else all.
+
+    Raises:
+        LensplugError: If the mask is not one row for each example.
+    """
+    mask = attention_mask if attention_mask is not None else getattr(cache, "attention_mask", None)
+    if mask is None:
+        return torch.ones(shape, dtype=torch.long, device=device)
+    if tuple(mask.shape) != shape:
+        raise LensplugError(f"attention_mask has the shape {list(mask.shape)}, the cache is {list(shape)}.")
+    return mask.long().to(device)

@@ -1,0 +1,113 @@
+"""The `lensplug` command: `demo`, `report`, `check`."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lensplug.errors import LensplugError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="What a multimodal language model does with what it sees.")
+console = Console()
+
+Model = Annotated[str, typer.Option(help="A model of the Hugging Face hub, or a folder.")]
+ImageFile = Annotated[Path, typer.Option(help="The picture.")]
+Prompt = Annotated[str, typer.Option(help="The question, in plain words.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; cuda where there is one.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: what the checkpoint says.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("lensplug-demo"),
+    seed: Annotated[int, typer.Option(help="Another picture.")] = 3,
+    device: Device = "cpu",
+) -> None:
+    """Ask the tiny LLaVA-OneVision for the colour of a shape, and write one page about how it answers."""
+    import lensplug
+    from lensplug.tiny.scenes import draw_scene
+
+    with _steps() as step:
+        step("loading the tiny LLaVA-OneVision")
+        lens = lensplug.tiny.llava_onevision(device=device)
+        scene = draw_scene(random.Random(seed), size=(96, 96))
+        _report(lens, "What is the color? Answer single word.", [scene.image], out / "index.html", step)
+
+
+@app.command()
+def report(
+    model: Model,
+    image: ImageFile,
+    prompt: Prompt,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("lensplug-report.html"),
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Write one self-contained page about how a model answers a prompt on a picture."""
+    with _steps() as step:
+        lens = _load(model, device, dtype, step)
+        _report(lens, prompt, [image], out, step)
+
+
+@app.command()
+def check(
+    model: Model,
+    image: ImageFile,
+    prompt: Prompt = "What is in the picture?",
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Compare the wrapped core with the full model on a picture; exit code 1 where they differ."""
+    with _steps() as step:
+        lens = _load(model, device, dtype, step, check=False)
+        step("running both")
+        parity = lens.check(lens.prepare(prompt, images=[image]))
+    console.print(str(parity))
+    raise typer.Exit(0 if parity.agrees else 1)
+
+
+def _load(model: str, device: str | None, dtype: str, step: Any, **options: Any) -> Any:
+    import lensplug
+
+    step(f"loading {model}")
+    return lensplug.load(model, device=device, dtype=dtype, **options)
+
+
+def _report(lens: Any, prompt: str, images: list[Any], out: Path, step: Any) -> None:
+    from lensplug.report import report as make
+
+    result = make(lens, prompt, images=images, progress=step)
+    written = result.page.save(out)
+    console.print(f"[bold]Answer:[/bold] {result.answer.text[0]}")
+    console.print(f"It becomes the top token {result.settled}.")
+    table = Table(title="The ten most image-specialised heads", title_justify="left")
+    for column in ("layer", "head", "x chance", "label"):
+        table.add_column(column, justify="right")
+    labels = result.heads.labels
+    for layer, head, ratio in result.heads.top("image", k=10):
+        table.add_row(str(layer), str(head), f"{ratio:.2f}", labels[layer][head])
+    console.print(table)
+    console.print(f"Page: {written} ({written.stat().st_size / 1e6:.1f} MB)")
+
+
+@contextmanager
+def _steps() -> Iterator[Any]:
+    """Shows what is being done; a LensplugError ends the command with its sentence, not a traceback."""
+    try:
+        with console.status("starting") as status:
+            yield lambda step: status.update(f"{step} ...")
+    except LensplugError as error:
+        print(f"lensplug: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,114 @@
+"""The language core of a Hugging Face model: its decoder, its head and the configuration of its text.
+
+In transformers 5 every multimodal model names these parts the same way, so nothing here is specific to
+one family. What cannot be read exactly by a TransformerLens model is refused here by name and reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lensplug.errors import LensplugError
+
+PLACEHOLDERS = ("image", "video", "audio")
+
+UNSUITABLE = {
+    "gemma3_text": "its attention is bidirectional over the image, which a causal core cannot express",
+    "gemma3n_text": "it adds per-layer embeddings between blocks",
+    "paligemma": "its attention is bidirectional over the image and the prompt",
+    "qwen2_vl_text": "its rotary positions have three parts (time, height, width)",
+    "qwen2_5_vl_text": "its rotary positions have three parts (time, height, width)",
+    "qwen3_vl_text": "it adds image features to the residual stream between blocks",
+    "qwen3_vl_moe_text": "it adds image features to the residual stream between blocks",
+    "mllama_text_model": "it reads the image through cross-attention, not through its input embeddings",
+}
+"""Configurations of text cores that merge by other rules than one sequence of embeddings."""
+
+
+@dataclass(frozen=True)
+class LanguageCore:
+    """What runs after the merge: `head(decoder(inputs_embeds))` are the full model's logits."""
+
+    decoder: nn.Module
+    head: nn.Linear
+    text_config: Any
+    placeholder_ids: dict[str, int]
+    """Modality -> the token id that its embeddings replace."""
+
+    @classmethod
+    def of(cls, hf_model: Any) -> LanguageCore:
+        """Find the core of a Hugging Face model.
+
+        Raises:
+            LensplugError: If the model has no decoder or head of its own, or a core that cannot be
+                wrapped exactly.
+        """
+        name = type(hf_model).__name__
+        for method in ("get_decoder", "get_output_embeddings"):
+            if not hasattr(hf_model, method):
+                raise LensplugError(
+                    f"{name} has no {method}(): lensplug.wrap takes a Hugging Face model for generation, such as"
+                    " LlavaOnevisionForConditionalGeneration or LlamaForCausalLM."
+                )
+        decoder, head = hf_model.get_decoder(), hf_model.get_output_embeddings()
+        if decoder is None or decoder is hf_model or not hasattr(decoder, "layers"):
+            raise LensplugError(f"{name} has no decoder that its embeddings go into (get_decoder gave {type(decoder).__name__}).")
+        if head is None:
+            raise LensplugError(f"{name} has no output embeddings: give the model with its language-model head, not its base.")
+        text_config = hf_model.config.get_text_config(decoder=True)
+        if reason := UNSUITABLE.get(text_config.model_type):
+            raise LensplugError(f"{name} cannot be wrapped: the core is {text_config.model_type}, and {reason}.")
+        _refuse_special_weights(name, decoder, head)
+        ids = {kind: _placeholder_id(hf_model.config, kind) for kind in PLACEHOLDERS}
+        return cls(decoder, head, text_config, {kind: token for kind, token in ids.items() if token is not None})
+
+    @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return int(self.decoder.embed_tokens.weight.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+
+def _placeholder_id(config: Any, kind: str) -> int | None:
+    for name in (f"{kind}_token_id", f"{kind}_token_index"):
+        token = getattr(config, name, None)
+        if token is not None:
+            return int(token)
+    return None
+
+
+def _refuse_special_weights(name: str, decoder: nn.Module, head: nn.Module) -> None:
+    """Quantised, split or half-loaded weights are not the matrices that TransformerLens multiplies with."""
+    if type(head) is not nn.Linear:
+        raise LensplugError(f"the head of {name} is a {type(head).__name__}, expected a plain nn.Linear.")
+    parameters = [*decoder.parameters(), *head.parameters()]
+    for what, values in (
+        ("dtype", {p.dtype for p in parameters}),
+        ("device", {p.device for p in parameters}),
+    ):
+        if len(values) > 1:
+            raise LensplugError(
+                f"the core of {name} has weights of more than one {what} ({', '.join(sorted(map(str, values)))}); load it"
+                f" with one {what} (no quantisation, no device_map)."
+            )
+    if parameters[0].device.type == "meta":
+        raise LensplugError(f"{name} is on the meta device: its weights are not loaded.")
+    linears = {type(m).__name__ for m in decoder.modules() if hasattr(m, "in_features") and type(m) is not nn.Linear}
+    if linears:
+        raise LensplugError(
+            f"the core of {name} has {', '.join(sorted(linears))} layers, expected plain nn.Linear: merge adapters"
+            " (model.merge_and_unload()) and load without quantisation first."
+        )

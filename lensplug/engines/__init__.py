@@ -1,0 +1,33 @@
+"""How a LanguageCore becomes a TransformerLens model, one file for each way.
+
+`hooked_transformer` (TransformerLens 3.x) computes Llama, Qwen2, Mistral and Qwen3 cores exactly.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from lensplug.core import LanguageCore
+from lensplug.errors import LensplugError
+
+ENGINES = {"hooked_transformer": "lensplug.engines.hooked_transformer"}
+"""Name -> the module whose `build(core, ...)` makes the model."""
+
+
+def build(core: LanguageCore, *, engine: str = "auto", tokenizer: Any = None, process_weights: bool = False) -> tuple[str, Any]:
+    """The TransformerLens model of a core, and the name of the engine that made it.
+
+    Args:
+        core: The language core of a Hugging Face model.
+        engine: A key of `ENGINES`, or "auto".
+        tokenizer: The model's tokenizer, kept by the TransformerLens model.
+        process_weights: Fold and centre the weights (in a copy).
+
+    Raises:
+        LensplugError: If the engine is unknown, not installed, or cannot compute this core exactly.
+    """
+    name = "hooked_transformer" if engine == "auto" else engine
+    if name not in ENGINES:
+        raise LensplugError(f"engine is {engine!r}, expected 'auto' or one of {', '.join(map(repr, ENGINES))}.")
+    return name, import_module(ENGINES[name]).build(core, tokenizer=tokenizer, process_weights=process_weights)

@@ -1,0 +1,3 @@
+"""The one error class: `LensplugError`."""
+
+from lensplug.patches.errors import LensplugError as LensplugError

@@ -1,0 +1,142 @@
+"""LLaVA-OneVision: a base view, then tiles unpadded, with a newline token at the end of every row.
+
+One image in a prompt is seen twice: squeezed whole into one view, and, scaled to fit the best of the
+grid resolutions, cut into tiles of a view's size. The features of the tiles are laid side by side, the
+rows or columns that saw only padding are cut off, and a grid of more than `anyres_max_n` views is
+interpolated down. Several images in one prompt have their base view only, and one newline. A view of
+384 px in patches of 14 px has 27 x 27 patches, which see 378 px: the last 6 are seen by none.
+
+Follows `LlavaOnevisionModel.pack_image_features` and `LlavaOnevisionImageProcessor` of transformers 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
+
+from lensplug.families import MediaLayout
+from lensplug.geometry import ImageGrid
+
+
+def media_layout(config: Any, processor_outputs: Mapping[str, Any], placeholders: Mapping[str, list[int]]) -> MediaLayout:
+    """The grid of every image in the batch."""
+    sizes = processor_outputs.get("image_sizes")
+    if sizes is None:
+        return MediaLayout()
+    alone = [count == 1 for count in processor_outputs.get("batch_num_images", [1] * len(sizes)) for _ in range(int(count))]
+    images = [image_grid(config, int(h), int(w), alone=single) for (h, w), single in zip(sizes, alone, strict=True)]
+    lengths, grids, rest = [], {}, iter(images)
+    for example, count in enumerate(placeholders["image"]):
+        own: list[ImageGrid] = []
+        while sum(map(len, own)) < count and (grid := next(rest, None)) is not None:
+            grids[example, len(own)] = grid
+            own.append(grid)
+        lengths.append([len(grid) for grid in own])
+    return MediaLayout({"image": lengths}, grids)
+
+
+def image_grid(config: Any, height: int, width: int, *, alone: bool = True) -> ImageGrid:
+    """The positions of an image of `height` x `width` pixels.
+
+    Args:
+        config: The full model's configuration.
+        height: Of the original image.
+        width: Of the original image.
+        alone: Whether it is the only image of its prompt; else it has no tiles.
+    """
+    view_px, patch = config.vision_config.image_size, config.vision_config.patch_size
+    side = view_px // patch
+    edges = torch.arange(side + 1, dtype=torch.float64) * patch / view_px
+    base = _boxes(edges * width, edges * height)
+    parts = [(base, torch.zeros(side * side, dtype=torch.long), torch.zeros(side * side, dtype=torch.bool))]
+    if alone:
+        parts.append(_tiles(config, height, width, side))
+    else:
+        parts.append((torch.full((1, 4), math.nan), torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.bool)))
+    boxes, view, newline = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return ImageGrid(boxes.float(), view, newline, width, height)
+
+
+def _tiles(config: Any, height: int, width: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, views and newlines of the tiled part."""
+    view_px, patch = config.vision_config.image_size, config.vision_config.patch_size
+    canvas_h, canvas_w = select_best_resolution((height, width), config.image_grid_pinpoints)
+    rows, columns = canvas_h // view_px * side, canvas_w // view_px * side
+    # The image is scaled to fit the canvas and centred; the same rule, on features, says what is cut off.
+    scaled_h, scaled_w = _fit(height, width, canvas_h, canvas_w)
+    top, left = _cut(height, width, rows, columns)
+    y_edges = _edges(rows, side, view_px, patch, cut=top)
+    x_edges = _edges(columns, side, view_px, patch, cut=left)
+    most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+    ratio = math.sqrt((rows - 2 * top) * (columns - 2 * left) / (most * side**2))
+    if ratio > 1.1:
+        y_edges = _stretched(y_edges, int((rows - 2 * top) // ratio))
+        x_edges = _stretched(x_edges, int((columns - 2 * left) // ratio))
+    tile = _tile_of(y_edges, view_px)[:, None] * (canvas_w // view_px) + _tile_of(x_edges, view_px) + 1
+
+    offset_y, offset_x = (canvas_h - scaled_h) // 2, (canvas_w - scaled_w) // 2
+    y = ((y_edges - offset_y) * height / scaled_h).clamp(0, height)
+    x = ((x_edges - offset_x) * width / scaled_w).clamp(0, width)
+    n_rows, n_columns = tile.shape
+    boxes = torch.full((n_rows, n_columns + 1, 4), math.nan, dtype=torch.float64)
+    boxes[:, :-1] = _interval_boxes(x, y).view(n_rows, n_columns, 4)
+    newline = torch.zeros(n_rows, n_columns + 1, dtype=torch.bool)
+    newline[:, -1] = True
+    view = torch.cat([tile, tile[:, -1:]], dim=1)
+    return boxes.flatten(0, 1), view.flatten(), newline.flatten()
+
+
+def _fit(height: int, width: int, canvas_h: int, canvas_w: int) -> tuple[int, int]:
+    """The size of the image scaled into the canvas, its proportions kept (as the image processor does)."""
+    if canvas_w / width < canvas_h / height:
+        return min(math.ceil(height * canvas_w / width), canvas_h), canvas_w
+    return canvas_h, min(math.ceil(width * canvas_h / height), canvas_w)
+
+
+def _cut(height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
+    """How many rows at the top (and bottom), columns at the left (and right) are cut off as padding."""
+    if width / height > columns / rows:
+        return (rows - int(round(height * columns / width, 7))) // 2, 0
+    return 0, (columns - int(round(width * rows / height, 7))) // 2
+
+
+def _edges(count: int, side: int, view_px: int, patch: int, *, cut: int) -> Float[Tensor, "cell 2"]:
+    """Start and end of each row (column) of patches, in canvas pixels, `cut` left out at both ends."""
+    index = torch.arange(cut, count - cut, dtype=torch.float64)
+    start = (index // side) * view_px + (index % side) * patch
+    return torch.stack([start, start + patch], dim=1)
+
+
+def _stretched(edges: Float[Tensor, "cell 2"], count: int) -> Float[Tensor, "new 2"]:
+    """The edges after bilinear interpolation to `count` cells: each covers its share of the old ones."""
+    share = torch.linspace(0, len(edges), count + 1, dtype=torch.float64)
+    cell = share.floor().long()
+    def at(cells: Tensor, positions: Tensor) -> Tensor:
+        cells = cells.clamp(max=len(edges) - 1)
+        return edges[cells, 0] + (positions - cells) * (edges[cells, 1] - edges[cells, 0])
+    start = at(cell[:-1], share[:-1])
+    end = at((share[1:].ceil() - 1).long(), share[1:])
+    return torch.stack([start, end], dim=1)
+
+
+def _tile_of(edges: Float[Tensor, "cell 2"], view_px: int) -> Tensor:
+    """The tile row (column) that the middle of each cell lies in."""
+    return (edges.mean(dim=1) // view_px).long()
+
+
+def _boxes(x: Float[Tensor, "edge"], y: Float[Tensor, "edge"]) -> Float[Tensor, "cell 4"]:
+    """Boxes row by row from shared edges."""
+    return _interval_boxes(torch.stack([x[:-1], x[1:]], dim=1), torch.stack([y[:-1], y[1:]], dim=1))
+
+
+def _interval_boxes(x: Float[Tensor, "column 2"], y: Float[Tensor, "row 2"]) -> Float[Tensor, "cell 4"]:
+    rows, columns = len(y), len(x)
+    y_all = y[:, None].expand(rows, columns, 2)
+    x_all = x[None].expand(rows, columns, 2)
+    return torch.stack([x_all[..., 0], y_all[..., 0], x_all[..., 1], y_all[..., 1]], dim=-1).flatten(0, 1)

@@ -1,0 +1,271 @@
+"""From what a user has to what the language core receives: `MultimodalInput`.
+
+`prepare` takes words and pictures, applies the chat template and runs the processor; `encode` takes what
+a processor returned and runs the full model up to its decoder. Both are reached through the lens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from lensplug.core import LanguageCore
+from lensplug.errors import LensplugError
+from lensplug.families import media_layout
+from lensplug.modality import ModalityMap
+from lensplug.seam import run_to_seam
+from lensplug.tokens import token_texts
+
+NOT_MODEL_INPUTS = ("text_replacement_offsets", "mm_token_type_ids")
+
+
+@dataclass(frozen=True)
+class MultimodalInput:
+    """What the language core receives, and which position is what. Goes wherever tokens go."""
+
+    embeds: Float[Tensor, "batch pos d_model"]
+    """Text, image and audio merged, as the full model merges them."""
+    tokens: Int[Tensor, "batch pos"]
+    """Token ids, placeholders expanded."""
+    attention_mask: Int[Tensor, "batch pos"]
+    """1 = attended, 0 = padding."""
+    modality: ModalityMap
+    str_tokens: list[list[str]] = field(repr=False)
+    """The text of every token."""
+    model_inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What the full model takes for the same input (`lens.check` runs it); empty after `generate`."""
+    images: tuple[tuple[Image.Image, ...], ...] = field(default=(), repr=False)
+    """The pictures of each example, where `prepare` was given them; views draw over them."""
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        """Shape and modalities."""
+        batch, pos, width = self.embeds.shape
+        counts = ", ".join(f"{int(self.modality.mask(name).sum())} {name}" for name in self.modality.names)
+        return f"MultimodalInput(batch={batch}, pos={pos}, d_model={width}; positions: {counts})"
+
+    def appended(
+        self,
+        tokens: Int[Tensor, "batch new"],
+        embeds: Float[Tensor, "batch new d_model"],
+        generated: Bool[Tensor, "batch new"],
+        str_tokens: list[list[str]],
+    ) -> MultimodalInput:
+        """The same input with an answer behind it; where `generated` is False there is padding."""
+        return replace(
+            self,
+            embeds=torch.cat([self.embeds, embeds], dim=1),
+            tokens=torch.cat([self.tokens, tokens], dim=1),
+            attention_mask=torch.cat([self.attention_mask, generated.long()], dim=1),
+            modality=self.modality.appended(generated),
+            str_tokens=[old + new for old, new in zip(self.str_tokens, str_tokens, strict=True)],
+            model_inputs={},
+        )
+
+
+def prepare(
+    processor: Any,
+    text: str | Sequence[str],
+    *,
+    images: Sequence[Any] | None = None,
+    chat_template: bool = True,
+) -> tuple[Mapping[str, Any], tuple[tuple[Image.Image, ...], ...]]:
+    """Run the processor on prompts and pictures.
+
+    Args:
+        processor: The model's Hugging Face processor.
+        text: One prompt, or one for each example of a batch.
+        images: The pictures of the prompt (PIL images, arrays `[height width channel]` of uint8, or
+            paths); for a batch, one such list for each example.
+        chat_template: Wrap the prompt as a user's turn, media first. Without it the text must hold the
+            placeholders itself.
+
+    Returns:
+        The processor's outputs, and the pictures as RGB, one tuple for each example.
+
+    Raises:
+        LensplugError: If pictures and placeholders do not match, or a file is no image.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    per_example = _images_per_example(images, len(texts), batched=not isinstance(text, str))
+    token = getattr(processor, "image_token", None)
+    if any(per_example) and not hasattr(processor, "image_processor"):
+        raise LensplugError(f"images are given, but {type(processor).__name__} takes none.")
+    if chat_template:
+        texts = [_chat_prompt(processor, prompt, len(own)) for prompt, own in zip(texts, per_example, strict=True)]
+    if token is not None:
+        for example, (prompt, own) in enumerate(zip(texts, per_example, strict=True)):
+            if prompt.count(token) != len(own):
+                raise LensplugError(
+                    f"example {example} has {len(own)} image(s) and {prompt.count(token)} placeholder(s) {token!r}: give one"
+                    " placeholder for each image, or plain words and chat_template=True."
+                )
+    arguments: dict[str, Any] = {"text": texts, "return_tensors": "pt", "padding": len(texts) > 1}
+    if any(per_example):
+        arguments["images"] = [list(own) for own in per_example]
+    try:
+        outputs = processor(**arguments)
+    except (ValueError, TypeError) as error:
+        raise LensplugError(f"{type(processor).__name__} refused its inputs: {error}") from error
+    return outputs, tuple(per_example)
+
+
+def encode(
+    hf_model: Any,
+    core: LanguageCore,
+    tokenizer: Any,
+    processor_outputs: Mapping[str, Any],
+    *,
+    images: tuple[tuple[Image.Image, ...], ...] = (),
+) -> MultimodalInput:
+    """Run the full model up to its decoder on what a processor returned.
+
+    Args:
+        hf_model: The full model.
+        core: Its language core.
+        tokenizer: For the text of the tokens; may be None.
+        processor_outputs: A BatchFeature or dict with at least `input_ids`, on any device.
+        images: Kept for the views.
+
+    Raises:
+        LensplugError: If there are no tokens, or the model refuses its inputs.
+    """
+    if "input_ids" not in processor_outputs:
+        raise LensplugError(
+            f"processor outputs have {sorted(processor_outputs)}, but no input_ids: give lens.encode what the processor"
+            " returns for text and media together."
+        )
+    model_inputs = {
+        name: _to_model(value, core) for name, value in processor_outputs.items() if name not in NOT_MODEL_INPUTS
+    }
+    tokens = model_inputs["input_ids"]
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2:
+        raise LensplugError("input_ids is not a tensor [batch pos]: run the processor with return_tensors='pt'.")
+    _refuse_foreign_tokens(tokens, core)
+    _refuse_lonely_placeholders(model_inputs, core)
+    seam = run_to_seam(hf_model, core, model_inputs)
+    if seam.embeds.shape[:2] != tokens.shape:
+        raise LensplugError(
+            f"the decoder receives {list(seam.embeds.shape[:2])} positions for {list(tokens.shape)} tokens: the model"
+            " merges by a rule of its own, and positions cannot be labelled."
+        )
+    attended = tokens[seam.attention_mask.bool()]
+    placeholders = {
+        kind: [int(((row == token) & mask.bool()).sum()) for row, mask in zip(tokens, seam.attention_mask, strict=True)]
+        for kind, token in core.placeholder_ids.items()
+        if bool((attended == token).any())
+    }
+    layout = media_layout(hf_model.config, processor_outputs, placeholders) if placeholders else None
+    modality = ModalityMap.build(
+        tokens,
+        seam.attention_mask,
+        placeholder_ids={kind: core.placeholder_ids[kind] for kind in placeholders},
+        special_ids=tokenizer.all_special_ids if tokenizer is not None else (),
+        media_lengths=layout.lengths if layout else None,
+        grids=layout.grids if layout else None,
+    )
+    return MultimodalInput(
+        embeds=seam.embeds,
+        tokens=tokens,
+        attention_mask=seam.attention_mask,
+        modality=modality,
+        str_tokens=token_texts(tokens, tokenizer),
+        model_inputs=model_inputs,
+        images=images,
+    )
+
+
+def load_image(source: Any) -> Image.Image:
+    """A picture as RGB, from a PIL image, an array `[height width (channel)]` of uint8, or a path.
+
+    Raises:
+        LensplugError: If it is none of these, or the file is no image.
+    """
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, Tensor | np.ndarray):
+        array = np.asarray(source)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+            raise LensplugError(
+                f"an image array is {array.dtype} of the shape {list(array.shape)}, expected uint8 [height, width, 3]."
+            )
+        return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array).convert("RGB")
+    if isinstance(source, str | Path):
+        try:
+            with Image.open(source) as image:
+                return ImageOps.exif_transpose(image).convert("RGB")
+        except FileNotFoundError:
+            raise LensplugError(f"there is no file {str(source)!r}.") from None
+        except (UnidentifiedImageError, OSError) as error:
+            raise LensplugError(f"{str(source)!r} is not an image that can be read: {error}") from error
+    raise LensplugError(f"an image is a {type(source).__name__}, expected a PIL image, a uint8 array or a path.")
+
+
+def _images_per_example(images: Any, n_examples: int, *, batched: bool) -> list[tuple[Image.Image, ...]]:
+    if images is None:
+        return [()] * n_examples
+    if isinstance(images, Image.Image | str | Path | np.ndarray | Tensor):
+        images = [images]
+    groups = [own if isinstance(own, list | tuple) else [own] for own in images] if batched else [list(images)]
+    if len(groups) != n_examples:
+        raise LensplugError(f"{n_examples} prompts, but images for {len(groups)}: give one list of images for each prompt.")
+    return [tuple(load_image(image) for image in own) for own in groups]
+
+
+def _chat_prompt(processor: Any, prompt: str, n_images: int) -> str:
+    if not getattr(processor, "chat_template", None) and not getattr(
+        getattr(processor, "tokenizer", None), "chat_template", None
+    ):
+        raise LensplugError(
+            f"{type(processor).__name__} has no chat template: write the prompt in the model's own form, with its"
+            " placeholders, and give chat_template=False."
+        )
+    content = [{"type": "image"}] * n_images + [{"type": "text", "text": prompt}]
+    message: Any = [{"role": "user", "content": content if hasattr(processor, "tokenizer") else prompt}]
+    rendered = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    return str(rendered)
+
+
+def _to_model(value: Any, core: LanguageCore) -> Any:
+    """To the core's device, floats to its dtype: what `BatchFeature.to` does."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(core.device, core.dtype) if value.is_floating_point() else value.to(core.device)
+
+
+def _refuse_foreign_tokens(tokens: Tensor, core: LanguageCore) -> None:
+    rows = core.decoder.embed_tokens.weight.shape[0]
+    if tokens.numel() == 0 or int(tokens.min()) < 0 or int(tokens.max()) >= rows:
+        raise LensplugError(
+            f"token ids reach from {int(tokens.min()) if tokens.numel() else '-'} to"
+            f" {int(tokens.max()) if tokens.numel() else '-'}, the model has {rows}: is this the processor of this model?"
+        )
+
+
+def _refuse_lonely_placeholders(model_inputs: Mapping[str, Any], core: LanguageCore) -> None:
+    """Hugging Face models run happily on placeholders without a medium, as if those were words."""
+    features = {"image": ("pixel_values", "image_embeds"), "video": ("pixel_values_videos",), "audio": ("input_features", "input_values")}
+    for kind, token in core.placeholder_ids.items():
+        count = int((model_inputs["input_ids"] == token).sum())
+        given = any(model_inputs.get(name) is not None for name in features[kind])
+        if count and not given:
+            raise LensplugError(
+                f"the tokens hold {count} {kind} placeholder(s), but no {kind} is given: run the processor with text and"
+                f" {kind} together."
+            )
+        if given and not count:
+            raise LensplugError(
+                f"{kind} features are given, but no token is the {kind} placeholder (id {token}): the prompt needs one for"
+                f" each {kind}."
+            )

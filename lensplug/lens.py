@@ -1,0 +1,202 @@
+"""MultimodalLens: a multimodal model whose language core is a TransformerLens model.
+
+Made by `lensplug.load` or `lensplug.wrap`. It prepares inputs with the model's own processor and code,
+runs the core with TransformerLens's hooks and cache, and checks that both compute the same. The
+TransformerLens model itself is `lens.model`; all that it can do stays there, and it takes the inputs of
+the lens wherever it takes tokens.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import ActivationCache
+
+from lensplug import inputs as _inputs
+from lensplug import parity
+from lensplug.core import LanguageCore
+from lensplug.errors import LensplugError
+from lensplug.inputs import MultimodalInput
+from lensplug.parity import ParityReport
+from lensplug.tokens import token_texts
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote."""
+
+    text: list[str]
+    """For each example, without special tokens."""
+    tokens: Int[Tensor, "batch new"]
+    """The new tokens; padded at the right where an answer ended early."""
+    inputs: MultimodalInput
+    """Prompt and answer as one input, the answer labelled "generated"."""
+
+
+class MultimodalLens:
+    """A Hugging Face multimodal model with its language core under TransformerLens."""
+
+    def __init__(
+        self, hf_model: Any, processor: Any, core: LanguageCore, model: Any, *, engine: str, process_weights: bool = False
+    ) -> None:
+        """Use `lensplug.wrap` or `lensplug.load`."""
+        self.hf_model = hf_model
+        self.processor = processor
+        self.core = core
+        self.model = model
+        self.engine = engine
+        self.process_weights = process_weights
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer; None where there is no processor."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    def __repr__(self) -> str:
+        """Model, engine, size."""
+        cfg = self.model.cfg
+        return (
+            f"MultimodalLens({type(self.hf_model).__name__} as {self.engine}: {cfg.n_layers} layers x {cfg.n_heads} heads,"
+            f" d_model {cfg.d_model}, {str(self.core.dtype).removeprefix('torch.')} on {self.core.device})"
+        )
+
+    def prepare(
+        self, text: str | Sequence[str], *, images: Sequence[Any] | None = None, chat_template: bool = True
+    ) -> MultimodalInput:
+        """Words and pictures to what the core receives.
+
+            inputs = lens.prepare("What is the color? Answer single word.", images=["photo.jpg"])
+            batch = lens.prepare(["What is this?", "And this?"], images=[[first], [second]])
+
+        Args:
+            text: One prompt, or a list of prompts for a batch.
+            images: PIL images, uint8 arrays or paths; for a batch, one list for each prompt.
+            chat_template: Wrap each prompt as a user's turn with its pictures first. Without it the text
+                is taken as it is and must hold the placeholders.
+
+        Raises:
+            LensplugError: If pictures and placeholders do not match, a file is no image, or the
+                processor refuses.
+        """
+        if self.processor is None:
+            raise LensplugError("this lens has no processor: run your own and use lens.encode(processor_outputs).")
+        outputs, pictures = _inputs.prepare(self.processor, text, images=images, chat_template=chat_template)
+        return _inputs.encode(self.hf_model, self.core, self.tokenizer, outputs, images=pictures)
+
+    def encode(self, processor_outputs: Mapping[str, Any]) -> MultimodalInput:
+        """What a processor returned to what the core receives; the decoder is not run.
+
+        Raises:
+            LensplugError: If there are no tokens, or placeholders and media do not match.
+        """
+        return _inputs.encode(self.hf_model, self.core, self.tokenizer, processor_outputs)
+
+    def run_with_cache(
+        self, inputs: MultimodalInput, *, names_filter: NamesFilter = None, **kwargs: Any
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
+        """Logits and TransformerLens's ActivationCache, without gradients.
+
+        Args:
+            inputs: From `prepare` or `encode`.
+            names_filter: Which hooks to keep: a name, several, or a function of the name; all by default.
+                An analysis says which it needs (`analysis.logit_lens.needs`).
+            **kwargs: For TransformerLens's `run_with_cache` (`device="cpu"` moves what is kept).
+
+        Raises:
+            LensplugError: If a name is no hook of the model.
+        """
+        self._refuse_unknown_hooks(names_filter)
+        if isinstance(names_filter, Sequence) and not isinstance(names_filter, str):
+            names_filter = list(names_filter)
+        with torch.no_grad():
+            logits, cache = self.model.run_with_cache(inputs, names_filter=names_filter, **kwargs)
+        cache.attention_mask = inputs.attention_mask  # analyses count positions from the last that is not padding
+        return logits, cache
+
+    def run_with_hooks(
+        self,
+        inputs: MultimodalInput,
+        *,
+        fwd_hooks: Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """TransformerLens's `run_with_hooks`: hooks act during this call only, also if one raises.
+
+        Raises:
+            LensplugError: If a name is no hook of the model.
+        """
+        self._refuse_unknown_hooks([name for name, _ in fwd_hooks if isinstance(name, str)])
+        return self.model.run_with_hooks(inputs, fwd_hooks=list(fwd_hooks), **kwargs)
+
+    def generate(self, inputs: MultimodalInput, *, max_new_tokens: int = 20) -> Answer:
+        """The model's answer, greedily, from the wrapped core: hooks on `lens.model` take part.
+
+        Args:
+            inputs: From `prepare` or `encode`.
+            max_new_tokens: At most this many; an answer ends earlier at an end-of-turn token.
+        """
+        if max_new_tokens < 1:
+            raise LensplugError(f"max_new_tokens is {max_new_tokens}, expected at least 1.")
+        stops = self._stop_tokens()
+        with torch.no_grad():
+            tokens = self.model.generate(
+                inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                stop_at_eos=bool(stops),
+                eos_token_id=stops,
+                return_type="tokens",
+                verbose=False,
+            )[:, inputs.tokens.shape[1] :]
+        ended = torch.isin(tokens, torch.tensor(stops, device=tokens.device, dtype=tokens.dtype)).cumsum(1) > 0
+        generated = torch.ones_like(ended)
+        generated[:, 1:] = ~ended[:, :-1]  # the token that ends an answer still belongs to it
+        text = [self._decode(row[own]) for row, own in zip(tokens, generated, strict=True)]
+        embeds = self.core.decoder.embed_tokens(tokens).detach()
+        return Answer(text, tokens, inputs.appended(tokens, embeds, generated, token_texts(tokens, self.tokenizer)))
+
+    def check(self, inputs: MultimodalInput) -> ParityReport:
+        """The full Hugging Face model with SDPA attention against the wrapped core, on the same input.
+
+        An answer's inputs have no media any more: there the full model starts from the same embeddings.
+        """
+        embedded = {"inputs_embeds": inputs.embeds, "attention_mask": inputs.attention_mask}
+        return parity.compare(
+            self.hf_model,
+            self.core,
+            self.model,
+            model_inputs=inputs.model_inputs or embedded,
+            wrapped_input=inputs,
+            attention_mask=inputs.attention_mask,
+            centered=self.process_weights,
+            engine=self.engine,
+        )
+
+    def _stop_tokens(self) -> list[int]:
+        stops = getattr(getattr(self.hf_model, "generation_config", None), "eos_token_id", None)
+        if stops is None:
+            stops = getattr(self.tokenizer, "eos_token_id", None)
+        return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+
+    def _decode(self, tokens: Tensor) -> str:
+        if self.tokenizer is None:
+            return " ".join(map(str, tokens.tolist()))
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def _refuse_unknown_hooks(self, names: NamesFilter) -> None:
+        """TransformerLens 3.9 ignores a misspelt name silently."""
+        if names is None or callable(names):
+            return
+        for name in [names] if isinstance(names, str) else names:
+            if name not in self.model.hook_dict:
+                near = difflib.get_close_matches(name, self.model.hook_dict, n=3)
+                hint = f" Did you mean {', '.join(map(repr, near))}?" if near else " See lens.model.hook_dict."
+                raise LensplugError(f"{name!r} is no hook of this model.{hint}")

@@ -1,0 +1,108 @@
+"""The front door: `load` a model by name or folder, or `wrap` one that is in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from lensplug import engines, parity
+from lensplug.core import LanguageCore
+from lensplug.errors import LensplugError
+from lensplug.lens import MultimodalLens
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    engine: str = "auto",
+    process_weights: bool = False,
+    check: bool = True,
+    **kwargs: Any,
+) -> MultimodalLens:
+    """Load a multimodal model and its processor, and wrap its language core.
+
+        lens = lensplug.load("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", device="cuda", dtype="bfloat16")
+
+    Args:
+        name: A model of the Hugging Face hub, or a folder that `save_pretrained` wrote.
+        device: Where to; "cuda" if there is one, else "cpu", if not given.
+        dtype: Of the weights; "auto" is what the checkpoint says. fp16 is not safe for every model in
+            TransformerLens's attention: `lens.check` counts logits that are not finite.
+        engine: See `wrap`.
+        process_weights: See `wrap`.
+        check: See `wrap`.
+        **kwargs: For `from_pretrained`, such as `revision` or `local_files_only`.
+
+    Raises:
+        LensplugError: If nothing is found under that name, or the model cannot be wrapped exactly.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **kwargs)
+        architecture = (config.architectures or [None])[0]
+        model_class = getattr(transformers, architecture or "", None) or transformers.AutoModelForImageTextToText
+        hf_model = model_class.from_pretrained(name, dtype=dtype, **kwargs)
+        processor = transformers.AutoProcessor.from_pretrained(name, **kwargs)
+    except (OSError, ValueError, KeyError) as error:
+        raise LensplugError(
+            f"{str(name)!r} could not be loaded: {error} (Expected a model of the Hugging Face hub, or a folder with"
+            " config.json, weights and processor files.)"
+        ) from error
+    hf_model = hf_model.to(device).eval()
+    return wrap(hf_model, processor, engine=engine, process_weights=process_weights, check=check)
+
+
+def wrap(
+    hf_model: Any, processor: Any = None, *, engine: str = "auto", process_weights: bool = False, check: bool = True
+) -> MultimodalLens:
+    """Make the language core of a Hugging Face model a TransformerLens model.
+
+    Args:
+        hf_model: A multimodal model (or a plain language model), in evaluation mode, on one device.
+        processor: Its processor, for `lens.prepare`; a tokenizer for a plain language model.
+        engine: "hooked_transformer", or "auto".
+        process_weights: Fold the norms into the weights after them, centre the unembedding, fold the
+            value biases, as TransformerLens does by default. The weights are then a copy; without it
+            they are shared with `hf_model`. Logits are then centred at each position.
+        check: Compare both on a short text, and refuse when they differ. `lens.check(inputs)` is the
+            full comparison, on your input.
+
+    Raises:
+        LensplugError: If the model has no language core of its own, or one that cannot be wrapped
+            exactly; what stands in the way is named.
+    """
+    if getattr(hf_model, "training", False):
+        raise LensplugError("the model is in training mode, where dropout makes every run differ: call model.eval() first.")
+    core = LanguageCore.of(hf_model)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    name, model = engines.build(core, engine=engine, tokenizer=tokenizer, process_weights=process_weights)
+    lens = MultimodalLens(hf_model, processor, core, model, engine=name, process_weights=process_weights)
+    if check:
+        report = _short_check(lens)
+        if not report.agrees:
+            raise LensplugError(f"{report} wrap(..., check=False) gives the lens all the same, to look into.")
+    return lens
+
+
+def _short_check(lens: MultimodalLens) -> parity.ParityReport:
+    """A dozen tokens of text: enough to see a wrong weight, norm, rotation or scale."""
+    rows = lens.core.decoder.embed_tokens.weight.shape[0]
+    taken = set(lens.core.placeholder_ids.values())
+    ids = [token for token in torch.linspace(0, rows - 1, 16).long().tolist() if token not in taken][:12]
+    tokens = torch.tensor([ids], device=lens.core.device)
+    mask = torch.ones_like(tokens)
+    return parity.compare(
+        lens.hf_model,
+        lens.core,
+        lens.model,
+        model_inputs={"input_ids": tokens, "attention_mask": mask},
+        wrapped_input=lens.core.decoder.embed_tokens(tokens).detach(),
+        attention_mask=mask,
+        centered=lens.process_weights,
+        engine=lens.engine,
+    )

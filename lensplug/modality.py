@@ -1,0 +1,201 @@
+"""Which position is what: text, image, video, audio, generated or pad.
+
+A `ModalityMap` is made with the inputs and travels beside the `ActivationCache` into every analysis.
+It knows nothing of models: labels on positions, spans of one medium, and the geometry of each medium.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+from lensplug.geometry import ImageGrid
+
+MODALITIES = ("text", "image", "video", "audio", "generated", "pad")
+"""Every modality there is, in the order in which results list them."""
+
+TEXT, PAD, GENERATED = (MODALITIES.index(name) for name in ("text", "pad", "generated"))
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of positions of one modality and, where it is a medium, of one image, video or sound."""
+
+    example: int
+    modality: str
+    start: int
+    stop: int
+    """One past the last position."""
+    media_index: int | None
+    """Which image (video, sound) of the example, counted from 0; None for text, and where it is not known."""
+
+
+@dataclass(frozen=True)
+class ModalityMap:
+    """The modality of every position of a batch."""
+
+    labels: Int[Tensor, "batch pos"]
+    """Indices into `MODALITIES`."""
+    special: Bool[Tensor, "batch pos"]
+    """The tokenizer's special tokens; they count as text in `names`."""
+    media_index: Int[Tensor, "batch pos"]
+    """Which image (video, sound) of its example a position belongs to; -1 for none or not known."""
+    grids: Mapping[tuple[int, int], ImageGrid] = field(default_factory=dict)
+    """(example, media_index) -> where the tokens of that image lie."""
+
+    @classmethod
+    def build(
+        cls,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"],
+        *,
+        placeholder_ids: Mapping[str, int],
+        special_ids: Sequence[int] = (),
+        media_lengths: Mapping[str, Sequence[Sequence[int]]] | None = None,
+        grids: Mapping[tuple[int, int], ImageGrid] | None = None,
+    ) -> ModalityMap:
+        """Label every position from its token.
+
+        Args:
+            tokens: Token ids, placeholders expanded.
+            attention_mask: 1 = attended; what is not attended is padding.
+            placeholder_ids: Modality -> the id of its placeholder.
+            special_ids: Ids of special tokens.
+            media_lengths: Modality -> for each example, the number of positions of each medium, in order.
+                Without it, a medium is told from the next only where an example has one run of positions.
+            grids: The geometry of the images, where the family is known.
+
+        Raises:
+            LensplugError: If the numbers of positions and of placeholders differ.
+        """
+        labels = torch.full_like(tokens, TEXT)
+        media_index = torch.full_like(tokens, -1)
+        for modality, token in placeholder_ids.items():
+            at = (tokens == token) & attention_mask.bool()
+            labels[at] = MODALITIES.index(modality)
+            for example, row in enumerate(at):
+                lengths = (media_lengths or {}).get(modality)
+                media_index[example, row] = _which_medium(row, lengths[example] if lengths else None, modality)
+        labels[attention_mask == 0] = PAD
+        special = torch.isin(tokens, torch.tensor(list(special_ids), device=tokens.device, dtype=tokens.dtype))
+        special &= labels == TEXT
+        for (example, index), grid in (grids or {}).items():
+            positions = int(((media_index[example] == index) & (labels[example] == MODALITIES.index("image"))).sum())
+            if positions != len(grid):
+                raise LensplugError(f"image {index} of example {example} has {positions} positions, its grid {len(grid)}.")
+        return cls(labels, special, media_index, dict(grids or {}))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modalities that occur, in the order text, image, video, audio, generated, pad."""
+        return tuple(MODALITIES[index] for index in self.labels.unique().tolist())
+
+    def mask(self, modality: str) -> Bool[Tensor, "batch pos"]:
+        """Where `modality` is; False everywhere if it does not occur."""
+        if modality not in MODALITIES:
+            raise LensplugError(f"modality is {modality!r}, expected one of {', '.join(MODALITIES)}.")
+        return self.labels == MODALITIES.index(modality)
+
+    @property
+    def attention_mask(self) -> Int[Tensor, "batch pos"]:
+        """1 where there is no padding."""
+        return (self.labels != PAD).long()
+
+    @property
+    def spans(self) -> list[Span]:
+        """Runs of positions of one modality and medium: disjoint, in order, covering every position."""
+        spans = []
+        for example, (labels, media) in enumerate(zip(self.labels.tolist(), self.media_index.tolist(), strict=True)):
+            keys = list(zip(labels, media, strict=True))
+            start = 0
+            for pos in range(1, len(keys) + 1):
+                if pos == len(keys) or keys[pos] != keys[start]:
+                    label, medium = keys[start]
+                    spans.append(Span(example, MODALITIES[label], start, pos, None if medium < 0 else medium))
+                    start = pos
+        return spans
+
+    def image_grid(self, media_index: int = 0, example: int = 0) -> ImageGrid | None:
+        """Where the tokens of an image lie in its pixels; None for a family without geometry.
+
+        Raises:
+            LensplugError: If there is no such image.
+        """
+        self.image_positions(media_index, example)
+        return self.grids.get((example, media_index))
+
+    def image_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, "token"]:
+        """The positions of one image, in the order of its grid.
+
+        Raises:
+            LensplugError: If there is no such image.
+        """
+        batch = self.labels.shape[0]
+        if not 0 <= example < batch:
+            raise LensplugError(f"example {example} is asked for, the batch has {batch}.")
+        at = self.mask("image")[example] & (self.media_index[example] == media_index)
+        if not bool(at.any()):
+            images = sorted(set(self.media_index[example][self.mask("image")[example]].tolist()))
+            raise LensplugError(f"example {example} has no image {media_index}: its images are {images}.")
+        return at.nonzero()[:, 0]
+
+    def to(self, device: torch.device | str) -> ModalityMap:
+        """The same map on another device."""
+        return ModalityMap(
+            self.labels.to(device), self.special.to(device), self.media_index.to(device), self.grids
+        )
+
+    def appended(self, generated: Bool[Tensor, "batch new"]) -> ModalityMap:
+        """The map of prompt + answer: new positions are "generated", or "pad" where False."""
+        new = torch.where(generated, GENERATED, PAD).to(self.labels)
+        return ModalityMap(
+            torch.cat([self.labels, new], dim=1),
+            torch.cat([self.special, torch.zeros_like(generated)], dim=1),
+            torch.cat([self.media_index, torch.full_like(new, -1)], dim=1),
+            self.grids,
+        )
+
+
+def resolve_position(position: int, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
+    """A position of every example as an index from the left.
+
+    Negative positions count from the last position that is not padding, others from the first of the
+    tensor.
+
+    Raises:
+        LensplugError: If the position is out of range, or is padding in some example.
+    """
+    length = attention_mask.shape[1]
+    attended = attention_mask.bool()
+    if position < 0:
+        last = length - 1 - attended.flip(1).int().argmax(dim=1)
+        index = last + 1 + position
+    else:
+        index = torch.full((len(attended),), position, device=attention_mask.device)
+    inside = (index >= 0) & (index < length)
+    inside &= attended.gather(1, index.clamp(0, length - 1)[:, None])[:, 0]
+    if not bool(inside.all()):
+        example = int((~inside).nonzero()[0])
+        positions = attended[example].nonzero()[:, 0]
+        raise LensplugError(
+            f"position {position} is out of range or padding in example {example}: its positions are"
+            f" {int(positions[0])} to {int(positions[-1])} (or -{len(positions)} to -1)."
+        )
+    return index
+
+
+def _which_medium(row: Bool[Tensor, "pos"], lengths: Sequence[int] | None, modality: str) -> Int[Tensor, "placeholder"]:
+    """For each placeholder of an example, in order, the medium that it belongs to (-1: not known)."""
+    count = int(row.sum())
+    if lengths is not None:
+        if sum(lengths) != count:
+            raise LensplugError(f"{count} {modality} placeholders for media of {list(lengths)} positions.")
+        lengths = torch.tensor(list(lengths), device=row.device)
+        return torch.arange(len(lengths), device=row.device).repeat_interleave(lengths)
+    runs = int((row[1:] & ~row[:-1]).sum()) + int(row[0])
+    return torch.full((count,), 0 if runs == 1 else -1, device=row.device)

@@ -1,0 +1,28 @@
+"""The embedded default: small trained checkpoints that ship in the package and need no network.
+
+Real Hugging Face models with real processors, trained on data that `scenes` draws, so that every
+notebook, test and demo runs anywhere in seconds. `python -m lensplug.tiny.train` makes them again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lensplug.lens import MultimodalLens
+from lensplug.loading import load
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+
+def llava_onevision(*, device: str | None = "cpu", dtype: str = "float32", process_weights: bool = False) -> MultimodalLens:
+    """The tiny LLaVA-OneVision: it says colour, shape or place of the one coloured shape in a picture.
+
+    Six layers of six heads, 96 wide; views of 48 px in patches of 8 px, up to five views a picture. Ask
+    "What is the color? Answer single word." (or shape, or place; or "Answer in a phrase.").
+
+    Args:
+        device: Where to.
+        dtype: Of the weights (they are stored in half precision).
+        process_weights: See `lensplug.wrap`.
+    """
+    return load(CHECKPOINTS / "llava-onevision", device=device, dtype=dtype, process_weights=process_weights)

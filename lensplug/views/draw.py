@@ -1,0 +1,31 @@
+"""What a notebook shows for a result: the view that belongs to its type."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any
+
+import plotly.graph_objects as go
+
+from lensplug.analysis.attention_rollout import Rollout
+from lensplug.analysis.head_specialization import HeadSpecialization
+from lensplug.analysis.logit_lens import LogitLens
+from lensplug.errors import LensplugError
+from lensplug.views.heads import head_specialization
+from lensplug.views.lens_table import logit_lens
+from lensplug.views.rollout import attention_rollout
+
+
+@singledispatch
+def draw(result: Any) -> go.Figure:
+    """The figure of a result of `lensplug.analysis`, with its defaults.
+
+    Raises:
+        LensplugError: If no view draws that type.
+    """
+    raise LensplugError(f"no view draws a {type(result).__name__}.")
+
+
+draw.register(HeadSpecialization, head_specialization)
+draw.register(LogitLens, logit_lens)
+draw.register(Rollout, attention_rollout)

@@ -1,0 +1,84 @@
+"""Positions pooled into groups that a person can read: each word alone, image tokens by region.
+
+Attention between thousands of image tokens cannot be drawn, nor read. A group of key positions gets the
+sum of their attention, a group of query positions the mean of theirs, so that pooled rows still sum to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.inputs import MultimodalInput
+
+BLOCKS = 3
+"""A view is cut into BLOCKS x BLOCKS regions."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of the positions of one example, in the order of the prompt. Padding is in none."""
+
+    of_position: Int[Tensor, "pos"]
+    """The group of each position; -1 for padding."""
+    names: list[str]
+
+    def pool(self, pattern: Float[Tensor, "head query key"]) -> Float[Tensor, "head group group"]:
+        """Sum over the keys of a group, mean over its queries."""
+        kept = self.of_position >= 0
+        member = torch.nn.functional.one_hot(self.of_position[kept], len(self.names)).float()
+        attention = pattern[:, kept][:, :, kept].float().cpu()
+        return (member / member.sum(dim=0)).T @ attention @ member
+
+
+def group_positions(
+    inputs: MultimodalInput, *, example: int = 0, blocks: int = BLOCKS, text_run: int = 1
+) -> Groups:
+    """Text by runs of tokens; image tokens by view and region, or whole spans where there is no geometry.
+
+    Args:
+        inputs: The inputs that were run.
+        example: Which example.
+        blocks: Regions along each side of a view.
+        text_run: Neighbouring text tokens pooled into one group; 1 keeps each alone.
+    """
+    of_position = torch.full((inputs.tokens.shape[1],), -1)
+    names: list[str] = []
+    for span in inputs.modality.spans:
+        if span.example != example or span.modality == "pad":
+            continue
+        at = torch.arange(span.start, span.stop)
+        if span.modality in ("text", "generated"):
+            texts = inputs.str_tokens[example][span.start : span.stop]
+            labels = ["".join(texts[first : first + text_run]) for first in range(0, len(texts), text_run)]
+            keys = torch.arange(len(at)) // text_run
+        else:
+            labels, keys = _regions(inputs, span.modality, span.media_index, example, len(at), blocks)
+        of_position[at] = keys + len(names)
+        names += labels
+    return Groups(of_position, names)
+
+
+def _regions(
+    inputs: MultimodalInput, modality: str, media_index: int | None, example: int, length: int, blocks: int
+) -> tuple[list[str], Int[Tensor, "token"]]:
+    """The names of the regions of one medium, in order of first appearance, and the region of each token."""
+    grid = inputs.modality.grids.get((example, -1 if media_index is None else media_index))
+    if modality != "image" or grid is None or len(grid) != length:
+        return [f"[{modality}]"], torch.zeros(length, dtype=torch.long)
+    keys = []
+    for view, newline, (x0, y0, x1, y1) in zip(
+        grid.view.tolist(), grid.newline.tolist(), grid.boxes.tolist(), strict=True
+    ):
+        if newline:
+            keys.append("[newlines]")
+            continue
+        column = min(int((x0 + x1) / 2 / grid.width * blocks), blocks - 1)
+        row = min(int((y0 + y1) / 2 / grid.height * blocks), blocks - 1)
+        part = "image" if view == 0 else "tiles"
+        keys.append(f"[{part} {row + 1},{column + 1}]")
+    names = list(dict.fromkeys(keys))
+    return names, torch.tensor([names.index(key) for key in keys])

@@ -1,0 +1,42 @@
+"""Rollout by position: bars, coloured by modality."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from lensplug.analysis.attention_rollout import Rollout
+from lensplug.inputs import MultimodalInput
+from lensplug.views.style import MODALITY_COLORS, figure, visible
+
+
+def attention_rollout(
+    result: Rollout, *, inputs: MultimodalInput | None = None, row: int = -1, example: int = 0
+) -> go.Figure:
+    """One row of a rollout: how much of each input position is in the chosen output position.
+
+    Args:
+        result: From `analysis.attention_rollout`.
+        inputs: For the text and the modality of the positions.
+        row: Which of the result's rows.
+        example: Which example.
+    """
+    values = result.values[example, row].numpy()
+    if inputs is None:
+        colors, texts = MODALITY_COLORS["text"], [""] * len(values)
+    else:
+        names = ["text"] * len(values)
+        for span in inputs.modality.spans:
+            if span.example == example:
+                names[span.start : span.stop] = [span.modality] * (span.stop - span.start)
+        colors = [MODALITY_COLORS[name] for name in names]
+        texts = [visible(text) for text in inputs.str_tokens[example]]
+    bars = go.Bar(
+        x=list(range(len(values))), y=values, marker={"color": colors, "line": {"width": 0}}, customdata=texts,
+        hovertemplate="%{customdata} (position %{x}): %{y:.4f}<extra></extra>",
+    )  # fmt: skip
+    title = f"Rollout into position {int(result.rows[example, row])} ({result.provenance.convention})"
+    fig = figure(bars, title=title, height=260)
+    fig.update_layout(bargap=0)
+    fig.update_xaxes(title="position")
+    fig.update_yaxes(title="share", rangemode="tozero", gridcolor="#eceef0")
+    return fig

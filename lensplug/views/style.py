@@ -1,0 +1,45 @@
+"""Colours and layout shared by all figures, and the text of tokens made safe and visible."""
+
+from __future__ import annotations
+
+import html
+
+import plotly.graph_objects as go
+
+MODALITY_COLORS = {
+    "text": "#4c78a8",
+    "image": "#e8912d",
+    "video": "#b5651d",
+    "audio": "#2a9d8f",
+    "generated": "#8e5ea2",
+    "pad": "#c9ccd1",
+}
+HEAT = "Viridis"
+DIVERGING = [[0.0, "#2b5c8a"], [0.5, "#f7f6f3"], [1.0, "#c2541b"]]
+"""Below chance blue, above it orange; chance itself is the colour of paper."""
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+MONO = "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+
+
+def figure(*traces: go.Figure, title: str, height: int, width: int | None = None) -> go.Figure:
+    """A figure in the house style."""
+    fig = go.Figure(list(traces))
+    fig.update_layout(
+        title={"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left", "xref": "paper"},
+        font={"family": FONT, "size": 12, "color": "#22252a"},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        height=height,
+        width=width,
+        margin={"l": 60, "r": 20, "t": 48, "b": 48},
+        hoverlabel={"font": {"family": FONT}},
+    )
+    return fig
+
+
+def visible(token: str) -> str:
+    """A token as a reader can see it: spaces and line breaks shown, nothing that a page would act on."""
+    shown = token.replace("\n", "⏎").replace("\t", "⇥")
+    shown = "·" + shown[1:] if shown.startswith(" ") else shown
+    return html.escape(shown or "∅", quote=False)

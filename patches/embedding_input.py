@@ -1,0 +1,163 @@
+"""The gap: HookedTransformer takes tokens, and a multimodal model's input is not tokens.
+
+Floats can be given to HookedTransformer only with `start_at_layer=0`, which skips `hook_embed` (so
+that `decompose_resid` and its relatives lack the embedding), knows no padding and no loss. While this
+patch is applied to a HookedTransformer, merged embeddings go wherever tokens go: `model(x)`,
+`run_with_cache(x)`, `run_with_hooks(x)`, `generate(x)`. `x` is a float tensor `[batch pos d_model]` or
+any object with `embeds`, `tokens` and `attention_mask` (a lensplug MultimodalInput). `hook_embed` fires
+with the merged embeddings, so hooks on it see, and may edit, what the image became.
+
+Strings and token ids go the old way, untouched. Padding may be at the left or at the right: give
+`attention_mask=`, or an object that carries it. `return_type="loss"` needs the tokens: `tokens=`.
+
+Checked against transformer-lens 3.9.0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformer_lens import HookedTransformer
+
+from lensplug.patches.errors import LensplugError
+from lensplug.patches.patch import Patch
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """Merged embeddings on their way through HookedTransformer.forward to input_to_embed."""
+
+    embeds: Tensor
+    tokens: Tensor | None
+    attention_mask: Tensor | None
+
+
+class EmbeddingInput(Patch):
+    """While applied, a HookedTransformer accepts merged embeddings wherever it accepts tokens.
+
+    with EmbeddingInput(model):
+        loss = model(embeds, return_type="loss", tokens=tokens, attention_mask=mask)
+    """
+
+    def __init__(self, model: HookedTransformer) -> None:
+        """Keep `model`; nothing is changed before `apply`."""
+        super().__init__(model)
+
+    def _changes(self) -> dict[str, Any]:
+        # What is called in place of the old method is whatever stood there, so patches may be stacked.
+        self._forward = self.target.forward
+        self._input_to_embed = self.target.input_to_embed
+        self._generate = self.target.generate
+        return {"forward": self.forward, "input_to_embed": self.input_to_embed, "generate": self.generate}
+
+    def forward(
+        self, input: Any, *args: Any, tokens: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """HookedTransformer.forward, for merged embeddings too."""
+        is_residual = kwargs.get("start_at_layer") is not None
+        if is_residual and not isinstance(input, Tensor):
+            raise LensplugError("start_at_layer takes a residual stream: give inputs.embeds, or leave it out.")
+        if is_residual or not _is_merged(input):
+            return self._forward(input, *args, tokens=tokens, attention_mask=attention_mask, **kwargs)
+        merged = self._merged(input, tokens, attention_mask)
+        if merged.tokens is None and (args[0] if args else kwargs.get("return_type")) in ("loss", "both"):
+            raise LensplugError("the loss needs the tokens: model(embeds, return_type='loss', tokens=tokens).")
+        return self._forward(merged, *args, attention_mask=merged.attention_mask, **kwargs)
+
+    def input_to_embed(
+        self,
+        input: Any,
+        prepend_bos: Any = None,
+        padding_side: Any = None,
+        attention_mask: Tensor | None = None,
+        past_kv_cache: Any = None,
+    ) -> tuple[Tensor, Tensor | None, None, Tensor | None]:
+        """HookedTransformer.input_to_embed: the first residual stream, tokens, (no) positions, mask."""
+        if not isinstance(input, _Merged) and not _is_merged(input):
+            return self._input_to_embed(
+                input,
+                prepend_bos=prepend_bos,
+                padding_side=padding_side,
+                attention_mask=attention_mask,
+                past_kv_cache=past_kv_cache,
+            )
+        merged = input if isinstance(input, _Merged) else self._merged(input, None, attention_mask)
+        mask = merged.attention_mask
+        if past_kv_cache is not None:
+            mask = torch.ones(merged.embeds.shape[:2], dtype=torch.long) if mask is None else mask
+            mask = past_kv_cache.append_attention_mask(mask.to(merged.embeds.device))
+        return self.target.hook_embed(merged.embeds), merged.tokens, None, mask
+
+    def generate(self, input: Any = "", *args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """HookedTransformer.generate; from merged embeddings it returns tokens or text as asked.
+
+        With the tokens known (an object that carries them), `return_type` "input" and "tokens" give
+        prompt and answer tokens; else TransformerLens's own meaning holds: only new tokens, or embeddings.
+        """
+        if not _is_merged(input):
+            return self._generate(input, *args, **kwargs)
+        merged = self._merged(input, None, attention_mask)
+        with_prompt = merged.tokens is not None and kwargs.get("return_type", "input") in ("input", "tokens")
+        if with_prompt:
+            kwargs["return_type"] = "tokens"
+        with _GenerationSteps(self.target, merged.attention_mask):
+            output = self._generate(merged.embeds, *args, **kwargs)
+        return torch.cat([merged.tokens, output], dim=1) if with_prompt and isinstance(output, Tensor) else output
+
+    def _merged(self, input: Any, tokens: Tensor | None, attention_mask: Tensor | None) -> _Merged:
+        """Check what came, against the model and against each other."""
+        if not isinstance(input, Tensor):
+            tokens = input.tokens if tokens is None else tokens
+            attention_mask = input.attention_mask if attention_mask is None else attention_mask
+            input = input.embeds
+        weight = self.target.embed.W_E
+        if input.ndim != 3 or input.shape[-1] != self.target.cfg.d_model:
+            raise LensplugError(
+                f"embeddings have the shape {list(input.shape)}, expected [batch, pos, {self.target.cfg.d_model}]."
+            )
+        if input.dtype != weight.dtype:
+            raise LensplugError(
+                f"embeddings are {input.dtype}, the model is {weight.dtype}: give embeds.to({weight.dtype})."
+            )
+        if input.shape[1] > self.target.cfg.n_ctx:
+            raise LensplugError(f"{input.shape[1]} positions, but the model has a context of {self.target.cfg.n_ctx}.")
+        for name, tensor in (("tokens", tokens), ("attention_mask", attention_mask)):
+            if tensor is not None and tensor.shape != input.shape[:2]:
+                raise LensplugError(f"{name} has the shape {list(tensor.shape)}, expected {list(input.shape[:2])}.")
+        if attention_mask is not None:
+            # Without padding the mask says nothing; without it attention is cheaper.
+            attention_mask = None if bool(attention_mask.all()) else attention_mask.long().to(weight.device)
+        return _Merged(input.to(weight.device), None if tokens is None else tokens.to(weight.device), attention_mask)
+
+
+class _GenerationSteps(Patch):
+    """While TransformerLens generates from embeddings: every step gets the padding mask and fires hook_embed.
+
+    Its `generate` runs each step as `forward(residual, start_at_layer=0)`, without either.
+    """
+
+    def __init__(self, model: HookedTransformer, attention_mask: Tensor | None) -> None:
+        super().__init__(model)
+        self._mask = attention_mask
+
+    def _changes(self) -> dict[str, Any]:
+        self._forward = self.target.forward
+        return {"forward": self.forward}
+
+    def forward(self, residual: Tensor, *, past_kv_cache: Any = None, **kwargs: Any) -> Any:
+        if self._mask is not None:
+            seen = past_kv_cache[0].past_keys.shape[1] if past_kv_cache is not None else 0
+            kwargs["attention_mask"] = F.pad(
+                self._mask, (0, seen + residual.shape[1] - self._mask.shape[1]), value=1
+            )
+        return self._forward(self.target.hook_embed(residual), past_kv_cache=past_kv_cache, **kwargs)
+
+
+def _is_merged(input: Any) -> bool:
+    if isinstance(input, Tensor):
+        return input.is_floating_point()
+    return hasattr(input, "embeds") and hasattr(input, "attention_mask")

@@ -1,0 +1,83 @@
+"""What every patch is: an edit of one instance that saves what was there and puts that back."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from lensplug.patches.errors import LensplugError
+
+_ABSENT = object()
+
+
+class Patch:
+    """A reversible edit of one object.
+
+    A subclass says what it changes in `_changes`. `apply` makes the changes, `remove` puts the old
+    values back; `with patch:` does both, also when the body raises (the exception passes through).
+    Applying twice, or removing what is not applied, changes nothing.
+    """
+
+    def __init__(self, target: Any) -> None:
+        """Keep `target`; nothing is changed before `apply`."""
+        self.target = target
+        self._undo: list[tuple[str, Any, Any]] = []
+
+    @property
+    def applied(self) -> bool:
+        """Whether the changes are in force."""
+        return bool(self._undo)
+
+    def _changes(self) -> dict[str, Any]:
+        """The attributes that the patch sets on the target, by name."""
+        raise NotImplementedError
+
+    def _settle(self) -> None:
+        """Called after the attributes of the target changed, in either direction."""
+
+    def apply(self) -> Patch:
+        """Make the changes; returns the patch itself."""
+        if not self.applied:
+            changes = self._changes()  # may raise; nothing is changed yet
+            for name, value in changes.items():
+                self._undo.append((name, _own(self.target, name), value))
+                setattr(self.target, name, value)
+            self._settle()
+        return self
+
+    def remove(self) -> None:
+        """Put back what was there before.
+
+        Raises:
+            LensplugError: If something else was set on top of this patch since; nothing is changed then.
+        """
+        for name, _, value in self._undo:
+            if _own(self.target, name) is not value:
+                raise LensplugError(
+                    f"{type(self).__name__} cannot be removed: {type(self.target).__name__}.{name} was changed after it"
+                    " was applied. Remove the later patch first."
+                )
+        if self.applied:
+            while self._undo:
+                name, old, _ = self._undo.pop()
+                if old is _ABSENT:
+                    delattr(self.target, name)
+                else:
+                    setattr(self.target, name, old)
+            self._settle()
+
+    def __enter__(self) -> Patch:
+        """Apply."""
+        return self.apply()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove, whatever happened inside."""
+        self.remove()
+
+
+def _own(target: Any, name: str) -> Any:
+    """The value that the instance itself holds under `name` (a submodule counts), or `_ABSENT`."""
+    submodules = target.__dict__.get("_modules", {})
+    return submodules[name] if name in submodules else target.__dict__.get(name, _ABSENT)
