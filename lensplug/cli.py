@@ -15,7 +15,9 @@ from rich.table import Table
 
 from lensplug.errors import LensplugError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="What a multimodal language model does with what it sees.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="What a multimodal language model does with what it sees."
+)
 console = Console()
 
 Model = Annotated[str, typer.Option(help="A model of the Hugging Face hub, or a folder.")]

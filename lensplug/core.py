@@ -33,9 +33,11 @@ UNSUITABLE = {
 class LanguageCore:
     """What runs after the merge: `head(decoder(inputs_embeds))` are the full model's logits."""
 
-    decoder: nn.Module
+    decoder: Any
+    """The module that takes `inputs_embeds`: LlamaModel, Qwen2Model, ..."""
     head: nn.Linear
     text_config: Any
+    """The decoder's configuration."""
     placeholder_ids: dict[str, int]
     """Modality -> the token id that its embeddings replace."""
 
@@ -56,9 +58,13 @@ class LanguageCore:
                 )
         decoder, head = hf_model.get_decoder(), hf_model.get_output_embeddings()
         if decoder is None or decoder is hf_model or not hasattr(decoder, "layers"):
-            raise LensplugError(f"{name} has no decoder that its embeddings go into (get_decoder gave {type(decoder).__name__}).")
+            raise LensplugError(
+                f"{name} has no decoder that its embeddings go into (get_decoder gave {type(decoder).__name__})."
+            )
         if head is None:
-            raise LensplugError(f"{name} has no output embeddings: give the model with its language-model head, not its base.")
+            raise LensplugError(
+                f"{name} has no output embeddings: give the model with its language-model head, not its base."
+            )
         text_config = hf_model.config.get_text_config(decoder=True)
         if reason := UNSUITABLE.get(text_config.model_type):
             raise LensplugError(f"{name} cannot be wrapped: the core is {text_config.model_type}, and {reason}.")
@@ -101,8 +107,8 @@ def _refuse_special_weights(name: str, decoder: nn.Module, head: nn.Module) -> N
     ):
         if len(values) > 1:
             raise LensplugError(
-                f"the core of {name} has weights of more than one {what} ({', '.join(sorted(map(str, values)))}); load it"
-                f" with one {what} (no quantisation, no device_map)."
+                f"the core of {name} has weights of more than one {what} ({', '.join(sorted(map(str, values)))}); load"
+                f" it with one {what} (no quantisation, no device_map)."
             )
     if parameters[0].device.type == "meta":
         raise LensplugError(f"{name} is on the meta device: its weights are not loaded.")

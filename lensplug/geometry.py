@@ -21,10 +21,11 @@ class ImageGrid:
     """The image positions of one image, in the order of the prompt."""
 
     boxes: Float[Tensor, "token 4"]
-    """x0 y0 x1 y1 in original pixels; NaN for newline tokens, which see no pixels."""
-    view: Int[Tensor, "token"]
+    """x0 y0 x1 y1 in original pixels; NaN for newline tokens. A token that sees nothing but padding has a
+    box without area at the border of the image."""
+    view: Int[Tensor, " token"]
     """0 = the whole image (base view), 1.. = the tile, row by row."""
-    newline: Bool[Tensor, "token"]
+    newline: Bool[Tensor, " token"]
     """Tokens that only end a row."""
     width: int
     height: int
@@ -33,7 +34,7 @@ class ImageGrid:
         """The number of image positions."""
         return len(self.view)
 
-    def to_pixels(self, values: Float[Tensor, "token"], *, view: str = "all") -> Float[Tensor, "height width"]:
+    def to_pixels(self, values: Float[Tensor, " token"], *, view: str = "all") -> Float[Tensor, "height width"]:
         """Paint values on tokens over the image.
 
         Each pixel gets the mean over the views that cover it (`view="all"`), or the value of the base
@@ -58,7 +59,7 @@ class ImageGrid:
         return total / covers.clamp(min=1)
 
     def _paint(
-        self, values: Float[Tensor, "token"], boxes: Float[Tensor, "token 4"]
+        self, values: Float[Tensor, " token"], boxes: Float[Tensor, "token 4"]
     ) -> tuple[Float[Tensor, "height width"], Bool[Tensor, "height width"]]:
         """One view: the value of the box that each pixel's centre lies in, and which pixels have one."""
         canvas = torch.zeros(self.height, self.width)

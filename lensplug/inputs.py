@@ -108,8 +108,8 @@ def prepare(
         for example, (prompt, own) in enumerate(zip(texts, per_example, strict=True)):
             if prompt.count(token) != len(own):
                 raise LensplugError(
-                    f"example {example} has {len(own)} image(s) and {prompt.count(token)} placeholder(s) {token!r}: give one"
-                    " placeholder for each image, or plain words and chat_template=True."
+                    f"example {example} has {len(own)} image(s) and {prompt.count(token)} placeholder(s) {token!r}:"
+                    " give one placeholder for each image, or plain words and chat_template=True."
                 )
     arguments: dict[str, Any] = {"text": texts, "return_tensors": "pt", "padding": len(texts) > 1}
     if any(per_example):
@@ -219,7 +219,9 @@ def _images_per_example(images: Any, n_examples: int, *, batched: bool) -> list[
         images = [images]
     groups = [own if isinstance(own, list | tuple) else [own] for own in images] if batched else [list(images)]
     if len(groups) != n_examples:
-        raise LensplugError(f"{n_examples} prompts, but images for {len(groups)}: give one list of images for each prompt.")
+        raise LensplugError(
+            f"{n_examples} prompts, but images for {len(groups)}: give one list of images for each prompt."
+        )
     return [tuple(load_image(image) for image in own) for own in groups]
 
 
@@ -249,23 +251,28 @@ def _refuse_foreign_tokens(tokens: Tensor, core: LanguageCore) -> None:
     if tokens.numel() == 0 or int(tokens.min()) < 0 or int(tokens.max()) >= rows:
         raise LensplugError(
             f"token ids reach from {int(tokens.min()) if tokens.numel() else '-'} to"
-            f" {int(tokens.max()) if tokens.numel() else '-'}, the model has {rows}: is this the processor of this model?"
+            f" {int(tokens.max()) if tokens.numel() else '-'}, the model has {rows}: is this the processor of this"
+            " model?"
         )
 
 
 def _refuse_lonely_placeholders(model_inputs: Mapping[str, Any], core: LanguageCore) -> None:
     """Hugging Face models run happily on placeholders without a medium, as if those were words."""
-    features = {"image": ("pixel_values", "image_embeds"), "video": ("pixel_values_videos",), "audio": ("input_features", "input_values")}
+    features = {
+        "image": ("pixel_values", "image_embeds"),
+        "video": ("pixel_values_videos",),
+        "audio": ("input_features", "input_values"),
+    }
     for kind, token in core.placeholder_ids.items():
         count = int((model_inputs["input_ids"] == token).sum())
         given = any(model_inputs.get(name) is not None for name in features[kind])
         if count and not given:
             raise LensplugError(
-                f"the tokens hold {count} {kind} placeholder(s), but no {kind} is given: run the processor with text and"
-                f" {kind} together."
+                f"the tokens hold {count} {kind} placeholder(s), but no {kind} is given: run the processor with text"
+                f" and {kind} together."
             )
         if given and not count:
             raise LensplugError(
-                f"{kind} features are given, but no token is the {kind} placeholder (id {token}): the prompt needs one for"
-                f" each {kind}."
+                f"{kind} features are given, but no token is the {kind} placeholder (id {token}): the prompt needs one"
+                f" for each {kind}."
             )

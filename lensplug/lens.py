@@ -45,7 +45,14 @@ class MultimodalLens:
     """A Hugging Face multimodal model with its language core under TransformerLens."""
 
     def __init__(
-        self, hf_model: Any, processor: Any, core: LanguageCore, model: Any, *, engine: str, process_weights: bool = False
+        self,
+        hf_model: Any,
+        processor: Any,
+        core: LanguageCore,
+        model: Any,
+        *,
+        engine: str,
+        process_weights: bool = False,
     ) -> None:
         """Use `lensplug.wrap` or `lensplug.load`."""
         self.hf_model = hf_model
@@ -64,8 +71,8 @@ class MultimodalLens:
         """Model, engine, size."""
         cfg = self.model.cfg
         return (
-            f"MultimodalLens({type(self.hf_model).__name__} as {self.engine}: {cfg.n_layers} layers x {cfg.n_heads} heads,"
-            f" d_model {cfg.d_model}, {str(self.core.dtype).removeprefix('torch.')} on {self.core.device})"
+            f"MultimodalLens({type(self.hf_model).__name__} as {self.engine}: {cfg.n_layers} layers x {cfg.n_heads}"
+            f" heads, d_model {cfg.d_model}, {str(self.core.dtype).removeprefix('torch.')} on {self.core.device})"
         )
 
     def prepare(

@@ -77,7 +77,9 @@ def wrap(
             exactly; what stands in the way is named.
     """
     if getattr(hf_model, "training", False):
-        raise LensplugError("the model is in training mode, where dropout makes every run differ: call model.eval() first.")
+        raise LensplugError(
+            "the model is in training mode, where dropout makes every run differ: call model.eval() first."
+        )
     core = LanguageCore.of(hf_model)
     tokenizer = getattr(processor, "tokenizer", processor)
     name, model = engines.build(core, engine=engine, tokenizer=tokenizer, process_weights=process_weights)

@@ -87,13 +87,15 @@ class ModalityMap:
         for (example, index), grid in (grids or {}).items():
             positions = int(((media_index[example] == index) & (labels[example] == MODALITIES.index("image"))).sum())
             if positions != len(grid):
-                raise LensplugError(f"image {index} of example {example} has {positions} positions, its grid {len(grid)}.")
+                raise LensplugError(
+                    f"image {index} of example {example} has {positions} positions, its grid {len(grid)}."
+                )
         return cls(labels, special, media_index, dict(grids or {}))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The modalities that occur, in the order text, image, video, audio, generated, pad."""
-        return tuple(MODALITIES[index] for index in self.labels.unique().tolist())
+        return tuple(MODALITIES[index] for index in sorted(set(self.labels.flatten().tolist())))
 
     def mask(self, modality: str) -> Bool[Tensor, "batch pos"]:
         """Where `modality` is; False everywhere if it does not occur."""
@@ -129,7 +131,7 @@ class ModalityMap:
         self.image_positions(media_index, example)
         return self.grids.get((example, media_index))
 
-    def image_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, "token"]:
+    def image_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, token]:
         """The positions of one image, in the order of its grid.
 
         Raises:
@@ -146,9 +148,7 @@ class ModalityMap:
 
     def to(self, device: torch.device | str) -> ModalityMap:
         """The same map on another device."""
-        return ModalityMap(
-            self.labels.to(device), self.special.to(device), self.media_index.to(device), self.grids
-        )
+        return ModalityMap(self.labels.to(device), self.special.to(device), self.media_index.to(device), self.grids)
 
     def appended(self, generated: Bool[Tensor, "batch new"]) -> ModalityMap:
         """The map of prompt + answer: new positions are "generated", or "pad" where False."""
@@ -161,7 +161,7 @@ class ModalityMap:
         )
 
 
-def resolve_position(position: int, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
+def resolve_position(position: int, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, batch]:
     """A position of every example as an index from the left.
 
     Negative positions count from the last position that is not padding, others from the first of the
@@ -189,13 +189,13 @@ def resolve_position(position: int, attention_mask: Int[Tensor, "batch pos"]) ->
     return index
 
 
-def _which_medium(row: Bool[Tensor, "pos"], lengths: Sequence[int] | None, modality: str) -> Int[Tensor, "placeholder"]:
+def _which_medium(row: Bool[Tensor, pos], lengths: Sequence[int] | None, modality: str) -> Int[Tensor, placeholder]:
     """For each placeholder of an example, in order, the medium that it belongs to (-1: not known)."""
     count = int(row.sum())
     if lengths is not None:
         if sum(lengths) != count:
             raise LensplugError(f"{count} {modality} placeholders for media of {list(lengths)} positions.")
-        lengths = torch.tensor(list(lengths), device=row.device)
-        return torch.arange(len(lengths), device=row.device).repeat_interleave(lengths)
+        repeats = torch.tensor(list(lengths), device=row.device, dtype=torch.long)  # an example may have no medium
+        return torch.repeat_interleave(repeats)
     runs = int((row[1:] & ~row[:-1]).sum()) + int(row[0])
     return torch.full((count,), 0 if runs == 1 else -1, device=row.device)

@@ -51,8 +51,9 @@ class ParityReport:
         verdict = "agrees with" if self.agrees else "DIFFERS from"
         text = (
             f"the wrapped core ({self.engine}, {self.dtype}) {verdict} {self.reference}: largest logit difference"
-            f" {self.max_logit_difference:.2e} (allowed {self.tolerance:.2e}, largest logit {self.logit_scale:.1f}), top token"
-            f" equal at {self.argmax_agreement:.1%} of {self.positions} positions, {self.not_finite} logits not finite"
+            f" {self.max_logit_difference:.2e} (allowed {self.tolerance:.2e}, largest logit {self.logit_scale:.1f}),"
+            f" top token equal at {self.argmax_agreement:.1%} of {self.positions} positions, {self.not_finite} logits"
+            " not finite"
         )
         if self.first_divergent_layer is not None:
             text += f"; they part at layer {self.first_divergent_layer}"
@@ -95,7 +96,9 @@ def compare(
         logit_scale=scale,
         argmax_agreement=float((reference.argmax(-1) == wrapped.argmax(-1)).float().mean()),
         not_finite=int((~wrapped.isfinite()).sum()),
-        first_divergent_layer=_first_divergent_layer(hf_model, core, model, model_inputs, wrapped_input, at) if parted else None,
+        first_divergent_layer=_first_divergent_layer(hf_model, core, model, model_inputs, wrapped_input, at)
+        if parted
+        else None,
         tolerance=tolerance,
         positions=int(at.sum()),
         dtype=str(core.dtype).removeprefix("torch."),
@@ -117,9 +120,7 @@ def sdpa(core: LanguageCore) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def _at(
-    logits: Float[Tensor, "batch pos d_vocab"], at: Tensor, centered: bool
-) -> Float[Tensor, "position d_vocab"]:
+def _at(logits: Float[Tensor, "batch pos d_vocab"], at: Tensor, centered: bool) -> Float[Tensor, "position d_vocab"]:
     chosen = logits[at].float()
     return chosen - chosen.mean(dim=-1, keepdim=True) if centered else chosen
 

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from lensplug import analysis, views
 from lensplug.analysis import HeadSpecialization, LogitLens, Rollout
 from lensplug.lens import Answer, MultimodalLens
@@ -85,7 +83,12 @@ def report(
         ("Model", f"{type(lens.hf_model).__name__}, {lens.model.cfg.n_layers} layers x {lens.model.cfg.n_heads} heads"),
         ("Checked", str(parity)),
     )
-    page = Page(title, facts, _sections(lens, answer, cache, logit_lens, heads, rollout), _provenance(logit_lens, heads, rollout))
+    page = Page(
+        title,
+        facts,
+        _sections(lens, answer, cache, logit_lens, heads, rollout),
+        _provenance(logit_lens, heads, rollout),
+    )
     return Report(answer, parity, logit_lens, heads, rollout, page)
 
 
@@ -94,17 +97,19 @@ def _sections(
 ) -> tuple[Section, ...]:
     inputs, query = answer.inputs, int(heads.query[0])
     sections = [
-        Section("The prompt", "What the language core receives, position by position.", (views.modality_ribbon(inputs),)),
+        Section(
+            "The prompt", "What the language core receives, position by position.", (views.modality_ribbon(inputs),)
+        ),
         Section(
             "When the answer forms",
-            "The residual stream after each layer, read as if it were the last. A column is a position: what stands in it is"
-            " the model's guess of the next token.",
+            "The residual stream after each layer, read as if it were the last. A column is a position: what stands in"
+            " it is the model's guess of the next token.",
             (views.logit_lens(logit_lens, inputs=inputs),),
         ),
         Section(
             "Which heads look where",
-            "Attention from the position that writes the answer. 1 is what uniform attention would give; orange heads look at"
-            " the chosen modality more than that, blue ones less.",
+            "Attention from the position that writes the answer. 1 is what uniform attention would give; orange heads"
+            " look at the chosen modality more than that, blue ones less.",
             (views.head_specialization(heads),),
         ),
     ]
@@ -116,8 +121,8 @@ def _sections(
         sections.append(
             Section(
                 "Where in the image",
-                "Left, rollout: how much of each place can have come, through all layers, to the position that writes the"
-                " answer. Right, the attention of one layer from there, averaged over its heads.",
+                "Left, rollout: how much of each place can have come, through all layers, to the position that writes"
+                " the answer. Right, the attention of one layer from there, averaged over its heads.",
                 (
                     views.image_overlay(rollout.values[0, 0], inputs, title="Rollout"),
                     views.image_overlay(attention, inputs, title="Attention by layer"),
@@ -128,8 +133,8 @@ def _sections(
     sections.append(
         Section(
             "Head by head",
-            f"The heads of layer {layer}, which has the head that looks at the image most. Each word is alone; image tokens"
-            " are pooled by region of the picture (row, column), for the whole view and for the tiles.",
+            f"The heads of layer {layer}, which has the head that looks at the image most. Each word is alone; image"
+            " tokens are pooled by region of the picture (row, column), for the whole view and for the tiles.",
             (views.attention_heads(cache, inputs, layer=layer),),
         )
     )

@@ -59,7 +59,7 @@ def run_to_seam(hf_model: Any, core: LanguageCore, model_inputs: Mapping[str, An
         with torch.no_grad():
             hf_model(**model_inputs, use_cache=False)
     except _Stop as reached:
-        return _read(reached.kwargs)
+        return _read(reached.kwargs, core)
     except (ValueError, RuntimeError, IndexError) as error:
         raise LensplugError(f"{type(hf_model).__name__} refused its inputs: {error}") from error
     finally:
@@ -67,8 +67,11 @@ def run_to_seam(hf_model: Any, core: LanguageCore, model_inputs: Mapping[str, An
     raise LensplugError(f"{type(hf_model).__name__} never called its decoder: it has no seam to read.")
 
 
-def _read(kwargs: Mapping[str, Any]) -> Seam:
+def _read(kwargs: Mapping[str, Any], core: LanguageCore) -> Seam:
     embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+    if embeds is None and kwargs.get("input_ids") is not None:
+        with torch.no_grad():
+            embeds = core.decoder.embed_tokens(kwargs["input_ids"])  # a plain language model: there is nothing to merge
     if embeds is None:
         raise LensplugError("the decoder was called without inputs_embeds: there are no merged embeddings to read.")
     if mask is None:

@@ -14,7 +14,7 @@ def token_texts(tokens: Int[Tensor, "batch pos"], tokenizer: Any) -> list[list[s
     """The text of every token; its number where there is no tokenizer."""
     if tokenizer is None:
         return [[str(token) for token in row] for row in tokens.tolist()]
-    texts = {token: str(tokenizer.decode([token])) for token in tokens.unique().tolist()}
+    texts = {token: str(tokenizer.decode([token])) for token in set(tokens.flatten().tolist())}
     return [[texts[token] for token in row] for row in tokens.tolist()]
 
 
@@ -30,7 +30,7 @@ def single_token(word: str, tokenizer: Any) -> int:
     if len(ids) != 1:
         pieces = [tokenizer.decode([token]) for token in ids]
         raise LensplugError(
-            f"{word!r} is {len(ids)} tokens ({', '.join(map(repr, pieces))}), expected one: choose one of its pieces, or"
-            " give a token id."
+            f"{word!r} is {len(ids)} tokens ({', '.join(map(repr, pieces))}), expected one: choose one of its pieces,"
+            " or give a token id."
         )
     return int(ids[0])

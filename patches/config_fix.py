@@ -21,11 +21,10 @@ from typing import Any
 
 import einops
 import torch
-from torch import Tensor, nn
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.patch import Patch
+from torch import Tensor, nn
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 DECODERS = {"llama": "LlamaModel", "qwen2": "Qwen2Model", "mistral": "MistralModel", "qwen3": "Qwen3Model"}
 """The decoders that HookedTransformer computes exactly: `model_type` of the configuration -> class."""
@@ -262,18 +261,23 @@ def _sharing(cfg: HookedTransformerConfig, state_dict: dict[str, Tensor]) -> Hoo
             "TransformerLens's HookedTransformer has other parameters than expected: missing"
             f" {sorted(set(left.missing_keys) - buffers)}, unexpected {left.unexpected_keys}."
         )
-    for block in model.blocks:
-        _make_buffers(block.attn, cfg)
+    _make_buffers(model, cfg)
     return model
 
 
-def _make_buffers(attn: Any, cfg: HookedTransformerConfig) -> None:
-    """The buffers of an attention layer for real: on the meta device they had no values."""
+def _make_buffers(model: HookedTransformer, cfg: HookedTransformerConfig) -> None:
+    """The buffers of the attention layers for real: on the meta device they had no values.
+
+    The layers share one table of rotations; TransformerLens replaces a layer's table when it extends it.
+    """
+    attn = model.blocks[0].attn
     length = min(cfg.n_ctx, attn.ROTARY_INITIAL_CACHE_SIZE)
-    sin, cos = attn.calculate_sin_cos_rotary(cfg.rotary_dim, length, base=attn._rotary_base(), dtype=cfg.dtype)
-    attn.rotary_sin, attn.rotary_cos = sin.to(cfg.device), cos.to(cfg.device)
-    attn.IGNORE = torch.tensor(-torch.inf, device=cfg.device)
-    attn.mask = torch.empty((0, 0), dtype=torch.bool, device=cfg.device)
+    sin, cos = attn.calculate_sin_cos_rotary(cfg.rotary_dim, length, base=cfg.rotary_base, dtype=cfg.dtype)
+    sin, cos = sin.to(cfg.device), cos.to(cfg.device)
+    for block in model.blocks:
+        block.attn.rotary_sin, block.attn.rotary_cos = sin, cos
+        block.attn.IGNORE = torch.tensor(-torch.inf, device=cfg.device)
+        block.attn.mask = torch.empty((0, 0), dtype=torch.bool, device=cfg.device)
 
 
 def _processed(cfg: HookedTransformerConfig, state_dict: dict[str, Tensor]) -> HookedTransformer:

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lensplug.patches.errors import LensplugError
+from lensplug.patches.patch import Patch
 from torch import Tensor
 from torch.nn import functional as F
 from transformer_lens import HookedTransformer
-
-from lensplug.patches.errors import LensplugError
-from lensplug.patches.patch import Patch
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,7 @@ class _GenerationSteps(Patch):
     def forward(self, residual: Tensor, *, past_kv_cache: Any = None, **kwargs: Any) -> Any:
         if self._mask is not None:
             seen = past_kv_cache[0].past_keys.shape[1] if past_kv_cache is not None else 0
-            kwargs["attention_mask"] = F.pad(
-                self._mask, (0, seen + residual.shape[1] - self._mask.shape[1]), value=1
-            )
+            kwargs["attention_mask"] = F.pad(self._mask, (0, seen + residual.shape[1] - self._mask.shape[1]), value=1)
         return self._forward(self.target.hook_embed(residual), past_kv_cache=past_kv_cache, **kwargs)
 
 

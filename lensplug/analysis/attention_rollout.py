@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, attended, n_layers, per_layer, read_pattern
+from lensplug.analysis.reading import Provenance, attended, n_layers, needs, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.modality import resolve_position
 
@@ -61,6 +61,7 @@ class Rollout:
         )
 
 
+@needs("attn.hook_pattern")
 def attention_rollout(
     cache: Any,
     *,
@@ -104,9 +105,6 @@ def attention_rollout(
     convention = f"heads fused by {head_fusion}, residual weight {residual}, rows sum to 1"
     provenance = Provenance.of(cache, "attention_rollout", convention)
     return Rollout(values.cpu(), index.cpu(), residual, head_fusion, provenance)
-
-
-attention_rollout.needs = per_layer("attn.hook_pattern")  # type: ignore[attr-defined]
 
 
 def _through(

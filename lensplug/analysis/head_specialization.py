@@ -25,9 +25,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, n_layers, per_layer, read_pattern
+from lensplug.analysis.reading import Provenance, n_layers, needs, read_pattern
 from lensplug.errors import LensplugError
-from lensplug.modality import ModalityMap, resolve_position
+from lensplug.modality import MODALITIES, ModalityMap, resolve_position
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ class HeadSpecialization:
     largest: Float[Tensor, "example layer head modality"]
     """The largest weight on one position of the modality (0 to 1)."""
     modalities: tuple[str, ...]
-    query: Int[Tensor, "example"]
+    query: Int[Tensor, " example"]
     """The query position of each example, from the left."""
     provenance: Provenance
 
@@ -60,7 +60,7 @@ class HeadSpecialization:
         return (self.mass / total / self.chance[:, :, None]).float()
 
     @property
-    def count(self) -> Int[Tensor, "modality"]:
+    def count(self) -> Int[Tensor, " modality"]:
         """How many examples have the modality."""
         return (~self.mass[:, 0, 0].isnan()).sum(dim=0)
 
@@ -77,7 +77,7 @@ class HeadSpecialization:
 
     @property
     def labels(self) -> list[list[str]]:
-        """For each layer and head, the modality that holds two thirds of its chance-corrected attention, or "mixed"."""
+        """For each layer and head: the modality with two thirds of its chance-corrected attention, or "mixed"."""
         share = self.mean.nan_to_num(0)
         share = share / share.sum(dim=-1, keepdim=True)
         best = share.max(dim=-1)
@@ -90,7 +90,9 @@ class HeadSpecialization:
         """The k heads with the largest mean ratio on a modality: (layer, head, ratio)."""
         scores = self.mean[..., self._index(modality)].nan_to_num(0)
         values, flat = scores.flatten().topk(min(k, scores.numel()))
-        return [(i // scores.shape[1], i % scores.shape[1], v) for v, i in zip(values.tolist(), flat.tolist(), strict=True)]
+        return [
+            (i // scores.shape[1], i % scores.shape[1], v) for v, i in zip(values.tolist(), flat.tolist(), strict=True)
+        ]
 
     @classmethod
     def combine(cls, results: Sequence[HeadSpecialization]) -> HeadSpecialization:
@@ -105,17 +107,19 @@ class HeadSpecialization:
         for other in results[1:]:
             if other.provenance != first.provenance or other.mass.shape[1:3] != first.mass.shape[1:3]:
                 raise LensplugError(
-                    f"results of different models or conventions cannot be combined: {first.provenance} and {other.provenance}."
+                    f"results of different models or conventions cannot be combined: {first.provenance} and"
+                    f" {other.provenance}."
                 )
-        names = tuple(name for name in _order() if any(name in result.modalities for result in results))
+        names = tuple(name for name in MODALITIES if any(name in result.modalities for result in results))
         spread = [result._with_modalities(names) for result in results]
         return replace(
             first,
+            mass=torch.cat([result.mass for result in spread]),
+            chance=torch.cat([result.chance for result in spread]),
+            entropy=torch.cat([result.entropy for result in spread]),
+            largest=torch.cat([result.largest for result in spread]),
+            query=torch.cat([result.query for result in spread]),
             modalities=names,
-            **{
-                field: torch.cat([getattr(result, field) for result in spread])
-                for field in ("mass", "chance", "entropy", "largest", "query")
-            },
         )
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -154,10 +158,17 @@ class HeadSpecialization:
                 wide[..., names.index(name)] = value[..., index]
             return wide
 
-        fields = {name: spread(getattr(self, name)) for name in ("mass", "chance", "entropy", "largest")}
-        return replace(self, modalities=names, **fields)
+        return replace(
+            self,
+            mass=spread(self.mass),
+            chance=spread(self.chance),
+            entropy=spread(self.entropy),
+            largest=spread(self.largest),
+            modalities=names,
+        )
 
 
+@needs("attn.hook_pattern")
 def head_specialization(
     cache: Any, modality: ModalityMap, *, query: int = -1, exclude_sink: bool = False
 ) -> HeadSpecialization:
@@ -183,8 +194,8 @@ def head_specialization(
         pattern = read_pattern(cache, layer, needed_by="head_specialization")
         if pattern.shape[0] != len(mask) or pattern.shape[-1] != mask.shape[1]:
             raise LensplugError(
-                f"the modality map is {list(mask.shape)}, the cache {[pattern.shape[0], pattern.shape[-1]]}: use the map of"
-                " the inputs that were run."
+                f"the modality map is {list(mask.shape)}, the cache {[pattern.shape[0], pattern.shape[-1]]}: use the"
+                " map of the inputs that were run."
             )
         row = pattern[torch.arange(len(index)), :, index.to(pattern.device)].double().cpu()
         allowed = _allowed(cache, layer, mask, index, exclude_sink).cpu()
@@ -195,9 +206,6 @@ def head_specialization(
         convention += "; first position left out"
     provenance = Provenance.of(cache, "head_specialization", convention)
     return HeadSpecialization(mass, chance, entropy, largest, names, index.cpu(), provenance)
-
-
-head_specialization.needs = per_layer("attn.hook_pattern")  # type: ignore[attr-defined]
 
 
 def _measure(
@@ -225,10 +233,10 @@ def _measure(
 
 
 def _allowed(
-    cache: Any, layer: int, mask: Int[Tensor, "batch pos"], index: Int[Tensor, "batch"], exclude_sink: bool
+    cache: Any, layer: int, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"], exclude_sink: bool
 ) -> Bool[Tensor, "batch pos"]:
     """The key positions that a layer lets each query see."""
-    cfg = getattr(cache.model, "cfg", None)
+    cfg: Any = getattr(cache.model, "cfg", None)
     positions = torch.arange(mask.shape[1], device=mask.device)
     allowed = mask.bool()
     if getattr(cfg, "attention_dir", "causal") == "causal":
@@ -238,9 +246,3 @@ def _allowed(
     if exclude_sink:
         allowed = allowed & (positions != mask.argmax(dim=1)[:, None])
     return allowed
-
-
-def _order() -> tuple[str, ...]:
-    from lensplug.modality import MODALITIES
-
-    return MODALITIES

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, attended, n_layers, per_layer, read
+from lensplug.analysis.reading import Provenance, attended, n_layers, needs, read
 from lensplug.errors import LensplugError
 from lensplug.modality import resolve_position
 from lensplug.tokens import single_token, token_texts
@@ -93,6 +93,7 @@ class LogitLens:
         )
 
 
+@needs("blocks.0.hook_resid_pre", "hook_resid_post")
 def logit_lens(
     cache: Any,
     *,
@@ -149,7 +150,7 @@ def logit_lens(
                 | {"target": followed.cpu()}
             )
     merged = {name: torch.cat([part[name] for part in parts], dim=0) for name in parts[0]}
-    result = {name: value.unflatten(0, (batch, at.shape[1])) for name, value in merged.items()}
+    result = {name: value.reshape(batch, at.shape[1], *value.shape[1:]) for name, value in merged.items()}
     by_entry = {name: value.movedim(2, 1) for name, value in result.items() if name != "target"}
     tokenizer = getattr(model, "tokenizer", None)
     convention = "final norm with each layer's own statistics" if final_norm else "raw residual, no final norm"
@@ -161,9 +162,6 @@ def logit_lens(
         target_texts=token_texts(result["target"], tokenizer),
         provenance=Provenance.of(cache, "logit_lens", convention),
     )
-
-
-logit_lens.needs = per_layer("blocks.0.hook_resid_pre", "hook_resid_post")  # type: ignore[attr-defined]
 
 
 def unembed(
@@ -193,7 +191,7 @@ def unembed(
 def _statistics(
     logits: Float[Tensor, "row d_vocab"],
     last: Float[Tensor, "row d_vocab"],
-    target: Int[Tensor, "row"],
+    target: Int[Tensor, " row"],
     top_k: int,
 ) -> dict[str, Tensor]:
     """What is kept of one layer's distribution."""
@@ -238,9 +236,14 @@ def _target(
     ids = torch.as_tensor(single_token(target, tokenizer) if isinstance(target, str) else target)
     if ids.ndim == 1 and len(ids) == len(at):
         ids = ids[:, None]
-    if ids.ndim > 2 or (ids.ndim > 0 and ids.shape[0] != len(at)) or (ids.ndim == 2 and ids.shape[1] not in (1, at.shape[1])):
+    if (
+        ids.ndim > 2
+        or (ids.ndim > 0 and ids.shape[0] != len(at))
+        or (ids.ndim == 2 and ids.shape[1] not in (1, at.shape[1]))
+    ):
         raise LensplugError(
-            f"target has the shape {list(ids.shape)}, expected one id, [{len(at)}] or {list(at.shape)} (example, position)."
+            f"target has the shape {list(ids.shape)}, expected one id, [{len(at)}] or {list(at.shape)} (example,"
+            " position)."
         )
     if ids.is_floating_point() or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
         raise LensplugError(f"target ids must be whole numbers from 0 to {vocabulary - 1}, got {ids.tolist()}.")
@@ -249,5 +252,7 @@ def _target(
 
 def _model(cache: Any) -> Any:
     if cache.model is None:
-        raise LensplugError("the cache has lost its model (cache.model is None), and the logit lens needs its unembedding.")
+        raise LensplugError(
+            "the cache has lost its model (cache.model is None), and the logit lens needs its unembedding."
+        )
     return cache.model

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -37,9 +37,30 @@ class Provenance:
         return cls(analysis, name, ", ".join(sorted(dtypes)), convention, {p: version(p) for p in packages})
 
 
-def per_layer(*suffixes: str) -> Callable[[str], bool]:
-    """A names filter: keeps the hooks of every block (and of the whole model) that end in a suffix."""
-    return lambda name: name.endswith(suffixes)
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+
+@runtime_checkable  # the tests check annotations while the code runs
+class Analysis(Protocol[P, R_co]):
+    """A function of a cache that says which hooks it reads."""
+
+    needs: Callable[[str], bool]
+    """For `names_filter`: keeps what the analysis reads, nothing else."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Analyse."""
+
+
+def needs(*endings: str) -> Callable[[Callable[P, R_co]], Analysis[P, R_co]]:
+    """Mark an analysis with the hooks that it reads: those whose names end so, in every layer."""
+
+    def mark(function: Callable[P, R_co]) -> Analysis[P, R_co]:
+        analysis = cast("Analysis[P, R_co]", function)
+        analysis.needs = lambda name: name.endswith(endings)
+        return analysis
+
+    return mark
 
 
 def n_layers(cache: Any) -> int:
@@ -62,11 +83,12 @@ def read(cache: Any, name: str, *, needed_by: str) -> Tensor:
             f"{needed_by} needs {name!r}, and the cache does not hold it: run with"
             f" names_filter=analysis.{needed_by}.needs, or without names_filter."
         )
-    value = cache.cache_dict[name]
+    value: Tensor = cache.cache_dict[name]
     value = value if cache.has_batch_dim else value[None]
     if bool(value.isnan().any()):
         raise LensplugError(
-            f"{name!r} holds NaN: in fp16 attention scores can overflow (lens.check counts it); use bfloat16 or float32."
+            f"{name!r} holds NaN: in fp16 attention scores can overflow (lens.check counts it); use bfloat16 or"
+            " float32."
         )
     return value
 
@@ -80,8 +102,8 @@ def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "ba
     pattern = read(cache, f"blocks.{layer}.attn.hook_pattern", needed_by=needed_by)
     if pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2]:
         raise LensplugError(
-            f"the pattern of layer {layer} has the shape {list(pattern.shape)}, expected [batch, head, pos, pos]: {needed_by}"
-            " needs every row (do not slice positions, and do not generate with a key-value cache)."
+            f"the pattern of layer {layer} has the shape {list(pattern.shape)}, expected [batch, head, pos, pos]:"
+            f" {needed_by} needs every row (do not slice positions, and do not generate with a key-value cache)."
         )
     return pattern.float()
 

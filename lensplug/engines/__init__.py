@@ -15,7 +15,9 @@ ENGINES = {"hooked_transformer": "lensplug.engines.hooked_transformer"}
 """Name -> the module whose `build(core, ...)` makes the model."""
 
 
-def build(core: LanguageCore, *, engine: str = "auto", tokenizer: Any = None, process_weights: bool = False) -> tuple[str, Any]:
+def build(
+    core: LanguageCore, *, engine: str = "auto", tokenizer: Any = None, process_weights: bool = False
+) -> tuple[str, Any]:
     """The TransformerLens model of a core, and the name of the engine that made it.
 
     Args:

@@ -26,7 +26,9 @@ class MediaLayout:
     """(example, media_index) -> the geometry of that image."""
 
 
-def media_layout(config: Any, processor_outputs: Mapping[str, Any], placeholders: Mapping[str, list[int]]) -> MediaLayout:
+def media_layout(
+    config: Any, processor_outputs: Mapping[str, Any], placeholders: Mapping[str, list[int]]
+) -> MediaLayout:
     """The layout of the media in `processor_outputs`; empty for a family that has no file.
 
     Args:

@@ -3,8 +3,9 @@
 One image in a prompt is seen twice: squeezed whole into one view, and, scaled to fit the best of the
 grid resolutions, cut into tiles of a view's size. The features of the tiles are laid side by side, the
 rows or columns that saw only padding are cut off, and a grid of more than `anyres_max_n` views is
-interpolated down. Several images in one prompt have their base view only, and one newline. A view of
-384 px in patches of 14 px has 27 x 27 patches, which see 378 px: the last 6 are seen by none.
+interpolated down. Several images in one prompt have their base view only, padded to a square and not
+squeezed, and one newline. A view of 384 px in patches of 14 px has 27 x 27 patches, which see 378 px:
+the last 6 are seen by none.
 
 Follows `LlavaOnevisionModel.pack_image_features` and `LlavaOnevisionImageProcessor` of transformers 5.
 """
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
@@ -24,12 +25,16 @@ from lensplug.families import MediaLayout
 from lensplug.geometry import ImageGrid
 
 
-def media_layout(config: Any, processor_outputs: Mapping[str, Any], placeholders: Mapping[str, list[int]]) -> MediaLayout:
+def media_layout(
+    config: Any, processor_outputs: Mapping[str, Any], placeholders: Mapping[str, list[int]]
+) -> MediaLayout:
     """The grid of every image in the batch."""
     sizes = processor_outputs.get("image_sizes")
     if sizes is None:
         return MediaLayout()
-    alone = [count == 1 for count in processor_outputs.get("batch_num_images", [1] * len(sizes)) for _ in range(int(count))]
+    alone = [
+        count == 1 for count in processor_outputs.get("batch_num_images", [1] * len(sizes)) for _ in range(int(count))
+    ]
     images = [image_grid(config, int(h), int(w), alone=single) for (h, w), single in zip(sizes, alone, strict=True)]
     lengths, grids, rest = [], {}, iter(images)
     for example, count in enumerate(placeholders["image"]):
@@ -52,8 +57,12 @@ def image_grid(config: Any, height: int, width: int, *, alone: bool = True) -> I
     """
     view_px, patch = config.vision_config.image_size, config.vision_config.patch_size
     side = view_px // patch
+    # Alone, the image is squeezed into its base view; one of several is padded to a square first.
+    seen_w, seen_h = (width, height) if alone else (max(width, height), max(width, height))
     edges = torch.arange(side + 1, dtype=torch.float64) * patch / view_px
-    base = _boxes(edges * width, edges * height)
+    x = (edges * seen_w - (seen_w - width) // 2).clamp(0, width)
+    y = (edges * seen_h - (seen_h - height) // 2).clamp(0, height)
+    base = _boxes(torch.stack([x[:-1], x[1:]], dim=1), torch.stack([y[:-1], y[1:]], dim=1))
     parts = [(base, torch.zeros(side * side, dtype=torch.long), torch.zeros(side * side, dtype=torch.bool))]
     if alone:
         parts.append(_tiles(config, height, width, side))
@@ -71,21 +80,19 @@ def _tiles(config: Any, height: int, width: int, side: int) -> tuple[Tensor, Ten
     # The image is scaled to fit the canvas and centred; the same rule, on features, says what is cut off.
     scaled_h, scaled_w = _fit(height, width, canvas_h, canvas_w)
     top, left = _cut(height, width, rows, columns)
-    y_edges = _edges(rows, side, view_px, patch, cut=top)
-    x_edges = _edges(columns, side, view_px, patch, cut=left)
+    n_rows, n_columns = rows - 2 * top, columns - 2 * left
     most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
-    ratio = math.sqrt((rows - 2 * top) * (columns - 2 * left) / (most * side**2))
+    ratio = math.sqrt(n_rows * n_columns / (most * side**2))
     if ratio > 1.1:
-        y_edges = _stretched(y_edges, int((rows - 2 * top) // ratio))
-        x_edges = _stretched(x_edges, int((columns - 2 * left) // ratio))
-    tile = _tile_of(y_edges, view_px)[:, None] * (canvas_w // view_px) + _tile_of(x_edges, view_px) + 1
+        n_rows, n_columns = int(n_rows // ratio), int(n_columns // ratio)
+    y_canvas, y_tile = _cells(rows, top, n_rows, side, view_px, patch)
+    x_canvas, x_tile = _cells(columns, left, n_columns, side, view_px, patch)
+    y = ((y_canvas - (canvas_h - scaled_h) // 2) * height / scaled_h).clamp(0, height)
+    x = ((x_canvas - (canvas_w - scaled_w) // 2) * width / scaled_w).clamp(0, width)
 
-    offset_y, offset_x = (canvas_h - scaled_h) // 2, (canvas_w - scaled_w) // 2
-    y = ((y_edges - offset_y) * height / scaled_h).clamp(0, height)
-    x = ((x_edges - offset_x) * width / scaled_w).clamp(0, width)
-    n_rows, n_columns = tile.shape
+    tile = y_tile[:, None] * (canvas_w // view_px) + x_tile + 1
     boxes = torch.full((n_rows, n_columns + 1, 4), math.nan, dtype=torch.float64)
-    boxes[:, :-1] = _interval_boxes(x, y).view(n_rows, n_columns, 4)
+    boxes[:, :-1] = _boxes(x, y).view(n_rows, n_columns, 4)
     newline = torch.zeros(n_rows, n_columns + 1, dtype=torch.bool)
     newline[:, -1] = True
     view = torch.cat([tile, tile[:, -1:]], dim=1)
@@ -106,36 +113,27 @@ def _cut(height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
     return 0, (columns - int(round(width * rows / height, 7))) // 2
 
 
-def _edges(count: int, side: int, view_px: int, patch: int, *, cut: int) -> Float[Tensor, "cell 2"]:
-    """Start and end of each row (column) of patches, in canvas pixels, `cut` left out at both ends."""
-    index = torch.arange(cut, count - cut, dtype=torch.float64)
-    start = (index // side) * view_px + (index % side) * patch
-    return torch.stack([start, start + patch], dim=1)
+def _cells(
+    patches: int, cut: int, count: int, side: int, view_px: int, patch: int
+) -> tuple[Float[Tensor, "cell 2"], Int[Tensor, " cell"]]:
+    """Start and end of each row (column) of positions in canvas pixels, and the tile that its middle lies in.
+
+    There are `patches` rows of patches, `cut` of them left out at both ends, the rest interpolated to
+    `count`: each position stands for its share of them.
+    """
+    share = cut + torch.arange(count + 1, dtype=torch.float64) * (patches - 2 * cut) / max(count, 1)
+    start, end = share[:-1], share[1:]
+
+    def pixel(at: Tensor, index: Tensor) -> Tensor:
+        """`at` counted in patches, inside patch `index`: tiles have pixels at their end that no patch sees."""
+        return index // side * view_px + (index % side + at - index) * patch
+
+    tile = ((start + end) / 2 // side).long()
+    return torch.stack([pixel(start, start.floor()), pixel(end, end.ceil() - 1)], dim=1), tile
 
 
-def _stretched(edges: Float[Tensor, "cell 2"], count: int) -> Float[Tensor, "new 2"]:
-    """The edges after bilinear interpolation to `count` cells: each covers its share of the old ones."""
-    share = torch.linspace(0, len(edges), count + 1, dtype=torch.float64)
-    cell = share.floor().long()
-    def at(cells: Tensor, positions: Tensor) -> Tensor:
-        cells = cells.clamp(max=len(edges) - 1)
-        return edges[cells, 0] + (positions - cells) * (edges[cells, 1] - edges[cells, 0])
-    start = at(cell[:-1], share[:-1])
-    end = at((share[1:].ceil() - 1).long(), share[1:])
-    return torch.stack([start, end], dim=1)
-
-
-def _tile_of(edges: Float[Tensor, "cell 2"], view_px: int) -> Tensor:
-    """The tile row (column) that the middle of each cell lies in."""
-    return (edges.mean(dim=1) // view_px).long()
-
-
-def _boxes(x: Float[Tensor, "edge"], y: Float[Tensor, "edge"]) -> Float[Tensor, "cell 4"]:
-    """Boxes row by row from shared edges."""
-    return _interval_boxes(torch.stack([x[:-1], x[1:]], dim=1), torch.stack([y[:-1], y[1:]], dim=1))
-
-
-def _interval_boxes(x: Float[Tensor, "column 2"], y: Float[Tensor, "row 2"]) -> Float[Tensor, "cell 4"]:
+def _boxes(x: Float[Tensor, "column 2"], y: Float[Tensor, "row 2"]) -> Float[Tensor, "cell 4"]:
+    """Boxes row by row, from the start and end of each column and row."""
     rows, columns = len(y), len(x)
     y_all = y[:, None].expand(rows, columns, 2)
     x_all = x[None].expand(rows, columns, 2)

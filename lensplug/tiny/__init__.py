@@ -14,7 +14,9 @@ from lensplug.loading import load
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
-def llava_onevision(*, device: str | None = "cpu", dtype: str = "float32", process_weights: bool = False) -> MultimodalLens:
+def llava_onevision(
+    *, device: str | None = "cpu", dtype: str = "float32", process_weights: bool = False
+) -> MultimodalLens:
     """The tiny LLaVA-OneVision: it says colour, shape or place of the one coloured shape in a picture.
 
     Six layers of six heads, 96 wide; views of 48 px in patches of 8 px, up to five views a picture. Ask

@@ -10,6 +10,7 @@ import argparse
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -63,16 +64,19 @@ def train_llava_onevision(out: Path, *, steps: int, batch_size: int, learning_ra
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
 
-    columns = (TextColumn("training, loss {task.fields[loss]:.3f}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("training, loss {task.fields[loss]:.3f}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=steps, loss=float("nan"))
         for _ in range(steps):
             size = rng.choice(SIZES)  # one size a batch, so that little of it is padding
             scenes = [draw_scene(rng, size=size) for _ in range(batch_size)]
             texts = [processor.apply_chat_template(conversation(rng, scene)) for scene in scenes]
-            batch = processor(
-                text=texts, images=[[scene.image] for scene in scenes], padding=True, return_tensors="pt"
-            )
+            batch = processor(text=texts, images=[[scene.image] for scene in scenes], padding=True, return_tensors="pt")
             labels = answer_labels(batch["input_ids"], start=start, end=processor.tokenizer.eos_token_id)
             loss = model(**batch, labels=labels).loss
             optimizer.zero_grad()
@@ -85,7 +89,7 @@ def train_llava_onevision(out: Path, *, steps: int, batch_size: int, learning_ra
     save(model.eval(), processor, out)
 
 
-def save(model, processor, out: Path) -> None:
+def save(model: Any, processor: Any, out: Path) -> None:
     """Write model and processor as half-precision safetensors; `out` is only touched when all is written."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:

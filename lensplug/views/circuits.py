@@ -54,9 +54,7 @@ def script() -> str:
     return text.replace("</script>", "<\\/script>")
 
 
-def attention_heads(
-    cache: Any, inputs: MultimodalInput, *, layer: int, example: int = 0, blocks: int = 3
-) -> Widget:
+def attention_heads(cache: Any, inputs: MultimodalInput, *, layer: int, example: int = 0, blocks: int = 3) -> Widget:
     """The heads of one layer between tokens, image tokens pooled by region of the picture.
 
     Groups of keys have the sum of their attention, groups of queries the mean: rows sum to 1.
@@ -91,9 +89,7 @@ def attention_heads(
     return _widget(component, height=640)
 
 
-def colored_tokens(
-    values: Float[Tensor, "pos"], inputs: MultimodalInput, *, example: int = 0, blocks: int = 3
-) -> Widget:
+def colored_tokens(values: Float[Tensor, pos], inputs: MultimodalInput, *, example: int = 0, blocks: int = 3) -> Widget:
     """The prompt with each token coloured by a value; image regions have the sum of theirs.
 
     Args:
@@ -106,7 +102,9 @@ def colored_tokens(
         LensplugError: If the values are not one for each position.
     """
     if values.shape != inputs.tokens.shape[1:]:
-        raise LensplugError(f"values have the shape {list(values.shape)}, expected one for each of {inputs.tokens.shape[1]} positions.")
+        raise LensplugError(
+            f"values have the shape {list(values.shape)}, expected one for each of {inputs.tokens.shape[1]} positions."
+        )
     groups = group_positions(inputs, example=example, blocks=blocks)
     kept = groups.of_position >= 0
     sums = values.new_zeros(len(groups.names)).float().cpu()
@@ -123,7 +121,9 @@ def _widget(component: Any, *, height: int) -> Widget:
     """
     call = re.search(r'render\(\s*"([^"]+)",\s*(\w+),(.*)\)\s*</script>', component.cdn_src, re.DOTALL)
     if call is None:
-        raise LensplugError(f"CircuitsVis {circuitsvis.__version__} writes its components in a form that is not known here.")
+        raise LensplugError(
+            f"CircuitsVis {circuitsvis.__version__} writes its components in a form that is not known here."
+        )
     identifier, element, properties = call.groups()
     properties = properties.replace("<", "\\u003c")  # inside a JavaScript string: no text can end the script
     run = f'CircuitsVis.render("{identifier}", CircuitsVis.{element}, {properties})'

@@ -22,7 +22,7 @@ BLOCKS = 3
 class Groups:
     """Groups of the positions of one example, in the order of the prompt. Padding is in none."""
 
-    of_position: Int[Tensor, "pos"]
+    of_position: Int[Tensor, pos]
     """The group of each position; -1 for padding."""
     names: list[str]
 
@@ -34,9 +34,7 @@ class Groups:
         return (member / member.sum(dim=0)).T @ attention @ member
 
 
-def group_positions(
-    inputs: MultimodalInput, *, example: int = 0, blocks: int = BLOCKS, text_run: int = 1
-) -> Groups:
+def group_positions(inputs: MultimodalInput, *, example: int = 0, blocks: int = BLOCKS, text_run: int = 1) -> Groups:
     """Text by runs of tokens; image tokens by view and region, or whole spans where there is no geometry.
 
     Args:
@@ -64,7 +62,7 @@ def group_positions(
 
 def _regions(
     inputs: MultimodalInput, modality: str, media_index: int | None, example: int, length: int, blocks: int
-) -> tuple[list[str], Int[Tensor, "token"]]:
+) -> tuple[list[str], Int[Tensor, token]]:
     """The names of the regions of one medium, in order of first appearance, and the region of each token."""
     grid = inputs.modality.grids.get((example, -1 if media_index is None else media_index))
     if modality != "image" or grid is None or len(grid) != length:
@@ -79,6 +77,6 @@ def _regions(
         column = min(int((x0 + x1) / 2 / grid.width * blocks), blocks - 1)
         row = min(int((y0 + y1) / 2 / grid.height * blocks), blocks - 1)
         part = "image" if view == 0 else "tiles"
-        keys.append(f"[{part} {row + 1},{column + 1}]")
+        keys.append(f"[{part} r{row + 1}c{column + 1}]")
     names = list(dict.fromkeys(keys))
     return names, torch.tensor([names.index(key) for key in keys])

@@ -59,7 +59,7 @@ def head_specialization(result: HeadSpecialization, *, modality: str | None = No
         buttons.append({"label": name, "method": "restyle", "args": [{"visible": visible}]})
     count = int(result.count[first])
     title = f"Attention from the query position, against chance ({count} example{'s' if count > 1 else ''})"
-    fig = figure(*traces, title=title, height=max(260, 120 + 26 * layers))
+    fig = figure(*traces, title=title, height=150 + 34 * layers)
     fig.update_xaxes(title="head", dtick=1 if heads <= 32 else 4, constrain="domain")
     fig.update_yaxes(title="layer", dtick=1 if layers <= 32 else 4, autorange="reversed")
     menu = {"type": "buttons", "direction": "right", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}

@@ -15,13 +15,13 @@ from lensplug.geometry import ImageGrid
 from lensplug.inputs import MultimodalInput, load_image
 from lensplug.views.style import HEAT, figure
 
-SIDE = 480
-"""Pictures are drawn at most this many pixels long, heat maps at most `HEAT_SIDE`."""
+SIDE = 340
+"""Pictures are drawn this many pixels long; heat maps have at most `HEAT_SIDE` cells a side."""
 HEAT_SIDE = 240
 
 
 def image_overlay(
-    values: Float[Tensor, "pos"] | Mapping[str, Float[Tensor, "pos"]],
+    values: Float[Tensor, pos] | Mapping[str, Float[Tensor, pos]],
     inputs: MultimodalInput,
     *,
     image: object = None,
@@ -55,14 +55,16 @@ def image_overlay(
     maps = {}
     for name, row in named.items():
         if row.shape != inputs.tokens.shape[1:]:
-            raise LensplugError(f"values have the shape {list(row.shape)}, expected one for each of {inputs.tokens.shape[1]} positions.")
+            raise LensplugError(
+                f"values have the shape {list(row.shape)}, expected one for each of {inputs.tokens.shape[1]} positions."
+            )
         maps[name] = _shrunk(grid.to_pixels(row.cpu()[at.cpu()], view=view))
-    scale = min(1.0, SIDE / max(grid.width, grid.height)) if max(grid.width, grid.height) > SIDE else SIDE / max(grid.width, grid.height)
+    scale = SIDE / max(grid.width, grid.height)
     fig = figure(
         *(_heat(heat, grid, shown=i == 0) for i, heat in enumerate(maps.values())),
         title=title,
         height=int(grid.height * scale) + 120,
-        width=int(grid.width * scale) + 150,
+        width=int(grid.width * scale) + 130,
     )
     fig.add_layout_image(
         source=_jpeg(picture), xref="x", yref="y", x=0, y=0, sizex=grid.width, sizey=grid.height,
@@ -88,16 +90,13 @@ def _heat(heat: Float[Tensor, "y x"], grid: ImageGrid, *, shown: bool) -> go.Hea
         x0=dx / 2, dx=dx, y0=dy / 2, dy=dy,
         zmin=0 if float(heat.min()) >= 0 else None,
         colorscale=HEAT,
-        opacity=0.55,
         visible=shown,
         hovertemplate="x %{x:.0f}, y %{y:.0f}: %{z:.4f}<extra></extra>",
         colorbar={"thickness": 12},
     )  # fmt: skip
 
 
-def _picture(
-    inputs: MultimodalInput, image: object, media_index: int, example: int, grid: ImageGrid
-) -> Image.Image:
+def _picture(inputs: MultimodalInput, image: object, media_index: int, example: int, grid: ImageGrid) -> Image.Image:
     if image is None:
         if not inputs.images:
             raise LensplugError("the picture is not known (encode keeps none): give image=.")

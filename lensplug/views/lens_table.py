@@ -39,7 +39,11 @@ def logit_lens(result: LogitLens, *, inputs: MultimodalInput | None = None, exam
     fig = figure(heat, title=title, height=140 + 28 * entries)
     texts = inputs.str_tokens[example] if inputs is not None else None
     labels = [f"{pos}" if texts is None else f"{visible(texts[pos])}<br>{pos}" for pos in positions]
-    fig.update_xaxes(title="position (the model reads this token and predicts the next)", tickvals=list(range(len(positions))), ticktext=labels)
+    fig.update_xaxes(
+        title="position (the model reads this token and predicts the next)",
+        tickvals=list(range(len(positions))),
+        ticktext=labels,
+    )
     fig.update_yaxes(title="after layer", tickvals=list(range(entries)), ticktext=result.entries)
     return fig
 

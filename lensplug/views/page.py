@@ -61,4 +61,6 @@ class Page:
 def _rendered(part: go.Figure | Widget) -> Markup:
     if isinstance(part, Widget):
         return Markup(part.body)
-    return Markup(part.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}))
+    return Markup(
+        part.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
+    )

@@ -22,7 +22,7 @@ def attention_rollout(
     """
     values = result.values[example, row].numpy()
     if inputs is None:
-        colors, texts = MODALITY_COLORS["text"], [""] * len(values)
+        colors, texts = [MODALITY_COLORS["text"]] * len(values), [""] * len(values)
     else:
         names = ["text"] * len(values)
         for span in inputs.modality.spans:

@@ -14,7 +14,13 @@ MODALITY_COLORS = {
     "generated": "#8e5ea2",
     "pad": "#c9ccd1",
 }
-HEAT = "Viridis"
+HEAT = [
+    [0.0, "rgba(40, 20, 90, 0.30)"],
+    [0.35, "rgba(60, 70, 170, 0.42)"],
+    [0.7, "rgba(40, 190, 190, 0.55)"],
+    [1.0, "rgba(255, 235, 70, 0.82)"],
+]
+"""Over pictures: a faint veil where there is little, so that the picture stays to be seen."""
 DIVERGING = [[0.0, "#2b5c8a"], [0.5, "#f7f6f3"], [1.0, "#c2541b"]]
 """Below chance blue, above it orange; chance itself is the colour of paper."""
 
