@@ -152,6 +152,9 @@ def encode(
     tokens = model_inputs["input_ids"]
     if not isinstance(tokens, Tensor) or tokens.ndim != 2:
         raise LensplugError("input_ids is not a tensor [batch pos]: run the processor with return_tensors='pt'.")
+    mask = model_inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape != tokens.shape:
+        raise LensplugError(f"attention_mask has the shape {list(mask.shape)}, expected {list(tokens.shape)}.")
     _refuse_foreign_tokens(tokens, core)
     _refuse_lonely_placeholders(model_inputs, core)
     seam = run_to_seam(hf_model, core, model_inputs)

@@ -108,14 +108,15 @@ class MultimodalLens:
 
     def run_with_cache(
         self, inputs: MultimodalInput, *, names_filter: NamesFilter = None, **kwargs: Any
-    ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
+    ) -> tuple[Float[Tensor, "..."] | None, ActivationCache]:
         """Logits and TransformerLens's ActivationCache, without gradients.
 
         Args:
             inputs: From `prepare` or `encode`.
             names_filter: Which hooks to keep: a name, several, or a function of the name; all by default.
                 An analysis says which it needs (`analysis.logit_lens.needs`).
-            **kwargs: For TransformerLens's `run_with_cache` (`device="cpu"` moves what is kept).
+            **kwargs: For TransformerLens's `run_with_cache` (`device="cpu"` moves what is kept;
+                `return_type="loss"` gives the loss in place of the logits).
 
         Raises:
             LensplugError: If a name is no hook of the model.

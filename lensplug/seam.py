@@ -106,7 +106,9 @@ def _refuse_other_positions(position_ids: Tensor | None, mask: Tensor) -> None:
             " several parts cannot be a HookedTransformer's."
         )
     offset = position_ids.to(mask.device) - mask.cumsum(dim=1)
-    for row, attended in zip(offset.expand_as(mask), mask.bool(), strict=True):
+    for example, (row, attended) in enumerate(zip(offset.expand_as(mask), mask.bool(), strict=True)):
+        if not bool(attended.any()):
+            raise LensplugError(f"example {example} is nothing but padding: its attention_mask is 0 everywhere.")
         if row[attended].unique().numel() > 1:
             raise LensplugError(
                 "the attended positions are not counted one by one (a mask with holes, or packed sequences): only"

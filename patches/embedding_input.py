@@ -51,6 +51,8 @@ class EmbeddingInput(Patch):
         self._forward = self.target.forward
         self._input_to_embed = self.target.input_to_embed
         self._generate = self.target.generate
+        # A second patch of this kind leaves generating to the first: hook_embed must fire once a step.
+        self._stacked = isinstance(getattr(self._generate, "__self__", None), EmbeddingInput)
         return {"forward": self.forward, "input_to_embed": self.input_to_embed, "generate": self.generate}
 
     def forward(
@@ -97,9 +99,16 @@ class EmbeddingInput(Patch):
         With the tokens known (an object that carries them), `return_type` "input" and "tokens" give
         prompt and answer tokens; else TransformerLens's own meaning holds: only new tokens, or embeddings.
         """
-        if not _is_merged(input):
+        if attention_mask is not None and (not _is_merged(input) or self._stacked):
+            kwargs["attention_mask"] = attention_mask
+        if not _is_merged(input) or self._stacked:
             return self._generate(input, *args, **kwargs)
         merged = self._merged(input, None, attention_mask)
+        if merged.attention_mask is not None and not bool(merged.attention_mask[:, -1].all()):
+            raise LensplugError(
+                "the prompt is padded at its right, and the answer would begin behind the padding: pad at the left"
+                " (tokenizer.padding_side = 'left')."
+            )
         with_prompt = merged.tokens is not None and kwargs.get("return_type", "input") in ("input", "tokens")
         if with_prompt:
             kwargs["return_type"] = "tokens"
@@ -128,6 +137,7 @@ class EmbeddingInput(Patch):
             if tensor is not None and tensor.shape != input.shape[:2]:
                 raise LensplugError(f"{name} has the shape {list(tensor.shape)}, expected {list(input.shape[:2])}.")
         if attention_mask is not None:
+            _refuse_holes(attention_mask)
             # Without padding the mask says nothing; without it attention is cheaper.
             attention_mask = None if bool(attention_mask.all()) else attention_mask.long().to(weight.device)
         return _Merged(input.to(weight.device), None if tokens is None else tokens.to(weight.device), attention_mask)
@@ -148,10 +158,27 @@ class _GenerationSteps(Patch):
         return {"forward": self.forward}
 
     def forward(self, residual: Tensor, *, past_kv_cache: Any = None, **kwargs: Any) -> Any:
+        seen = past_kv_cache[0].past_keys.shape[1] if past_kv_cache is not None else 0
+        length = seen + residual.shape[1]
+        if length > self.target.cfg.n_ctx:
+            raise LensplugError(
+                f"the answer reaches {length} positions, but the model has a context of {self.target.cfg.n_ctx}: give a"
+                " smaller max_new_tokens."
+            )
         if self._mask is not None:
-            seen = past_kv_cache[0].past_keys.shape[1] if past_kv_cache is not None else 0
-            kwargs["attention_mask"] = F.pad(self._mask, (0, seen + residual.shape[1] - self._mask.shape[1]), value=1)
+            kwargs["attention_mask"] = F.pad(self._mask, (0, length - self._mask.shape[1]), value=1)
         return self._forward(self.target.hook_embed(residual), past_kv_cache=past_kv_cache, **kwargs)
+
+
+def _refuse_holes(attention_mask: Tensor) -> None:
+    """TransformerLens counts attended positions only, Hugging Face all of them: behind a hole they differ."""
+    attended = attention_mask.bool()
+    starts = attended[:, :1].sum(dim=1) + (attended[:, 1:] & ~attended[:, :-1]).sum(dim=1)
+    if bool((starts > 1).any()):
+        example = int((starts > 1).nonzero()[0])
+        raise LensplugError(
+            f"attention_mask has a hole in example {example}: only padding at the left or at the right is known."
+        )
 
 
 def _is_merged(input: Any) -> bool:

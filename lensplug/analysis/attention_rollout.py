@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, attended, n_layers, needs, read_pattern
+from lensplug.analysis.reading import Provenance, Result, attended, n_layers, needs, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.modality import resolve_position
 
@@ -37,7 +37,7 @@ FUSIONS = {
 
 
 @dataclass(frozen=True)
-class Rollout:
+class Rollout(Result):
     """How much of each input position is in each chosen output position."""
 
     values: Float[Tensor, "example row pos"]

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, n_layers, needs, read_pattern
+from lensplug.analysis.reading import Provenance, Result, n_layers, needs, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.modality import MODALITIES, ModalityMap, resolve_position
 
@@ -37,7 +37,7 @@ DOMINANT = 2 / 3
 
 
 @dataclass(frozen=True)
-class HeadSpecialization:
+class HeadSpecialization(Result):
     """Attention mass by layer, head and modality, from one query position of each example."""
 
     mass: Float[Tensor, "example layer head modality"]
@@ -72,8 +72,11 @@ class HeadSpecialization:
     @property
     def standard_error(self) -> Float[Tensor, "layer head modality"]:
         """Of `mean`: the sample standard deviation over the root of the count; NaN for fewer than two."""
-        squares = (self.ratio - self.mean).square().nansum(dim=0)
-        return (squares / (self.count - 1).clamp(min=0) / self.count).sqrt().masked_fill(self.count < 2, math.nan)
+        ratio = self.ratio
+        # Counted here for each head: a head that rests wholly on a sink that is left out has no ratio.
+        count = (~ratio.isnan()).sum(dim=0)
+        squares = (ratio - ratio.nanmean(dim=0)).square().nansum(dim=0)
+        return (squares / (count - 1).clamp(min=0) / count).sqrt().masked_fill(count < 2, math.nan)
 
     @property
     def labels(self) -> list[list[str]]:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, attended, n_layers, needs, read
+from lensplug.analysis.reading import Provenance, Result, attended, n_layers, needs, read
 from lensplug.errors import LensplugError
 from lensplug.modality import resolve_position
 from lensplug.tokens import single_token, token_texts
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LogitLens:
+class LogitLens(Result):
     """What each layer says at each chosen position. Entry 0 is the embedding, entry i the output of block i - 1."""
 
     top_tokens: Int[Tensor, "example entry position k"]

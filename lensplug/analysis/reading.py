@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
@@ -35,6 +36,14 @@ class Provenance:
         name = getattr(getattr(cache.model, "cfg", None), "model_name", None) or "unknown"
         packages = ("lensplug", "transformer-lens", "transformers", "torch")
         return cls(analysis, name, ", ".join(sorted(dtypes)), convention, {p: version(p) for p in packages})
+
+
+class Result:
+    """A result of an analysis; a notebook shows it as its picture."""
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        # Looked up when a notebook asks, so that an analysis never needs a picture library.
+        return import_module("lensplug.views").draw(self)._repr_mimebundle_(include, exclude)
 
 
 P = ParamSpec("P")

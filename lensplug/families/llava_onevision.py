@@ -90,12 +90,13 @@ def _tiles(config: Any, height: int, width: int, side: int) -> tuple[Tensor, Ten
     y = ((y_canvas - (canvas_h - scaled_h) // 2) * height / scaled_h).clamp(0, height)
     x = ((x_canvas - (canvas_w - scaled_w) // 2) * width / scaled_w).clamp(0, width)
 
-    tile = y_tile[:, None] * (canvas_w // view_px) + x_tile + 1
     boxes = torch.full((n_rows, n_columns + 1, 4), math.nan, dtype=torch.float64)
     boxes[:, :-1] = _boxes(x, y).view(n_rows, n_columns, 4)
     newline = torch.zeros(n_rows, n_columns + 1, dtype=torch.bool)
     newline[:, -1] = True
-    view = torch.cat([tile, tile[:, -1:]], dim=1)
+    # A newline counts to the last tile of its row. (Of a very narrow image nothing but newlines may be left.)
+    x_tile = torch.cat([x_tile, x_tile[-1:] if n_columns else torch.zeros(1, dtype=torch.long)])
+    view = y_tile[:, None] * (canvas_w // view_px) + x_tile + 1
     return boxes.flatten(0, 1), view.flatten(), newline.flatten()
 
 

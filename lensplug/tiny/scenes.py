@@ -27,14 +27,15 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 PLACES = {  # the centre of the shape, as a fraction of width and height
-    "left": (0.22, 0.5),
-    "right": (0.78, 0.5),
-    "top": (0.5, 0.22),
-    "bottom": (0.5, 0.78),
+    "left": (0.26, 0.5),
+    "right": (0.74, 0.5),
+    "top": (0.5, 0.26),
+    "bottom": (0.5, 0.74),
     "center": (0.5, 0.5),
 }
-SIZES = ((48, 48), (96, 96), (96, 48), (48, 96), (80, 64), (64, 88), (144, 48), (120, 120))
-"""(width, height) in pixels of the pictures that are drawn; each leads to one of several tile grids."""
+SIZES = ((48, 48), (96, 48), (48, 96), (144, 48), (80, 64), (64, 88), (96, 96), (120, 120))
+"""(width, height) in pixels of the pictures that are drawn; each leads to one of several tile grids,
+from few positions to many."""
 
 TOPICS = ("color", "shape", "place")
 
@@ -89,9 +90,9 @@ def draw_scene(
     image = _noisy_background(rng, width, height)
     draw = ImageDraw.Draw(image)
 
-    radius = min(width, height) * rng.uniform(0.17, 0.22)
-    x = width * PLACES[place][0] + radius * rng.uniform(-0.25, 0.25)
-    y = height * PLACES[place][1] + radius * rng.uniform(-0.25, 0.25)
+    radius = min(width, height) * rng.uniform(0.23, 0.28)
+    x = width * PLACES[place][0] + radius * rng.uniform(-0.2, 0.2)
+    y = height * PLACES[place][1] + radius * rng.uniform(-0.2, 0.2)
     for _ in range(rng.randint(1, 3)):
         _draw_distractor(rng, draw, width, height, avoid=(x, y, radius))
     jitter = np.array([rng.randint(-15, 15) for _ in range(3)])
@@ -132,7 +133,7 @@ def _draw_distractor(
     rng: random.Random, draw: ImageDraw.ImageDraw, width: int, height: int, *, avoid: tuple[float, float, float]
 ) -> None:
     """A grey shape somewhere that leaves the coloured one whole; none where no place was found."""
-    radius = min(width, height) * rng.uniform(0.08, 0.16)
+    radius = min(width, height) * rng.uniform(0.08, 0.15)
     for _ in range(20):
         x, y = rng.uniform(radius, width - radius), rng.uniform(radius, height - radius)
         if math.hypot(x - avoid[0], y - avoid[1]) > radius + avoid[2] + 1:
