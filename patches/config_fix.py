@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import einops
@@ -201,6 +202,7 @@ def build_hooked_transformer(
     )
     state_dict = core_state_dict(decoder, head, cfg)
     model = _processed(cfg, state_dict) if process_weights else _sharing(cfg, state_dict)
+    _take_rotations(model, decoder.rotary_emb)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(head.weight.requires_grad and name in state_dict)
     model.tokenizer = tokenizer
@@ -261,23 +263,34 @@ def _sharing(cfg: HookedTransformerConfig, state_dict: dict[str, Tensor]) -> Hoo
             "TransformerLens's HookedTransformer has other parameters than expected: missing"
             f" {sorted(set(left.missing_keys) - buffers)}, unexpected {left.unexpected_keys}."
         )
-    _make_buffers(model, cfg)
+    for block in model.blocks:  # on the meta device these buffers had no values
+        block.attn.IGNORE = torch.tensor(-torch.inf, device=cfg.device)
+        block.attn.mask = torch.empty((0, 0), dtype=torch.bool, device=cfg.device)
     return model
 
 
-def _make_buffers(model: HookedTransformer, cfg: HookedTransformerConfig) -> None:
-    """The buffers of the attention layers for real: on the meta device they had no values.
+def _take_rotations(model: HookedTransformer, rotary_emb: nn.Module) -> None:
+    """Every layer takes the decoder's own table of rotations, now and when it needs a longer one.
 
-    The layers share one table of rotations; TransformerLens replaces a layer's table when it extends it.
+    TransformerLens computes the angles in another order; the rounding grows with the position, and at
+    position 2,000 moved logits by 2e-4 where the decoder's own table leaves 1e-5. The layers share one
+    table; TransformerLens replaces a layer's table when it extends it.
     """
-    attn = model.blocks[0].attn
-    length = min(cfg.n_ctx, attn.ROTARY_INITIAL_CACHE_SIZE)
-    sin, cos = attn.calculate_sin_cos_rotary(cfg.rotary_dim, length, base=cfg.rotary_base, dtype=cfg.dtype)
-    sin, cos = sin.to(cfg.device), cos.to(cfg.device)
+    cfg, rotations = model.cfg, partial(_rotations, rotary_emb)
+    length = min(cfg.n_ctx, model.blocks[0].attn.ROTARY_INITIAL_CACHE_SIZE)
+    sin, cos = rotations(cfg.rotary_dim, length, dtype=cfg.dtype)
     for block in model.blocks:
-        block.attn.rotary_sin, block.attn.rotary_cos = sin, cos
-        block.attn.IGNORE = torch.tensor(-torch.inf, device=cfg.device)
-        block.attn.mask = torch.empty((0, 0), dtype=torch.bool, device=cfg.device)
+        block.attn.calculate_sin_cos_rotary = rotations
+        block.attn.rotary_sin, block.attn.rotary_cos = sin.to(cfg.device), cos.to(cfg.device)
+
+
+def _rotations(
+    rotary_emb: nn.Module, rotary_dim: int, n_ctx: int, base: float = 10000, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """TransformerLens's `calculate_sin_cos_rotary`, asked of a Hugging Face rotary embedding."""
+    positions = torch.arange(n_ctx, device=rotary_emb.inv_freq.device)[None]
+    cos, sin = rotary_emb(torch.empty(0, dtype=dtype, device=positions.device), positions)
+    return sin[0], cos[0]
 
 
 def _processed(cfg: HookedTransformerConfig, state_dict: dict[str, Tensor]) -> HookedTransformer:

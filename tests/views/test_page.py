@@ -1,0 +1,69 @@
+"""The report page: whole, self-contained, and quiet in a real browser with no network."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from lensplug.report import report
+from lensplug.views.page import Page, Section
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def made(seen, tmp_path_factory):
+    result = report(seen.lens, "What is the color? Answer single word.", images=[seen.scene.image])
+    return result, result.page.save(tmp_path_factory.mktemp("page") / "index.html")
+
+
+def test_the_page_is_under_8_mb_and_loads_nothing(made):
+    _, path = made
+    html = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 8_000_000
+    assert "default-src 'none'" in html
+    outside = re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL)
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:)""", outside)
+
+
+def test_the_report_holds_what_it_says(made, seen):
+    result, path = made
+    html = path.read_text(encoding="utf-8")
+    assert result.answer.text == ["Red"] and "<dd>Red</dd>" in html
+    assert result.parity.agrees
+    assert re.fullmatch(r"after layer \d of 5|in the embedding already", result.settled)
+    assert html.count("plotly-graph-div") == 5 and html.count("CircuitsVis.render(") == 1
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium; the page's other tests run without")
+def test_a_browser_draws_it_without_an_error_or_a_request(made, tmp_path):
+    _, path = made
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--virtual-time-budget=20000",
+        "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+    assert not console, console
+    assert run.stdout.count('class="main-svg"') >= 5
+    assert "Head Selector" in run.stdout
+
+
+def test_titles_and_texts_are_escaped():
+    page = Page("<b>title</b>", (("fact", "</dl><script>alert(1)</script>"),), (Section("s", "<i>text</i>"),))
+    html = page.to_html()
+    assert "<b>title</b>" not in html and "&lt;i&gt;text" in html
+    assert "<script>alert(1)" not in html
+
+
+def test_a_page_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    page = Page("t", (), ())
+    target = tmp_path / "index.html"
+    target.write_text("old")
+    monkeypatch.setattr(Page, "to_html", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        page.save(target)
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
