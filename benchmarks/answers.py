@@ -1,6 +1,6 @@
 """When the answer forms: the layer at which it becomes top, over 200 pictures, on the tiny LLaVA-OneVision.
 
-    python benchmarks/answers.py
+python benchmarks/answers.py
 """
 
 from __future__ import annotations

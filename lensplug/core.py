@@ -7,6 +7,7 @@ one family. What cannot be read exactly by a TransformerLens model is refused he
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ UNSUITABLE = {
 class LanguageCore:
     """What runs after the merge: `head(decoder(inputs_embeds))` are the full model's logits."""
 
+    name: str
+    """Of the full model: its name on the hub, or its folder's, or its class."""
     decoder: Any
     """The module that takes `inputs_embeds`: LlamaModel, Qwen2Model, ..."""
     head: nn.Linear
@@ -70,7 +73,8 @@ class LanguageCore:
             raise LensplugError(f"{name} cannot be wrapped: the core is {text_config.model_type}, and {reason}.")
         _refuse_special_weights(name, decoder, head)
         ids = {kind: _placeholder_id(hf_model.config, kind) for kind in PLACEHOLDERS}
-        return cls(decoder, head, text_config, {kind: token for kind, token in ids.items() if token is not None})
+        placeholder_ids = {kind: token for kind, token in ids.items() if token is not None}
+        return cls(_short_name(hf_model), decoder, head, text_config, placeholder_ids)
 
     @property
     def d_model(self) -> int:
@@ -86,6 +90,12 @@ class LanguageCore:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.head.weight.device
+
+
+def _short_name(hf_model: Any) -> str:
+    """Not the path of a folder: results are shared, and it is nobody's business."""
+    name = str(getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__)
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def _placeholder_id(config: Any, kind: str) -> int | None:

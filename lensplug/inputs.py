@@ -24,7 +24,7 @@ from lensplug.modality import ModalityMap
 from lensplug.seam import run_to_seam
 from lensplug.tokens import token_texts
 
-NOT_MODEL_INPUTS = ("text_replacement_offsets", "mm_token_type_ids")
+NOT_MODEL_INPUTS = ("text_replacement_offsets",)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,10 @@ def prepare(
                     f"example {example} has {len(own)} image(s) and {prompt.count(token)} placeholder(s) {token!r}:"
                     " give one placeholder for each image, or plain words and chat_template=True."
                 )
-    arguments: dict[str, Any] = {"text": texts, "return_tensors": "pt", "padding": len(texts) > 1}
+    # Padding at the left: the last position of every prompt is then the one that writes its answer.
+    arguments: dict[str, Any] = {"text": texts, "return_tensors": "pt"}
+    if len(texts) > 1:
+        arguments |= {"padding": True, "padding_side": "left"}
     if any(per_example):
         arguments["images"] = [list(own) for own in per_example]
     try:
@@ -196,7 +199,7 @@ def load_image(source: Any) -> Image.Image:
         LensplugError: If it is none of these, or the file is no image.
     """
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return _rgb(source)
     if isinstance(source, Tensor | np.ndarray):
         array = np.asarray(source)
         if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
@@ -207,12 +210,21 @@ def load_image(source: Any) -> Image.Image:
     if isinstance(source, str | Path):
         try:
             with Image.open(source) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
+                return _rgb(ImageOps.exif_transpose(image))
         except FileNotFoundError:
             raise LensplugError(f"there is no file {str(source)!r}.") from None
         except (UnidentifiedImageError, OSError) as error:
             raise LensplugError(f"{str(source)!r} is not an image that can be read: {error}") from error
     raise LensplugError(f"an image is a {type(source).__name__}, expected a PIL image, a uint8 array or a path.")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """As RGB; Pillow would make a picture of more than 8 bits white nearly everywhere."""
+    if image.mode[0] in "IF":
+        raise LensplugError(
+            f"the image has pixels of mode {image.mode!r}, more than 8 bits: scale it to 0..255 and give a uint8 array."
+        )
+    return image.convert("RGB")
 
 
 def _images_per_example(images: Any, n_examples: int, *, batched: bool) -> list[tuple[Image.Image, ...]]:

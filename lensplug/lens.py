@@ -108,7 +108,7 @@ class MultimodalLens:
 
     def run_with_cache(
         self, inputs: MultimodalInput, *, names_filter: NamesFilter = None, **kwargs: Any
-    ) -> tuple[Float[Tensor, "..."] | None, ActivationCache]:
+    ) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
         """Logits and TransformerLens's ActivationCache, without gradients.
 
         Args:

@@ -80,7 +80,10 @@ def report(
     facts = (
         ("Prompt", prompt),
         ("Answer", answer.text[0] or "(nothing)"),
-        ("Model", f"{type(lens.hf_model).__name__}, {lens.model.cfg.n_layers} layers x {lens.model.cfg.n_heads} heads"),
+        (
+            "Model",
+            f"{lens.core.name} ({type(lens.hf_model).__name__}), {lens.model.cfg.n_layers} layers x {lens.model.cfg.n_heads} heads",
+        ),
         ("Checked", str(parity)),
     )
     page = Page(

@@ -172,6 +172,7 @@ def build_hooked_transformer(
     *,
     tokenizer: Any = None,
     process_weights: bool = False,
+    model_name: str = "",
 ) -> HookedTransformer:
     """A HookedTransformer that computes what `head(decoder(...))` computes.
 
@@ -183,6 +184,7 @@ def build_hooked_transformer(
         process_weights: Fold the norms, centre the unembedding, fold the value biases: what
             TransformerLens does by default in `from_pretrained`. Logits are then centred at each
             position, and the weights are a copy. Without it the weights are shared.
+        model_name: For `cfg.model_name`.
 
     Raises:
         LensplugError: If the decoder is another class, or the configuration holds something unknown.
@@ -200,6 +202,7 @@ def build_hooked_transformer(
         dtype=head.weight.dtype,
         device=head.weight.device,
     )
+    cfg.model_name = model_name or cfg.model_name
     state_dict = core_state_dict(decoder, head, cfg)
     model = _processed(cfg, state_dict) if process_weights else _sharing(cfg, state_dict)
     _take_rotations(model, decoder.rotary_emb)

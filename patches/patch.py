@@ -39,10 +39,15 @@ class Patch:
         """Make the changes; returns the patch itself."""
         if not self.applied:
             changes = self._changes()  # may raise; nothing is changed yet
-            for name, value in changes.items():
-                self._undo.append((name, _own(self.target, name), value))
-                setattr(self.target, name, value)
-            self._settle()
+            try:
+                for name, value in changes.items():
+                    old = _own(self.target, name)
+                    setattr(self.target, name, value)
+                    self._undo.append((name, old, value))
+                self._settle()
+            except BaseException:
+                self._restore()  # all or nothing
+                raise
         return self
 
     def remove(self) -> None:
@@ -58,13 +63,16 @@ class Patch:
                     " was applied. Remove the later patch first."
                 )
         if self.applied:
-            while self._undo:
-                name, old, _ = self._undo.pop()
-                if old is _ABSENT:
-                    delattr(self.target, name)
-                else:
-                    setattr(self.target, name, old)
-            self._settle()
+            self._restore()
+
+    def _restore(self) -> None:
+        while self._undo:
+            name, old, _ = self._undo.pop()
+            if old is _ABSENT:
+                delattr(self.target, name)
+            else:
+                setattr(self.target, name, old)
+        self._settle()
 
     def __enter__(self) -> Patch:
         """Apply."""

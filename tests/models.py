@@ -8,7 +8,7 @@ every part matters.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from lensplug.tiny.scenes import draw_scene
 
 VOCAB = 320
 IMAGE_TOKEN = 300
+QUESTION = "What is the color? Answer single word."
 
 
 def randomise(model: nn.Module, seed: int = 0) -> Any:
@@ -42,6 +43,35 @@ def randomise(model: nn.Module, seed: int = 0) -> Any:
                 else:
                     parameter.copy_(normal(parameter) * (0.3 if name == "bias" else 1.0))
     return model.eval()
+
+
+def reference_logits(model: PreTrainedModel, model_inputs: Mapping[str, Any]) -> Tensor:
+    """What Hugging Face itself computes, with its own attention."""
+    assert model.get_decoder().config._attn_implementation == "sdpa"
+    with torch.no_grad():
+        return model(**model_inputs, use_cache=False).logits
+
+
+def wrapped_logits(lens: Any, inputs: Any) -> Tensor:
+    """What the TransformerLens model computes."""
+    with torch.no_grad():
+        return lens.model(inputs)
+
+
+def largest_difference(first: Tensor, second: Tensor, attention_mask: Tensor | None = None) -> float:
+    """The largest absolute difference, over attended positions only where a mask is given."""
+    difference = (first - second).abs()
+    return float(difference.max() if attention_mask is None else difference[attention_mask.bool()].max())
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """What a HookedTransformer holds under every name, and every hook on every hook point."""
+    held = {name: dict(value) if isinstance(value, dict) else value for name, value in model.__dict__.items()}
+    hooks = {
+        name: (list(point.fwd_hooks), list(point.bwd_hooks), list(point._forward_hooks))
+        for name, point in model.hook_dict.items()
+    }
+    return {"held": held, "modules": list(model._modules.items()), "hooks": hooks}
 
 
 def scene(width: int, height: int, seed: int = 0) -> Image.Image:

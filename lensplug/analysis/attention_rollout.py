@@ -97,6 +97,8 @@ def attention_rollout(
         index = torch.arange(length, device=device).expand(batch, -1)
     else:
         wanted = [rows] if isinstance(rows, int) else list(rows)
+        if not wanted:
+            raise LensplugError("rows is empty: give at least one, or None for all.")
         index = torch.stack([resolve_position(row, mask) for row in wanted], dim=1)
     values = torch.nn.functional.one_hot(index, length).float()
     for layer in reversed(range(layers)):

@@ -200,7 +200,7 @@ def head_specialization(
                 f"the modality map is {list(mask.shape)}, the cache {[pattern.shape[0], pattern.shape[-1]]}: use the"
                 " map of the inputs that were run."
             )
-        row = pattern[torch.arange(len(index)), :, index.to(pattern.device)].double().cpu()
+        row = pattern[torch.arange(len(index)), :, index.to(pattern.device)].cpu().double()
         allowed = _allowed(cache, layer, mask, index, exclude_sink).cpu()
         layers.append(_measure(row * allowed[:, None], member.cpu() & allowed[:, None]))
     mass, chance, entropy, largest = (torch.stack(values, dim=1) for values in zip(*layers, strict=True))
@@ -225,11 +225,11 @@ def _measure(
     mass = inside.sum(dim=-1)
     share = inside / mass[..., None]
     entropy = -torch.where(share > 0, share * share.log(), 0.0).sum(dim=-1)
-    chance = count / count.sum(dim=-1, keepdim=True)
+    chance = count.double() / count.sum(dim=-1, keepdim=True)
     gone = torch.nan
     return (
         mass.masked_fill(absent, gone),
-        chance.double().masked_fill(count == 0, gone),
+        chance.masked_fill(count == 0, gone),
         entropy.masked_fill(absent | (mass == 0), gone),
         inside.amax(dim=-1).masked_fill(absent, gone),
     )

@@ -10,7 +10,7 @@ from lensplug.errors import LensplugError
 
 
 def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = False) -> Any:
-    """A HookedTransformer of the core that takes merged embeddings wherever it takes tokens.
+    """A HookedTransformer of the core, with the patches that make it a multimodal model's.
 
     Raises:
         LensplugError: If TransformerLens has no HookedTransformer any more, or the core is one that it
@@ -23,9 +23,16 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
         )
     from lensplug.patches.config_fix import build_hooked_transformer
     from lensplug.patches.embedding_input import EmbeddingInput
+    from lensplug.patches.logit_directions import LogitDirections
 
     model = build_hooked_transformer(
-        core.decoder, core.head, core.text_config, tokenizer=tokenizer, process_weights=process_weights
+        core.decoder,
+        core.head,
+        core.text_config,
+        tokenizer=tokenizer,
+        process_weights=process_weights,
+        model_name=core.name,
     )
-    EmbeddingInput(model).apply()
+    for patch in (EmbeddingInput, LogitDirections):
+        patch(model).apply()
     return model

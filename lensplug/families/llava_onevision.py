@@ -32,9 +32,8 @@ def media_layout(
     sizes = processor_outputs.get("image_sizes")
     if sizes is None:
         return MediaLayout()
-    alone = [
-        count == 1 for count in processor_outputs.get("batch_num_images", [1] * len(sizes)) for _ in range(int(count))
-    ]
+    counts = [int(count) for count in processor_outputs.get("batch_num_images", [1] * len(sizes))]
+    alone = [count == 1 for count in counts for _ in range(count)]
     images = [image_grid(config, int(h), int(w), alone=single) for (h, w), single in zip(sizes, alone, strict=True)]
     lengths, grids, rest = [], {}, iter(images)
     for example, count in enumerate(placeholders["image"]):

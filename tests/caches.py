@@ -1,0 +1,78 @@
+"""Caches for the tests of the analyses: real ActivationCaches, hand-made or run by TransformerLens alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig
+
+
+def text_model(seed: int = 0, **changes: Any) -> HookedTransformer:
+    """A small text model of TransformerLens with random weights, biases and norms; GPT-2's form by default."""
+    form = {
+        "n_layers": 3, "d_model": 24, "n_heads": 3, "d_head": 8, "d_mlp": 32, "n_ctx": 64, "d_vocab": 50,
+        "act_fn": "gelu_new", "normalization_type": "LN", "device": "cpu", "model_name": "text-model",
+    }  # fmt: skip
+    model = HookedTransformer(HookedTransformerConfig(**{**form, **changes}))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        is_norm_weight = name.rsplit(".", 2)[-2].startswith("ln") and name.endswith(".w")
+        wide = parameter.ndim > 1
+        value = 1 + 0.3 * noise if is_norm_weight else noise * (0.35 if wide else 0.3)
+        parameter.data.copy_(value)
+    return model.eval()
+
+
+ROTARY = {
+    "normalization_type": "RMS", "positional_embedding_type": "rotary", "rotary_dim": 8,
+    "gated_mlp": True, "act_fn": "silu", "final_rms": True,
+}  # fmt: skip
+"""What makes `text_model` a Llama in form."""
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def padded(rows: Sequence[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
+    """Rows of several lengths as one batch, and its attention mask."""
+    length = max(map(len, rows))
+
+    def pad(row: Tensor) -> Tensor:
+        rest = length - len(row)
+        return torch.nn.functional.pad(row, (rest, 0) if left else (0, rest))
+
+    return torch.stack([pad(row) for row in rows]), torch.stack([pad(torch.ones_like(row)) for row in rows])
+
+
+def run(model: HookedTransformer, ids: Tensor, mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Any]:
+    """Logits and cache, as a user of TransformerLens alone gets them."""
+    with torch.no_grad():
+        return model.run_with_cache(ids, attention_mask=mask, **kwargs)
+
+
+def cache_of_patterns(patterns: Sequence[Tensor], model: Any = None, **changes: Any) -> ActivationCache:
+    """A cache that holds the given pattern `[batch head query key]` for each layer."""
+    if model is None:
+        model = text_model(n_layers=len(patterns), n_heads=patterns[0].shape[1], **changes)
+    named = {f"blocks.{layer}.attn.hook_pattern": pattern for layer, pattern in enumerate(patterns)}
+    return ActivationCache(named, model)
+
+
+def causal_patterns(layers: int, batch: int, heads: int, length: int, seed: int = 0) -> list[Tensor]:
+    """Random causal attention."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.ones(length, length).triu(1).bool()
+    scores = [2 * torch.randn(batch, heads, length, length, generator=generator) for _ in range(layers)]
+    return [score.masked_fill(hidden, -math.inf).softmax(dim=-1) for score in scores]
+
+
+def cache_of_residuals(residuals: Sequence[Tensor], model: HookedTransformer) -> ActivationCache:
+    """A cache that holds the given residuals `[batch pos d_model]`: of the embedding, then after each block."""
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(len(residuals) - 1))]
+    return ActivationCache(dict(zip(names, residuals, strict=True)), model)

@@ -1,0 +1,134 @@
+"""ImageGrid: boxes that tile the image, and values painted over it, against counting pixel by pixel."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlavaOnevisionConfig, LlavaOnevisionImageProcessor, SiglipVisionConfig
+
+from lensplug.errors import LensplugError
+from lensplug.families.llava_onevision import image_grid
+from lensplug.geometry import ImageGrid
+
+NAN = [math.nan] * 4
+VIEW, PATCH = 384, 14
+
+
+@pytest.fixture(scope="module")
+def config() -> LlavaOnevisionConfig:
+    return LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(image_size=VIEW, patch_size=PATCH),
+        image_grid_pinpoints=LlavaOnevisionImageProcessor.image_grid_pinpoints,
+        vision_aspect_ratio="anyres_max_9",
+    )
+
+
+@pytest.fixture
+def grid() -> ImageGrid:
+    """An image of 4 x 3 pixels: a base view of two halves, the last row unseen; one tile over the right, a newline."""
+    boxes = torch.tensor([[0, 0, 2, 2], [2, 0, 4, 2], [2, 0, 4, 3], NAN])
+    return ImageGrid(boxes, torch.tensor([0, 0, 1, 1]), torch.tensor([False, False, False, True]), width=4, height=3)
+
+
+def test_values_are_painted_as_by_hand(grid):
+    values = torch.tensor([1.0, 2.0, 4.0, 100.0])
+    assert grid.to_pixels(values, view="base").tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [0, 0, 0, 0]]
+    assert grid.to_pixels(values, view="tiles").tolist() == [[0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 4, 4]]
+    assert grid.to_pixels(values).tolist() == [[1, 1, 3, 3], [1, 1, 3, 3], [0, 0, 4, 4]]
+    assert len(grid) == 4
+
+
+def test_half_precision_is_painted_as_floats(grid):
+    assert torch.equal(
+        grid.to_pixels(torch.tensor([1.0, 2.0, 4.0, 0.0]).bfloat16()),
+        grid.to_pixels(torch.tensor([1.0, 2.0, 4.0, 0.0])),
+    )
+
+
+def test_a_box_between_pixels_paints_the_pixels_whose_centre_it_holds():
+    boxes = torch.tensor([[0.0, 0, 1.4, 1], [1.4, 0, 2.5, 1], [2.5, 0, 2.6, 1]])
+    grid = ImageGrid(boxes, torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.bool), width=4, height=1)
+    assert grid.to_pixels(torch.tensor([1.0, 2.0, 3.0])).tolist() == [[1, 2, 3, 0]]
+
+
+@pytest.mark.parametrize("values", [torch.ones(3), torch.ones(5)])
+def test_another_number_of_values_is_refused(grid, values):
+    with pytest.raises(LensplugError, match=f"\\[{len(values)}\\] values for 4 image tokens: give one value a token"):
+        grid.to_pixels(values)
+
+
+def test_an_unknown_view_is_refused(grid):
+    with pytest.raises(LensplugError, match="'tile', expected 'all', 'base' or 'tiles'"):
+        grid.to_pixels(torch.ones(4), view="tile")
+
+
+SIZES = st.tuples(st.integers(1, 2500), st.integers(1, 2500))
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(SIZES)
+def test_boxes_lie_inside_the_image_and_newlines_have_none(config, size):
+    height, width = size
+    grid = image_grid(config, height, width)
+    assert torch.equal(grid.boxes.isnan().all(dim=1), grid.newline)
+    assert torch.equal(grid.boxes.isnan().any(dim=1), grid.newline)
+    boxes = grid.boxes[~grid.newline]
+    assert bool((boxes[:, :2] <= boxes[:, 2:]).all()) and float(boxes.min()) >= 0
+    assert bool((boxes[:, 2:] <= torch.tensor([width, height])).all())
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(SIZES, st.booleans())
+def test_the_base_view_tiles_the_image_up_to_the_border_that_no_patch_sees(config, size, alone):
+    height, width = size
+    boxes = image_grid(config, height, width, alone=alone).boxes[: (VIEW // PATCH) ** 2].double().numpy()
+    x0, y0, x1, y1 = boxes.reshape(VIEW // PATCH, VIEW // PATCH, 4).transpose(2, 0, 1)
+    assert (x0 == x0[0]).all() and (x1 == x1[0]).all() and (y0 == y0[:, :1]).all() and (y1 == y1[:, :1]).all()
+    assert (x0[0, 1:] == x1[0, :-1]).all() and (y0[1:, 0] == y1[:-1, 0]).all()  # neither gap nor overlap
+    assert x0[0, 0] == 0 and y0[0, 0] == 0
+    seen = VIEW // PATCH * PATCH / VIEW
+    square = max(size)
+    right = seen * width if alone else min(seen * square - (square - width) // 2, width)
+    bottom = seen * height if alone else min(seen * square - (square - height) // 2, height)
+    np.testing.assert_allclose([x1[0, -1], y1[-1, 0]], [right, bottom], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(384, 384), (480, 640), (1080, 1920), (2304, 2304), (150, 900)])
+def test_tiles_meet_and_leave_out_only_what_no_patch_sees(config, size):
+    height, width = size
+    grid = image_grid(config, height, width)
+    of_tiles = grid.boxes[(grid.view > 0) & ~grid.newline].double().numpy()
+    for axis, length in ((0, width), (1, height)):
+        edges = np.unique(of_tiles[:, [axis, axis + 2]], axis=0)
+        edges = edges[edges[:, 0] < edges[:, 1]]
+        gaps = edges[1:, 0] - edges[:-1, 1]
+        patch = np.median(edges[:, 1] - edges[:, 0])
+        assert (gaps >= 0).all() and gaps.max(initial=0) <= patch * (VIEW % PATCH) / PATCH * (1 + 1e-6)
+        n_tiles = int(grid.view.max())
+        assert (gaps > 0).sum() <= n_tiles  # at seams only, never within a tile
+        assert edges[0, 0] <= patch and length - edges[-1, 1] <= 2 * patch
+
+
+@pytest.mark.parametrize("size", [(384, 384), (300, 500), (500, 120), (37, 290)])
+@pytest.mark.parametrize("view", ["all", "base", "tiles"])
+def test_painting_equals_asking_each_pixel_for_its_box(config, size, view):
+    height, width = size
+    grid = image_grid(config, height, width)
+    values = torch.rand(len(grid), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    total, covers = np.zeros((height, width)), np.zeros((height, width))
+    for chosen in [c for c, n in ((grid.view == 0, "base"), (grid.view > 0, "tiles")) if view in ("all", n)]:
+        for box, value in zip(grid.boxes[chosen].double().numpy(), values[chosen].tolist(), strict=True):
+            inside = ((x >= box[0]) & (x < box[2]))[None] & ((y >= box[1]) & (y < box[3]))[:, None]
+            total[inside] += value
+            covers[inside] += 1
+    assert covers.max() == (2 if view == "all" else 1)  # a view covers a pixel once
+    painted = grid.to_pixels(values.float(), view=view)
+    np.testing.assert_allclose(painted.numpy(), total / np.maximum(covers, 1), atol=1e-6)
+    constant = grid.to_pixels(torch.full((len(grid),), 0.7), view=view).numpy()
+    np.testing.assert_allclose(constant, np.where(covers > 0, np.float32(0.7), 0), atol=1e-6)
