@@ -91,11 +91,12 @@ def _report(lens: Any, prompt: str, images: list[Any], out: Path, step: Any) -> 
     console.print(f"[bold]Answer:[/bold] {result.answer.text[0]}")
     console.print(f"It becomes the top token {result.settled}.")
     table = Table(title="The ten most image-specialised heads", title_justify="left")
-    for column in ("layer", "head", "x chance", "label"):
+    for column in ("layer", "head", "mass on image", "x chance", "label"):
         table.add_column(column, justify="right")
-    labels = result.heads.labels
+    labels, image = result.heads.labels, result.heads.modalities.index("image")
     for layer, head, ratio in result.heads.top("image", k=10):
-        table.add_row(str(layer), str(head), f"{ratio:.2f}", labels[layer][head])
+        mass = float(result.heads.mass[0, layer, head, image])
+        table.add_row(str(layer), str(head), f"{mass:.3f}", f"{ratio:.2f}", labels[layer][head])
     console.print(table)
     console.print(f"Page: {written} ({written.stat().st_size / 1e6:.1f} MB)")
 

@@ -78,7 +78,7 @@ def prepare(
     processor: Any,
     text: str | Sequence[str],
     *,
-    images: Sequence[Any] | None = None,
+    images: Any = None,
     chat_template: bool = True,
 ) -> tuple[Mapping[str, Any], tuple[tuple[Image.Image, ...], ...]]:
     """Run the processor on prompts and pictures.
@@ -86,8 +86,8 @@ def prepare(
     Args:
         processor: The model's Hugging Face processor.
         text: One prompt, or one for each example of a batch.
-        images: The pictures of the prompt (PIL images, arrays `[height width channel]` of uint8, or
-            paths); for a batch, one such list for each example.
+        images: A list of the prompt's pictures (PIL images, arrays `[height width channel]` of uint8, or
+            paths), or a single one; for a batch, one such list for each example.
         chat_template: Wrap the prompt as a user's turn, media first. Without it the text must hold the
             placeholders itself.
 

@@ -76,7 +76,7 @@ class MultimodalLens:
         )
 
     def prepare(
-        self, text: str | Sequence[str], *, images: Sequence[Any] | None = None, chat_template: bool = True
+        self, text: str | Sequence[str], *, images: Any = None, chat_template: bool = True
     ) -> MultimodalInput:
         """Words and pictures to what the core receives.
 
@@ -85,7 +85,8 @@ class MultimodalLens:
 
         Args:
             text: One prompt, or a list of prompts for a batch.
-            images: PIL images, uint8 arrays or paths; for a batch, one list for each prompt.
+            images: A list of PIL images, uint8 arrays or paths, or a single one; for a batch, one list for
+                each prompt.
             chat_template: Wrap each prompt as a user's turn with its pictures first. Without it the text
                 is taken as it is and must hold the placeholders.
 

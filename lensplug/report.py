@@ -82,7 +82,8 @@ def report(
         ("Answer", answer.text[0] or "(nothing)"),
         (
             "Model",
-            f"{lens.core.name} ({type(lens.hf_model).__name__}), {lens.model.cfg.n_layers} layers x {lens.model.cfg.n_heads} heads",
+            f"{lens.core.name} ({type(lens.hf_model).__name__}),"
+            f" {lens.model.cfg.n_layers} layers x {lens.model.cfg.n_heads} heads",
         ),
         ("Checked", str(parity)),
     )

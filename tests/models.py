@@ -157,9 +157,7 @@ def llava(seed: int = 0) -> tuple[PreTrainedModel, Any]:
     tokenizer = build_tokenizer()
     text = text_config("Llama", vocab_size=len(tokenizer), head_dim=12)
     image_token = tokenizer.convert_tokens_to_ids("<image>")
-    config = hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig(**CLIP), text_config=text, image_token_index=image_token
-    )
+    config = hf.LlavaConfig(vision_config=hf.CLIPVisionConfig(**CLIP), text_config=text, image_token_index=image_token)
     processor = hf.LlavaProcessor(
         hf.CLIPImageProcessor(size={"shortest_edge": VIEW}, crop_size={"height": VIEW, "width": VIEW}),
         tokenizer,

@@ -71,22 +71,38 @@ def test_photographs_from_files(lens, tmp_path, name, as_path):
     assert inputs.images[0][0].mode == "RGB"
 
 
+QUESTIONS = [QUESTION, "What is the shape? " + QUESTION, QUESTION]
+
+
+def three_pictures():
+    return [[scene(48, 48, 1)], [scene(96, 96, 2)], [scene(80, 64, 3)]]
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_batch_of_three_lengths(lens, monkeypatch, side):
+def test_prepare_pads_a_batch_at_the_left(lens, monkeypatch, side):
+    """Whatever the tokenizer is set to: the last position of every prompt is the one that answers."""
     monkeypatch.setattr(lens.tokenizer, "padding_side", side)
-    questions = [QUESTION, "What is the shape? " + QUESTION, QUESTION]
-    images = [[scene(48, 48, 1)], [scene(96, 96, 2)], [scene(80, 64, 3)]]
-    inputs = lens.prepare(questions, images=images)
-    outputs, reference = by_hand(lens, [chat(question) for question in questions], images)
+    inputs = lens.prepare(QUESTIONS, images=three_pictures())
+    monkeypatch.setattr(lens.tokenizer, "padding_side", "left")
+    outputs, reference = by_hand(lens, [chat(question) for question in QUESTIONS], three_pictures())
+    assert torch.equal(inputs.tokens, outputs["input_ids"])
+    assert inputs.attention_mask.sum(1).unique().numel() == 3 and bool(inputs.attention_mask[:, -1].all())
+    assert largest_difference(wrapped_logits(lens, inputs), reference, inputs.attention_mask) < 1e-4
+
+
+def test_encode_takes_padding_at_the_right(lens, monkeypatch):
+    monkeypatch.setattr(lens.tokenizer, "padding_side", "right")
+    outputs, reference = by_hand(lens, [chat(question) for question in QUESTIONS], three_pictures())
+    inputs = lens.encode(outputs)
     assert torch.equal(inputs.attention_mask, outputs["attention_mask"])
-    assert bool(inputs.attention_mask[:, 0 if side == "right" else -1].all()) and not bool(inputs.attention_mask.all())
+    assert bool(inputs.attention_mask[:, 0].all()) and not bool(inputs.attention_mask.all())
     assert largest_difference(wrapped_logits(lens, inputs), reference, inputs.attention_mask) < 1e-4
 
 
 def test_batch_in_which_an_example_has_two_images_and_one_has_none(lens):
-    questions, images = [QUESTION] * 3, [[scene(48, 48, 1), scene(96, 48, 2)], [], [scene(80, 64, 3)]]
-    inputs = lens.prepare(questions, images=images)
-    texts = [chat(question, len(own)) for question, own in zip(questions, images, strict=True)]
+    images = [[scene(48, 48, 1), scene(96, 48, 2)], [], [scene(80, 64, 3)]]
+    inputs = lens.prepare(QUESTIONS, images=images)
+    texts = [chat(question, len(own)) for question, own in zip(QUESTIONS, images, strict=True)]
     _, reference = by_hand(lens, texts, images)
     assert largest_difference(wrapped_logits(lens, inputs), reference, inputs.attention_mask) < 1e-4
 
@@ -151,7 +167,7 @@ DEEP = Image.fromarray(np.full((2, 2), 40_000, dtype=np.uint16))
     [
         (RGB / 255, r"float64 of the shape \[2, 4, 3\], expected uint8"),
         (RGB[None], r"uint8 of the shape \[1, 2, 4, 3\]"),
-        (RGB.transpose(2, 0, 1), r"shape \[3, 2, 4\]"),
+        (np.zeros((3, 8, 8), dtype=np.uint8), r"uint8 of the shape \[3, 8, 8\]"),
         (5, "an image is a int"),
         (None, "an image is a NoneType"),
         ("nowhere.png", "there is no file 'nowhere.png'"),

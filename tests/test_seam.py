@@ -86,7 +86,7 @@ def test_leaves_no_hook_when_the_model_refuses(llava_and_inputs):
     before = hooks_on(model)
     too_many = model_inputs["input_ids"].clone()
     too_many[0, :5] = model.config.image_token_id
-    too_few = {name: model_inputs[name][:, 5:] for name in ("input_ids", "attention_mask")}
+    too_few = {name: model_inputs[name][:, 8:] for name in ("input_ids", "attention_mask")}  # six words, two places
     for broken in ({**model_inputs, "input_ids": too_many}, {**model_inputs, **too_few}):
         with pytest.raises(lensplug.LensplugError, match="LlavaForConditionalGeneration refused.*tokens"):
             run_to_seam(model, LanguageCore.of(model), broken)

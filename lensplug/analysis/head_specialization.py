@@ -130,16 +130,16 @@ class HeadSpecialization(Result):
         import pandas as pd
 
         mass, entropy, largest = (value.nanmean(dim=0) for value in (self.mass, self.entropy, self.largest))
-        labels = self.labels
+        mean, standard_error, count, labels = self.mean, self.standard_error, self.count, self.labels
         return pd.DataFrame(
             {
                 "layer": layer,
                 "head": head,
                 "modality": name,
                 "mass": float(mass[layer, head, index]),
-                "ratio": float(self.mean[layer, head, index]),
-                "standard_error": float(self.standard_error[layer, head, index]),
-                "count": int(self.count[index]),
+                "ratio": float(mean[layer, head, index]),
+                "standard_error": float(standard_error[layer, head, index]),
+                "count": int(count[index]),
                 "entropy_nats": float(entropy[layer, head, index]),
                 "largest_weight": float(largest[layer, head, index]),
                 "label": labels[layer][head],
@@ -190,7 +190,7 @@ def head_specialization(
     """
     mask = modality.attention_mask
     index = resolve_position(query, mask)
-    names = tuple(name for name in modality.names if name != "pad")
+    names = tuple(name for name in modality.names if bool((modality.mask(name) & _seen(cache, mask, index)).any()))
     member = torch.stack([modality.mask(name) for name in names], dim=1)  # [example modality pos]
     layers = []
     for layer in range(n_layers(cache)):
@@ -235,15 +235,21 @@ def _measure(
     )
 
 
+def _seen(cache: Any, mask: Int[Tensor, "batch pos"], index: Int[Tensor, batch]) -> Bool[Tensor, "batch pos"]:
+    """The key positions that the model lets each query see: not padding, and not later."""
+    cfg: Any = getattr(cache.model, "cfg", None)
+    if getattr(cfg, "attention_dir", "causal") != "causal":
+        return mask.bool()
+    return mask.bool() & (torch.arange(mask.shape[1], device=mask.device) <= index[:, None])
+
+
 def _allowed(
     cache: Any, layer: int, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"], exclude_sink: bool
 ) -> Bool[Tensor, "batch pos"]:
     """The key positions that a layer lets each query see."""
     cfg: Any = getattr(cache.model, "cfg", None)
     positions = torch.arange(mask.shape[1], device=mask.device)
-    allowed = mask.bool()
-    if getattr(cfg, "attention_dir", "causal") == "causal":
-        allowed = allowed & (positions <= index[:, None])
+    allowed = _seen(cache, mask, index)
     if getattr(cfg, "use_local_attn", False) and cfg.attn_types[layer] == "local":
         allowed = allowed & (positions > index[:, None] - cfg.window_size)
     if exclude_sink:

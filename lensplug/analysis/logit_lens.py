@@ -138,8 +138,9 @@ def logit_lens(
 
     parts: list[dict[str, Tensor]] = []
     with torch.no_grad():
-        # A chunk holds, in fp32: the last layer's log-probabilities, this layer's, and what softmax needs.
-        for rows in _chunks(len(chosen[0]), max(1, chunk_bytes // (vocabulary * 4 * 4))):
+        # For each row up to seven of vocabulary size are alive at a time, in fp32: the logits, the last
+        # layer's log-probabilities and this layer's, and what the entropy and KL are summed from.
+        for rows in _chunks(len(chosen[0]), max(1, chunk_bytes // (vocabulary * 4 * 7))):
             last = unembed(model, chosen[-1][rows], final_norm=final_norm).float().log_softmax(dim=-1)
             followed = last.argmax(dim=-1) if given is None else given.flatten()[rows].to(last.device)
             parts.append(

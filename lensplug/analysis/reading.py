@@ -32,10 +32,14 @@ class Provenance:
     @classmethod
     def of(cls, cache: Any, analysis: str, convention: str) -> Provenance:
         """The provenance of a result that `analysis` reads from `cache`."""
-        dtypes = {str(value.dtype).removeprefix("torch.") for value in cache.values() if value.is_floating_point()}
-        name = getattr(getattr(cache.model, "cfg", None), "model_name", None) or "unknown"
+        cfg = getattr(cache.model, "cfg", None)
+        # The model's dtype where it is known: norm scales are fp32 in every model, and not in every cache.
+        known = getattr(cfg, "dtype", None)
+        found = {known} if known else {value.dtype for value in cache.values() if value.is_floating_point()}
+        dtype = ", ".join(sorted(str(one).removeprefix("torch.") for one in found))
+        name = getattr(cfg, "model_name", None) or "unknown"
         packages = ("lensplug", "transformer-lens", "transformers", "torch")
-        return cls(analysis, name, ", ".join(sorted(dtypes)), convention, {p: version(p) for p in packages})
+        return cls(analysis, name, dtype, convention, {p: version(p) for p in packages})
 
 
 class Result:

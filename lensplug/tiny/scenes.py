@@ -25,15 +25,15 @@ COLORS = {
     "purple": (150, 60, 190),
     "orange": (240, 140, 40),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("ring", "square", "triangle", "cross")
 PLACES = {  # the centre of the shape, as a fraction of width and height
-    "left": (0.26, 0.5),
-    "right": (0.74, 0.5),
-    "top": (0.5, 0.26),
-    "bottom": (0.5, 0.74),
+    "left": (0.28, 0.5),
+    "right": (0.72, 0.5),
+    "top": (0.5, 0.28),
+    "bottom": (0.5, 0.72),
     "center": (0.5, 0.5),
 }
-SIZES = ((48, 48), (96, 48), (48, 96), (144, 48), (80, 64), (64, 88), (96, 96), (120, 120))
+SIZES = ((48, 48), (96, 48), (48, 96), (80, 64), (64, 88), (96, 96), (120, 120))
 """(width, height) in pixels of the pictures that are drawn; each leads to one of several tile grids,
 from few positions to many."""
 
@@ -90,7 +90,7 @@ def draw_scene(
     image = _noisy_background(rng, width, height)
     draw = ImageDraw.Draw(image)
 
-    radius = min(width, height) * rng.uniform(0.23, 0.28)
+    radius = min(width, height) * rng.uniform(0.25, 0.29)
     x = width * PLACES[place][0] + radius * rng.uniform(-0.2, 0.2)
     y = height * PLACES[place][1] + radius * rng.uniform(-0.2, 0.2)
     for _ in range(rng.randint(1, 3)):
@@ -98,7 +98,7 @@ def draw_scene(
     jitter = np.array([rng.randint(-15, 15) for _ in range(3)])
     fill = tuple(int(v) for v in np.clip(np.array(COLORS[color]) + jitter, 0, 255))
     _draw_shape(draw, shape, x, y, radius, fill)
-    box = (max(x - radius, 0), max(y - radius, 0), min(x + radius, width), min(y + radius, height))
+    box = (max(x - radius, 0.0), max(y - radius, 0.0), min(x + radius, float(width)), min(y + radius, float(height)))
     return Scene(image=image, color=color, shape=shape, place=place, box=box)
 
 
@@ -142,8 +142,8 @@ def _draw_distractor(
 
 
 def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, ...]) -> None:
-    if shape == "circle":
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+    if shape == "ring":
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=fill, width=max(2, round(0.4 * r)))
     elif shape == "square":
         draw.rectangle((x - 0.85 * r, y - 0.85 * r, x + 0.85 * r, y + 0.85 * r), fill=fill)
     elif shape == "triangle":

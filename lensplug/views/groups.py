@@ -77,6 +77,6 @@ def _regions(
         column = min(int((x0 + x1) / 2 / grid.width * blocks), blocks - 1)
         row = min(int((y0 + y1) / 2 / grid.height * blocks), blocks - 1)
         part = "image" if view == 0 else "tiles"
-        keys.append(f"[{part} r{row + 1}c{column + 1}]")
+        keys.append(f"[{part}·{row + 1},{column + 1}]")
     names = list(dict.fromkeys(keys))
     return names, torch.tensor([names.index(key) for key in keys])

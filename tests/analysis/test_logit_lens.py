@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import sys
+import weakref
+from typing import Any
 
 import pytest
 import torch
 from caches import ROTARY, cache_of_residuals, padded, run, text_model, tokens
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import kl_div
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
-from lensplug.analysis import logit_lens
-from lensplug.analysis import logit_lens as _  # noqa: F401
+from lensplug.analysis import LogitLens, logit_lens
 from lensplug.errors import LensplugError
 
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "LN": {"normalization_type": "LN"},
     "LNPre": {"normalization_type": "LNPre"},
     "LN-final-RMS": {"normalization_type": "LN", "final_rms": True},
@@ -28,3 +31,252 @@ FORMS = {
     "large-eps": {"normalization_type": "LN", "eps": 0.5},
 }
 """Every final norm that HookedTransformer knows."""
+
+NUMBERS = ("top_probabilities", "log_probability", "entropy", "kl_to_last")
+
+
+def last_entry_is(result: LogitLens, logits: torch.Tensor, *, entry: int = -1, atol: float = 2e-6) -> None:
+    """An entry against softmax of logits `[example position vocabulary]`."""
+    log_p = logits.float().log_softmax(dim=-1)
+    top = log_p.topk(result.top_tokens.shape[-1], dim=-1)
+    assert torch.equal(result.top_tokens[:, entry], top.indices)
+    torch.testing.assert_close(result.top_probabilities[:, entry], top.values.exp(), atol=atol, rtol=1e-5)
+    of_target = log_p.gather(-1, result.target[..., None])[..., 0]
+    torch.testing.assert_close(result.log_probability[:, entry], of_target, atol=atol, rtol=1e-5)
+    entropy = torch.distributions.Categorical(logits=logits.float()).entropy()
+    torch.testing.assert_close(result.entropy[:, entry], entropy, atol=atol, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_the_last_entry_is_the_output_of_the_model(form):
+    model = text_model(**form)
+    logits, cache = run(model, tokens(2, 9), names_filter=logit_lens.needs)
+    assert len(cache) == model.cfg.n_layers + 1
+    result = logit_lens(cache, positions=None, top_k=4)
+    last_entry_is(result, logits)
+    assert torch.equal(result.target, logits.argmax(dim=-1)) and bool((result.rank[:, -1] == 1).all())
+    assert bool((result.kl_to_last[:, -1] == 0).all())
+    assert "final norm" in result.provenance.convention
+    # Earlier entries: the model's own final norm and unembedding, called on that layer's residual.
+    for entry, name in enumerate(["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(2))]):
+        with torch.no_grad():
+            logits = model.unembed(model.ln_final(cache[name]) if hasattr(model, "ln_final") else cache[name])
+        cap = model.cfg.output_logits_soft_cap
+        last_entry_is(result, cap * torch.tanh(logits / cap) if cap > 0 else logits, entry=entry)
+
+
+def test_a_bfloat16_model_gives_its_own_output_to_the_bit():
+    for form in (FORMS["LN"], FORMS["rotary"]):
+        model = text_model(dtype=torch.bfloat16, **form)
+        logits, cache = run(model, tokens(1, 9))
+        result = logit_lens(cache, positions=None, top_k=1)
+        log_p = logits.float().log_softmax(dim=-1)
+        assert torch.equal(result.log_probability[:, -1], log_p.amax(dim=-1))
+        assert result.top_probabilities.dtype == torch.float32 and result.provenance.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("form", [FORMS["LN"], FORMS["RMS"]], ids=["LN", "RMS"])
+def test_the_raw_convention_unembeds_the_residual_as_it_is(form):
+    model = text_model(**form)
+    _, cache = run(model, tokens(2, 6))
+    result = logit_lens(cache, positions=None, final_norm=False)
+    for entry, name in enumerate(["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(3))]):
+        last_entry_is(result, cache[name] @ model.W_U + model.b_U, entry=entry, atol=1e-5)
+    assert "raw residual" in result.provenance.convention
+
+
+def of_logits(logits: list[list[float]], **options: Any) -> LogitLens:
+    """A model of one position whose raw residuals are the given logits, entry by entry."""
+    width = len(logits[0])
+    model = text_model(n_layers=len(logits) - 1, d_model=width, d_vocab=width, n_heads=1, d_head=2)
+    model.unembed.W_U.data.copy_(torch.eye(width))
+    model.unembed.b_U.data.zero_()
+    residuals = [torch.tensor([[row]], dtype=torch.float32) for row in logits]
+    return logit_lens(cache_of_residuals(residuals, model), final_norm=False, top_k=2, **options)
+
+
+def test_rank_by_hand_and_ties_share_the_better_rank():
+    result = of_logits([[3, 2, 1, 0], [1, 2, 2, 3], [2, 2, 2, 2], [0, 1, 5, 2]], target=2)
+    assert result.rank[0, :, 0].tolist() == [3, 2, 1, 1]
+    assert result.target_texts == [["2"]] and result.entries == ["embed", "0", "1", "2"]
+    assert of_logits([[3, 2, 1, 0], [0, 1, 5, 2]]).rank[0, :, 0].tolist() == [3, 1]  # of the final answer, 2
+
+
+@pytest.mark.parametrize(
+    ("tops", "expected"),
+    [([1, 1, 1, 1], -1), ([0, 1, 1, 1], 0), ([1, 0, 1, 1], 1), ([0, 0, 0, 1], 2), ([1, 1, 1, 0], 3)],
+)
+def test_the_settled_layer_by_hand(tops, expected):
+    rows = [[float(token == top) for token in range(3)] for top in tops]
+    assert of_logits(rows, target=1).settled_layer.tolist() == [[expected]]
+
+
+def test_kl_is_that_of_torch_and_extreme_logits_give_no_nan():
+    model = text_model()
+    logits, cache = run(model, tokens(2, 7))
+    result = logit_lens(cache, positions=[-1, 0])
+    last = logits[:, [6, 0]].log_softmax(dim=-1)
+    for entry, name in enumerate(["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(3))]):
+        with torch.no_grad():
+            this = model.unembed(model.ln_final(cache[name]))[:, [6, 0]].log_softmax(dim=-1)
+        by_torch = kl_div(this, last, log_target=True, reduction="none").sum(dim=-1)
+        torch.testing.assert_close(result.kl_to_last[:, entry], by_torch, atol=2e-6, rtol=1e-5)
+    assert float(result.kl_to_last[:, 0].min()) > 0.01
+    extreme = of_logits([[0.0, 0.0], [0.0, 1000.0]])
+    torch.testing.assert_close(extreme.kl_to_last[0, :, 0], torch.tensor([math.log(2), 0.0]))
+    torch.testing.assert_close(extreme.entropy[0, :, 0], torch.tensor([math.log(2), 0.0]))
+
+
+class LiveMemory(TorchDispatchMode):
+    """The most bytes that tensors of vocabulary width, made while it is active, hold at one time."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.live, self.peak = vocabulary, {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        old = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.shape[-1:] == (self.vocabulary,):
+            storage = out.untyped_storage()
+            if storage.data_ptr() not in old:
+                key = object()
+                self.live[key] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, key)
+                self.peak = max(self.peak, sum(self.live.values()))
+        return out
+
+
+def test_small_chunks_give_the_same_and_hold_no_more_memory_than_allowed(monkeypatch):
+    model = text_model(d_vocab=1000)
+    _, cache = run(model, tokens(3, 8))
+    whole = logit_lens(cache, positions=None)
+    module, rows = sys.modules["lensplug.analysis.logit_lens"], []
+    unembed = module.unembed
+
+    def counted(model, residual, **kwargs):
+        rows.append(len(residual))
+        return unembed(model, residual, **kwargs)
+
+    monkeypatch.setattr(module, "unembed", counted)
+    for chunk_bytes in (1, 100_000, 300_000):
+        rows.clear()
+        with LiveMemory(1000) as memory:
+            small = logit_lens(cache, positions=None, chunk_bytes=chunk_bytes)
+        assert sum(rows) == 5 * 24  # each row once for each entry, and once as the last
+        for name in ("top_tokens", "target", "rank", "positions"):
+            assert torch.equal(getattr(small, name), getattr(whole, name))
+        for name in NUMBERS:
+            torch.testing.assert_close(getattr(small, name), getattr(whole, name), atol=2e-6, rtol=1e-5)
+        assert memory.peak > 0 and (chunk_bytes == 1 or memory.peak <= chunk_bytes)
+        assert max(rows) == 1 if chunk_bytes == 1 else max(rows) > 1
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    words = {word: index for index, word in enumerate(["[UNK]", "red", "green", "circle"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+
+
+def test_a_target_is_a_word_an_id_or_a_tensor():
+    model = text_model()
+    model.tokenizer = word_tokenizer()
+    logits, cache = run(model, tokens(2, 5))
+    log_p = logits.log_softmax(dim=-1)
+    ids = torch.tensor([[1, 3, 2], [2, 0, 1]])
+    for target, expected in [
+        ("green", torch.full((2, 3), 2)),
+        (2, torch.full((2, 3), 2)),
+        (torch.tensor(2), torch.full((2, 3), 2)),
+        (torch.tensor([1, 3]), torch.tensor([[1] * 3, [3] * 3])),
+        (ids, ids),
+    ]:
+        result = logit_lens(cache, positions=[0, 3, -1], target=target)
+        assert torch.equal(result.target, expected)
+        at = log_p[:, [0, 3, 4]].gather(-1, expected[..., None])[..., 0]
+        torch.testing.assert_close(result.log_probability[:, -1], at, atol=2e-6, rtol=1e-5)
+        better = (log_p[:, [0, 3, 4]] > at[..., None]).sum(dim=-1)
+        assert torch.equal(result.rank[:, -1], 1 + better)
+    words = logit_lens(cache, target="green")
+    assert words.target_texts == [["green"], ["green"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "red circle"}, r"'red circle' is 2 tokens \('red', 'circle'\), expected one"),
+        ({"target": 50}, r"whole numbers from 0 to 49, got 50"),
+        ({"target": -1}, r"whole numbers from 0 to 49, got -1"),
+        ({"target": torch.tensor([1.0, 2.0])}, "whole numbers"),
+        ({"target": torch.tensor([1, 2, 3])}, r"target has the shape \[3\], expected one id, \[2\] or \[2, 1\]"),
+        ({"target": torch.zeros(2, 1, 1, dtype=torch.long)}, r"target has the shape \[2, 1, 1\]"),
+        ({"positions": 5}, r"position 5 is out of range .* 0 to 4 \(or -5 to -1\)"),
+        ({"positions": [0, -6]}, "position -6 is out of range"),
+        ({"positions": []}, "positions is empty"),
+        ({"top_k": 0}, "top_k is 0, expected 1 to 50"),
+        ({"top_k": 51}, "top_k is 51"),
+        ({"attention_mask": torch.ones(2, 4, dtype=torch.long)}, r"attention_mask has the shape \[2, 4\]"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(options, message):
+    model = text_model()
+    model.tokenizer = word_tokenizer()
+    _, cache = run(model, tokens(2, 5))
+    with pytest.raises(LensplugError, match=message):
+        logit_lens(cache, **options)
+
+
+def test_a_word_needs_a_tokenizer():
+    _, cache = run(text_model(), tokens(1, 5))
+    with pytest.raises(LensplugError, match="there is no tokenizer: give a token id"):
+        logit_lens(cache, target="red")
+
+
+def test_permanent_hooks_of_the_user_are_not_fired():
+    model = text_model()
+    _, cache = run(model, tokens(1, 5))
+    before, fired = logit_lens(cache), []
+
+    def hook(activation, hook):
+        fired.append(hook.name)
+        return activation * 0
+
+    for name in ("ln_final.hook_normalized", "ln_final.hook_scale", "unembed.hook_in", "unembed.hook_out"):
+        if name in model.hook_dict:
+            model.add_perma_hook(name, hook)
+    run(model, tokens(1, 5))
+    assert fired  # they do fire in the model
+    fired.clear()
+    after = logit_lens(cache)
+    assert not fired and torch.equal(after.log_probability, before.log_probability)
+
+
+@pytest.mark.parametrize("form", [FORMS["LN"], ROTARY], ids=["gpt2", "rotary-rms"])
+def test_a_left_padded_batch_equals_each_example_alone(form):
+    model = text_model(**form)
+    rows = [tokens(1, n, seed=n)[0] for n in (4, 9)]
+    ids, mask = padded(rows, left=True)
+    _, cache = run(model, ids, mask)
+    batch = logit_lens(cache, positions=[-1, -3], attention_mask=mask)
+    assert batch.positions.tolist() == [[8, 6], [8, 6]]
+    for example, row in enumerate(rows):
+        alone = logit_lens(run(model, row[None])[1], positions=[-1, -3])
+        assert torch.equal(batch.rank[example], alone.rank[0])
+        for name in NUMBERS:
+            torch.testing.assert_close(getattr(batch, name)[example], getattr(alone, name)[0], atol=1e-5, rtol=1e-5)
+    with pytest.raises(LensplugError, match="position 4 is out of range or padding in example 0"):
+        logit_lens(cache, positions=4, attention_mask=mask)
+
+
+def test_the_table_has_one_row_for_each_example_position_and_entry():
+    model = text_model()
+    _, cache = run(model, tokens(2, 6))
+    result = logit_lens(cache, positions=[-1, 2])
+    table = result.to_dataframe()
+    assert len(table) == 2 * 2 * 4
+    entry = table[(table["example"] == 1) & (table["position"] == 2) & (table["entry"] == "1")].iloc[0]
+    assert entry["target_rank"] == int(result.rank[1, 2, 1]) and entry["top_token"] == str(
+        int(result.top_tokens[1, 2, 1, 0])
+    )
+    assert entry["kl_to_last_nats"] == pytest.approx(float(result.kl_to_last[1, 2, 1]))

@@ -29,7 +29,7 @@ def test_pooling_sums_keys_and_averages_queries_by_hand(seen):
     groups = group_positions(seen.inputs)
     pattern = seen.cache["blocks.2.attn.hook_pattern"][0]
     pooled = groups.pool(pattern)
-    region = groups.names.index("[image r2c2]")
+    region = groups.names.index("[image·2,2]")
     members = (groups.of_position == region).nonzero()[:, 0]
     last = len(groups.names) - 1
     torch.testing.assert_close(pooled[:, last, region], pattern[:, -1, members].sum(-1))
