@@ -75,9 +75,7 @@ class MultimodalLens:
             f" heads, d_model {cfg.d_model}, {str(self.core.dtype).removeprefix('torch.')} on {self.core.device})"
         )
 
-    def prepare(
-        self, text: str | Sequence[str], *, images: Any = None, chat_template: bool = True
-    ) -> MultimodalInput:
+    def prepare(self, text: str | Sequence[str], *, images: Any = None, chat_template: bool = True) -> MultimodalInput:
         """Words and pictures to what the core receives.
 
             inputs = lens.prepare("What is the color? Answer single word.", images=["photo.jpg"])

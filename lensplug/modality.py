@@ -182,6 +182,8 @@ def resolve_position(position: int, attention_mask: Int[Tensor, "batch pos"]) ->
     if not bool(inside.all()):
         example = int((~inside).nonzero()[0])
         positions = attended[example].nonzero()[:, 0]
+        if len(positions) == 0:
+            raise LensplugError(f"position {position}: example {example} is nothing but padding.")
         raise LensplugError(
             f"position {position} is out of range or padding in example {example}: its positions are"
             f" {int(positions[0])} to {int(positions[-1])} (or -{len(positions)} to -1)."

@@ -61,11 +61,10 @@ PHOTOGRAPHS = {
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
-@pytest.mark.parametrize("as_path", [str, lambda path: path], ids=["str", "Path"])
-def test_photographs_from_files(lens, tmp_path, name, as_path):
+def test_photographs_from_files(lens, tmp_path, name):
     path = tmp_path / name
     Image.fromarray(PHOTOGRAPHS[name]()).save(path)
-    inputs = lens.prepare(QUESTION, images=[as_path(path)])
+    inputs = lens.prepare(QUESTION, images=[path if name == "odd.png" else str(path)])
     _, reference = by_hand(lens, [chat(QUESTION)], [Image.open(path).convert("RGB")])
     assert largest_difference(wrapped_logits(lens, inputs), reference) < 1e-4
     assert inputs.images[0][0].mode == "RGB"
@@ -126,9 +125,9 @@ def test_text_alone_and_a_single_picture_without_a_list(lens, picture, inputs):
     assert torch.equal(lens.prepare(QUESTION, images=picture).embeds, inputs.embeds)
 
 
-def test_what_an_input_says_of_itself(inputs, picture):
+def test_what_an_input_says_of_itself(lens, inputs, picture):
     assert len(inputs) == 1 and inputs.images == ((picture,),)
-    n_image = int((inputs.tokens == 396).sum())
+    n_image = int((inputs.tokens == lens.core.placeholder_ids["image"]).sum())
     assert f"{n_image} image" in repr(inputs) and f"pos={inputs.tokens.shape[1]}" in repr(inputs)
     assert "".join(inputs.str_tokens[0]).replace("<image>" * n_image, "<image>") == chat(QUESTION)
 
@@ -200,10 +199,10 @@ def _tokens(outputs, change):
 
 BROKEN = {
     r"hold \d+ image placeholder.*no image is given": lambda o: o.pop("pixel_values"),
-    "no token is the image placeholder .id 396.": lambda o: _tokens(o, lambda ids: ids.clamp(max=200)),
+    "no token is the image placeholder": lambda o: _tokens(o, lambda ids: ids.clamp(max=200)),
     "no input_ids": lambda o: o.pop("input_ids"),
     r"expected \[1, ": lambda o: o.update(attention_mask=torch.ones(1, 10)),
-    "token ids reach from .* to 9999, the model has 400": lambda o: _tokens(o, lambda ids: ids.clone().fill_(9999)),
+    "token ids reach from .* to 9999, the model has": lambda o: _tokens(o, lambda ids: ids.clone().fill_(9999)),
     "input_ids is not a tensor": lambda o: _tokens(o, lambda ids: ids.tolist()),
     "refused its inputs": lambda o: o.update({n: o[n][:, 5:] for n in ("input_ids", "attention_mask")}),
 }

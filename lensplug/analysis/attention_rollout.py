@@ -88,8 +88,6 @@ def attention_rollout(
     if not 0 <= residual <= 1:
         raise LensplugError(f"residual is {residual}, expected a weight from 0 to 1.")
     layers = n_layers(cache)
-    if layers == 0:
-        raise LensplugError("the cache holds no layer.")
     last = read_pattern(cache, layers - 1, needed_by="attention_rollout")
     batch, length, device = last.shape[0], last.shape[-1], last.device
     mask = attended(cache, (batch, length), attention_mask, device)

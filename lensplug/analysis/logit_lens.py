@@ -254,6 +254,7 @@ def _target(
 def _model(cache: Any) -> Any:
     if cache.model is None:
         raise LensplugError(
-            "the cache has lost its model (cache.model is None), and the logit lens needs its unembedding."
+            "the cache has lost its model (cache.model is None), and the logit lens needs its unembedding: give it back"
+            " with cache.model = lens.model."
         )
     return cache.model

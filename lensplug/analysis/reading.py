@@ -77,12 +77,20 @@ def needs(*endings: str) -> Callable[[Callable[P, R_co]], Analysis[P, R_co]]:
 
 
 def n_layers(cache: Any) -> int:
-    """The number of layers of the model that made the cache."""
+    """The number of layers of the model that made the cache.
+
+    Raises:
+        LensplugError: If there is none: the cache has no model, and holds nothing of any block.
+    """
     cfg = getattr(cache.model, "cfg", None)
     if cfg is not None:
         return int(cfg.n_layers)
     found = [int(match[1]) for name in cache.keys() if (match := re.match(r"blocks\.(\d+)\.", name))]
-    return max(found, default=-1) + 1
+    if not found:
+        raise LensplugError(
+            "the cache holds no layer: run with the names_filter of the analysis (its .needs), or without names_filter."
+        )
+    return max(found) + 1
 
 
 def read(cache: Any, name: str, *, needed_by: str) -> Tensor:

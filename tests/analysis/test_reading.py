@@ -102,7 +102,9 @@ def test_patterns_need_no_model(analyse):
 
 def test_the_logit_lens_needs_a_model():
     _, cache = run(text_model(), tokens(1, 5))
-    with pytest.raises(LensplugError, match=r"lost its model \(cache.model is None\).*needs its unembedding.*lens"):
+    with pytest.raises(
+        LensplugError, match=r"lost its model \(cache.model is None\).*needs its unembedding: .* cache.model = lens"
+    ):
         logit_lens(ActivationCache(dict(cache.items()), None))
 
 
@@ -132,7 +134,8 @@ def test_layers_are_counted_by_the_model_else_by_the_names():
     cache = cache_of_patterns(patterns)
     assert n_layers(cache) == 11
     assert n_layers(ActivationCache(dict(cache.items()), None)) == 11
-    assert n_layers(ActivationCache({"hook_embed": patterns[0]}, None)) == 0
+    with pytest.raises(LensplugError, match="holds no layer"):
+        n_layers(ActivationCache({"hook_embed": patterns[0]}, None))
 
 
 def test_the_attention_mask_is_the_one_given_then_the_one_of_the_lens_then_all():

@@ -1,0 +1,104 @@
+"""ConfigFix: a HookedTransformer becomes another model's core for a while; weights are shared; before = after."""
+
+import pytest
+import torch
+from models import TEXT_CORES, largest_difference, reference_logits, snapshot, text_config, text_model, text_tokens
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from lensplug import LensplugError
+from lensplug.patches import ConfigFix
+from lensplug.patches.config_fix import build_hooked_transformer, hooked_transformer_config
+
+
+def parts(model):
+    return model.get_decoder(), model.get_output_embeddings(), model.config
+
+
+@pytest.fixture
+def own():
+    """A HookedTransformer that the user already has, of other sizes, with a hook on it."""
+    cfg = HookedTransformerConfig(
+        n_layers=2, d_model=24, n_ctx=64, n_heads=3, d_head=8, d_vocab=40, act_fn="silu", gated_mlp=True, d_mlp=16,
+        normalization_type="RMS", positional_embedding_type="rotary", rotary_dim=8, device="cpu", seed=1,
+    )  # fmt: skip
+    model = HookedTransformer(cfg)
+    model.add_perma_hook("blocks.0.hook_resid_post", lambda value, hook: value * 2)
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama-wide-heads", "qwen2", "qwen2-no-gqa", "mistral-window", "qwen3"])
+def test_it_is_the_core_inside_and_itself_again_outside(own, name):
+    model, tokens = text_model(name), torch.arange(20)[None]
+    before, logits = snapshot(own), own(tokens)
+    with ConfigFix(own, *parts(model)):
+        inside = own(tokens)
+        assert own.cfg.n_layers == model.config.num_hidden_layers and len(own.hook_dict) > 0
+        assert largest_difference(inside, reference_logits(model, {"input_ids": tokens})) < 1e-4
+        _, cache = own.run_with_cache(tokens)
+        assert f"blocks.{own.cfg.n_layers - 1}.hook_resid_post" in cache
+    assert snapshot(own) == before
+    torch.testing.assert_close(own(tokens), logits, atol=0, rtol=0)
+
+
+def test_an_exception_brings_the_old_model_back(own):
+    before = snapshot(own)
+    with pytest.raises(ZeroDivisionError), ConfigFix(own, *parts(text_model("qwen2"))):
+        raise ZeroDivisionError
+    assert snapshot(own) == before
+
+
+def test_a_model_that_cannot_be_the_core_leaves_everything_as_it_was(own):
+    before, model = snapshot(own), text_model("llama")
+    model.config.mlp_bias = True
+    with pytest.raises(LensplugError, match="mlp_bias"):
+        ConfigFix(own, *parts(model)).apply()
+    assert snapshot(own) == before
+
+
+def test_learned_positions_are_no_ground_to_stand_on():
+    cfg = HookedTransformerConfig(
+        n_layers=1, d_model=8, n_ctx=8, n_heads=1, d_head=8, d_vocab=9, act_fn="gelu", device="cpu"
+    )
+    with pytest.raises(LensplugError, match="rotary"):
+        ConfigFix(HookedTransformer(cfg), *parts(text_model("llama"))).apply()
+
+
+@pytest.mark.parametrize("name", TEXT_CORES)
+def test_the_weights_are_shared_unless_they_are_processed(name):
+    model = text_model(name)
+    hf = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    shared = build_hooked_transformer(*parts(model))
+    own = [p for p in shared.parameters() if p.untyped_storage().data_ptr() not in hf]
+    assert all(float(p.abs().max()) == 0 for p in own), "only biases that Hugging Face lacks are new"
+    copied = build_hooked_transformer(*parts(model), process_weights=True)
+    assert not hf & {p.untyped_storage().data_ptr() for p in copied.parameters()}
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    tokens = text_tokens()
+    log_p = reference_logits(model, {"input_ids": tokens}).log_softmax(-1)
+    assert largest_difference(copied(tokens).log_softmax(-1), log_p) < 1e-4
+
+
+def test_a_change_of_a_shared_weight_is_seen_by_both():
+    model, tokens = text_model("qwen2"), text_tokens()
+    shared = build_hooked_transformer(*parts(model))
+    with torch.no_grad():
+        shared.blocks[1].attn.W_O.mul_(0.5)
+    assert largest_difference(shared(tokens), reference_logits(model, {"input_ids": tokens})) < 1e-4
+
+
+def test_the_configuration_is_read_not_looked_up():
+    config = text_config("Qwen3", head_dim=16, vocab_size=77)
+    cfg = hooked_transformer_config(config, d_vocab=80)
+    assert (cfg.d_head, cfg.n_key_value_heads, cfg.d_vocab, cfg.use_qk_norm) == (16, 2, 80, True)
+    assert cfg.n_ctx == 512 and cfg.default_prepend_bos is False
+    with pytest.raises(LensplugError, match="'gpt2' decoder"):
+        from transformers import GPT2Config
+
+        hooked_transformer_config(GPT2Config(), d_vocab=10)
+
+
+def test_a_decoder_of_another_class_is_refused():
+    model = text_model("llama")
+    with pytest.raises(LensplugError, match="LlamaModel with model_type 'qwen2'"):
+        build_hooked_transformer(model.model, model.lm_head, text_config("Qwen2"))

@@ -1,0 +1,173 @@
+"""EmbeddingInput: merged embeddings wherever tokens go, on a HookedTransformer that one already has."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from models import largest_difference, reference_logits, snapshot, text_model, text_tokens
+from torch.nn.functional import cross_entropy
+
+from lensplug import LensplugError
+from lensplug.patches import EmbeddingInput
+from lensplug.patches.config_fix import build_hooked_transformer
+
+
+@pytest.fixture
+def hf():
+    return text_model("qwen2")
+
+
+@pytest.fixture
+def plain(hf):
+    return build_hooked_transformer(hf.get_decoder(), hf.get_output_embeddings(), hf.config)
+
+
+@pytest.fixture
+def patched(plain):
+    with EmbeddingInput(plain):
+        yield plain
+
+
+def merged(batch=1, length=24, seed=0):
+    """Embeddings that are those of no tokens, as an image's are."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, length, 32, generator=generator)
+
+
+def padded(side):
+    """Two examples, the second four positions shorter."""
+    mask = torch.ones(2, 24, dtype=torch.long)
+    mask[1, slice(0, 4) if side == "left" else slice(20, 24)] = 0
+    return merged(2), mask
+
+
+def test_logits_equal_those_of_hugging_face(hf, patched):
+    embeds = merged()
+    assert largest_difference(patched(embeds), reference_logits(hf, {"inputs_embeds": embeds})) < 1e-4
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_at_either_side_is_honoured(hf, patched, side):
+    embeds, mask = padded(side)
+    reference = reference_logits(hf, {"inputs_embeds": embeds, "attention_mask": mask})
+    for given in (patched(embeds, attention_mask=mask), patched(bundle(embeds, mask))):
+        assert largest_difference(given, reference, mask) < 1e-4
+    unmasked = patched(embeds)
+    assert largest_difference(unmasked[1:], reference[1:], mask[1:]) > 1e-2 or side == "right"
+    _, cache = patched.run_with_cache(embeds, attention_mask=mask)
+    hidden = cache["pattern", 0][1][:, mask[1].bool()][:, :, ~mask[1].bool()]
+    assert float(hidden.abs().max()) == 0
+
+
+def bundle(embeds, mask, tokens=None):
+    """What a MultimodalInput is to the patch."""
+    return SimpleNamespace(embeds=embeds, attention_mask=mask, tokens=tokens)
+
+
+def test_hook_embed_fires_with_the_merged_embeddings_and_may_edit_them(patched):
+    embeds = merged()
+    _, cache = patched.run_with_cache(embeds)
+    assert torch.equal(cache["hook_embed"], embeds)
+
+    def silence(value, hook):
+        return value * (torch.arange(24) != 7)[None, :, None]
+
+    edited = patched.run_with_hooks(embeds, fwd_hooks=[("hook_embed", silence)])
+    torch.testing.assert_close(edited, patched(silence(embeds, None)))
+
+
+def test_decompositions_sum_to_the_residual(patched):
+    _, cache = patched.run_with_cache(merged())
+    last = cache["resid_post", -1]
+    torch.testing.assert_close(cache.decompose_resid().sum(0), last, atol=1e-4, rtol=0)
+    full = cache.get_full_resid_decomposition(expand_neurons=False)
+    torch.testing.assert_close(full.sum(0), last, atol=1e-4, rtol=0)
+    rest = cache.stack_head_results(incl_remainder=True).sum(0)
+    torch.testing.assert_close(rest, last, atol=1e-4, rtol=0)
+
+
+def test_loss_is_the_cross_entropy_of_the_given_tokens(hf, patched):
+    embeds, mask = padded("left")
+    tokens = text_tokens(24, batch=2)
+    logits = reference_logits(hf, {"inputs_embeds": embeds, "attention_mask": mask})
+    counted = (mask[:, :-1] * mask[:, 1:]).bool()
+    expected = cross_entropy(logits[:, :-1][counted], tokens[:, 1:][counted])
+    loss = patched(embeds, return_type="loss", tokens=tokens, attention_mask=mask)
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-5)
+    both = patched(bundle(embeds, mask, tokens), return_type="both")
+    torch.testing.assert_close(both.loss, expected, atol=1e-4, rtol=1e-5)
+    with pytest.raises(LensplugError, match="the loss needs the tokens"):
+        patched(embeds, return_type="loss")
+
+
+@pytest.mark.parametrize("use_past_kv_cache", [True, False])
+def test_generation_equals_hugging_face_and_fires_hook_embed(hf, patched, use_past_kv_cache):
+    embeds, mask = padded("left")
+    expected = hf.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    seen = []
+    patched.add_hook("hook_embed", lambda value, hook: seen.append(value.shape[1]))
+    tokens = text_tokens(24, batch=2)
+    options = dict(max_new_tokens=6, do_sample=False, stop_at_eos=False, verbose=False)
+    output = patched.generate(bundle(embeds, mask, tokens), use_past_kv_cache=use_past_kv_cache, **options)
+    patched.reset_hooks()
+    assert torch.equal(output, torch.cat([tokens, expected], dim=1))
+    assert seen == ([24, 1, 1, 1, 1, 1] if use_past_kv_cache else [24, 25, 26, 27, 28, 29])
+    with pytest.raises(LensplugError, match="pad at the left"):
+        patched.generate(*padded("right")[:1], attention_mask=padded("right")[1], **options)
+
+
+def test_gradients_reach_the_embeddings_as_in_hugging_face(hf, patched):
+    ours, theirs = merged().requires_grad_(), merged().requires_grad_()
+    patched(ours)[0, -1, 5].backward()
+    hf(inputs_embeds=theirs, use_cache=False).logits[0, -1, 5].backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)
+
+
+def test_tokens_go_the_old_way(hf, plain):
+    tokens = text_tokens()
+    before = plain(tokens)
+    with EmbeddingInput(plain):
+        assert torch.equal(plain(tokens), before)
+        assert torch.equal(plain(plain.hook_embed(plain.embed(tokens))), before)
+        loss = plain(tokens, return_type="loss")
+        resid = plain(tokens, stop_at_layer=1)
+        torch.testing.assert_close(plain(resid, start_at_layer=1), before)
+    assert torch.equal(plain(tokens, return_type="loss"), loss)
+
+
+def test_before_is_after_also_when_a_hook_raises_and_when_nested(plain):
+    before = snapshot(plain)
+    with pytest.raises(ZeroDivisionError, match="mine"), EmbeddingInput(plain):
+
+        def fail(value, hook):
+            raise ZeroDivisionError("mine")
+
+        plain.run_with_hooks(merged(), fwd_hooks=[("blocks.1.hook_resid_mid", fail)])
+    assert snapshot(plain) == before
+    with EmbeddingInput(plain), EmbeddingInput(plain):
+        once = plain(merged())
+    assert snapshot(plain) == before
+    with pytest.raises((TypeError, IndexError, RuntimeError, ValueError)):
+        plain(merged())
+    with EmbeddingInput(plain):
+        assert torch.equal(plain(merged()), once)
+
+
+@pytest.mark.parametrize(
+    ("embeds", "options", "message"),
+    [
+        (torch.zeros(1, 5, 31), {}, r"shape \[1, 5, 31\], expected \[batch, pos, 32\]"),
+        (torch.zeros(5, 32), {}, r"shape \[5, 32\]"),
+        (torch.zeros(1, 5, 32, dtype=torch.bfloat16), {}, "torch.bfloat16, the model is torch.float32"),
+        (torch.zeros(1, 5, 32), {"attention_mask": torch.ones(1, 4)}, r"attention_mask has the shape \[1, 4\]"),
+        (torch.zeros(1, 5, 32), {"tokens": torch.ones(2, 5)}, r"tokens has the shape \[2, 5\]"),
+        (torch.zeros(1, 5, 32), {"attention_mask": torch.tensor([[1, 1, 0, 1, 1]])}, "hole in example 0"),
+        (torch.zeros(1, 513, 32), {}, "513 positions, but the model has a context of 512"),
+        (bundle(torch.zeros(1, 5, 32), None), {"start_at_layer": 1}, "start_at_layer takes a residual stream"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_changes_nothing(patched, embeds, options, message):
+    before = snapshot(patched)
+    with pytest.raises(LensplugError, match=message):
+        patched(embeds, **options)
+    assert snapshot(patched) == before

@@ -1,0 +1,86 @@
+"""A patch saves what was there and puts that back, in order, whatever happens."""
+
+import pytest
+from torch import nn
+
+from lensplug import LensplugError
+from lensplug.patches.patch import Patch
+
+
+class Rename(Patch):
+    def __init__(self, target, **changes):
+        super().__init__(target)
+        self.changes = changes
+        self.settled = 0
+
+    def _changes(self):
+        return dict(self.changes)
+
+    def _settle(self):
+        self.settled += 1
+
+
+@pytest.fixture
+def module():
+    module = nn.Sequential(nn.Linear(2, 2))
+    module.label = "old"
+    return module
+
+
+def held(module):
+    return {**module.__dict__, "_modules": dict(module._modules)}
+
+
+def test_before_is_after_for_attributes_submodules_and_what_was_absent(module):
+    before, child = held(module), module[0]
+    with Rename(module, label="new", extra=1, **{"0": nn.ReLU()}) as patch:
+        assert (module.label, module.extra, type(module[0])) == ("new", 1, nn.ReLU)
+        assert patch.applied and patch.settled == 1
+    assert held(module) == before and module[0] is child
+    assert not patch.applied and patch.settled == 2
+
+
+def test_a_method_of_the_class_comes_back(module):
+    with Rename(module, forward=lambda x: "patched"):
+        assert module(1) == "patched"
+    assert "forward" not in module.__dict__
+
+
+def test_an_exception_passes_through_and_everything_is_put_back(module):
+    before = held(module)
+    with pytest.raises(KeyError, match="mine"), Rename(module, label="new"):
+        raise KeyError("mine")
+    assert held(module) == before
+
+
+def test_applying_twice_and_removing_twice_change_nothing_more(module):
+    patch = Rename(module, label="new").apply()
+    assert patch.apply() is patch
+    patch.remove()
+    patch.remove()
+    assert module.label == "old"
+
+
+def test_nested_patches_come_off_in_reverse_order_only(module):
+    first, second = Rename(module, label="first").apply(), Rename(module, label="second").apply()
+    with pytest.raises(LensplugError, match="later patch first"):
+        first.remove()
+    assert module.label == "second"
+    second.remove()
+    assert module.label == "first"
+    first.remove()
+    assert module.label == "old"
+
+
+def test_half_a_change_is_undone(module):
+    before = held(module)
+
+    class Breaks(Rename):
+        def _settle(self):
+            if self.applied and self.settled == 0:
+                self.settled = 1
+                raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        Breaks(module, label="new", extra=2).apply()
+    assert held(module) == before
