@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig
+from transformers import PreTrainedTokenizerFast
 
 
 def text_model(seed: int = 0, **changes: Any) -> HookedTransformer:
@@ -76,3 +80,31 @@ def cache_of_residuals(residuals: Sequence[Tensor], model: HookedTransformer) ->
     """A cache that holds the given residuals `[batch pos d_model]`: of the embedding, then after each block."""
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(len(residuals) - 1))]
     return ActivationCache(dict(zip(names, residuals, strict=True)), model)
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Four words, one token each."""
+    words = {word: index for index, word in enumerate(["[UNK]", "red", "green", "circle"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+
+
+class LiveMemory(TorchDispatchMode):
+    """The most bytes that tensors of vocabulary width, made while it is active, hold at one time."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.live, self.peak = vocabulary, {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        old = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.shape[-1:] == (self.vocabulary,):
+            storage = out.untyped_storage()
+            if storage.data_ptr() not in old:
+                key = object()
+                self.live[key] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, key)
+                self.peak = max(self.peak, sum(self.live.values()))
+        return out

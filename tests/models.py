@@ -60,7 +60,7 @@ def wrapped_logits(lens: Any, inputs: Any) -> Tensor:
 
 def largest_difference(first: Tensor, second: Tensor, attention_mask: Tensor | None = None) -> float:
     """The largest absolute difference, over attended positions only where a mask is given."""
-    difference = (first - second).abs()
+    difference = (first - second).detach().abs()
     return float(difference.max() if attention_mask is None else difference[attention_mask.bool()].max())
 
 

@@ -1,159 +1,111 @@
-"""Every position has one label, one span and, where it can be told, one medium."""
-
-from __future__ import annotations
+"""Labels, spans and positions: disjoint, complete, and counted from the last position that is not padding."""
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import QUESTION, scene
 
-import lensplug
+from lensplug import LensplugError, ModalityMap
 from lensplug.geometry import ImageGrid
-from lensplug.modality import MODALITIES, ModalityMap, Span, resolve_position
+from lensplug.modality import MODALITIES, resolve_position
 
-PLACEHOLDERS = {"image": 90, "video": 91, "audio": 92}
-TOKENS = torch.tensor([[0, 0, 1, 90, 90, 90, 2, 92, 3], [7, 1, 90, 90, 5, 90, 90, 90, 2]])
-MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1], [1] * 9])
+IMAGE, AUDIO, BOS = 90, 91, 1
 
 
-def build(tokens=TOKENS, mask=MASK, **arguments) -> ModalityMap:
-    return ModalityMap.build(tokens, mask, placeholder_ids=PLACEHOLDERS, special_ids=[0, 7], **arguments)
+def build(rows, mask=None, **options):
+    tokens = torch.tensor(rows)
+    mask = torch.ones_like(tokens) if mask is None else torch.tensor(mask)
+    return ModalityMap.build(
+        tokens, mask, placeholder_ids={"image": IMAGE, "audio": AUDIO}, special_ids=[BOS, IMAGE], **options
+    )
 
 
-def test_labels_by_hand():
-    m = build(media_lengths={"image": [[2, 1], [2, 3]]})
+def test_labels_names_and_special_tokens_by_hand():
+    m = build([[0, BOS, 5, IMAGE, IMAGE, 6], [BOS, 7, AUDIO, 8, 9, 9]], [[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
     assert m.names == ("text", "image", "audio", "pad")
-    assert m.mask("pad").tolist()[0] == [True, True] + [False] * 7 and not m.mask("pad")[1].any()
-    assert torch.equal(m.mask("image"), (TOKENS == 90)) and not m.mask("video").any()
-    assert torch.equal(m.attention_mask, MASK)
-    assert m.media_index.tolist() == [[-1, -1, -1, 0, 0, 1, -1, 0, -1], [-1, -1, 0, 0, -1, 1, 1, 1, -1]]
-    assert m.special.tolist() == [[False] * 9, [True] + [False] * 8], "padding is not special, nor is a word"
-    assert m.image_positions(1, example=1).tolist() == [5, 6, 7]
-
-
-def test_spans_by_hand():
-    """Two images that touch are two spans; the same image in two places would be two as well."""
-    spans = build(media_lengths={"image": [[2, 1], [2, 3]]}).spans
+    assert m.mask("image").tolist() == [[False, False, False, True, True, False], [False] * 6]
+    assert m.special.tolist() == [[False, True, False, False, False, False], [True] + [False] * 5]
+    assert m.attention_mask.tolist() == [[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]
+    spans = [(s.example, s.modality, s.start, s.stop, s.media_index) for s in m.spans]
     assert spans == [
-        Span(0, "pad", 0, 2, None),
-        Span(0, "text", 2, 3, None),
-        Span(0, "image", 3, 5, 0),
-        Span(0, "image", 5, 6, 1),
-        Span(0, "text", 6, 7, None),
-        Span(0, "audio", 7, 8, 0),
-        Span(0, "text", 8, 9, None),
-        Span(1, "text", 0, 2, None),
-        Span(1, "image", 2, 4, 0),
-        Span(1, "text", 4, 5, None),
-        Span(1, "image", 5, 8, 1),
-        Span(1, "text", 8, 9, None),
+        (0, "pad", 0, 1, None),
+        (0, "text", 1, 3, None),
+        (0, "image", 3, 5, 0),
+        (0, "text", 5, 6, None),
+        (1, "text", 0, 2, None),
+        (1, "audio", 2, 3, 0),
+        (1, "text", 3, 5, None),
+        (1, "pad", 5, 6, None),
     ]
+    with pytest.raises(LensplugError, match="'smell', expected one of text, image"):
+        m.mask("smell")
 
 
-def test_without_lengths_a_medium_is_known_where_there_is_one_run():
-    m = build()
-    assert m.media_index[0, 3:6].tolist() == [0, 0, 0]
-    assert m.media_index[1][TOKENS[1] == 90].unique().tolist() == [-1], "two runs: not known, never guessed"
-
-
-rows = st.lists(st.sampled_from([0, 1, 2, 7, 90, 91, 92]), min_size=6, max_size=6)
-
-
-@given(st.lists(rows, min_size=1, max_size=3), st.integers(0, 3), st.booleans())
-def test_spans_are_disjoint_and_cover_every_position(tokens, padding, at_left):
-    tokens = torch.tensor(tokens)
-    mask = torch.ones_like(tokens)
-    mask[0, slice(0, padding) if at_left else slice(6 - padding, 6)] = 0
-    m = build(tokens, mask)
-    covered = torch.zeros_like(tokens)
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([2, 3, IMAGE, AUDIO]), min_size=1, max_size=30), st.integers(0, 5))
+def test_spans_are_disjoint_and_cover_every_position(row, pad):
+    m = build([[0] * pad + row], [[0] * pad + [1] * len(row)])
+    covered = [pos for span in m.spans for pos in range(span.start, span.stop)]
+    assert covered == list(range(pad + len(row)))
     for span in m.spans:
-        assert span.start < span.stop
-        covered[span.example, span.start : span.stop] += 1
-        assert m.mask(span.modality)[span.example, span.start : span.stop].all()
-    assert bool((covered == 1).all())
-    assert list(m.names) == [name for name in MODALITIES if m.mask(name).any()]
-    assert torch.equal(sum(m.mask(name).long() for name in MODALITIES), torch.ones_like(tokens))
-    assert not (m.special & ~m.mask("text")).any()
+        assert bool(m.mask(span.modality)[0, span.start : span.stop].all())
+    assert sum(m.mask(name).sum() for name in MODALITIES) == pad + len(row)
 
 
-def test_answers_are_labelled_generated():
-    m = build(media_lengths={"image": [[2, 1], [2, 3]]}).appended(torch.tensor([[True, True], [True, False]]))
-    assert m.names == ("text", "image", "audio", "generated", "pad")
-    assert m.mask("generated")[:, -2:].tolist() == [[True, True], [True, False]]
-    assert m.mask("pad")[:, -2:].tolist() == [[False, False], [False, True]]
-    assert m.attention_mask[:, :-2].equal(MASK) and not m.special[:, -2:].any()
-    assert (m.media_index[:, -2:] == -1).all() and m.image_positions(1, example=1).tolist() == [5, 6, 7]
+def test_adjacent_media_are_told_apart_by_their_lengths_and_not_guessed_without():
+    row = [[2, IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, 3]]
+    m = build(row, media_lengths={"image": [[2, 3]]})
+    assert [(s.start, s.stop, s.media_index) for s in m.spans if s.modality == "image"] == [(1, 3, 0), (3, 6, 1)]
+    assert m.image_positions(1).tolist() == [3, 4, 5]
+    assert build(row).image_positions(0).tolist() == [1, 2, 3, 4, 5]
+    two_runs = build([[IMAGE, 2, IMAGE]])
+    assert [s.media_index for s in two_runs.spans if s.modality == "image"] == [None, None]
+    with pytest.raises(LensplugError, match=r"5 image placeholders for media of \[2, 2\]"):
+        build(row, media_lengths={"image": [[2, 2]]})
+    with pytest.raises(LensplugError, match=r"no image 2: its images are \[0, 1\]"):
+        m.image_grid(2)
+    with pytest.raises(LensplugError, match="example 1 is asked for, the batch has 1"):
+        m.image_grid(0, example=1)
 
 
-def test_moves_to_a_device():
-    assert build().to("cpu").labels.equal(build().labels)
+def test_a_grid_of_another_length_is_refused():
+    grid = ImageGrid(torch.zeros(3, 4), torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.bool), 4, 4)
+    with pytest.raises(LensplugError, match="image 0 of example 0 has 2 positions, its grid 3"):
+        build([[IMAGE, IMAGE, 2]], media_lengths={"image": [[2]]}, grids={(0, 0): grid})
 
 
-def test_two_images_in_one_prompt_of_the_real_processor(lens):
-    """Base view and one newline each, 48 px in patches of 8 px: twice 37 positions, side by side."""
-    m = lens.prepare(QUESTION, images=[scene(48, 48, 1), scene(96, 96, 2)]).modality
-    images = [span for span in m.spans if span.modality == "image"]
-    assert [(span.stop - span.start, span.media_index) for span in images] == [(37, 0), (37, 1)]
-    assert images[0].stop == images[1].start
-    assert len(m.image_grid(1)) == 37
+def test_positions_count_from_the_last_that_is_not_padding():
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    assert resolve_position(-1, mask).tolist() == [4, 2, 4]
+    assert resolve_position(-3, mask).tolist() == [2, 0, 2]
+    assert resolve_position(2, mask).tolist() == [2, 2, 2]
+    for position in (-4, 0, 5, 4):
+        with pytest.raises(LensplugError, match=f"position {position} is out of range or padding in example [01]"):
+            resolve_position(position, mask)
 
 
-def test_examples_without_a_picture_beside_examples_with_two(lens):
-    images = [[scene(48, 48, 1)], [], [scene(48, 48, 2), scene(48, 48, 3)]]
-    m = lens.prepare([QUESTION] * 3, images=images).modality
-    assert m.mask("image").sum(1).tolist() == [36 + 42, 0, 74]  # base and one tile with a newline a row; none; two bases
-    assert {span.media_index for span in m.spans if span.example == 2 and span.modality == "image"} == {0, 1}
-    assert {span.modality for span in m.spans if span.example == 1} == {"text", "pad"}
+def test_two_pictures_in_one_prompt_of_the_real_processor(lens):
+    inputs = lens.prepare("Compare.", images=[scene(48, 48), scene(96, 48)])
+    spans = [s for s in inputs.modality.spans if s.modality == "image"]
+    assert [(s.stop - s.start, s.media_index) for s in spans] == [(37, 0), (37, 1)]  # 36 and a newline each
+    assert spans[0].stop == spans[1].start, "the placeholders touch"
+    assert inputs.modality.image_grid(1).width == 96
 
 
-def test_special_tokens_of_the_real_tokenizer(lens, inputs):
-    texts = [text for text, special in zip(inputs.str_tokens[0], inputs.modality.special[0], strict=True) if special]
-    assert texts == ["<|im_start|>", "<|im_end|>", "<|im_start|>"], "placeholders are not special, they are image"
+def test_a_batch_with_text_alone_in_the_middle(lens):
+    inputs = lens.prepare([QUESTION] * 3, images=[[scene(48, 48)], [], [scene(96, 96)]])
+    assert [sorted({s.modality for s in inputs.modality.spans if s.example == e}) for e in range(3)] == [
+        ["image", "pad", "text"],
+        ["pad", "text"],
+        ["image", "text"],
+    ]
+    assert set(inputs.modality.grids) == {(0, 0), (2, 0)}
 
 
-def grid(length: int) -> ImageGrid:
-    return ImageGrid(torch.zeros(length, 4), torch.zeros(length).long(), torch.zeros(length).bool(), 8, 8)
-
-
-@pytest.mark.parametrize(
-    ("act", "message"),
-    [
-        (lambda: build(media_lengths={"image": [[2, 2], [5]]}), r"3 image placeholders for media of \[2, 2\]"),
-        (lambda: build(grids={(0, 0): grid(4)}), "image 0 of example 0 has 3 positions, its grid 4"),
-        (lambda: build().mask("smell"), "modality is 'smell', expected one of text, image"),
-        (lambda: build().image_positions(3), r"example 0 has no image 3: its images are \[0\]"),
-        (lambda: build().image_grid(0, example=2), "example 2 is asked for, the batch has 2"),
-    ],
-)
-def test_refusals(act, message):
-    with pytest.raises(lensplug.LensplugError, match=message):
-        act()
-
-
-PADDED = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-
-
-@pytest.mark.parametrize(("position", "index"), [(-1, [4, 2, 4]), (-3, [2, 0, 2]), (2, [2, 2, 2])])
-def test_negative_positions_count_from_the_last_that_is_not_padding(position, index):
-    assert resolve_position(position, PADDED).tolist() == index
-
-
-@pytest.mark.parametrize(
-    ("position", "message"),
-    [
-        (-4, r"position -4 is out of range or padding in example 0: its positions are 2 to 4 \(or -3 to -1\)"),
-        (0, "padding in example 0"),
-        (3, "padding in example 1: its positions are 0 to 2"),
-        (5, "position 5 is out of range"),
-        (-6, "position -6 is out of range"),
-    ],
-)
-def test_positions_out_of_range(position, message):
-    with pytest.raises(lensplug.LensplugError, match=message):
-        resolve_position(position, PADDED)
-
-
-def test_an_example_of_nothing_but_padding_has_no_position():
-    with pytest.raises(lensplug.LensplugError, match="example 1.*nothing but padding"):
-        resolve_position(-1, torch.tensor([[1, 1], [0, 0]]))
+def test_an_answer_is_labelled_generated_and_what_follows_its_end_padding(lens):
+    m = build([[2, IMAGE, 3]]).appended(torch.tensor([[True, True, False]]))
+    assert m.names == ("text", "image", "generated", "pad")
+    assert [(s.modality, s.start, s.stop) for s in m.spans][-2:] == [("generated", 3, 5), ("pad", 5, 6)]
+    moved = m.to("cpu")
+    assert torch.equal(moved.labels, m.labels)

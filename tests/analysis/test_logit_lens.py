@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-import weakref
 from typing import Any
 
 import pytest
 import torch
-from caches import ROTARY, cache_of_residuals, padded, run, text_model, tokens
-from tokenizers import Tokenizer, models, pre_tokenizers
+from caches import ROTARY, LiveMemory, cache_of_residuals, padded, run, text_model, tokens, word_tokenizer
 from torch.nn.functional import kl_div
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedTokenizerFast
 
 from lensplug.analysis import LogitLens, logit_lens
 from lensplug.errors import LensplugError
@@ -129,26 +125,6 @@ def test_kl_is_that_of_torch_and_extreme_logits_give_no_nan():
     torch.testing.assert_close(extreme.entropy[0, :, 0], torch.tensor([math.log(2), 0.0]))
 
 
-class LiveMemory(TorchDispatchMode):
-    """The most bytes that tensors of vocabulary width, made while it is active, hold at one time."""
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()
-        self.vocabulary, self.live, self.peak = vocabulary, {}, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        old = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and out.shape[-1:] == (self.vocabulary,):
-            storage = out.untyped_storage()
-            if storage.data_ptr() not in old:
-                key = object()
-                self.live[key] = storage.nbytes()
-                weakref.finalize(storage, self.live.pop, key)
-                self.peak = max(self.peak, sum(self.live.values()))
-        return out
-
-
 def test_small_chunks_give_the_same_and_hold_no_more_memory_than_allowed(monkeypatch):
     model = text_model(d_vocab=1000)
     _, cache = run(model, tokens(3, 8))
@@ -172,13 +148,6 @@ def test_small_chunks_give_the_same_and_hold_no_more_memory_than_allowed(monkeyp
             torch.testing.assert_close(getattr(small, name), getattr(whole, name), atol=2e-6, rtol=1e-5)
         assert memory.peak > 0 and (chunk_bytes == 1 or memory.peak <= chunk_bytes)
         assert max(rows) == 1 if chunk_bytes == 1 else max(rows) > 1
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    words = {word: index for index, word in enumerate(["[UNK]", "red", "green", "circle"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
 
 
 def test_a_target_is_a_word_an_id_or_a_tensor():

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lensplug.patches import EmbeddingInput
+from lensplug.patches.config_fix import build_hooked_transformer
 from models import largest_difference, reference_logits, snapshot, text_model, text_tokens
 from torch.nn.functional import cross_entropy
 
 from lensplug import LensplugError
-from lensplug.patches import EmbeddingInput
-from lensplug.patches.config_fix import build_hooked_transformer
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """A patch saves what was there and puts that back, in order, whatever happens."""
 
 import pytest
+from lensplug.patches.patch import Patch
 from torch import nn
 
 from lensplug import LensplugError
-from lensplug.patches.patch import Patch
 
 
 class Rename(Patch):
