@@ -95,7 +95,8 @@ def _short_check(lens: MultimodalLens) -> parity.ParityReport:
     """A dozen tokens of text: enough to see a wrong weight, norm, rotation or scale."""
     rows = lens.core.decoder.embed_tokens.weight.shape[0]
     taken = set(lens.core.placeholder_ids.values())
-    ids = [token for token in torch.linspace(0, rows - 1, 16).long().tolist() if token not in taken][:12]
+    ids = [token for token in torch.linspace(0, rows - 1, 16).long().tolist() if token not in taken]
+    ids = ids[: min(12, lens.model.cfg.n_ctx)]
     tokens = torch.tensor([ids], device=lens.core.device)
     mask = torch.ones_like(tokens)
     return parity.compare(

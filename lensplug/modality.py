@@ -131,7 +131,7 @@ class ModalityMap:
         self.image_positions(media_index, example)
         return self.grids.get((example, media_index))
 
-    def image_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, token]:
+    def image_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, " token"]:
         """The positions of one image, in the order of its grid.
 
         Raises:
@@ -161,7 +161,7 @@ class ModalityMap:
         )
 
 
-def resolve_position(position: int, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, batch]:
+def resolve_position(position: int, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
     """A position of every example as an index from the left.
 
     Negative positions count from the last position that is not padding, others from the first of the
@@ -191,7 +191,9 @@ def resolve_position(position: int, attention_mask: Int[Tensor, "batch pos"]) ->
     return index
 
 
-def _which_medium(row: Bool[Tensor, pos], lengths: Sequence[int] | None, modality: str) -> Int[Tensor, placeholder]:
+def _which_medium(
+    row: Bool[Tensor, " pos"], lengths: Sequence[int] | None, modality: str
+) -> Int[Tensor, " placeholder"]:
     """For each placeholder of an example, in order, the medium that it belongs to (-1: not known)."""
     count = int(row.sum())
     if lengths is not None:

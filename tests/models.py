@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lensplug.tiny.llava_onevision import build_model, build_processor, build_tokenizer
+from lensplug.tiny.image_model import build_model, build_processor, build_tokenizer
 from lensplug.tiny.scenes import draw_scene
 
 VOCAB = 320

@@ -41,6 +41,20 @@ def test_text_cores(name):
 
 
 @pytest.mark.parametrize("name", TEXT_CORES)
+def test_text_cores_in_double_precision(name, monkeypatch):
+    """With Hugging Face's norms in double, too, nothing but rounding is left, and it is tiny."""
+
+    def norm_in_double(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    model = text_model(name).double()
+    monkeypatch.setattr(type(model.model.norm), "forward", norm_in_double)
+    tokens = text_tokens(24, batch=2)
+    reference = reference_logits(model, {"input_ids": tokens})
+    assert largest_difference(wrapped_logits(lensplug.wrap(model), tokens), reference) < 1e-11
+
+
+@pytest.mark.parametrize("name", TEXT_CORES)
 def test_attention_of_the_random_models_is_not_flat(name):
     """Where it were, a wrong rotation or mask would hardly move a logit."""
     lens = lensplug.wrap(text_model(name))

@@ -186,10 +186,10 @@ def test_an_exception_in_a_users_hook_passes_through_and_leaves_nothing(lens, in
 
 def test_too_many_positions_are_refused(picture):
     model, processor = llava()
-    model.config.text_config.max_position_embeddings = 10
+    model.config.text_config.max_position_embeddings = 15
     lens = lensplug.wrap(model, processor)
     long = lens.prepare("What <image> is?", images=[picture], chat_template=False)
-    with pytest.raises(lensplug.LensplugError, match=r"\d+ positions, but the model has a context of 10"):
+    with pytest.raises(lensplug.LensplugError, match=r"\d+ positions, but the model has a context of 15"):
         lens.run_with_cache(long)
 
 

@@ -83,6 +83,8 @@ def test_positions_count_from_the_last_that_is_not_padding():
     for position in (-4, 0, 5, 4):
         with pytest.raises(LensplugError, match=f"position {position} is out of range or padding in example [01]"):
             resolve_position(position, mask)
+    with pytest.raises(LensplugError, match="example 1.*nothing but padding"):
+        resolve_position(-1, torch.tensor([[1, 1], [0, 0]]))
 
 
 def test_two_pictures_in_one_prompt_of_the_real_processor(lens):
@@ -91,6 +93,11 @@ def test_two_pictures_in_one_prompt_of_the_real_processor(lens):
     assert [(s.stop - s.start, s.media_index) for s in spans] == [(37, 0), (37, 1)]  # 36 and a newline each
     assert spans[0].stop == spans[1].start, "the placeholders touch"
     assert inputs.modality.image_grid(1).width == 96
+
+
+def test_special_tokens_of_the_real_tokenizer(inputs):
+    texts = [text for text, special in zip(inputs.str_tokens[0], inputs.modality.special[0], strict=True) if special]
+    assert texts == ["<|im_start|>", "<|im_end|>", "<|im_start|>"], "placeholders are not special, they are image"
 
 
 def test_a_batch_with_text_alone_in_the_middle(lens):

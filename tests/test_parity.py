@@ -78,11 +78,11 @@ def test_bfloat16_is_allowed_what_it_costs():
     assert report.tolerance == pytest.approx(0.1 * report.logit_scale)
 
 
-def test_float64_is_held_to_float64():
-    """Both rotate with the same table, so that only rounding of double precision is left."""
+def test_float64_agrees_as_far_as_hugging_face_goes():
+    """Its norms are in single precision also in a double model; test_core compares in double throughout."""
     lens = lensplug.wrap(text_model("Llama").double())
     report = lens.check(lens.encode({"input_ids": text_tokens(20)}))
-    assert report.agrees and report.max_logit_difference < 1e-10
+    assert report.agrees and report.dtype == "float64" and report.max_logit_difference < 1e-4
 
 
 def test_the_reference_attends_by_sdpa_whatever_the_model_is_set_to(text_lens, text_inputs):

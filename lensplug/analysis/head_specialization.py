@@ -235,7 +235,7 @@ def _measure(
     )
 
 
-def _seen(cache: Any, mask: Int[Tensor, "batch pos"], index: Int[Tensor, batch]) -> Bool[Tensor, "batch pos"]:
+def _seen(cache: Any, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]) -> Bool[Tensor, "batch pos"]:
     """The key positions that the model lets each query see: not padding, and not later."""
     cfg: Any = getattr(cache.model, "cfg", None)
     if getattr(cfg, "attention_dir", "causal") != "causal":

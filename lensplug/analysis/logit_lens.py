@@ -206,7 +206,7 @@ def _statistics(
         "rank": 1 + (log_p > of_target).sum(dim=-1).cpu(),
         "log_probability": of_target[:, 0].cpu(),
         "entropy": -(p * log_p).nansum(dim=-1).cpu(),
-        "kl_to_last": (log_p.exp() * (log_p - last)).nansum(dim=-1).cpu(),
+        "kl_to_last": (last.exp() * (last - log_p)).nansum(dim=-1).cpu(),
     }
 
 

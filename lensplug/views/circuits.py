@@ -89,7 +89,9 @@ def attention_heads(cache: Any, inputs: MultimodalInput, *, layer: int, example:
     return _widget(component, height=640)
 
 
-def colored_tokens(values: Float[Tensor, pos], inputs: MultimodalInput, *, example: int = 0, blocks: int = 3) -> Widget:
+def colored_tokens(
+    values: Float[Tensor, " pos"], inputs: MultimodalInput, *, example: int = 0, blocks: int = 3
+) -> Widget:
     """The prompt with each token coloured by a value; image regions have the sum of theirs.
 
     Args:

@@ -22,7 +22,7 @@ BLOCKS = 3
 class Groups:
     """Groups of the positions of one example, in the order of the prompt. Padding is in none."""
 
-    of_position: Int[Tensor, pos]
+    of_position: Int[Tensor, " pos"]
     """The group of each position; -1 for padding."""
     names: list[str]
 
@@ -62,7 +62,7 @@ def group_positions(inputs: MultimodalInput, *, example: int = 0, blocks: int = 
 
 def _regions(
     inputs: MultimodalInput, modality: str, media_index: int | None, example: int, length: int, blocks: int
-) -> tuple[list[str], Int[Tensor, token]]:
+) -> tuple[list[str], Int[Tensor, " token"]]:
     """The names of the regions of one medium, in order of first appearance, and the region of each token."""
     grid = inputs.modality.grids.get((example, -1 if media_index is None else media_index))
     if modality != "image" or grid is None or len(grid) != length:

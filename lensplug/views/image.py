@@ -21,7 +21,7 @@ HEAT_SIDE = 240
 
 
 def image_overlay(
-    values: Float[Tensor, pos] | Mapping[str, Float[Tensor, pos]],
+    values: Float[Tensor, " pos"] | Mapping[str, Float[Tensor, " pos"]],
     inputs: MultimodalInput,
     *,
     image: object = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -28,7 +29,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 MONO = "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
 
-def figure(*traces: go.Figure, title: str, height: int, width: int | None = None) -> go.Figure:
+def figure(*traces: Any, title: str, height: int, width: int | None = None) -> go.Figure:
     """A figure in the house style."""
     fig = go.Figure(list(traces))
     fig.update_layout(

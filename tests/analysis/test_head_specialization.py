@@ -157,19 +157,20 @@ def test_bidirectional_attention_has_chance_over_the_whole_row():
 
 @pytest.mark.parametrize("form", [{}, ROTARY], ids=["gpt2", "rotary-rms"])
 @pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
-def test_a_padded_batch_equals_each_example_alone_and_a_sum_in_numpy(form, left):
+@pytest.mark.parametrize("first", [0, 1], ids=["whole-row", "without-sink"])
+def test_a_padded_batch_equals_each_example_alone_and_a_sum_in_numpy(form, left, first):
     model = text_model(**form)
     rows = [mixed(n, seed=n) for n in (6, 11)]
     ids, mask = padded(rows, left=left)
-    batch = head_specialization(run(model, ids, mask)[1], map_of(ids, mask))
+    batch = head_specialization(run(model, ids, mask)[1], map_of(ids, mask), exclude_sink=bool(first))
     for example, row in enumerate(rows):
         _, cache = run(model, row[None])
-        alone = head_specialization(cache, map_of(row[None]))
+        alone = head_specialization(cache, map_of(row[None]), exclude_sink=bool(first))
         for name in ("mass", "chance", "entropy", "largest", "ratio"):
             torch.testing.assert_close(getattr(batch, name)[example], getattr(alone, name)[0], atol=1e-5, rtol=1e-5)
         for layer in range(model.cfg.n_layers):
-            pattern = cache[f"blocks.{layer}.attn.hook_pattern"].double().numpy()[0, :, -1]
-            sums = [pattern[:, row.numpy() == token].sum(axis=-1) for token in (1, IMAGE, AUDIO)]
+            pattern = cache[f"blocks.{layer}.attn.hook_pattern"].double().numpy()[0, :, -1, first:]
+            sums = [pattern[:, row.numpy()[first:] == token].sum(axis=-1) for token in (1, IMAGE, AUDIO)]
             np.testing.assert_allclose(alone.mass[0, layer], np.stack(sums, axis=-1), atol=1e-7)
 
 

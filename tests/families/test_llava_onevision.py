@@ -31,7 +31,7 @@ from transformers.image_utils import ChannelDimension
 
 from lensplug.families.llava_onevision import image_grid, media_layout
 from lensplug.geometry import ImageGrid
-from lensplug.tiny.llava_onevision import GRID_PINPOINTS, build_tokenizer
+from lensplug.tiny.image_model import GRID_PINPOINTS, build_tokenizer
 
 GEOMETRIES = {
     "real": (384, 14, LlavaOnevisionImageProcessor.image_grid_pinpoints),

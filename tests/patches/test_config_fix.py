@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from lensplug.patches import ConfigFix
-from lensplug.patches.config_fix import build_hooked_transformer, hooked_transformer_config
+from lensplug.patches import ConfigFix, EmbeddingInput
+from lensplug.patches.config_fix import build_hooked_transformer, core_state_dict, hooked_transformer_config
 from models import TEXT_CORES, largest_difference, reference_logits, snapshot, text_config, text_model, text_tokens
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from lensplug import LensplugError
+from lensplug.tiny.image_model import build_tokenizer
 
 
 def parts(model):
@@ -102,3 +103,87 @@ def test_a_decoder_of_another_class_is_refused():
     model = text_model("llama")
     with pytest.raises(LensplugError, match="LlamaModel with model_type 'qwen2'"):
         build_hooked_transformer(model.model, model.lm_head, text_config("Qwen2"))
+
+
+@pytest.mark.parametrize("process_weights", [False, True])
+def test_a_model_with_another_norm_and_activation_takes_the_core_too(process_weights):
+    cfg = HookedTransformerConfig(
+        n_layers=1, d_model=12, n_ctx=10, n_heads=2, d_head=6, d_vocab=50, d_mlp=20, act_fn="relu",
+        normalization_type="LN", positional_embedding_type="rotary", rotary_dim=6, device="cpu", seed=0,
+    )  # fmt: skip
+    held, model, tokens = HookedTransformer(cfg), text_model("llama"), text_tokens(16, batch=2)
+    before, logits = snapshot(held), held(torch.arange(9)[None])
+    reference = reference_logits(model, {"input_ids": tokens}).log_softmax(-1)
+    with ConfigFix(held, *parts(model), process_weights=process_weights):
+        assert largest_difference(held(tokens).log_softmax(-1), reference) < 1e-4
+    assert snapshot(held) == before and torch.equal(held(torch.arange(9)[None]), logits)
+
+
+def test_the_tokenizer_changes_with_the_core(own):
+    tokenizer = build_tokenizer()
+    with ConfigFix(own, *parts(text_model("llama", vocab_size=512)), tokenizer=tokenizer):
+        assert own.tokenizer is tokenizer and own.to_str_tokens("Red circle", prepend_bos=False)[0] == "Red"
+    assert own.tokenizer is None
+
+
+def test_hooks_of_both_models_stay_apart(own):
+    fired = []
+
+    def watch(value, hook):
+        fired.append(value.shape[-1])
+
+    own.add_hook("blocks.1.hook_resid_post", watch)
+    before = snapshot(own)
+    with ConfigFix(own, *parts(text_model("llama"))):
+        own(text_tokens())
+        assert fired == [], "hooks on the old modules rest"
+        own.add_hook("blocks.2.hook_resid_post", watch)
+        own(text_tokens())
+    assert fired == [32] and snapshot(own) == before
+    own(torch.arange(9)[None])
+    assert fired == [32, 24], "and are back, those on the core gone"
+
+
+def test_applying_twice_builds_once_and_removing_twice_is_harmless(own):
+    before, patch = snapshot(own), ConfigFix(own, *parts(text_model("llama")))
+    for _ in range(2):
+        blocks = patch.apply().target.blocks
+        assert patch.apply().target.blocks is blocks
+        patch.remove()
+        patch.remove()
+        assert snapshot(own) == before
+
+
+def test_nested_cores_and_embedding_input(own):
+    outer, inner, tokens = text_model("llama"), text_model("qwen3"), text_tokens(16)
+    references = [reference_logits(model, {"input_ids": tokens}) for model in (outer, inner)]
+    before = snapshot(own)
+    with EmbeddingInput(own), ConfigFix(own, *parts(outer)) as first:
+        assert largest_difference(own(outer.model.embed_tokens(tokens)), references[0]) < 1e-4
+        with ConfigFix(own, *parts(inner)):
+            assert largest_difference(own(inner.model.embed_tokens(tokens)), references[1]) < 1e-4
+            with pytest.raises(LensplugError, match="ConfigFix cannot be removed.*later patch first"):
+                first.remove()
+            assert largest_difference(own(tokens), references[1]) < 1e-4, "nothing was half removed"
+        assert largest_difference(own(tokens), references[0]) < 1e-4
+    assert snapshot(own) == before
+
+
+@pytest.mark.parametrize("name", TEXT_CORES)
+def test_the_state_dict_is_made_of_views(name):
+    model = text_model(name)
+    cfg = hooked_transformer_config(model.config, d_vocab=320)
+    shared = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    for key, weight in core_state_dict(*parts(model)[:2], cfg).items():
+        is_bias = "b_" in key.rsplit(".", 1)[-1]
+        assert weight.untyped_storage().data_ptr() in shared or (is_bias and not weight.any())
+
+
+def test_a_head_with_a_bias_and_added_tokens():
+    """The embedding may have more rows than the configuration says, the head another number again."""
+    model, tokens = text_model("llama"), text_tokens()
+    model.resize_token_embeddings(333)
+    model.lm_head = torch.nn.Linear(32, 340)
+    wrapped = build_hooked_transformer(*parts(model))
+    assert (wrapped.cfg.d_vocab, wrapped.cfg.d_vocab_out) == (333, 340)
+    assert largest_difference(wrapped(tokens), reference_logits(model, {"input_ids": tokens})) < 1e-4

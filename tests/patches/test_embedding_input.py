@@ -8,8 +8,10 @@ from lensplug.patches import EmbeddingInput
 from lensplug.patches.config_fix import build_hooked_transformer
 from models import largest_difference, reference_logits, snapshot, text_model, text_tokens
 from torch.nn.functional import cross_entropy
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from lensplug import LensplugError
+from lensplug.tiny.image_model import build_tokenizer
 
 
 @pytest.fixture
@@ -170,4 +172,90 @@ def test_what_does_not_fit_is_named_and_changes_nothing(patched, embeds, options
     before = snapshot(patched)
     with pytest.raises(LensplugError, match=message):
         patched(embeds, **options)
+    assert snapshot(patched) == before
+
+
+@pytest.mark.parametrize("side", [None, "left"])
+def test_a_prompt_in_two_pieces_through_the_key_value_cache(hf, patched, side):
+    embeds, mask = padded(side) if side else (merged(2), None)
+    reference = reference_logits(hf, {"inputs_embeds": embeds, "attention_mask": mask})
+    cache = TransformerLensKeyValueCache.init_cache(patched.cfg, "cpu", 2)
+    first = patched(embeds[:, :9], past_kv_cache=cache, attention_mask=None if mask is None else mask[:, :9])
+    rest = patched(embeds[:, 9:], past_kv_cache=cache)
+    assert largest_difference(torch.cat([first, rest], dim=1), reference, mask) < 1e-4
+
+
+@pytest.fixture
+def speaking():
+    """A HookedTransformer with a tokenizer."""
+    hf = text_model("qwen2", vocab_size=512)
+    return build_hooked_transformer(
+        hf.get_decoder(), hf.get_output_embeddings(), hf.config, tokenizer=build_tokenizer()
+    )
+
+
+GREEDY = {"max_new_tokens": 4, "do_sample": False, "stop_at_eos": False, "verbose": False}
+
+
+def test_generate_returns_what_is_asked_for(speaking):
+    embeds, mask = padded("left")
+    tokens = text_tokens(24, batch=2)
+    with EmbeddingInput(speaking):
+        whole = speaking.generate(bundle(embeds, mask, tokens), **GREEDY)
+        new = speaking.generate(embeds, attention_mask=mask, return_type="tokens", **GREEDY)
+        text = speaking.generate(bundle(embeds, mask, tokens), return_type="str", **GREEDY)
+    assert torch.equal(whole, torch.cat([tokens, new], dim=1))
+    assert text == speaking.tokenizer.batch_decode(new)
+
+
+def test_strings_and_token_ids_as_before_in_every_way(speaking):
+    words, tokens = ["What is the color?", "What is the shape? Answer single word."], text_tokens(24, batch=2)
+
+    def everything():
+        return [
+            speaking(tokens, attention_mask=padded("left")[1]),
+            speaking(tokens, return_type="loss"),
+            speaking(words),
+            speaking.run_with_cache(words[0])[1]["resid_post", -1],
+            speaking.run_with_hooks(tokens, fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook: 0 * value)]),
+            speaking.generate(tokens, **GREEDY),
+            speaking.generate(words[0], return_type="tokens", **GREEDY),
+        ]
+
+    before = everything()
+    with EmbeddingInput(speaking):
+        during = everything()
+    for old, new, after in zip(before, during, everything(), strict=True):
+        assert torch.equal(old, new) and torch.equal(old, after)
+
+
+def test_two_at_once_fire_hook_embed_once_and_come_off_in_order(plain):
+    before, fired, (embeds, mask) = snapshot(plain), [], padded("left")
+    given = bundle(embeds, mask, text_tokens(24, batch=2))
+    first = EmbeddingInput(plain).apply()
+    once = plain(given), plain.generate(given, **GREEDY)
+    second = EmbeddingInput(plain).apply()
+    with plain.hooks(fwd_hooks=[("hook_embed", lambda value, hook: fired.append(value.shape[1]))]):
+        twice = plain(given), plain.generate(given, **GREEDY)
+    assert fired == [24, 24, 1, 1, 1] and all(map(torch.equal, once, twice))
+    with pytest.raises(LensplugError, match="EmbeddingInput cannot be removed.*later patch first"):
+        first.remove()
+    assert torch.equal(plain(given), once[0]), "nothing was half removed"
+    second.remove()
+    first.remove()
+    assert snapshot(plain) == before
+
+
+def test_a_hook_that_raises_in_a_step_of_generate_leaves_the_patch_alone(patched):
+    before = snapshot(patched)
+
+    def fail_on_the_second_step(value, hook):
+        if value.shape[1] == 1:
+            raise ZeroDivisionError("mine")
+
+    with (
+        pytest.raises(ZeroDivisionError, match="mine"),
+        patched.hooks(fwd_hooks=[("hook_embed", fail_on_the_second_step)]),
+    ):
+        patched.generate(merged(), **GREEDY)
     assert snapshot(patched) == before

@@ -84,3 +84,53 @@ def test_half_a_change_is_undone(module):
     with pytest.raises(RuntimeError, match="half way"):
         Breaks(module, label="new", extra=2).apply()
     assert held(module) == before
+
+
+def test_an_attribute_that_cannot_be_set_undoes_the_others(module):
+    class Fixed(nn.Sequential):
+        @property
+        def fixed(self):
+            return 0
+
+    target = Fixed(nn.Linear(2, 2))
+    before = held(target)
+    patch = Rename(target, label="new", fixed=1)
+    with pytest.raises(AttributeError, match="fixed"):
+        patch.apply()
+    assert held(target) == before and not patch.applied
+
+
+def test_a_patch_that_refuses_to_begin_changes_nothing(module):
+    class Refusing(Rename):
+        def _changes(self):
+            raise LensplugError("not this one")
+
+    before, patch = held(module), Refusing(module)
+    with pytest.raises(LensplugError, match="not this one"), patch:
+        pass
+    assert held(module) == before and not patch.applied and patch.settled == 0
+
+
+def test_can_be_applied_again_and_making_one_changes_nothing(module):
+    before, patch = held(module), Rename(module, label="new")
+    for _ in range(3):
+        assert held(module) == before
+        with patch:
+            assert module.label == "new"
+
+
+def test_patches_of_different_attributes_come_off_in_any_order(module):
+    before = held(module)
+    first, second = Rename(module, label="new").apply(), Rename(module, extra=1).apply()
+    first.remove()
+    assert (module.label, module.extra) == ("old", 1)
+    second.remove()
+    assert held(module) == before
+
+
+def test_a_partly_covered_patch_is_refused_whole(module):
+    """The attribute that nobody covered stays as it is, too."""
+    first, second = Rename(module, extra=1, label="first").apply(), Rename(module, label="second").apply()
+    with pytest.raises(LensplugError, match="Rename cannot be removed: Sequential.label was changed"):
+        first.remove()
+    assert (module.extra, module.label) == (1, "second") and first.applied and second.applied

@@ -13,7 +13,7 @@ from lensplug.views.groups import group_positions
 
 def properties(widget, key):
     """One property of the call that the widget makes, read back from its script."""
-    match = re.search(rf'"{key}": (.*?)(?:, "[a-zA-Z]+": |\}}\)</script>)', widget.body, re.DOTALL)
+    match = re.search(rf'"{key}": (.*?)(?:, "[a-zA-Z]+": |\}}\s*\)</script>)', widget.body, re.DOTALL)
     return json.loads(match[1])
 
 

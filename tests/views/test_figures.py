@@ -73,10 +73,11 @@ def test_rollout_bars_are_the_row(seen):
     np.testing.assert_allclose(np.asarray(fig.data[0].y), seen.rollout.values[0, -1].numpy())
 
 
-def test_every_result_has_a_picture_in_a_notebook(seen):
+def test_every_result_has_a_picture_in_a_notebook(seen, monkeypatch):
+    monkeypatch.setattr("plotly.io.renderers.default", "plotly_mimetype")  # what Jupyter and VS Code read
     for result in (seen.heads, seen.logit_lens, seen.rollout):
         assert isinstance(views.draw(result), go.Figure)
-        assert result._repr_mimebundle_()
+        assert result._repr_mimebundle_()["application/vnd.plotly.v1+json"]["data"]
     with pytest.raises(LensplugError, match="int"):
         views.draw(3)
 
