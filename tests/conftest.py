@@ -8,7 +8,7 @@ from models import QUESTION, llava_onevision, scene, snapshot
 
 import lensplug
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are tiny: threads that wait for each other made it thirty times slower
 
 
 @pytest.fixture(scope="session")
