@@ -19,15 +19,12 @@ PLACEHOLDERS = ("image", "video", "audio")
 
 UNSUITABLE = {
     "gemma3_text": "its attention is bidirectional over the image, which a causal core cannot express",
-    "gemma3n_text": "it adds per-layer embeddings between blocks",
     "paligemma": "its attention is bidirectional over the image and the prompt",
     "qwen2_vl_text": "its rotary positions have three parts (time, height, width)",
     "qwen2_5_vl_text": "its rotary positions have three parts (time, height, width)",
     "qwen3_vl_text": "it adds image features to the residual stream between blocks",
-    "qwen3_vl_moe_text": "it adds image features to the residual stream between blocks",
-    "mllama_text_model": "it reads the image through cross-attention, not through its input embeddings",
 }
-"""Configurations of text cores that merge by other rules than one sequence of embeddings."""
+"""Models, and text cores, that merge by other rules than one sequence of embeddings, by `model_type`."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,9 @@ class LanguageCore:
                 f"{name} has no output embeddings: give the model with its language-model head, not its base."
             )
         text_config = hf_model.config.get_text_config(decoder=True)
-        if reason := UNSUITABLE.get(text_config.model_type):
-            raise LensplugError(f"{name} cannot be wrapped: the core is {text_config.model_type}, and {reason}.")
+        for model_type in (hf_model.config.model_type, text_config.model_type):
+            if reason := UNSUITABLE.get(model_type):
+                raise LensplugError(f"{name} cannot be wrapped: the core is {text_config.model_type}, and {reason}.")
         _refuse_special_weights(name, decoder, head)
         ids = {kind: _placeholder_id(hf_model.config, kind) for kind in PLACEHOLDERS}
         placeholder_ids = {kind: token for kind, token in ids.items() if token is not None}

@@ -210,6 +210,32 @@ def _qwen2_vl():
     return hf.Qwen2VLForConditionalGeneration(config)
 
 
+def _qwen2_5_vl():
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    vision = {"depth": 1, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 16}
+    config = hf.Qwen2_5_VLConfig(text_config={**SMALL_TEXT, "rope_parameters": rope}, vision_config=vision)
+    return hf.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _qwen3_vl():
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    vision = {
+        "depth": 1, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 16,
+        "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    config = hf.Qwen3VLConfig(text_config={**SMALL_TEXT, "rope_parameters": rope}, vision_config=vision)
+    return hf.Qwen3VLForConditionalGeneration(config)
+
+
+def _paligemma():
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = hf.PaliGemmaConfig(
+        text_config={**SMALL_TEXT, "model_type": "gemma"},
+        vision_config={**vision, "image_size": 28, "patch_size": 14, "projection_dim": 32},
+    )
+    return hf.PaliGemmaForConditionalGeneration(config)
+
+
 def _gpt_neox():
     config = hf.GPTNeoXConfig(**{**BERT, "hidden_size": 16})
     return hf.GPTNeoXForCausalLM(config)
@@ -219,7 +245,10 @@ def _gpt_neox():
     ("build", "message"),
     [
         (_gemma3, "Gemma3ForConditionalGeneration.*bidirectional over the image"),
+        (_paligemma, "PaliGemmaForConditionalGeneration.*core is gemma.*bidirectional over the image and the prompt"),
         (_qwen2_vl, "Qwen2VLForConditionalGeneration.*three parts"),
+        (_qwen2_5_vl, "Qwen2_5_VLForConditionalGeneration.*three parts"),
+        (_qwen3_vl, "Qwen3VLForConditionalGeneration.*between blocks"),
         (_gpt_neox, "GPTNeoXModel.*cannot be a HookedTransformer.*LlamaModel"),
     ],
 )

@@ -115,9 +115,11 @@ def test_loads_in_the_dtype_that_is_asked_for(tmp_path):
 
 
 def test_refuses_a_folder_without_a_model(tmp_path):
-    for folder in (tmp_path / "missing", tmp_path):
-        with pytest.raises(lensplug.LensplugError, match=f"{folder.name}.* could not be loaded.*config.json"):
-            lensplug.load(folder, local_files_only=True)
+    for name in (tmp_path / "missing", str(tmp_path / "missing"), "./missing"):
+        with pytest.raises(lensplug.LensplugError, match="missing' could not be loaded: there is no such folder"):
+            lensplug.load(name)
+    with pytest.raises(lensplug.LensplugError, match=f"{tmp_path.name}.* could not be loaded.*config.json"):
+        lensplug.load(tmp_path, local_files_only=True)
 
 
 def test_refuses_an_engine_that_it_does_not_know():
