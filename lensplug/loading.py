@@ -44,8 +44,8 @@ def load(
     is_path = isinstance(name, Path) or str(name).startswith(("/", ".", "~")) or str(name).count("/") > 1
     if is_path and not Path(name).is_dir():
         raise LensplugError(
-            f"{str(name)!r} could not be loaded: there is no such folder. (Expected one that save_pretrained wrote, or a"
-            " model of the Hugging Face hub, such as 'llava-hf/llava-onevision-qwen2-0.5b-ov-hf'.)"
+            f"{str(name)!r} could not be loaded: there is no such folder. (Expected one that save_pretrained wrote, or"
+            " a model of the Hugging Face hub, such as 'llava-hf/llava-onevision-qwen2-0.5b-ov-hf'.)"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -32,7 +32,7 @@ ATTENTION_BYTES = 500_000
 class Widget:
     """A CircuitsVis component: shown by a notebook, or put on a page (`body`, after `script()` once)."""
 
-    body: str
+    body: str = field(repr=False)
     """A container and the few lines that fill it."""
     height: int = 420
     """Of its frame in a notebook, in pixels."""
