@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from io import BytesIO
 
@@ -16,8 +17,9 @@ from lensplug.inputs import MultimodalInput, load_image
 from lensplug.views.style import HEAT, figure
 
 SIDE = 340
-"""Pictures are drawn this many pixels long; heat maps have at most `HEAT_SIDE` cells a side."""
-HEAT_SIDE = 240
+"""Pictures are drawn this many pixels long."""
+CELLS = 100_000
+"""All heat maps of a figure together have at most so many cells: a page stays small with any number of layers."""
 
 
 def image_overlay(
@@ -58,7 +60,7 @@ def image_overlay(
             raise LensplugError(
                 f"values have the shape {list(row.shape)}, expected one for each of {inputs.tokens.shape[1]} positions."
             )
-        maps[name] = _shrunk(grid.to_pixels(row.cpu()[at.cpu()], view=view))
+        maps[name] = _shrunk(grid.to_pixels(row.cpu()[at.cpu()], view=view), CELLS // len(named))
     scale = SIDE / max(grid.width, grid.height)
     fig = figure(
         *(_heat(heat, grid, shown=i == 0) for i, heat in enumerate(maps.values())),
@@ -107,9 +109,9 @@ def _picture(inputs: MultimodalInput, image: object, media_index: int, example: 
     return picture
 
 
-def _shrunk(heat: Float[Tensor, "y x"]) -> Float[Tensor, "y x"]:
-    """At most HEAT_SIDE cells a side: a heat map has no finer detail than its tokens."""
-    step = -(-max(heat.shape) // HEAT_SIDE)
+def _shrunk(heat: Float[Tensor, "y x"], cells: int) -> Float[Tensor, "small_y small_x"]:
+    """At most so many cells; a heat map has no finer detail than its tokens."""
+    step = math.ceil(math.sqrt(heat.numel() / cells))
     return heat[step // 2 :: step, step // 2 :: step]
 
 

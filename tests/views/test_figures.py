@@ -1,5 +1,7 @@
 """The plotly figures hold the result's own numbers, and say no where there is nothing to draw."""
 
+import dataclasses
+
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -54,9 +56,7 @@ def test_overlay_has_a_slider_for_several_rows_and_refuses_other_lengths(seen):
 
 
 def test_overlay_without_geometry_says_so(seen):
-    from dataclasses import replace
-
-    unplaced = replace(seen.inputs, modality=replace(seen.inputs.modality, grids={}))
+    unplaced = dataclasses.replace(seen.inputs, modality=dataclasses.replace(seen.inputs.modality, grids={}))
     with pytest.raises(LensplugError, match="no geometry"):
         views.image_overlay(torch.zeros(seen.inputs.tokens.shape[1]), unplaced)
 
@@ -87,3 +87,15 @@ def test_token_text_cannot_act_on_the_page():
 
     assert visible("<img src=x onerror=alert(1)>") == "&lt;img src=x onerror=alert(1)&gt;"
     assert visible(" a\n") == "·a⏎" and visible("") == "∅"
+
+
+def test_overlays_of_many_layers_on_a_large_picture_stay_small(seen):
+    rows = {f"layer {i}": torch.rand(seen.inputs.tokens.shape[1]) for i in range(28)}
+    grid = seen.inputs.modality.image_grid()
+    large = dataclasses.replace(grid, boxes=grid.boxes * 20, width=grid.width * 20, height=grid.height * 20)
+    modality = dataclasses.replace(seen.inputs.modality, grids={(0, 0): large})
+    inputs = dataclasses.replace(seen.inputs, modality=modality)
+    fig = views.image_overlay(rows, inputs, image=seen.scene.image.resize((large.width, large.height)))
+    assert len(fig.to_json()) < 1_500_000
+    heat = np.asarray(fig.data[0].z)
+    assert heat.shape[0] > 24, "finer than the twelve rows of tiles"
