@@ -137,8 +137,9 @@ def _sections(
     sections.append(
         Section(
             "Head by head",
-            f"The heads of layer {layer}, which has the head that looks at the image most. Each word is alone; image"
-            " tokens are pooled by region of the picture (row, column), for the whole view and for the tiles.",
+            f"The heads of layer {layer}, which has the head that looks at the image most. Words are alone, or in short"
+            " runs where the prompt is long; image tokens are pooled by region of the picture (row, column), for the"
+            " whole view and for the tiles.",
             (views.attention_heads(cache, inputs, layer=layer),),
         )
     )

@@ -24,7 +24,7 @@ from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.views.groups import group_positions
 
-ATTENTION_BYTES = 500_000
+ATTENTION_BYTES = 300_000
 """The most that the numbers of one attention component may weigh; text tokens are pooled until they fit."""
 
 

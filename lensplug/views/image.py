@@ -18,7 +18,7 @@ from lensplug.views.style import HEAT, figure
 
 SIDE = 340
 """Pictures are drawn this many pixels long."""
-CELLS = 100_000
+CELLS = 70_000
 """All heat maps of a figure together have at most so many cells: a page stays small with any number of layers."""
 
 
@@ -120,7 +120,7 @@ def _jpeg(picture: Image.Image) -> str:
     from base64 import b64encode
 
     small = picture.copy()
-    small.thumbnail((960, 960))
+    small.thumbnail((720, 720))
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + b64encode(buffer.getvalue()).decode()
