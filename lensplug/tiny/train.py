@@ -1,6 +1,6 @@
 """Make a tiny checkpoint again: `python -m lensplug.tiny.train llava-onevision`.
 
-About half an hour on two cores, from a fixed seed. The finished folder (configuration, tokenizer, processor,
+About 35 minutes on two cores, from a fixed seed. The finished folder (configuration, tokenizer, processor,
 weights) replaces the one that ships in the package, or goes to `--out`.
 """
 
