@@ -9,6 +9,23 @@ instance, when it is applied, until it is removed.
         logits, cache = model.run_with_cache(embeds, tokens=tokens, attention_mask=mask)
 """
 
-from lensplug.patches.config_fix import ConfigFix as ConfigFix
-from lensplug.patches.embedding_input import EmbeddingInput as EmbeddingInput
-from lensplug.patches.logit_directions import LogitDirections as LogitDirections
+from importlib import import_module
+from typing import Any
+
+PATCHES = {
+    "ConfigFix": "lensplug.patches.config_fix",
+    "EmbeddingInput": "lensplug.patches.embedding_input",
+    "LogitDirections": "lensplug.patches.logit_directions",
+}
+"""Patch -> its module, imported when asked for: TransformerLens 4 has no HookedTransformer to import."""
+
+
+def __getattr__(name: str) -> Any:
+    """The patch of that name."""
+    if name in PATCHES:
+        return getattr(import_module(PATCHES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *PATCHES])

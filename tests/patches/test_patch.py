@@ -1,5 +1,8 @@
 """A patch saves what was there and puts that back, in order, whatever happens."""
 
+import subprocess
+import sys
+
 import pytest
 from lensplug.patches.patch import Patch
 from torch import nn
@@ -134,3 +137,12 @@ def test_a_partly_covered_patch_is_refused_whole(module):
     with pytest.raises(LensplugError, match="Rename cannot be removed: Sequential.label was changed"):
         first.remove()
     assert (module.extra, module.label) == (1, "second") and first.applied and second.applied
+
+
+def test_importing_the_patches_imports_no_transformer_lens():
+    """TransformerLens 4 has no HookedTransformer: lensplug must still be importable beside it, and say so."""
+    code = "import sys, lensplug.patches as p; print('lensplug.patches.config_fix' in sys.modules, *p.PATCHES)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "ConfigFix", "EmbeddingInput", "LogitDirections"]
+    with pytest.raises(ImportError, match="NoSuchPatch"):
+        from lensplug.patches import NoSuchPatch  # noqa: F401
