@@ -1,25 +1,24 @@
 """From what a user has to what the language core receives: `MultimodalInput`.
 
-`prepare` takes words and pictures, applies the chat template and runs the processor; `encode` takes what
+`prepare` takes words, pictures and sounds, applies the chat template and runs the processor; `encode` takes what
 a processor returned and runs the full model up to its decoder. Both are reached through the lens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.families import media_layout
+from lensplug.media import Sound, is_one_image, is_one_sound, load_image, load_sound
 from lensplug.modality import ModalityMap
 from lensplug.seam import run_to_seam
 from lensplug.tokens import token_texts
@@ -44,6 +43,8 @@ class MultimodalInput:
     """What the full model takes for the same input (`lens.check` runs it); empty after `generate`."""
     images: tuple[tuple[Image.Image, ...], ...] = field(default=(), repr=False)
     """The pictures of each example, where `prepare` was given them; views draw over them."""
+    audio: tuple[tuple[Sound, ...], ...] = field(default=(), repr=False)
+    """The sounds of each example, as they came."""
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -79,49 +80,58 @@ def prepare(
     text: str | Sequence[str],
     *,
     images: Any = None,
+    audio: Any = None,
     chat_template: bool = True,
-) -> tuple[Mapping[str, Any], tuple[tuple[Image.Image, ...], ...]]:
-    """Run the processor on prompts and pictures.
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Run the processor on prompts, pictures and sounds.
 
     Args:
         processor: The model's Hugging Face processor.
         text: One prompt, or one for each example of a batch.
         images: A list of the prompt's pictures (PIL images, arrays `[height width channel]` of uint8, or
             paths), or a single one; for a batch, one such list for each example.
+        audio: Likewise its sounds (paths, or pairs of waveform and sampling rate). They are resampled to
+            the rate that the encoder takes.
         chat_template: Wrap the prompt as a user's turn, media first. Without it the text must hold the
             placeholders itself.
 
     Returns:
-        The processor's outputs, and the pictures as RGB, one tuple for each example.
+        The processor's outputs, and what was given: `images` as RGB and `audio`, a tuple for each example.
 
     Raises:
-        LensplugError: If pictures and placeholders do not match, or a file is no image.
+        LensplugError: If media and placeholders do not match, or a file cannot be read.
     """
     texts = [text] if isinstance(text, str) else list(text)
-    per_example = _images_per_example(images, len(texts), batched=not isinstance(text, str))
-    token = getattr(processor, "image_token", None)
-    if any(per_example) and not hasattr(processor, "image_processor"):
-        raise LensplugError(f"images are given, but {type(processor).__name__} takes none.")
+    batched = not isinstance(text, str)
+    pictures = _per_example(images, len(texts), "images", is_one_image, load_image, batched=batched)
+    sounds = _per_example(audio, len(texts), "audio", is_one_sound, load_sound, batched=batched)
+    media = {"image": pictures, "audio": sounds}
+    parts = {"image": ("image_processor",), "audio": ("feature_extractor", "audio_processor")}
+    for kind, given in media.items():
+        if any(given) and not any(hasattr(processor, part) for part in parts[kind]):
+            raise LensplugError(f"{kind} is given, but {type(processor).__name__} takes none.")
     if chat_template:
-        texts = [_chat_prompt(processor, prompt, len(own)) for prompt, own in zip(texts, per_example, strict=True)]
-    if token is not None:
-        for example, (prompt, own) in enumerate(zip(texts, per_example, strict=True)):
-            if prompt.count(token) != len(own):
-                raise LensplugError(
-                    f"example {example} has {len(own)} image(s) and {prompt.count(token)} placeholder(s) {token!r}:"
-                    " give one placeholder for each image, or plain words and chat_template=True."
-                )
+        counts = [{kind: len(given[example]) for kind, given in media.items()} for example in range(len(texts))]
+        texts = [_chat_prompt(processor, prompt, count) for prompt, count in zip(texts, counts, strict=True)]
+    for kind, given in media.items():
+        _refuse_other_count(texts, given, getattr(processor, f"{kind}_token", None), kind)
     # Padding at the left: the last position of every prompt is then the one that writes its answer.
     arguments: dict[str, Any] = {"text": texts, "return_tensors": "pt"}
     if len(texts) > 1:
         arguments |= {"padding": True, "padding_side": "left"}
-    if any(per_example):
-        arguments["images"] = [list(own) for own in per_example]
+    if any(pictures):
+        arguments["images"] = [list(own) for own in pictures]
+    if any(sounds):
+        rate = int(_audio_part(processor).sampling_rate)
+        arguments["audio"] = [sound.at_rate(rate).waveform.numpy() for own in sounds for sound in own]
+        arguments["sampling_rate"] = rate
     try:
         outputs = processor(**arguments)
+    except LensplugError:
+        raise
     except (ValueError, TypeError) as error:
         raise LensplugError(f"{type(processor).__name__} refused its inputs: {error}") from error
-    return outputs, tuple(per_example)
+    return outputs, {"images": tuple(pictures), "audio": tuple(sounds)}
 
 
 def encode(
@@ -131,6 +141,7 @@ def encode(
     processor_outputs: Mapping[str, Any],
     *,
     images: tuple[tuple[Image.Image, ...], ...] = (),
+    audio: tuple[tuple[Sound, ...], ...] = (),
 ) -> MultimodalInput:
     """Run the full model up to its decoder on what a processor returned.
 
@@ -140,6 +151,7 @@ def encode(
         tokenizer: For the text of the tokens; may be None.
         processor_outputs: A BatchFeature or dict with at least `input_ids`, on any device.
         images: Kept for the views.
+        audio: Kept for the views, and for the length of each sound.
 
     Raises:
         LensplugError: If there are no tokens, or the model refuses its inputs.
@@ -189,58 +201,47 @@ def encode(
         str_tokens=token_texts(tokens, tokenizer),
         model_inputs=model_inputs,
         images=images,
+        audio=audio,
     )
 
 
-def load_image(source: Any) -> Image.Image:
-    """A picture as RGB, from a PIL image, an array `[height width (channel)]` of uint8, or a path.
-
-    Raises:
-        LensplugError: If it is none of these, or the file is no image.
-    """
-    if isinstance(source, Image.Image):
-        return _rgb(source)
-    if isinstance(source, Tensor | np.ndarray):
-        array = np.asarray(source)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-            raise LensplugError(
-                f"an image array is {array.dtype} of the shape {list(array.shape)}, expected uint8 [height, width, 3]."
-            )
-        return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array).convert("RGB")
-    if isinstance(source, str | Path):
-        try:
-            with Image.open(source) as image:
-                return _rgb(ImageOps.exif_transpose(image))
-        except FileNotFoundError:
-            raise LensplugError(f"there is no file {str(source)!r}.") from None
-        except (UnidentifiedImageError, OSError) as error:
-            raise LensplugError(f"{str(source)!r} is not an image that can be read: {error}") from error
-    raise LensplugError(f"an image is a {type(source).__name__}, expected a PIL image, a uint8 array or a path.")
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """As RGB; Pillow would make a picture of more than 8 bits white nearly everywhere."""
-    if image.mode[0] in "IF":
-        raise LensplugError(
-            f"the image has pixels of mode {image.mode!r}, more than 8 bits: scale it to 0..255 and give a uint8 array."
-        )
-    return image.convert("RGB")
-
-
-def _images_per_example(images: Any, n_examples: int, *, batched: bool) -> list[tuple[Image.Image, ...]]:
-    if images is None:
+def _per_example(
+    given: Any,
+    n_examples: int,
+    name: str,
+    is_one: Callable[[Any], bool],
+    load: Callable[[Any], Any],
+    *,
+    batched: bool,
+) -> list[tuple[Any, ...]]:
+    """The media of each example, loaded."""
+    if given is None:
         return [()] * n_examples
-    if isinstance(images, Image.Image | str | Path | np.ndarray | Tensor):
-        images = [images]
-    groups = [own if isinstance(own, list | tuple) else [own] for own in images] if batched else [list(images)]
+    given = [given] if is_one(given) else list(given)
+    groups = [[own] if is_one(own) else list(own) for own in given] if batched else [given]
     if len(groups) != n_examples:
         raise LensplugError(
-            f"{n_examples} prompts, but images for {len(groups)}: give one list of images for each prompt."
+            f"{n_examples} prompts, but {name} for {len(groups)}: give one list of {name} for each prompt."
         )
-    return [tuple(load_image(image) for image in own) for own in groups]
+    return [tuple(load(one) for one in own) for own in groups]
 
 
-def _chat_prompt(processor: Any, prompt: str, n_images: int) -> str:
+def _audio_part(processor: Any) -> Any:
+    return getattr(processor, "audio_processor", None) or processor.feature_extractor
+
+
+def _refuse_other_count(texts: Sequence[str], given: Sequence[Sequence[Any]], token: str | None, kind: str) -> None:
+    if token is None:
+        return
+    for example, (prompt, own) in enumerate(zip(texts, given, strict=True)):
+        if prompt.count(token) != len(own):
+            raise LensplugError(
+                f"example {example} has {len(own)} {kind}(s) and {prompt.count(token)} placeholder(s) {token!r}:"
+                f" give one placeholder for each {kind}, or plain words and chat_template=True."
+            )
+
+
+def _chat_prompt(processor: Any, prompt: str, media: Mapping[str, int]) -> str:
     if not getattr(processor, "chat_template", None) and not getattr(
         getattr(processor, "tokenizer", None), "chat_template", None
     ):
@@ -248,7 +249,8 @@ def _chat_prompt(processor: Any, prompt: str, n_images: int) -> str:
             f"{type(processor).__name__} has no chat template: write the prompt in the model's own form, with its"
             " placeholders, and give chat_template=False."
         )
-    content = [{"type": "image"}] * n_images + [{"type": "text", "text": prompt}]
+    content: list[Any] = [{"type": kind} for kind, count in media.items() for _ in range(count)]
+    content.append({"type": "text", "text": prompt})
     message: Any = [{"role": "user", "content": content if hasattr(processor, "tokenizer") else prompt}]
     rendered = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     return str(rendered)

@@ -75,27 +75,32 @@ class MultimodalLens:
             f" heads, d_model {cfg.d_model}, {str(self.core.dtype).removeprefix('torch.')} on {self.core.device})"
         )
 
-    def prepare(self, text: str | Sequence[str], *, images: Any = None, chat_template: bool = True) -> MultimodalInput:
-        """Words and pictures to what the core receives.
+    def prepare(
+        self, text: str | Sequence[str], *, images: Any = None, audio: Any = None, chat_template: bool = True
+    ) -> MultimodalInput:
+        """Words, pictures and sounds to what the core receives.
 
             inputs = lens.prepare("What is the color? Answer single word.", images=["photo.jpg"])
+            inputs = lens.prepare("How does the speaker sound?", audio=[(waveform, sampling_rate)])
             batch = lens.prepare(["What is this?", "And this?"], images=[[first], [second]])
 
         Args:
             text: One prompt, or a list of prompts for a batch.
             images: A list of PIL images, uint8 arrays or paths, or a single one; for a batch, one list for
                 each prompt.
-            chat_template: Wrap each prompt as a user's turn with its pictures first. Without it the text
+            audio: Likewise paths of sounds, or pairs of waveform and sampling rate; any rate, it is resampled to
+                the one that the encoder takes.
+            chat_template: Wrap each prompt as a user's turn with its media first. Without it the text
                 is taken as it is and must hold the placeholders.
 
         Raises:
-            LensplugError: If pictures and placeholders do not match, a file is no image, or the
-                processor refuses.
+            LensplugError: If media and placeholders do not match, a file cannot be read, or the processor
+                refuses.
         """
         if self.processor is None:
             raise LensplugError("this lens has no processor: run your own and use lens.encode(processor_outputs).")
-        outputs, pictures = _inputs.prepare(self.processor, text, images=images, chat_template=chat_template)
-        return _inputs.encode(self.hf_model, self.core, self.tokenizer, outputs, images=pictures)
+        outputs, media = _inputs.prepare(self.processor, text, images=images, audio=audio, chat_template=chat_template)
+        return _inputs.encode(self.hf_model, self.core, self.tokenizer, outputs, **media)
 
     def encode(self, processor_outputs: Mapping[str, Any]) -> MultimodalInput:
         """What a processor returned to what the core receives; the decoder is not run.

@@ -20,7 +20,7 @@ from models import (
 from PIL import Image
 
 import lensplug
-from lensplug.inputs import load_image
+from lensplug.media import load_image
 
 
 def chat(question: str, n_images: int = 1) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +19,48 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
-from lensplug.tiny import CHECKPOINTS
-from lensplug.tiny.image_model import build_model, build_processor
+from lensplug.tiny import CHECKPOINTS, image_model, sound_model
 from lensplug.tiny.scenes import SIZES, TOPICS, Scene, ask, draw_scene
+from lensplug.tiny.voices import QUESTIONS, SAMPLING_RATE, Voice, make_voice, topics
 
 IGNORED = -100  # the label that the Hugging Face loss leaves out
 
 
-def conversation(rng: random.Random, scene: Scene) -> list[dict]:
-    """The three questions about one scene in a random order, with their answers.
+@dataclass(frozen=True)
+class Task:
+    """What `fit` needs to know of a model."""
 
-    Three answers for one picture: three times the signal at nearly the cost of one. The first turn is
+    processor: Any
+    model: Any
+    answer_start: str
+    """What the chat template writes before an answer."""
+    batches: Iterator[Any]
+
+
+def about_scene(rng: random.Random, scene: Scene) -> list[dict]:
+    """The three questions about one scene in a random order, with their answers."""
+    questions = [ask(rng, scene, topic=topic) for topic in rng.sample(TOPICS, k=len(TOPICS))]
+    return conversation([(question.prompt, question.answer) for question in questions], "image")
+
+
+def about_voice(rng: random.Random, voice: Voice) -> list[dict]:
+    """Every question about one voice in a random order, with its answer; the transcript comes once."""
+    order = rng.sample(topics(voice), k=len(topics(voice)))
+    prompts = [voice.prompt(order[0]), *(QUESTIONS[topic] for topic in order[1:])]
+    return conversation([(prompt, voice.answer(topic)) for prompt, topic in zip(prompts, order, strict=True)], "audio")
+
+
+def conversation(turns: list[tuple[str, str]], medium: str) -> list[dict]:
+    """Questions and answers about one medium as chat messages.
+
+    Several answers for one medium: several times the signal at nearly the cost of one. The first turn is
     the very prompt that a user asks.
     """
     messages: list[dict] = []
-    for topic in rng.sample(TOPICS, k=len(TOPICS)):
-        question = ask(rng, scene, topic=topic)
-        media = [] if messages else [{"type": "image"}]
-        messages.append({"role": "user", "content": [*media, {"type": "text", "text": question.prompt}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
+    for prompt, answer in turns:
+        media = [] if messages else [{"type": medium}]
+        messages.append({"role": "user", "content": [*media, {"type": "text", "text": prompt}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return messages
 
 
@@ -54,16 +79,42 @@ def answer_labels(tokens: Tensor, *, start: list[int], end: int) -> Tensor:
     return labels
 
 
-def train_llava_onevision(out: Path, *, steps: int, batch_size: int, learning_rate: float, seed: int) -> None:
-    """Train the tiny LLaVA-OneVision and save it, with its processor, to `out`."""
-    torch.manual_seed(seed)
+def train_llava_onevision(seed: int, batch_size: int, steps: int) -> Task:
+    """The tiny LLaVA-OneVision: what is true of the coloured shape in a picture."""
     rng = random.Random(seed)
-    processor = build_processor()
-    model = build_model(processor).train()
-    start = processor.tokenizer("<|im_start|>assistant\n")["input_ids"]
+    processor = image_model.build_processor()
+
+    def batches() -> Iterator[Any]:
+        for step in range(steps):
+            # One size a batch, so that little of it is padding; small pictures first, which cost half.
+            size = rng.choice(SIZES[:3] if step < steps // 2 else SIZES)
+            scenes = [draw_scene(rng, size=size) for _ in range(batch_size)]
+            texts = [processor.apply_chat_template(about_scene(rng, scene)) for scene in scenes]
+            yield processor(text=texts, images=[[scene.image] for scene in scenes], padding=True, return_tensors="pt")
+
+    return Task(processor, image_model.build_model(processor), "<|im_start|>assistant\n", batches())
+
+
+def train_audio_llama(seed: int, batch_size: int, steps: int) -> Task:
+    """The tiny audio-LLaMA: what is true of a voice, and of the words beside it."""
+    rng = random.Random(seed)
+    processor = sound_model.build_processor()
+
+    def batches() -> Iterator[Any]:
+        for _ in range(steps):
+            heard = [make_voice(rng) for _ in range(batch_size)]
+            texts = [processor.apply_chat_template(about_voice(rng, voice)) for voice in heard]
+            yield processor(text=texts, audio=[voice.waveform for voice in heard], sampling_rate=SAMPLING_RATE)
+
+    return Task(processor, sound_model.build_model(processor), "<|assistant|>\n", batches())
+
+
+def fit(task: Task, *, steps: int, learning_rate: float) -> None:
+    """Train on every batch of the task, answers only."""
+    model, tokenizer = task.model.train(), task.processor.tokenizer
+    start = tokenizer(task.answer_start)["input_ids"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
-
     columns = (
         TextColumn("training, loss {task.fields[loss]:.3f}"),
         BarColumn(),
@@ -71,23 +122,16 @@ def train_llava_onevision(out: Path, *, steps: int, batch_size: int, learning_ra
         TimeRemainingColumn(),
     )
     with Progress(*columns) as progress:
-        task = progress.add_task("training", total=steps, loss=float("nan"))
-        for step in range(steps):
-            # One size a batch, so that little of it is padding; small pictures first, which cost half.
-            size = rng.choice(SIZES[:3] if step < steps // 2 else SIZES)
-            scenes = [draw_scene(rng, size=size) for _ in range(batch_size)]
-            texts = [processor.apply_chat_template(conversation(rng, scene)) for scene in scenes]
-            batch = processor(text=texts, images=[[scene.image] for scene in scenes], padding=True, return_tensors="pt")
-            labels = answer_labels(batch["input_ids"], start=start, end=processor.tokenizer.eos_token_id)
+        bar = progress.add_task("training", total=steps, loss=float("nan"))
+        for batch in task.batches:
+            labels = answer_labels(batch["input_ids"], start=start, end=tokenizer.eos_token_id)
             loss = model(**batch, labels=labels).loss
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            progress.update(task, advance=1, loss=loss.item())
-
-    save(model.eval(), processor, out)
+            progress.update(bar, advance=1, loss=loss.item())
 
 
 def save(model: Any, processor: Any, out: Path) -> None:
@@ -101,7 +145,8 @@ def save(model: Any, processor: Any, out: Path) -> None:
             file.replace(out / file.name)
 
 
-TRAINERS = {"llava-onevision": train_llava_onevision}
+TRAINERS = {"llava-onevision": (train_llava_onevision, 2800), "audio-llama": (train_audio_llama, 2000)}
+"""Name -> the task, and how many steps it takes."""
 
 
 def main() -> None:
@@ -109,18 +154,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=sorted(TRAINERS))
     parser.add_argument("--out", type=Path, help="a folder; by default the one inside the package")
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--steps", type=int, help="by default as many as the shipped checkpoint had")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    TRAINERS[options.model](
-        options.out or CHECKPOINTS / options.model,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-    )
+    make, default_steps = TRAINERS[options.model]
+    steps = options.steps or default_steps
+    torch.manual_seed(options.seed)
+    task = make(options.seed, options.batch_size, steps)
+    fit(task, steps=steps, learning_rate=options.learning_rate)
+    save(task.model.eval(), task.processor, options.out or CHECKPOINTS / options.model)
 
 
 if __name__ == "__main__":

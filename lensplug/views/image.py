@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.geometry import ImageGrid
-from lensplug.inputs import MultimodalInput, load_image
+from lensplug.inputs import MultimodalInput
+from lensplug.media import load_image
 from lensplug.views.style import HEAT, figure
 
 SIDE = 340
