@@ -118,10 +118,14 @@ class AudioLlamaModel(AudioLlamaPreTrainedModel):
         """Whether the encoder's mask keeps padding out of a sound's frames.
 
         Not where the first convolution is normalised over time (feat_extract_norm="group"), nor where
-        frames are convolved once more behind the encoder (add_adapter).
+        frames are convolved more than once behind the masking (data2vec's positions, add_adapter).
         """
         audio = self.config.audio_config
-        return getattr(audio, "feat_extract_norm", "layer") == "layer" and not getattr(audio, "add_adapter", False)
+        return (
+            audio.model_type != "data2vec-audio"
+            and audio.feat_extract_norm == "layer"
+            and not getattr(audio, "add_adapter", False)
+        )
 
     def _frames_alone(self, sounds: Tensor, lengths: Int[Tensor, " sound"]) -> Tensor:
         """Sounds of one length at a time, without padding."""

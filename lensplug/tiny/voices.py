@@ -79,16 +79,21 @@ class Voice:
         """Waveform and sampling rate, as `lens.prepare` takes them."""
         return self.waveform, SAMPLING_RATE
 
-    def answer(self, topic: str) -> str:
+    def answer(self, topic: str, *, heard: bool = True) -> str:
         """The one capitalised word that is right.
 
-        The speaker feels what the voice says; where the voice is neutral, what the words say.
+        The speaker feels what the voice says; where the voice is neutral, or not heard, what the words say.
+
+        Args:
+            topic: A key of `QUESTIONS`.
+            heard: Whether the prompt has the sound.
         """
+        emotion = self.emotion if heard else "neutral"
         facts = {
-            "sound": self.emotion,
+            "sound": emotion,
             "words": self.words,
-            "feeling": self.emotion if self.emotion != "neutral" else self.words or "neutral",
-            "agreement": "yes" if self.emotion == self.words else "no",
+            "feeling": emotion if emotion != "neutral" else self.words or "neutral",
+            "agreement": "yes" if emotion == self.words else "no",
             "time": self.place,
             "pitch": self.pitch,
         }
@@ -144,8 +149,10 @@ def make_voice(
     )
 
 
-def topics(voice: Voice) -> tuple[str, ...]:
-    """The questions that can be asked about a voice."""
+def topics(voice: Voice, *, heard: bool = True) -> tuple[str, ...]:
+    """The questions that can be asked about a voice; without the sound, those that the words answer."""
+    if not heard:
+        return ("words", "feeling") if voice.transcript is not None else ()
     return tuple(topic for topic in QUESTIONS if voice.transcript is not None or topic not in NEEDS_WORDS)
 
 
