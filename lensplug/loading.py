@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from lensplug import audio_llama as audio_llama  # registers the model with transformers' Auto classes
 from lensplug import engines, parity
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
@@ -51,7 +52,8 @@ def load(
     try:
         config = transformers.AutoConfig.from_pretrained(name, **kwargs)
         architecture = (config.architectures or [None])[0]
-        model_class = getattr(transformers, architecture or "", None) or transformers.AutoModelForImageTextToText
+        # The class that the checkpoint names; for one that registers itself (audio-LLaMA), as it is registered.
+        model_class = getattr(transformers, architecture or "", None) or transformers.AutoModelForMultimodalLM
         hf_model = model_class.from_pretrained(name, dtype=dtype, **kwargs)
         processor = transformers.AutoProcessor.from_pretrained(name, **kwargs)
     except (OSError, ValueError, KeyError) as error:

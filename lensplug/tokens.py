@@ -34,3 +34,16 @@ def single_token(word: str, tokenizer: Any) -> int:
             " or give a token id."
         )
     return int(ids[0])
+
+
+def find_text(text: str, str_tokens: list[str]) -> range | None:
+    """The positions that a piece of text stands at, its last occurrence; None where it is not there.
+
+    White space does not count: some tokenizers decode a word alone without the space before it. A token
+    that lies only partly in the text counts.
+    """
+    owners = [pos for pos, token in enumerate(str_tokens) for _ in "".join(token.split())]
+    characters = "".join("".join(token.split()) for token in str_tokens)
+    wanted = "".join(text.split())
+    start = characters.rfind(wanted) if wanted else -1
+    return None if start < 0 else range(owners[start], owners[start + len(wanted) - 1] + 1)

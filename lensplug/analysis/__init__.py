@@ -10,3 +10,6 @@ from lensplug.analysis.head_specialization import HeadSpecialization as HeadSpec
 from lensplug.analysis.head_specialization import head_specialization as head_specialization
 from lensplug.analysis.logit_lens import LogitLens as LogitLens
 from lensplug.analysis.logit_lens import logit_lens as logit_lens
+from lensplug.analysis.modality_ablation import Example as Example
+from lensplug.analysis.modality_ablation import ModalityAblation as ModalityAblation
+from lensplug.analysis.modality_ablation import modality_ablation as modality_ablation

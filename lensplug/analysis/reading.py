@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
@@ -32,11 +32,19 @@ class Provenance:
     @classmethod
     def of(cls, cache: Any, analysis: str, convention: str) -> Provenance:
         """The provenance of a result that `analysis` reads from `cache`."""
-        cfg = getattr(cache.model, "cfg", None)
+        made = cls.of_model(cache.model, analysis, convention)
+        if made.dtype:
+            return made
+        found = {value.dtype for value in cache.values() if value.is_floating_point()}
+        return replace(made, dtype=", ".join(sorted(str(one).removeprefix("torch.") for one in found)))
+
+    @classmethod
+    def of_model(cls, model: Any, analysis: str, convention: str) -> Provenance:
+        """The provenance of a result that `analysis` gets by running `model`; dtype "" where it does not say."""
+        cfg = getattr(model, "cfg", None)
         # The model's dtype where it is known: norm scales are fp32 in every model, and not in every cache.
         known = getattr(cfg, "dtype", None)
-        found = {known} if known else {value.dtype for value in cache.values() if value.is_floating_point()}
-        dtype = ", ".join(sorted(str(one).removeprefix("torch.") for one in found))
+        dtype = str(known).removeprefix("torch.") if known else ""
         name = getattr(cfg, "model_name", None) or "unknown"
         packages = ("lensplug", "transformer-lens", "transformers", "torch")
         return cls(analysis, name, dtype, convention, {p: version(p) for p in packages})

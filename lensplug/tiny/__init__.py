@@ -1,7 +1,7 @@
 """The embedded default: small trained checkpoints that ship in the package and need no network.
 
-Real Hugging Face models with real processors, trained on data that `scenes` draws, so that every
-notebook, test and demo runs anywhere in seconds. `python -m lensplug.tiny.train` makes them again.
+Real Hugging Face models with real processors, trained on data that `scenes` draws and `voices` makes, so
+that every notebook, test and demo runs anywhere in seconds. `python -m lensplug.tiny.train` makes them again.
 """
 
 from __future__ import annotations
@@ -28,3 +28,17 @@ def llava_onevision(
         process_weights: See `lensplug.wrap`.
     """
     return load(CHECKPOINTS / "llava-onevision", device=device, dtype=dtype, process_weights=process_weights)
+
+
+def audio_llama(*, device: str | None = "cpu", dtype: str = "float32", process_weights: bool = False) -> MultimodalLens:
+    """The tiny audio-LLaMA: it says how a voice sounds, when it speaks, and what the words beside it say.
+
+    Six layers of six heads, 96 wide, over a wav2vec2 encoder; ten vectors a sound. Ask what stands in
+    `lensplug.tiny.voices.QUESTIONS`, such as "How does the speaker sound?", behind a transcript or without.
+
+    Args:
+        device: Where to.
+        dtype: Of the weights (they are stored in half precision).
+        process_weights: See `lensplug.wrap`.
+    """
+    return load(CHECKPOINTS / "audio-llama", device=device, dtype=dtype, process_weights=process_weights)
