@@ -132,8 +132,9 @@ def test_a_stride_gives_longer_sounds_more_vectors(encoder):
 @torch.no_grad()
 @pytest.mark.parametrize("encoder", ["wav2vec2", "wav2vec2-base", "whisper"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_saved_and_loaded_again(encoder, dtype, tmp_path):
-    model, processor = audio_llama(encoder)
+@pytest.mark.parametrize("vectors", [{"num_audio_vectors": 7}, {"frames_per_vector": 3}])
+def test_saved_and_loaded_again(encoder, dtype, vectors, tmp_path):
+    model, processor = audio_llama(encoder, **vectors)
     model = model.to(dtype)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -149,6 +150,7 @@ def test_saved_and_loaded_again(encoder, dtype, tmp_path):
     logits = again(**batch).logits
     if dtype == torch.float32:  # below, .to() rounds the rotary frequencies of the first model too
         assert torch.equal(logits, model(**batch).logits)
+    assert its_processor.chat_template == processor.chat_template
     base = hf.AutoModel.from_pretrained(tmp_path, dtype="auto").eval()
     assert type(base) is AudioLlamaModel
     assert torch.equal(again.lm_head(base(**batch).last_hidden_state), logits)
