@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -118,7 +119,9 @@ def prepare(
     # Padding at the left: the last position of every prompt is then the one that writes its answer.
     arguments: dict[str, Any] = {"text": texts, "return_tensors": "pt"}
     if len(texts) > 1:
-        arguments |= {"padding": True, "padding_side": "left"}
+        padding = {"padding": True, "padding_side": "left"}
+        # Of the text alone: said to all parts, it would pad sounds to the longest and not to a whole window.
+        arguments |= {"text_kwargs": padding} if hasattr(processor, "tokenizer") else padding
     if any(pictures):
         arguments["images"] = [list(own) for own in pictures]
     if any(sounds):
@@ -178,13 +181,13 @@ def encode(
             f"the decoder receives {list(seam.embeds.shape[:2])} positions for {list(tokens.shape)} tokens: the model"
             " merges by a rule of its own, and positions cannot be labelled."
         )
-    attended = tokens[seam.attention_mask.bool()]
     placeholders = {
-        kind: [int(((row == token) & mask.bool()).sum()) for row, mask in zip(tokens, seam.attention_mask, strict=True)]
+        kind: runs
         for kind, token in core.placeholder_ids.items()
-        if bool((attended == token).any())
+        if any(runs := _runs((tokens == token) & seam.attention_mask.bool()))
     }
-    layout = media_layout(hf_model.config, processor_outputs, placeholders) if placeholders else None
+    durations = [[sound.duration_s for sound in own] for own in audio] or None
+    layout = media_layout(hf_model.config, processor_outputs, placeholders, durations) if placeholders else None
     modality = ModalityMap.build(
         tokens,
         seam.attention_mask,
@@ -192,6 +195,7 @@ def encode(
         special_ids=tokenizer.all_special_ids if tokenizer is not None else (),
         media_lengths=layout.lengths if layout else None,
         grids=layout.grids if layout else None,
+        timelines=layout.timelines if layout else None,
     )
     return MultimodalInput(
         embeds=seam.embeds,
@@ -254,6 +258,11 @@ def _chat_prompt(processor: Any, prompt: str, media: Mapping[str, int]) -> str:
     message: Any = [{"role": "user", "content": content if hasattr(processor, "tokenizer") else prompt}]
     rendered = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     return str(rendered)
+
+
+def _runs(at: Bool[Tensor, "batch pos"]) -> list[list[int]]:
+    """For each example, the lengths of the runs of True."""
+    return [[len(list(run)) for value, run in groupby(row) if value] for row in at.tolist()]
 
 
 def _to_model(value: Any, core: LanguageCore) -> Any:

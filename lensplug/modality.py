@@ -7,14 +7,14 @@ It knows nothing of models: labels on positions, spans of one medium, and the ge
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.geometry import ImageGrid
+from lensplug.geometry import AudioTimeline, ImageGrid
 
 MODALITIES = ("text", "image", "video", "audio", "generated", "pad")
 """Every modality there is, in the order in which results list them."""
@@ -47,6 +47,8 @@ class ModalityMap:
     """Which image (video, sound) of its example a position belongs to; -1 for none or not known."""
     grids: Mapping[tuple[int, int], ImageGrid] = field(default_factory=dict)
     """(example, media_index) -> where the tokens of that image lie."""
+    timelines: Mapping[tuple[int, int], AudioTimeline] = field(default_factory=dict)
+    """(example, media_index) -> when the tokens of that sound are heard."""
 
     @classmethod
     def build(
@@ -58,6 +60,7 @@ class ModalityMap:
         special_ids: Sequence[int] = (),
         media_lengths: Mapping[str, Sequence[Sequence[int]]] | None = None,
         grids: Mapping[tuple[int, int], ImageGrid] | None = None,
+        timelines: Mapping[tuple[int, int], AudioTimeline] | None = None,
     ) -> ModalityMap:
         """Label every position from its token.
 
@@ -69,6 +72,7 @@ class ModalityMap:
             media_lengths: Modality -> for each example, the number of positions of each medium, in order.
                 Without it, a medium is told from the next only where an example has one run of positions.
             grids: The geometry of the images, where the family is known.
+            timelines: That of the sounds.
 
         Raises:
             LensplugError: If the numbers of positions and of placeholders differ.
@@ -84,13 +88,15 @@ class ModalityMap:
         labels[attention_mask == 0] = PAD
         special = torch.isin(tokens, torch.tensor(list(special_ids), device=tokens.device, dtype=tokens.dtype))
         special &= labels == TEXT
-        for (example, index), grid in (grids or {}).items():
-            positions = int(((media_index[example] == index) & (labels[example] == MODALITIES.index("image"))).sum())
-            if positions != len(grid):
-                raise LensplugError(
-                    f"image {index} of example {example} has {positions} positions, its grid {len(grid)}."
-                )
-        return cls(labels, special, media_index, dict(grids or {}))
+        made = cls(labels, special, media_index, dict(grids or {}), dict(timelines or {}))
+        for modality, geometry in (("image", made.grids), ("audio", made.timelines)):
+            for (example, index), own in geometry.items():
+                positions = int((made.mask(modality)[example] & (media_index[example] == index)).sum())
+                if positions != len(own):
+                    raise LensplugError(
+                        f"{modality} {index} of example {example} has {positions} positions, its geometry {len(own)}."
+                    )
+        return made
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -131,33 +137,54 @@ class ModalityMap:
         self.image_positions(media_index, example)
         return self.grids.get((example, media_index))
 
+    def audio_timeline(self, media_index: int = 0, example: int = 0) -> AudioTimeline | None:
+        """When the tokens of a sound are heard, in its seconds; None for a family without geometry.
+
+        Raises:
+            LensplugError: If there is no such sound.
+        """
+        self.audio_positions(media_index, example)
+        return self.timelines.get((example, media_index))
+
     def image_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, " token"]:
         """The positions of one image, in the order of its grid.
 
         Raises:
             LensplugError: If there is no such image.
         """
+        return self._positions("image", media_index, example)
+
+    def audio_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, " token"]:
+        """The positions of one sound, in the order of its timeline.
+
+        Raises:
+            LensplugError: If there is no such sound.
+        """
+        return self._positions("audio", media_index, example)
+
+    def _positions(self, modality: str, media_index: int, example: int) -> Int[Tensor, " token"]:
         batch = self.labels.shape[0]
         if not 0 <= example < batch:
             raise LensplugError(f"example {example} is asked for, the batch has {batch}.")
-        at = self.mask("image")[example] & (self.media_index[example] == media_index)
+        at = self.mask(modality)[example] & (self.media_index[example] == media_index)
         if not bool(at.any()):
-            images = sorted(set(self.media_index[example][self.mask("image")[example]].tolist()))
-            raise LensplugError(f"example {example} has no image {media_index}: its images are {images}.")
+            there = sorted(set(self.media_index[example][self.mask(modality)[example]].tolist()))
+            raise LensplugError(f"example {example} has no {modality} {media_index}: it has {there}.")
         return at.nonzero()[:, 0]
 
     def to(self, device: torch.device | str) -> ModalityMap:
         """The same map on another device."""
-        return ModalityMap(self.labels.to(device), self.special.to(device), self.media_index.to(device), self.grids)
+        labels, special, media_index = (t.to(device) for t in (self.labels, self.special, self.media_index))
+        return replace(self, labels=labels, special=special, media_index=media_index)
 
     def appended(self, generated: Bool[Tensor, "batch new"]) -> ModalityMap:
         """The map of prompt + answer: new positions are "generated", or "pad" where False."""
         new = torch.where(generated, GENERATED, PAD).to(self.labels)
-        return ModalityMap(
-            torch.cat([self.labels, new], dim=1),
-            torch.cat([self.special, torch.zeros_like(generated)], dim=1),
-            torch.cat([self.media_index, torch.full_like(new, -1)], dim=1),
-            self.grids,
+        return replace(
+            self,
+            labels=torch.cat([self.labels, new], dim=1),
+            special=torch.cat([self.special, torch.zeros_like(generated)], dim=1),
+            media_index=torch.cat([self.media_index, torch.full_like(new, -1)], dim=1),
         )
 
 

@@ -13,7 +13,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionImageProcessor, Sig
 
 from lensplug.errors import LensplugError
 from lensplug.families.llava_onevision import image_grid
-from lensplug.geometry import ImageGrid
+from lensplug.geometry import AudioTimeline, ImageGrid
 
 NAN = [math.nan] * 4
 VIEW, PATCH = 384, 14
@@ -132,3 +132,28 @@ def test_painting_equals_asking_each_pixel_for_its_box(config, size, view):
     np.testing.assert_allclose(painted.numpy(), total / np.maximum(covers, 1), atol=1e-6)
     constant = grid.to_pixels(torch.full((len(grid),), 0.7), view=view).numpy()
     np.testing.assert_allclose(constant, np.where(covers > 0, np.float32(0.7), 0), atol=1e-6)
+
+
+def timeline(starts, ends, duration):
+    return AudioTimeline(torch.tensor(starts), torch.tensor(ends), duration)
+
+
+def test_timeline_by_hand():
+    line = timeline([0.0, 1.0, 2.0], [0.5, 2.0, 3.0], 2.0)
+    assert len(line) == 3
+    assert line.center_s.tolist() == [0.25, 1.5, 2.5]
+    assert line.padding.tolist() == [False, False, True]
+    assert line.edges_s.tolist() == [0.0, 0.875, 2.0, 3.0]
+    painted = line.to_seconds(torch.tensor([1.0, 2.0, 3.0]), bins=4)  # middles at 0.25, 0.75, 1.25, 1.75 s
+    assert painted.tolist() == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_painting_a_constant_is_constant_and_one_position_fills_the_sound():
+    line = timeline([0.0, 0.4, 0.9], [0.1, 0.5, 1.0], 1.0)
+    assert set(line.to_seconds(torch.full((3,), 0.5), bins=97).tolist()) == {0.5}
+    assert timeline([0.2], [0.4], 1.0).to_seconds(torch.tensor([7.0]), bins=5).tolist() == [7.0] * 5
+
+
+def test_timeline_refuses_values_of_another_number():
+    with pytest.raises(LensplugError, match=r"\[2\] values for 1 audio tokens"):
+        timeline([0.2], [0.4], 1.0).to_seconds(torch.zeros(2), bins=5)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from models import QUESTION, scene
 
 from lensplug import LensplugError, ModalityMap
-from lensplug.geometry import ImageGrid
+from lensplug.geometry import AudioTimeline, ImageGrid
 from lensplug.modality import MODALITIES, resolve_position
 
 IMAGE, AUDIO, BOS = 90, 91, 1
@@ -63,7 +63,7 @@ def test_adjacent_media_are_told_apart_by_their_lengths_and_not_guessed_without(
     assert [s.media_index for s in two_runs.spans if s.modality == "image"] == [None, None]
     with pytest.raises(LensplugError, match=r"5 image placeholders for media of \[2, 2\]"):
         build(row, media_lengths={"image": [[2, 2]]})
-    with pytest.raises(LensplugError, match=r"no image 2: its images are \[0, 1\]"):
+    with pytest.raises(LensplugError, match=r"no image 2: it has \[0, 1\]"):
         m.image_grid(2)
     with pytest.raises(LensplugError, match="example 1 is asked for, the batch has 1"):
         m.image_grid(0, example=1)
@@ -71,7 +71,7 @@ def test_adjacent_media_are_told_apart_by_their_lengths_and_not_guessed_without(
 
 def test_a_grid_of_another_length_is_refused():
     grid = ImageGrid(torch.zeros(3, 4), torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.bool), 4, 4)
-    with pytest.raises(LensplugError, match="image 0 of example 0 has 2 positions, its grid 3"):
+    with pytest.raises(LensplugError, match="image 0 of example 0 has 2 positions, its geometry 3"):
         build([[IMAGE, IMAGE, 2]], media_lengths={"image": [[2]]}, grids={(0, 0): grid})
 
 
@@ -116,3 +116,16 @@ def test_an_answer_is_labelled_generated_and_what_follows_its_end_padding(lens):
     assert [(s.modality, s.start, s.stop) for s in m.spans][-2:] == [("generated", 3, 5), ("pad", 5, 6)]
     moved = m.to("cpu")
     assert torch.equal(moved.labels, m.labels)
+
+
+def test_timelines_travel_with_the_map_and_must_fit():
+    line = AudioTimeline(torch.tensor([0.0, 0.5]), torch.tensor([0.5, 1.0]), 1.0)
+    m = build([[2, AUDIO, AUDIO, 3]], media_lengths={"audio": [[2]]}, timelines={(0, 0): line})
+    assert m.audio_timeline() is line and m.audio_positions().tolist() == [1, 2]
+    grown = m.to("cpu").appended(torch.tensor([[True]]))
+    assert grown.audio_timeline() is line and grown.names == ("text", "audio", "generated")
+    assert build([[2, AUDIO]]).audio_timeline() is None
+    with pytest.raises(LensplugError, match=r"no audio 1: it has \[0\]"):
+        m.audio_timeline(1)
+    with pytest.raises(LensplugError, match="audio 0 of example 0 has 1 positions, its geometry 2"):
+        build([[2, AUDIO]], media_lengths={"audio": [[1]]}, timelines={(0, 0): line})

@@ -24,6 +24,7 @@ class AudioLlamaConfig(PreTrainedConfig):
         num_audio_vectors: Vectors for each sound, however long it is. 10 unless `frames_per_vector` is given.
         frames_per_vector: Instead: one vector for so many frames of the encoder, so that a longer sound
             has more.
+        sampling_rate: Of the waveforms that the encoder takes, in Hz.
         projector_bias: Whether the two linear layers of the projector have biases.
         projector_dropout: Between norm and second linear layer, in training.
         projector_norm_eps: Of the projector's norm.
@@ -40,6 +41,7 @@ class AudioLlamaConfig(PreTrainedConfig):
         audio_token_id: int = 32000,
         num_audio_vectors: int | None = None,
         frames_per_vector: int | None = None,
+        sampling_rate: int = 16000,
         projector_bias: bool = True,
         projector_dropout: float = 0.1,
         projector_norm_eps: float = 1e-6,
@@ -63,6 +65,7 @@ class AudioLlamaConfig(PreTrainedConfig):
         self.audio_token_id = audio_token_id
         self.num_audio_vectors = num_audio_vectors
         self.frames_per_vector = frames_per_vector
+        self.sampling_rate = sampling_rate
         self.projector_bias = projector_bias
         self.projector_dropout = projector_dropout
         self.projector_norm_eps = projector_norm_eps

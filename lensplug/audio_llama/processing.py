@@ -20,6 +20,11 @@ class AudioLlamaProcessor(ProcessorMixin):
     Text is padded on the left, sounds on the right, with their own mask (`audio_attention_mask`).
     """
 
+    audio_token: str
+    audio_token_id: int
+    num_audio_vectors: int | None
+    frames_per_vector: int | None
+    convolutions: list[list[int]]
     attributes = ["feature_extractor", "tokenizer"]
     feature_extractor_class = "AutoFeatureExtractor"
     tokenizer_class = "AutoTokenizer"
@@ -63,7 +68,8 @@ class AudioLlamaProcessor(ProcessorMixin):
         """The processor that fits a configuration.
 
         Raises:
-            LensplugError: If the tokenizer has another id for the audio token than the configuration.
+            LensplugError: If the tokenizer has another id for the audio token than the configuration, or the
+                feature extractor another sampling rate.
         """
         processor = cls(
             feature_extractor,
@@ -77,6 +83,11 @@ class AudioLlamaProcessor(ProcessorMixin):
         if processor.audio_token_id != config.audio_token_id:
             raise LensplugError(
                 f"{audio_token!r} is token {processor.audio_token_id}, the configuration says {config.audio_token_id}."
+            )
+        if feature_extractor.sampling_rate != config.sampling_rate:
+            raise LensplugError(
+                f"the feature extractor takes {feature_extractor.sampling_rate} Hz, the configuration says"
+                f" {config.sampling_rate}."
             )
         return processor
 
@@ -105,9 +116,9 @@ class AudioLlamaProcessor(ProcessorMixin):
             )
         if sounds:
             self._refuse_other_rate(sampling_rate)
-        if len(texts) > 1:
-            kwargs.setdefault("padding", True)
-        kwargs.setdefault("padding_side", "left")
+        if "text_kwargs" not in kwargs:
+            kwargs.setdefault("padding", len(texts) > 1)
+            kwargs.setdefault("padding_side", "left")
         kwargs.setdefault("return_tensors", "pt")
         return super().__call__(text=texts, audio=sounds or None, **kwargs)
 

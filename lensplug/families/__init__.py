@@ -1,18 +1,26 @@
 """What differs from one Hugging Face family to the next, one small file each, imported when asked for.
 
-A family without a file works everywhere; its images have no geometry (`image_grid` gives None).
+A family without a file works everywhere; its media have no geometry (`image_grid` and `audio_timeline` give
+None).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from lensplug.geometry import ImageGrid
+from lensplug.geometry import AudioTimeline, ImageGrid
 
-FAMILIES = {"llava_onevision": "lensplug.families.llava_onevision"}
+FAMILIES = {
+    "audio_llama": "lensplug.families.audio_llama",
+    "audioflamingo3": "lensplug.families.whisper_windows",
+    "glmasr": "lensplug.families.whisper_windows",
+    "llava_onevision": "lensplug.families.llava_onevision",
+    "qwen2_audio": "lensplug.families.whisper_windows",
+    "voxtral": "lensplug.families.whisper_windows",
+}
 """`config.model_type` -> the module that knows its geometry."""
 
 
@@ -24,20 +32,26 @@ class MediaLayout:
     """Modality -> for each example, the number of positions of each medium."""
     grids: dict[tuple[int, int], ImageGrid] = field(default_factory=dict)
     """(example, media_index) -> the geometry of that image."""
+    timelines: dict[tuple[int, int], AudioTimeline] = field(default_factory=dict)
+    """(example, media_index) -> that of that sound."""
 
 
 def media_layout(
-    config: Any, processor_outputs: Mapping[str, Any], placeholders: Mapping[str, list[int]]
+    config: Any,
+    processor_outputs: Mapping[str, Any],
+    placeholders: Mapping[str, Sequence[Sequence[int]]],
+    durations: Sequence[Sequence[float]] | None = None,
 ) -> MediaLayout:
     """The layout of the media in `processor_outputs`; empty for a family that has no file.
 
     Args:
         config: The full model's configuration.
         processor_outputs: What its processor returned.
-        placeholders: Modality -> the number of placeholder tokens in each example.
+        placeholders: Modality -> for each example, the lengths of its runs of placeholder tokens.
+        durations: For each example, the seconds of each sound, where the sounds are at hand.
     """
-    module = FAMILIES.get(config.model_type)
-    if module is None:
+    name = FAMILIES.get(config.model_type)
+    if name is None:
         return MediaLayout()
-    layout: MediaLayout = import_module(module).media_layout(config, processor_outputs, placeholders)
+    layout: MediaLayout = import_module(name).media_layout(config, processor_outputs, placeholders, durations)
     return layout

@@ -13,7 +13,7 @@ Follows `LlavaOnevisionModel.pack_image_features` and `LlavaOnevisionImageProces
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,10 @@ from lensplug.geometry import ImageGrid
 
 
 def media_layout(
-    config: Any, processor_outputs: Mapping[str, Any], placeholders: Mapping[str, list[int]]
+    config: Any,
+    processor_outputs: Mapping[str, Any],
+    placeholders: Mapping[str, Sequence[Sequence[int]]],
+    durations: Sequence[Sequence[float]] | None = None,
 ) -> MediaLayout:
     """The grid of every image in the batch."""
     sizes = processor_outputs.get("image_sizes")
@@ -36,9 +39,9 @@ def media_layout(
     alone = [count == 1 for count in counts for _ in range(count)]
     images = [image_grid(config, int(h), int(w), alone=single) for (h, w), single in zip(sizes, alone, strict=True)]
     lengths, grids, rest = [], {}, iter(images)
-    for example, count in enumerate(placeholders["image"]):
+    for example, runs in enumerate(placeholders["image"]):
         own: list[ImageGrid] = []
-        while sum(map(len, own)) < count and (grid := next(rest, None)) is not None:
+        while sum(map(len, own)) < sum(runs) and (grid := next(rest, None)) is not None:
             grids[example, len(own)] = grid
             own.append(grid)
         lengths.append([len(grid) for grid in own])

@@ -86,7 +86,11 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> AudioLlamaConfig:
         pad_token_id=tokenizer.pad_token_id,
     )
     return AudioLlamaConfig(
-        audio, text, audio_token_id=tokenizer.convert_tokens_to_ids("<audio>"), projector_dropout=0.0
+        audio,
+        text,
+        audio_token_id=tokenizer.convert_tokens_to_ids("<audio>"),
+        sampling_rate=SAMPLING_RATE,
+        projector_dropout=0.0,
     )
 
 
@@ -94,7 +98,9 @@ def build_processor() -> AudioLlamaProcessor:
     """The real processor, over the tiny tokenizer."""
     tokenizer = build_tokenizer()
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=SAMPLING_RATE, do_normalize=True, return_attention_mask=True)
-    return AudioLlamaProcessor.of(build_config(tokenizer), extractor, tokenizer, chat_template=CHAT_TEMPLATE)
+    config = build_config(tokenizer)
+    processor: AudioLlamaProcessor = AudioLlamaProcessor.of(config, extractor, tokenizer, chat_template=CHAT_TEMPLATE)
+    return processor
 
 
 def build_model(processor: AudioLlamaProcessor) -> AudioLlamaForConditionalGeneration:
