@@ -1,4 +1,4 @@
-"""The `lensplug` command: `demo`, `report`, `check`."""
+"""The `lensplug` command: `demo`, `report`, `check`, `convert-audio-llama`."""
 
 from __future__ import annotations
 
@@ -74,6 +74,41 @@ def check(
         parity = lens.check(lens.prepare(prompt, images=[image]))
     console.print(str(parity))
     raise typer.Exit(0 if parity.agrees else 1)
+
+
+@app.command()
+def convert_audio_llama(
+    base: Annotated[str, typer.Option(help="The LLaMA of the training: a folder, or a model of the hub.")],
+    acoustic: Annotated[str, typer.Option(help="Its acoustic model, likewise.")],
+    checkpoint: Annotated[Path, typer.Option(help="The best_model.pth.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    adapter: Annotated[list[Path] | None, typer.Option(help="A LoRA folder; once for each, in their order.")] = None,
+    vectors: Annotated[int, typer.Option(help="Vectors for each sound.")] = 10,
+    audio_token: Annotated[str, typer.Option(help="The placeholder in prompts.")] = "<audio>",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as the checkpoint is.")] = None,
+    allow_other_base: Annotated[bool, typer.Option(help="Take an adapter that names another base.")] = False,
+) -> None:
+    """Make an audio-LLaMA checkpoint (LLaMA, LoRA adapters, best_model.pth) a folder that lensplug opens."""
+    import torch
+
+    from lensplug.audio_llama.convert import convert
+
+    with _steps() as step:
+        if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise LensplugError(f"dtype is {dtype!r}, expected float32, bfloat16 or float16.")
+        written = convert(
+            base,
+            acoustic,
+            checkpoint,
+            out,
+            adapters=adapter or [],
+            audio_token=audio_token,
+            num_audio_vectors=vectors,
+            dtype=getattr(torch, dtype) if dtype is not None else None,
+            allow_other_base=allow_other_base,
+            progress=step,
+        )
+    console.print(f"Written: {written}")
 
 
 def _load(model: str, device: str | None, dtype: str, step: Any, **options: Any) -> Any:

@@ -1,0 +1,111 @@
+"""A `best_model.pth`: one state dict of three modules, `llama.`, `wave2vec2.` and `projector.`, put where it belongs.
+
+Every tensor of the file must find its place, and every weight of a module its tensor; what does not is named.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lensplug.errors import LensplugError
+
+PARTS = ("llama", "wave2vec2", "projector")
+WEIGHT_NORM = {
+    "conv.weight_g": "conv.parametrizations.weight.original0",
+    "conv.weight_v": "conv.parametrizations.weight.original1",
+}
+"""The two spellings that torch has had for the positional convolution of wav2vec2."""
+BUFFERS = ("rotary_emb.inv_freq",)
+"""Saved by older versions of transformers, and computed by newer ones."""
+
+
+def read_parts(path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each part, without its prefix; the file is mapped, not read, where it can be.
+
+    Raises:
+        LensplugError: If there is no such file, it holds more than tensors, or keys of no part.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LensplugError(f"there is no file {str(path)!r}.")
+    state = _load(path)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        found = list(state)[:10] if isinstance(state, Mapping) else type(state).__name__
+        raise LensplugError(
+            f"{path.name} is no state dict (it holds {found}): expected tensors under keys that begin with"
+            " 'llama.', 'wave2vec2.' and 'projector.'."
+        )
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+    left_over = []
+    for key, value in state.items():
+        part, _, name = key.partition(".")
+        if part not in parts:
+            left_over.append(key)
+        elif not name.endswith(BUFFERS):
+            parts[part][name] = value
+    if left_over:
+        raise LensplugError(
+            f"{path.name} has keys that begin with none of 'llama.', 'wave2vec2.' and 'projector.':"
+            f" {_listed(left_over)}."
+        )
+    return parts
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str, *, may_lack: Collection[str] = ()) -> None:
+    """Put every tensor into the module, and see that every weight of the module got one.
+
+    Raises:
+        LensplugError: If a tensor has no place, a weight no tensor (those in `may_lack` excepted), or a
+            shape differs.
+    """
+    own = module.state_dict()
+    given = _respelt(tensors, own)
+    if left_over := [name for name in given if name not in own]:
+        raise LensplugError(f"the checkpoint has weights that the {what} has not: {_listed(left_over)}.")
+    missing = [name for name in own if name not in given and name not in may_lack]
+    if missing:
+        raise LensplugError(f"the checkpoint lacks weights of the {what}: {_listed(missing)}.")
+    for name, value in given.items():
+        if value.shape != own[name].shape:
+            raise LensplugError(
+                f"{name} of the {what} is {list(value.shape)} in the checkpoint, and {list(own[name].shape)} in the"
+                " model: are these the models that it was trained from?"
+            )
+    module.load_state_dict(given, strict=False)
+
+
+def _load(path: Path) -> object:
+    for mmap in (True, False):  # files of the old format cannot be mapped
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except pickle.UnpicklingError as error:
+            raise LensplugError(
+                f"{path.name} holds more than tensors, and opening it could run code of others. Save its state dict"
+                f" alone: torch.save(model.state_dict(), ...). ({str(error).splitlines()[0]})"
+            ) from error
+        except (RuntimeError, EOFError, OSError) as error:
+            if not mmap:
+                raise LensplugError(f"{path.name} is no checkpoint that torch can read: {error}") from error
+    raise AssertionError("one of the two ways returns or raises")
+
+
+def _respelt(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """The positional convolution spelt as the module at hand spells it."""
+    spellings = {**WEIGHT_NORM, **{new: old for old, new in WEIGHT_NORM.items()}}
+    respelt = {}
+    for name, value in tensors.items():
+        for one, other in spellings.items():
+            if name not in own and name.endswith(one):
+                name = name.removesuffix(one) + other
+        respelt[name] = value
+    return respelt
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:10])
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > 10 else shown
