@@ -11,17 +11,21 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lensplug.errors import LensplugError
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="What a multimodal language model does with what it sees."
+    add_completion=False,
+    no_args_is_help=True,
+    help="What a multimodal language model does with what it sees and hears.",
 )
 console = Console()
 
 Model = Annotated[str, typer.Option(help="A model of the Hugging Face hub, or a folder.")]
-ImageFile = Annotated[Path, typer.Option(help="The picture.")]
+ImageFile = Annotated[list[Path] | None, typer.Option(help="A picture; once for each.")]
+AudioFile = Annotated[list[Path] | None, typer.Option(help="A sound (wav, flac, ogg, mp3), any rate; once for each.")]
 Prompt = Annotated[str, typer.Option(help="The question, in plain words.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; cuda where there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: what the checkpoint says.")]
@@ -30,48 +34,67 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: w
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("lensplug-demo"),
-    seed: Annotated[int, typer.Option(help="Another picture.")] = 3,
+    seed: Annotated[int, typer.Option(help="Another picture and another voice.")] = 3,
     device: Device = "cpu",
 ) -> None:
-    """Ask the tiny LLaVA-OneVision for the colour of a shape, and write one page about how it answers."""
+    """Ask the tiny LLaVA-OneVision about a picture, the tiny audio-LLaMA about a voice; a page for each, an index."""
     import lensplug
     from lensplug.tiny.scenes import draw_scene
+    from lensplug.tiny.voices import make_voice
+    from lensplug.views.page import Index
 
     with _steps() as step:
         step("loading the tiny LLaVA-OneVision")
         lens = lensplug.tiny.llava_onevision(device=device)
         scene = draw_scene(random.Random(seed), size=(96, 96))
-        _report(lens, "What is the color? Answer single word.", [scene.image], out / "index.html", step)
+        seen = _report(
+            lens, "What is the color? Answer single word.", out / "llava-onevision.html", step, images=[scene.image]
+        )
+        step("loading the tiny audio-LLaMA")
+        lens = lensplug.tiny.audio_llama(device=device)
+        voice = make_voice(random.Random(seed), transcript=True)
+        heard = _report(lens, voice.prompt("feeling"), out / "audio-llama.html", step, audio=[voice.audio])
+        entries = (
+            ("llava-onevision.html", "A picture: tiny LLaVA-OneVision", _card(seen)),
+            ("audio-llama.html", "A voice: tiny audio-LLaMA", _card(heard)),
+        )
+        text = "One page for each of the two trained models that ship with lensplug. Everything works offline."
+        written = Index("What the models do with what they see and hear", text, entries).save(out / "index.html")
+    console.print(f"Index: {written}")
 
 
 @app.command()
 def report(
     model: Model,
-    image: ImageFile,
     prompt: Prompt,
+    image: ImageFile = None,
+    audio: AudioFile = None,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("lensplug-report.html"),
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:
-    """Write one self-contained page about how a model answers a prompt on a picture."""
+    """Write one self-contained page about how a model answers a prompt on pictures or sounds."""
     with _steps() as step:
+        media = _media(image, audio)
         lens = _load(model, device, dtype, step)
-        _report(lens, prompt, [image], out, step)
+        _report(lens, prompt, out, step, **media)
 
 
 @app.command()
 def check(
     model: Model,
-    image: ImageFile,
-    prompt: Prompt = "What is in the picture?",
+    image: ImageFile = None,
+    audio: AudioFile = None,
+    prompt: Prompt = "What is this?",
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:
-    """Compare the wrapped core with the full model on a picture; exit code 1 where they differ."""
+    """Compare the wrapped core with the full model on pictures or sounds; exit code 1 where they differ."""
     with _steps() as step:
+        media = _media(image, audio)
         lens = _load(model, device, dtype, step, check=False)
         step("running both")
-        parity = lens.check(lens.prepare(prompt, images=[image]))
+        parity = lens.check(lens.prepare(prompt, **media))
     console.print(str(parity))
     raise typer.Exit(0 if parity.agrees else 1)
 
@@ -118,22 +141,43 @@ def _load(model: str, device: str | None, dtype: str, step: Any, **options: Any)
     return lensplug.load(model, device=device, dtype=dtype, **options)
 
 
-def _report(lens: Any, prompt: str, images: list[Any], out: Path, step: Any) -> None:
+def _media(image: list[Path] | None, audio: list[Path] | None) -> dict[str, Any]:
+    if not image and not audio:
+        raise LensplugError("there is no picture and no sound: give --image FILE or --audio FILE.")
+    return {name: files for name, files in (("images", image), ("audio", audio)) if files}
+
+
+def _report(lens: Any, prompt: str, out: Path, step: Any, **media: Any) -> Any:
     from lensplug.report import report as make
 
-    result = make(lens, prompt, images=images, progress=step)
+    result = make(lens, prompt, progress=step, **media)
     written = result.page.save(out)
-    console.print(f"[bold]Answer:[/bold] {result.answer.text[0]}")
+    console.print(f"[bold]Question:[/bold] {escape(prompt)}")
+    console.print(f"[bold]Answer:[/bold] {escape(result.answer.text[0])}")
     console.print(f"It becomes the top token {result.settled}.")
-    table = Table(title="The ten most image-specialised heads", title_justify="left")
-    for column in ("layer", "head", "mass on image", "x chance", "label"):
+    table = Table(title=f"The ten most {result.medium}-specialised heads", title_justify="left")
+    for column in ("layer", "head", f"mass on {result.medium}", "x chance", "label"):
         table.add_column(column, justify="right")
-    labels, image = result.heads.labels, result.heads.modalities.index("image")
-    for layer, head, ratio in result.heads.top("image", k=10):
-        mass = float(result.heads.mass[0, layer, head, image])
+    labels, medium = result.heads.labels, result.heads.modalities.index(result.medium)
+    for layer, head, ratio in result.heads.top(result.medium, k=10):
+        mass = float(result.heads.mass[0, layer, head, medium])
         table.add_row(str(layer), str(head), f"{mass:.3f}", f"{ratio:.2f}", labels[layer][head])
     console.print(table)
-    console.print(f"Page: {written} ({written.stat().st_size / 1e6:.1f} MB)")
+    console.print(f"Page: {written} ({written.stat().st_size / 1e6:.1f} MB)\n")
+    return result
+
+
+def _card(result: Any) -> tuple[tuple[str, str], ...]:
+    facts = dict(result.page.facts)
+    layer, head, ratio = result.heads.top(result.medium, k=1)[0]
+    looks = f"layer {layer}, head {head} ({ratio:.1f} x chance)"
+    settled = ("Settled", result.settled)
+    return (
+        ("Prompt", facts["Prompt"]),
+        ("Answer", facts["Answer"]),
+        settled,
+        (f"Looks at {result.medium} most", looks),
+    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One prompt, looked at from all sides: the answer, when it forms, which heads look at the image, and where.
+"""One prompt, looked at from all sides: the answer, when it forms, which heads look at the medium, and where.
 
 What `lensplug demo` and `lensplug report` make. Every picture is a function of `lensplug.views` on a
 result of `lensplug.analysis`; a notebook can make each one alone.
@@ -6,12 +6,15 @@ result of `lensplug.analysis`; a notebook can make each one alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from lensplug import analysis, views
 from lensplug.analysis import HeadSpecialization, LogitLens, Rollout
+from lensplug.inputs import MultimodalInput
 from lensplug.lens import Answer, MultimodalLens
 from lensplug.parity import ParityReport
 from lensplug.views.page import Page, Section
@@ -26,6 +29,8 @@ class Report:
     logit_lens: LogitLens
     heads: HeadSpecialization
     rollout: Rollout
+    medium: str
+    """What the prompt has beside words: "image" or "audio"; else "text"."""
     page: Page
 
     @property
@@ -45,7 +50,8 @@ def report(
     lens: MultimodalLens,
     prompt: str,
     *,
-    images: list[Any],
+    images: Sequence[Any] = (),
+    audio: Sequence[Any] = (),
     max_new_tokens: int = 20,
     context: int = 8,
     progress: Callable[[str], None] = lambda step: None,
@@ -56,12 +62,14 @@ def report(
         lens: From `lensplug.load`, `wrap` or `tiny`.
         prompt: Plain words; the chat template is applied.
         images: PIL images, arrays or paths.
+        audio: Paths of sounds, or pairs of waveform and sampling rate.
         max_new_tokens: Of the answer.
         context: How many positions before the answer the logit lens reads.
         progress: Called with a few words before each step.
     """
-    progress("running the vision tower")
-    inputs = lens.prepare(prompt, images=images)
+    progress("running the encoder")
+    inputs = lens.prepare(prompt, images=list(images) or None, audio=list(audio) or None)
+    medium = next((name for name in ("image", "audio") if name in inputs.modality.names), "text")
     progress("comparing with the full model")
     parity = lens.check(inputs)
     progress("writing the answer")
@@ -76,7 +84,7 @@ def report(
     heads = analysis.head_specialization(cache, answer.inputs.modality, query=last)
     rollout = analysis.attention_rollout(cache, rows=last)
     progress("drawing")
-    title = "How the model answers" if inputs.images else "A prompt, layer by layer"
+    title = "A prompt, layer by layer" if medium == "text" else "How the model answers"
     facts = (
         ("Prompt", prompt),
         ("Answer", answer.text[0] or "(nothing)"),
@@ -86,20 +94,24 @@ def report(
             f" {lens.model.cfg.n_layers} layers x {lens.model.cfg.n_heads} heads",
         ),
         ("Checked", str(parity)),
+        *_resampled(lens, inputs),
     )
-    page = Page(
-        title,
-        facts,
-        _sections(lens, answer, cache, logit_lens, heads, rollout),
-        _provenance(logit_lens, heads, rollout),
-    )
-    return Report(answer, parity, logit_lens, heads, rollout, page)
+    sections = _sections(lens, answer, cache, logit_lens, heads, rollout, medium)
+    page = Page(title, facts, sections, _provenance(logit_lens, heads, rollout))
+    return Report(answer, parity, logit_lens, heads, rollout, medium, page)
 
 
 def _sections(
-    lens: MultimodalLens, answer: Answer, cache: Any, logit_lens: LogitLens, heads: HeadSpecialization, rollout: Rollout
+    lens: MultimodalLens,
+    answer: Answer,
+    cache: Any,
+    logit_lens: LogitLens,
+    heads: HeadSpecialization,
+    rollout: Rollout,
+    medium: str,
 ) -> tuple[Section, ...]:
     inputs, query = answer.inputs, int(heads.query[0])
+    looking = heads.top(medium if medium in heads.modalities else heads.modalities[0], k=1)[0][0]
     sections = [
         Section(
             "The prompt", "What the language core receives, position by position.", (views.modality_ribbon(inputs),)
@@ -117,33 +129,71 @@ def _sections(
             (views.head_specialization(heads),),
         ),
     ]
-    if (0, 0) in inputs.modality.grids and inputs.images:
-        attention = {
-            f"layer {layer}": cache[f"blocks.{layer}.attn.hook_pattern"][0, :, query].mean(dim=0).float()
-            for layer in range(lens.model.cfg.n_layers)
-        }
+    attention = {
+        f"layer {layer}": cache[f"blocks.{layer}.attn.hook_pattern"][0, :, query].mean(dim=0).float()
+        for layer in range(lens.model.cfg.n_layers)
+    }
+    if medium == "image" and (0, 0) in inputs.modality.grids:
+        sections.append(_where_in_the_image(inputs, rollout, attention))
+    if medium == "audio" and (0, 0) in inputs.modality.timelines:
+        sections.append(_when_in_the_sound(inputs, rollout, attention))
+    if medium == "audio":
+        received = analysis.received_attention(
+            cache, layer=looking, modality=inputs.modality, str_tokens=inputs.str_tokens
+        )
         sections.append(
             Section(
-                "Where in the image",
-                "Left, rollout: how much of each place can have come, through all layers, to the position that writes"
-                " the answer. Right, the attention of one layer from there, averaged over its heads.",
-                (
-                    views.image_overlay(rollout.values[0, 0], inputs, title="Rollout"),
-                    views.image_overlay(attention, inputs, title="Attention by layer"),
-                ),
+                "What each token receives",
+                f"Layer {looking}, all heads: each row divided by its largest entry, each column the mean of its"
+                " entries. Words and moments of the sound that everything looks at stand out.",
+                (views.received_attention(received),),
             )
         )
-    layer = heads.top("image" if "image" in heads.modalities else heads.modalities[0], k=1)[0][0]
     sections.append(
         Section(
             "Head by head",
-            f"The heads of layer {layer}, which has the head that looks at the image most. Words are alone, or in short"
-            " runs where the prompt is long; image tokens are pooled by region of the picture (row, column), for the"
-            " whole view and for the tiles.",
-            (views.attention_heads(cache, inputs, layer=layer),),
+            f"The heads of layer {looking}, which has the head that looks at the {medium} most. Words are alone, or in"
+            " short runs where the prompt is long; image tokens are pooled by region of the picture (row, column),"
+            " sounds by time.",
+            (views.attention_heads(cache, inputs, layer=looking),),
         )
     )
     return tuple(sections)
+
+
+def _where_in_the_image(inputs: MultimodalInput, rollout: Rollout, attention: dict[str, Tensor]) -> Section:
+    return Section(
+        "Where in the image",
+        "Left, rollout: how much of each place can have come, through all layers, to the position that writes"
+        " the answer. Right, the attention of one layer from there, averaged over its heads.",
+        (
+            views.image_overlay(rollout.values[0, 0], inputs, title="Rollout"),
+            views.image_overlay(attention, inputs, title="Attention by layer"),
+        ),
+    )
+
+
+def _when_in_the_sound(inputs: MultimodalInput, rollout: Rollout, attention: dict[str, Tensor]) -> Section:
+    return Section(
+        "When in the sound",
+        "How much the position that writes the answer takes from each moment: by rollout through all layers, and by"
+        " the attention of one layer, averaged over its heads (move the slider). A bar is as wide as what its"
+        " audio position hears directly.",
+        (
+            views.sound_player(inputs),
+            views.sound_overlay({"rollout": rollout.values[0, 0], **attention}, inputs, title="From each moment"),
+        ),
+        wide=True,
+    )
+
+
+def _resampled(lens: MultimodalLens, inputs: MultimodalInput) -> tuple[tuple[str, str], ...]:
+    """Said where the encoder did not hear the sound at the rate at which it came."""
+    if not inputs.audio or not inputs.audio[0]:
+        return ()
+    rate = int(lens.processor.feature_extractor.sampling_rate)
+    came = sorted({sound.sampling_rate for sound in inputs.audio[0] if sound.sampling_rate != rate})
+    return (("Resampled", f"from {', '.join(map(str, came))} Hz to the encoder's {rate} Hz"),) if came else ()
 
 
 def _provenance(*results: Any) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ made alone just as well, and says in `needs` which hooks it reads, for `names_fi
 
 from lensplug.analysis.attention_rollout import Rollout as Rollout
 from lensplug.analysis.attention_rollout import attention_rollout as attention_rollout
+from lensplug.analysis.compare import Comparison as Comparison
+from lensplug.analysis.compare import compare as compare
 from lensplug.analysis.head_specialization import HeadSpecialization as HeadSpecialization
 from lensplug.analysis.head_specialization import head_specialization as head_specialization
 from lensplug.analysis.logit_lens import LogitLens as LogitLens
@@ -13,3 +15,5 @@ from lensplug.analysis.logit_lens import logit_lens as logit_lens
 from lensplug.analysis.modality_ablation import Example as Example
 from lensplug.analysis.modality_ablation import ModalityAblation as ModalityAblation
 from lensplug.analysis.modality_ablation import modality_ablation as modality_ablation
+from lensplug.analysis.received_attention import ReceivedAttention as ReceivedAttention
+from lensplug.analysis.received_attention import received_attention as received_attention

@@ -40,6 +40,9 @@ FUSIONS = {
 class Rollout(Result):
     """How much of each input position is in each chosen output position."""
 
+    label_columns = ("example", "row", "pos")
+    main_number = "value"
+
     values: Float[Tensor, "example row pos"]
     """Fractions; a row sums to 1."""
     rows: Int[Tensor, "example row"]

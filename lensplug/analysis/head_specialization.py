@@ -40,6 +40,9 @@ DOMINANT = 2 / 3
 class HeadSpecialization(Result):
     """Attention mass by layer, head and modality, from one query position of each example."""
 
+    label_columns = ("layer", "head", "modality")
+    main_number = "ratio"
+
     mass: Float[Tensor, "example layer head modality"]
     """Fraction of attention mass on the modality (0 to 1); NaN where the example lacks it."""
     chance: Float[Tensor, "example layer modality"]

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 class LogitLens(Result):
     """What each layer says at each chosen position. Entry 0 is the embedding, entry i the output of block i - 1."""
 
+    label_columns = ("example", "position", "entry", "target")
+    main_number = "target_log_probability"
+
     top_tokens: Int[Tensor, "example entry position k"]
     """The k most probable token ids, most probable first."""
     top_probabilities: Float[Tensor, "example entry position k"]

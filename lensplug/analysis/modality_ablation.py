@@ -45,6 +45,9 @@ CONDITIONS = ("with", "without", "control")
 class ModalityAblation(Result):
     """Answers under three conditions: "with" the modality, "without" it, and under the text "control"."""
 
+    label_columns = ("example", "condition", "prompt", "target")
+    main_number = "log_probability"
+
     examples: tuple[str, ...]
     """The prompts."""
     classes: tuple[str, ...]

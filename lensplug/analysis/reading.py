@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,16 @@ class Provenance:
 
 class Result:
     """A result of an analysis; a notebook shows it as its picture."""
+
+    label_columns: ClassVar[tuple[str, ...]] = ()
+    """The columns of `to_dataframe` that say what is measured; `compare` aligns two results by them."""
+    main_number: ClassVar[str] = ""
+    """The column that matters most."""
+    provenance: Any
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each thing that is measured."""
+        raise NotImplementedError
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         # Looked up when a notebook asks, so that an analysis never needs a picture library.

@@ -1,16 +1,21 @@
 """Pictures: a result in, a figure or a widget out. The only place that imports plotly and CircuitsVis.
 
-plotly draws what CircuitsVis has no component for (layer x head, layer x position, images); CircuitsVis
+plotly draws what CircuitsVis has no component for (layer x head, layer x position, images, sounds); CircuitsVis
 draws attention between tokens. Everything a view returns is self-contained: nothing is loaded from a
 network, and the text of tokens is escaped.
 """
 
+from lensplug.views.ablation import modality_ablation as modality_ablation
 from lensplug.views.circuits import Widget as Widget
 from lensplug.views.circuits import attention_heads as attention_heads
 from lensplug.views.circuits import colored_tokens as colored_tokens
+from lensplug.views.comparison import comparison as comparison
 from lensplug.views.draw import draw as draw
 from lensplug.views.heads import head_specialization as head_specialization
 from lensplug.views.image import image_overlay as image_overlay
 from lensplug.views.lens_table import logit_lens as logit_lens
+from lensplug.views.received import received_attention as received_attention
 from lensplug.views.ribbon import modality_ribbon as modality_ribbon
 from lensplug.views.rollout import attention_rollout as attention_rollout
+from lensplug.views.sound import sound_overlay as sound_overlay
+from lensplug.views.sound import sound_player as sound_player

@@ -8,11 +8,17 @@ from typing import Any
 import plotly.graph_objects as go
 
 from lensplug.analysis.attention_rollout import Rollout
+from lensplug.analysis.compare import Comparison
 from lensplug.analysis.head_specialization import HeadSpecialization
 from lensplug.analysis.logit_lens import LogitLens
+from lensplug.analysis.modality_ablation import ModalityAblation
+from lensplug.analysis.received_attention import ReceivedAttention
 from lensplug.errors import LensplugError
+from lensplug.views.ablation import modality_ablation
+from lensplug.views.comparison import comparison
 from lensplug.views.heads import head_specialization
 from lensplug.views.lens_table import logit_lens
+from lensplug.views.received import received_attention
 from lensplug.views.rollout import attention_rollout
 
 
@@ -29,3 +35,6 @@ def draw(result: Any) -> go.Figure:
 draw.register(HeadSpecialization, head_specialization)
 draw.register(LogitLens, logit_lens)
 draw.register(Rollout, attention_rollout)
+draw.register(ReceivedAttention, received_attention)
+draw.register(Comparison, comparison)
+draw.register(ModalityAblation, modality_ablation)

@@ -1,4 +1,4 @@
-"""Positions pooled into groups that a person can read: each word alone, image tokens by region.
+"""Positions pooled into groups that a person can read: each word alone, image tokens by region, sounds by time.
 
 Attention between thousands of image tokens cannot be drawn, nor read. A group of key positions gets the
 sum of their attention, a group of query positions the mean of theirs, so that pooled rows still sum to 1.
@@ -16,6 +16,8 @@ from lensplug.inputs import MultimodalInput
 
 BLOCKS = 3
 """A view is cut into BLOCKS x BLOCKS regions."""
+STRETCHES = 12
+"""A sound of more positions is cut into so many stretches of equally many."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def _regions(
     inputs: MultimodalInput, modality: str, media_index: int | None, example: int, length: int, blocks: int
 ) -> tuple[list[str], Int[Tensor, " token"]]:
     """The names of the regions of one medium, in order of first appearance, and the region of each token."""
+    if modality == "audio":
+        return _stretches(inputs, media_index, example, length)
     grid = inputs.modality.grids.get((example, -1 if media_index is None else media_index))
     if modality != "image" or grid is None or len(grid) != length:
         return [f"[{modality}]"], torch.zeros(length, dtype=torch.long)
@@ -80,3 +84,16 @@ def _regions(
         keys.append(f"[{part}·{row + 1},{column + 1}]")
     names = list(dict.fromkeys(keys))
     return names, torch.tensor([names.index(key) for key in keys])
+
+
+def _stretches(
+    inputs: MultimodalInput, media_index: int | None, example: int, length: int
+) -> tuple[list[str], Int[Tensor, " token"]]:
+    """The names of the stretches of a sound, in seconds, and the stretch of each token."""
+    timeline = inputs.modality.timelines.get((example, -1 if media_index is None else media_index))
+    if timeline is None or len(timeline) != length:
+        return ["[audio]"], torch.zeros(length, dtype=torch.long)
+    count = min(length, STRETCHES)
+    keys = torch.arange(length) * count // length
+    firsts = [int((keys == stretch).nonzero()[0]) for stretch in range(count)]
+    return [f"[{float(timeline.center_s[first]):.2f} s]" for first in firsts], keys

@@ -19,9 +19,10 @@ def head_specialization(result: HeadSpecialization, *, modality: str | None = No
 
     Args:
         result: From `analysis.head_specialization`.
-        modality: Which to show first; "image" if there is one, else the first.
+        modality: Which to show first; "image" or "audio" if there is one, else the first.
     """
-    shown = modality or ("image" if "image" in result.modalities else result.modalities[0])
+    medium = (name for name in ("image", "audio", "video") if name in result.modalities)
+    shown = modality or next(medium, result.modalities[0])
     first = result._index(shown)
     frame = result.to_dataframe()
     layers, heads = result.mass.shape[1:3]

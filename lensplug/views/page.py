@@ -12,6 +12,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from lensplug.views.circuits import Widget, script
+from lensplug.views.sound import Player
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class Section:
 
     title: str
     text: str
-    parts: tuple[go.Figure | Widget, ...] = ()
+    parts: tuple[go.Figure | Widget | Player, ...] = ()
+    wide: bool = False
+    """One part below the other, instead of side by side where there is room."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,10 @@ class Page:
 
     def to_html(self) -> str:
         """The page. Scripts are put in once; a content policy forbids every request."""
-        template = jinja2.Environment(autoescape=True).from_string(
-            (files("lensplug.views") / "page.html").read_text(encoding="utf-8")
-        )
         widgets = any(isinstance(part, Widget) for section in self.sections for part in section.parts)
-        return template.render(
+        return _template("page.html").render(
             page=self,
+            style=Markup(_read("style.css")),
             rendered=[[_rendered(part) for part in section.parts] for section in self.sections],
             plotly_script=Markup(get_plotlyjs()),
             circuits_script=Markup(script()) if widgets else None,
@@ -47,19 +48,45 @@ class Page:
 
     def save(self, path: str | Path) -> Path:
         """Write the page; the file appears only when it is whole."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(target.name + ".part")
-        try:
-            unfinished.write_text(self.to_html(), encoding="utf-8")
-            unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
-        return target
+        return _save(self.to_html(), path)
 
 
-def _rendered(part: go.Figure | Widget) -> Markup:
-    if isinstance(part, Widget):
+@dataclass(frozen=True)
+class Index:
+    """A page of links to others beside it."""
+
+    title: str
+    text: str
+    entries: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]
+    """(file name, heading, facts as name and value) of each page."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page; the file appears only when it is whole."""
+        return _save(_template("index.html").render(page=self, style=Markup(_read("style.css"))), path)
+
+
+def _save(html: str, path: str | Path) -> Path:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(target.name + ".part")
+    try:
+        unfinished.write_text(html, encoding="utf-8")
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return target
+
+
+def _template(name: str) -> jinja2.Template:
+    return jinja2.Environment(autoescape=True).from_string(_read(name))
+
+
+def _read(name: str) -> str:
+    return (files("lensplug.views") / name).read_text(encoding="utf-8")
+
+
+def _rendered(part: go.Figure | Widget | Player) -> Markup:
+    if isinstance(part, Widget | Player):
         return Markup(part.body)
     return Markup(
         part.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})

@@ -1,0 +1,190 @@
+"""Received attention: which tokens the rest of the prompt looks at, in one layer.
+
+Idea: the attention matrix of a layer, averaged over heads, with every row scaled to a maximum of 1, so that a
+row that spreads its attention counts as much as one that does not; a token's received attention is the mean of
+its column over the entries that are not zero. So read, columns of sounds or images can be held against
+columns of words, as studies of audio-LLaMAs do (does the model use the audio tokens at all?).
+
+When not to use it: late tokens are seen by few rows, so their mean is noisy (`count` says of how many
+entries); the first token is a sink in most models (`exclude_sink`); and attention is where a head looks, not what
+it moves. For one answer's view of the prompt use `head_specialization` or a rollout.
+
+    result = analysis.received_attention(cache, layer=0, modality=inputs.modality, str_tokens=inputs.str_tokens)
+    result.table(k=25).to_csv("received.csv")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.analysis.reading import Provenance, Result, attended, n_layers, needs, read_pattern
+from lensplug.errors import LensplugError
+from lensplug.modality import ModalityMap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCALES = ("row-max", "none")
+MEDIA = ("image", "video", "audio")
+
+
+@dataclass(frozen=True)
+class ReceivedAttention(Result):
+    """What each position receives from the positions that see it."""
+
+    label_columns = ("example", "position", "token", "modality")
+    main_number = "received"
+
+    values: Float[Tensor, "example pos"]
+    """Mean of the column over its entries that are not zero (0 to 1); 0 where there is none, NaN for padding."""
+    count: Int[Tensor, "example pos"]
+    """How many entries that mean is of."""
+    matrix: Float[Tensor, "example query key"]
+    """The scaled matrix."""
+    layer: int
+    head: str
+    """ "mean", or the heads that were averaged."""
+    scale: str
+    modalities: tuple[tuple[str, ...], ...]
+    """Of each position; "" where it was not given."""
+    str_tokens: tuple[tuple[str, ...], ...]
+    """Of each position; "" where it was not given."""
+    provenance: Provenance
+
+    def top(self, k: int = 25, *, example: int = 0) -> list[tuple[int, str, float]]:
+        """The k positions that receive most: (position, text, value)."""
+        values = self.values[example].nan_to_num(-1)
+        found = values.topk(min(k, int((values >= 0).sum())))
+        texts = self.str_tokens[example]
+        return [(at, texts[at], v) for v, at in zip(found.values.tolist(), found.indices.tolist(), strict=True)]
+
+    def of(self, modality: str, *, example: int = 0) -> list[tuple[int, str, float]]:
+        """All positions of a modality: (position, text, value)."""
+        names = self.modalities[example]
+        if modality not in names:
+            raise LensplugError(f"no position of example {example} is {modality!r}: it has {sorted(set(names))}.")
+        chosen = [at for at, name in enumerate(names) if name == modality]
+        return [(at, self.str_tokens[example][at], float(self.values[example, at])) for at in chosen]
+
+    def table(self, k: int = 25) -> pd.DataFrame:
+        """Of each example the k tokens that receive most, and every image, video and audio token."""
+        frame = self.to_dataframe()
+        return frame[(frame["rank"] <= k) | frame.modality.isin(MEDIA)].reset_index(drop=True)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each position that is not padding; rank 1 receives most."""
+        import pandas as pd
+
+        frames = []
+        for example, values in enumerate(self.values):
+            at = (~values.isnan()).nonzero()[:, 0]
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "example": example,
+                        "position": at.numpy(),
+                        "token": [self.str_tokens[example][i] for i in at.tolist()],
+                        "modality": [self.modalities[example][i] for i in at.tolist()],
+                        "received": values[at].numpy(),
+                        "rank": values[at].argsort(descending=True).argsort().numpy() + 1,
+                        "entries": self.count[example][at].numpy(),
+                    }
+                )
+            )
+        return pd.concat(frames, ignore_index=True)
+
+
+@needs("attn.hook_pattern")
+def received_attention(
+    cache: Any,
+    *,
+    layer: int = 0,
+    head: str | int | Sequence[int] = "mean",
+    scale: str = "row-max",
+    exclude_sink: bool = False,
+    modality: ModalityMap | None = None,
+    str_tokens: Sequence[Sequence[str]] | None = None,
+    attention_mask: Int[Tensor, "batch pos"] | None = None,
+) -> ReceivedAttention:
+    """Column means of a layer's attention matrix.
+
+    Args:
+        cache: An ActivationCache with the layer's `hook_pattern`.
+        layer: Which layer; negative ones count from the last.
+        head: "mean" over all heads, one head, or several to average.
+        scale: "row-max" (every row divided by its largest entry) or "none".
+        exclude_sink: Leave out the first position that is not padding; rows are scaled by the largest of the rest.
+        modality: `inputs.modality`, to name media.
+        str_tokens: `inputs.str_tokens`, to name tokens.
+        attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
+
+    Raises:
+        LensplugError: If the layer or a head is not there, or what names the positions does not fit.
+    """
+    layers = n_layers(cache)
+    if not -layers <= layer < layers:
+        raise LensplugError(f"layer is {layer}, the model has layers 0 to {layers - 1}.")
+    if scale not in SCALES:
+        raise LensplugError(f"scale is {scale!r}, expected 'row-max' or 'none'.")
+    pattern = read_pattern(cache, layer % layers, needed_by="received_attention")
+    shape = (pattern.shape[0], pattern.shape[-1])
+    if attention_mask is None and modality is not None:
+        attention_mask = modality.attention_mask
+    mask = attended(cache, shape, attention_mask, pattern.device).bool()
+    matrix = pattern[:, _heads(head, pattern.shape[1])].mean(dim=1)
+    seen = mask
+    if exclude_sink:
+        seen = mask & (torch.arange(shape[1], device=mask.device) != mask.int().argmax(dim=1)[:, None])
+    matrix = (matrix * mask[:, :, None] * seen[:, None]).cpu()
+    if scale == "row-max":
+        largest = matrix.amax(dim=-1, keepdim=True)
+        matrix = torch.where(largest > 0, matrix / largest, 0.0)
+    count = (matrix > 0).sum(dim=1)
+    values = (matrix.sum(dim=1) / count.clamp(min=1)).masked_fill(~seen.cpu(), torch.nan)
+    convention = f"heads {head}, rows {'scaled to maximum 1' if scale == 'row-max' else 'as they are'}"
+    return ReceivedAttention(
+        values=values,
+        count=count,
+        matrix=matrix,
+        layer=layer % layers,
+        head=str(head),
+        scale=scale,
+        modalities=_named(None if modality is None else _modality_names(modality), shape, "modality"),
+        str_tokens=_named(str_tokens, shape, "str_tokens"),
+        provenance=Provenance.of(
+            cache, "received_attention", convention + ("; first position left out" if exclude_sink else "")
+        ),
+    )
+
+
+def _heads(head: str | int | Sequence[int], n_heads: int) -> list[int]:
+    if head == "mean":
+        return list(range(n_heads))
+    if isinstance(head, str):
+        raise LensplugError(f"head is {head!r}, expected 'mean', a head, or a list of heads.")
+    chosen = [head] if isinstance(head, int) else list(head)
+    if not chosen or not all(-n_heads <= one < n_heads for one in chosen):
+        raise LensplugError(f"head is {head}, the model has heads 0 to {n_heads - 1}.")
+    return chosen
+
+
+def _modality_names(modality: ModalityMap) -> list[list[str]]:
+    names = [[""] * modality.labels.shape[1] for _ in modality.labels]
+    for span in modality.spans:
+        names[span.example][span.start : span.stop] = [span.modality] * (span.stop - span.start)
+    return names
+
+
+def _named(names: Sequence[Sequence[str]] | None, shape: tuple[int, int], what: str) -> tuple[tuple[str, ...], ...]:
+    if names is None:
+        return (("",) * shape[1],) * shape[0]
+    if len(names) != shape[0] or any(len(row) != shape[1] for row in names):
+        found = [len(names), len(names[0]) if len(names) else 0]
+        raise LensplugError(f"{what} is for {found} positions, the cache is {list(shape)}: give that of its inputs.")
+    return tuple(tuple(row) for row in names)
