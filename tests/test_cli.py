@@ -1,14 +1,20 @@
 """The command line: what it prints and writes, and that errors are one sentence."""
 
+import random
+
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from typer.testing import CliRunner
 
 from lensplug.cli import app
+from lensplug.media import load_sound
 from lensplug.tiny import CHECKPOINTS
+from lensplug.tiny.voices import make_voice
 
 MODEL = str(CHECKPOINTS / "llava-onevision")
+AUDIO = str(CHECKPOINTS / "audio-llama")
 
 
 @pytest.fixture
@@ -22,13 +28,36 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_demo_prints_answer_layer_and_heads_and_writes_the_page(tmp_path):
+def test_demo_prints_answers_layers_and_heads_and_writes_two_pages_and_an_index(tmp_path):
     result = run("demo", "--out", tmp_path / "out", "--seed", 3)
     assert result.exit_code == 0, result.output
-    assert "Answer:" in result.output and "becomes the top token after layer" in result.output
-    assert "ten most image-specialised heads" in result.output
-    page = tmp_path / "out" / "index.html"
-    assert page.exists() and page.stat().st_size < 8_000_000
+    assert result.output.count("Answer:") == 2 and result.output.count("becomes the top token after layer") == 2
+    assert "ten most image-specialised heads" in result.output and "ten most audio-specialised heads" in result.output
+    pages = {path.name: path for path in (tmp_path / "out").iterdir()}
+    assert set(pages) == {"index.html", "llava-onevision.html", "audio-llama.html"}
+    assert max(path.stat().st_size for path in pages.values()) < 8_000_000
+    index = pages["index.html"].read_text(encoding="utf-8")
+    assert 'href="llava-onevision.html"' in index and 'href="audio-llama.html"' in index
+
+
+@pytest.mark.parametrize(("ending", "rate", "channels"), [("wav", 44100, 2), ("mp3", 16000, 1), ("flac", 8000, 1)])
+def test_report_on_a_sound(tmp_path, ending, rate, channels):
+    voice = make_voice(random.Random(1), transcript=False)
+    waveform = load_sound(voice.audio).at_rate(rate).waveform.numpy()
+    soundfile.write(tmp_path / f"voice.{ending}", np.stack([waveform] * channels, axis=1), rate)
+    out = tmp_path / "report.html"
+    options = ("--model", AUDIO, "--audio", tmp_path / f"voice.{ending}", "--prompt", voice.prompt("sound"))
+    result = run("report", *options, "--out", out, "--device", "cpu", "--dtype", "float32")
+    assert result.exit_code == 0, result.output
+    assert f"Answer: {voice.answer('sound')}" in result.output
+    html = out.read_text(encoding="utf-8")
+    assert "When in the sound" in html and (rate == 8000) == ("Resampled" not in html)
+
+
+def test_no_medium_is_one_sentence(tmp_path):
+    result = run("report", "--model", AUDIO, "--prompt", "What?", "--out", tmp_path / "report.html")
+    assert result.exit_code == 2 and "give --image FILE or --audio FILE" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_report_writes_one_page(tmp_path, photo):

@@ -78,7 +78,7 @@ def compare(result_a: Result, result_b: Result) -> Comparison:
     if (merged["_merge"] != "both").any():
         counts = merged["_merge"].value_counts()
         lonely = merged[merged["_merge"] != "both"].iloc[0]
-        example = ", ".join(f"{name} {lonely[name]!r}" for name in labels)
+        example = ", ".join(f"{name} {lonely[name]}" for name in labels)
         raise LensplugError(
             f"the results were not measured on the same things: {counts['left_only']} are in the first only,"
             f" {counts['right_only']} in the second only, such as {example}. Run both checkpoints on the same inputs."

@@ -6,6 +6,7 @@ Every tensor of the file must find its place, and every weight of a module its t
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -22,6 +23,8 @@ WEIGHT_NORM = {
 """The two spellings that torch has had for the positional convolution of wav2vec2."""
 BUFFERS = ("rotary_emb.inv_freq",)
 """Saved by older versions of transformers, and computed by newer ones."""
+EMBEDDINGS = re.compile(r"(?:^|\.)(?:embed_tokens|lm_head)\.(?:base_layer\.|modules_to_save\.(?:\w+\.)?)?weight$")
+"""The names of the matrices with a row for each token, in a model or in an adapter."""
 
 
 def read_parts(path: str | Path) -> dict[str, dict[str, Tensor]]:
@@ -43,33 +46,57 @@ def read_parts(path: str | Path) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     left_over = []
     for key, value in state.items():
-        part, _, name = key.partition(".")
+        part, _, name = str(key).partition(".")
         if part not in parts:
-            left_over.append(key)
+            left_over.append(str(key))
         elif not name.endswith(BUFFERS):
             parts[part][name] = value
     if left_over:
         raise LensplugError(
             f"{path.name} has keys that begin with none of 'llama.', 'wave2vec2.' and 'projector.':"
-            f" {_listed(left_over)}."
+            f" {listed(left_over)}."
         )
     return parts
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str, *, may_lack: Collection[str] = ()) -> None:
+def rows_of(tensors: Mapping[str, Tensor]) -> int | None:
+    """How many tokens the embeddings among the tensors have rows for; None where there are no embeddings."""
+    return next((len(value) for name, value in tensors.items() if EMBEDDINGS.search(name)), None)
+
+
+def listed(names: Collection[str]) -> str:
+    """The first ten names, and how many there are."""
+    shown = ", ".join(list(names)[:10])
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > 10 else shown
+
+
+def fill(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    what: str,
+    *,
+    may_lack: Collection[str] = (),
+    may_drop: Collection[str] = (),
+) -> None:
     """Put every tensor into the module, and see that every weight of the module got one.
 
+    Args:
+        module: What to fill.
+        tensors: By name.
+        what: The module in words, for errors.
+        may_lack: Weights of the module that need no tensor.
+        may_drop: Tensors that need no place.
+
     Raises:
-        LensplugError: If a tensor has no place, a weight no tensor (those in `may_lack` excepted), or a
-            shape differs.
+        LensplugError: If a tensor has no place, a weight no tensor, or a shape differs.
     """
     own = module.state_dict()
-    given = _respelt(tensors, own)
+    given = {name: value for name, value in _respelt(tensors, own).items() if name in own or name not in may_drop}
     if left_over := [name for name in given if name not in own]:
-        raise LensplugError(f"the checkpoint has weights that the {what} has not: {_listed(left_over)}.")
+        raise LensplugError(f"the checkpoint has weights that the {what} has not: {listed(left_over)}.")
     missing = [name for name in own if name not in given and name not in may_lack]
     if missing:
-        raise LensplugError(f"the checkpoint lacks weights of the {what}: {_listed(missing)}.")
+        raise LensplugError(f"the checkpoint lacks weights of the {what}: {listed(missing)}.")
     for name, value in given.items():
         if value.shape != own[name].shape:
             raise LensplugError(
@@ -104,8 +131,3 @@ def _respelt(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, T
                 name = name.removesuffix(one) + other
         respelt[name] = value
     return respelt
-
-
-def _listed(names: Collection[str]) -> str:
-    shown = ", ".join(list(names)[:10])
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > 10 else shown

@@ -8,24 +8,32 @@ multimodal task. `convert` puts them together, merges the adapters, and writes m
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from lensplug.audio_llama.checkpoint import fill, read_parts
+from lensplug.audio_llama.checkpoint import fill, listed, read_parts, rows_of
 from lensplug.audio_llama.configuration import AudioLlamaConfig
-from lensplug.audio_llama.lora import attach, refuse_other_base
+from lensplug.audio_llama.lora import (
+    PREFIX,
+    TRAINED,
+    adapter_weights,
+    attach,
+    refuse_other_base,
+    refuse_unmerged,
+    respelt,
+)
 from lensplug.audio_llama.modeling import AudioLlamaForConditionalGeneration
 from lensplug.audio_llama.processing import AudioLlamaProcessor
 from lensplug.errors import LensplugError
 
-EMBEDDING_KEYS = ("embed_tokens.weight", "embed_tokens.modules_to_save.default.weight")
-MAY_LACK = ("masked_spec_embed",)
-"""Only used to hide frames in training."""
+MASK_VECTOR = ("masked_spec_embed",)
+"""Of the acoustic model; only used to hide frames in training."""
 
 
 def convert(
@@ -74,13 +82,10 @@ def convert(
     parts = read_parts(checkpoint)
     tokenizer = _tokenizer([*reversed(adapters), base], audio_token)
     progress("putting the language model together")
-    language_model = _language_model(base, adapters, parts["llama"], len(tokenizer), dtype)
+    language_model = _language_model(base, adapters, parts["llama"], dtype)
+    _give_rows(language_model, tokenizer, audio_token, are_known=_are_known(adapters, parts["llama"]))
     progress("putting the acoustic model together")
-    tower = _open(AutoModel, acoustic, "auto" if dtype is None else dtype)
-    tower = tower.get_encoder() if tower.config.is_encoder_decoder else tower
-    if parts["wave2vec2"]:
-        tower = tower.to(dtype or _dtype(parts["wave2vec2"]))
-        fill(tower, parts["wave2vec2"], "acoustic model", may_lack=MAY_LACK)
+    tower = _acoustic_model(acoustic, parts["wave2vec2"], dtype)
     extractor = _open(AutoFeatureExtractor, acoustic)
     config = AudioLlamaConfig(
         tower.config,
@@ -105,40 +110,105 @@ def convert(
 
 
 def _language_model(
-    base: str | Path,
-    adapters: Sequence[str | Path],
-    tensors: Mapping[str, Tensor],
-    n_tokens: int,
-    dtype: torch.dtype | None,
+    base: str | Path, adapters: Sequence[str | Path], tensors: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> Any:
     """The base with all adapters merged, and with what the checkpoint says."""
-    # Adapter weights are often in single precision over a half-precision model: they do not say the dtype.
-    whole = {name: value for name, value in tensors.items() if not _is_trained_adapter(name)}
-    model = _open(AutoModelForCausalLM, base, dtype or (_dtype(whole) if whole else "auto"))
-    rows = next((len(tensors[name]) for name in tensors if name.endswith(EMBEDDING_KEYS)), None)
-    if rows is None and n_tokens > model.get_input_embeddings().weight.shape[0]:
-        rows = -(-n_tokens // 8) * 8
-    if rows is not None:
-        model.resize_token_embeddings(rows, mean_resizing=False)
     is_adapted = any("lora_" in name for name in tensors)
     if is_adapted and not adapters:
         raise LensplugError("the checkpoint has LoRA weights: give the folder of their adapter (adapters=[...]).")
+    # What was trained is often in single precision over a half-precision model: it does not say the dtype.
+    frozen = {name: value for name, value in tensors.items() if ".layers." in name and not TRAINED.search(name)}
+    model = _open_whole(AutoModelForCausalLM, base, dtype or (_dtype(frozen) if frozen else "auto"), is_filled=frozen)
+    final_dtype = model.dtype
+    _untie(model, tensors)
     for folder in adapters:
-        adapted = attach(model, folder)
+        _resize(model, rows_of(adapter_weights(folder)))
         if is_adapted and folder == adapters[-1]:
-            # All of the model, or the adapter alone: then the rest is what it was before the training.
-            base_names = [name for name in adapted.state_dict() if not _is_trained_adapter(name)]
-            fill(adapted, tensors, "language model with its adapter", may_lack=() if whole else base_names)
-        model = adapted.merge_and_unload()
+            _resize(model, rows_of(tensors))
+            adapted = attach(model, folder)
+            _fill_adapted(adapted, tensors, is_whole=bool(frozen))
+            model = adapted.merge_and_unload()
+        else:
+            model = _merged(model, folder, tensors)
     if tensors and not is_adapted:
-        tied = ["lm_head.weight"] if model.config.tie_word_embeddings else []
-        fill(model, tensors, "language model", may_lack=tied)
+        _resize(model, rows_of(tensors))
+        fill(model, tensors, "language model", may_lack=["lm_head.weight"] if model.config.tie_word_embeddings else [])
+    head, embed = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    model.config.tie_word_embeddings &= torch.equal(head, embed)  # peft trains the two apart
+    return model.to(final_dtype)
+
+
+def _fill_adapted(adapted: Any, tensors: Mapping[str, Tensor], *, is_whole: bool) -> None:
+    """All of the model and its adapter, or what was trained alone: then the rest is what it was before."""
+    own = list(adapted.state_dict())
+    may_lack = [name for name in own if not TRAINED.search(name) and (not is_whole or "original_module" in name)]
+    if adapted.config.tie_word_embeddings:
+        may_lack += [name for name in own if name.endswith("lm_head.weight")]
+    fill(adapted, respelt(tensors, own), "language model with its adapter", may_lack=may_lack)
+
+
+def _merged(model: Any, folder: str | Path, tensors: Mapping[str, Tensor]) -> Any:
+    """An adapter merged as its folder has it; it must be in the checkpoint's language model too."""
+    adapted = attach(model, folder)
+    changed = next(
+        (name for name in adapted.state_dict() if ".layers." in name and name.endswith("base_layer.weight")), ""
+    )
+    name = changed.removeprefix(PREFIX).replace(".base_layer", "")
+    before = adapted.state_dict()[changed].clone() if name in tensors else None
+    model = adapted.merge_and_unload()
+    if before is not None:
+        refuse_unmerged(folder, before, model.state_dict()[name], tensors[name])
     return model
 
 
-def _is_trained_adapter(name: str) -> bool:
-    """Whether peft would save this weight with the adapter."""
-    return "lora_" in name or "modules_to_save" in name
+def _acoustic_model(acoustic: str | Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Any:
+    tower = _open_whole(AutoModel, acoustic, dtype or "auto", is_filled=tensors)
+    tower = tower.get_encoder() if tower.config.is_encoder_decoder else tower
+    if tensors:
+        tower = tower.to(dtype or _dtype(tensors))
+        fill(tower, tensors, "acoustic model", may_lack=MASK_VECTOR, may_drop=MASK_VECTOR)
+    return tower
+
+
+def _untie(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Two matrices for embeddings and head, where the base has one and the checkpoint two that differ."""
+    embed = next((value for name, value in tensors.items() if name.endswith("embed_tokens.weight")), None)
+    head = next((value for name, value in tensors.items() if name.endswith("lm_head.weight")), None)
+    if model.config.tie_word_embeddings and embed is not None and head is not None and not torch.equal(embed, head):
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+
+
+def _resize(model: Any, rows: int | None) -> None:
+    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _are_known(adapters: Sequence[str | Path], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the training left embeddings at all."""
+    return any(rows_of(found) is not None for found in (tensors, *map(adapter_weights, adapters)))
+
+
+def _give_rows(model: Any, tokenizer: Any, audio_token: str, *, are_known: bool) -> None:
+    """Rows for the audio token where the training left no embeddings.
+
+    They are never read: its place is taken by the vectors of a sound. As the mean of all rows they do not
+    become an answer either. Of other new tokens nobody knows the rows.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if are_known or len(tokenizer) <= rows:
+        return
+    unread = {audio_token, tokenizer.pad_token}
+    new = [token for token, index in tokenizer.get_vocab().items() if index >= rows and token not in unread]
+    if new:
+        raise LensplugError(
+            f"the tokenizer has tokens that no embeddings were found for: {listed(sorted(new))}. The base has {rows}"
+            " rows, and neither checkpoint nor adapters have embeddings: give a base with rows for them."
+        )
+    _resize(model, -(-len(tokenizer) // 8) * 8)
+    with torch.no_grad():
+        for matrix in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            matrix[rows:] = matrix[:rows].float().mean(dim=0).to(matrix.dtype)
 
 
 def _assembled(
@@ -156,23 +226,31 @@ def _assembled(
     model.model.projector.to_empty(device="cpu")
     model.model.projector.to(dtype or (_dtype(projector) if projector else language_model.dtype))
     fill(model.model.projector, projector, "projector")
-    dtypes = {
-        "language model": model.lm_head.weight.dtype,
-        "acoustic model": tower.dtype,
-        "projector": model.model.projector.proj1.weight.dtype,
-    }
-    if len(set(dtypes.values())) > 1:
-        found = ", ".join(f"{name} {str(one).removeprefix('torch.')}" for name, one in dtypes.items())
+    parts = {"language model": language_model, "acoustic model": tower, "projector": model.model.projector}
+    dtypes = {(name, one.dtype) for name, part in parts.items() for one in part.parameters()}
+    if len({dtype for _, dtype in dtypes}) > 1:
+        found = ", ".join(f"{name} {str(one).removeprefix('torch.')}" for name, one in sorted(dtypes, key=str))
         raise LensplugError(f"the parts have different dtypes ({found}): give dtype= (--dtype), one for all.")
     model.config.dtype = model.lm_head.weight.dtype
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # where it stops; not how the base likes to sample
+        setattr(model.generation_config, name, getattr(language_model.generation_config, name))
     return model.eval()
 
 
-def _open(auto_class: Any, name: str | Path, dtype: Any = None) -> Any:
+def _open(auto_class: Any, name: str | Path, **options: Any) -> Any:
     try:
-        return auto_class.from_pretrained(name, **({} if dtype is None else {"dtype": dtype}))
-    except (OSError, ValueError, KeyError) as error:
+        return auto_class.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise LensplugError(f"{str(name)!r} could not be loaded: {error}") from error
+
+
+def _open_whole(auto_class: Any, name: str | Path, dtype: Any, *, is_filled: Collection[str]) -> Any:
+    """A model of which every weight is in its folder, or is filled later; transformers draws what is missing."""
+    model, found = _open(auto_class, name, dtype=dtype, output_loading_info=True)
+    missing = [key for key in found["missing_keys"] if not key.endswith(MASK_VECTOR)]
+    if missing and not is_filled:
+        raise LensplugError(f"{str(name)!r} lacks weights, and the checkpoint has none of it: {listed(missing)}.")
+    return model
 
 
 def _tokenizer(folders: Sequence[str | Path], audio_token: str) -> Any:

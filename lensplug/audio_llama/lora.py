@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lensplug.audio_llama.checkpoint import listed
 from lensplug.errors import LensplugError
+
+PREFIX = "base_model.model."
+"""Before every name of the model that peft has wrapped."""
+TRAINED = re.compile(r"\.lora_|\.modules_to_save\.")
+"""In the names of what peft trains and saves; the rest is the model as it was."""
+ADAPTER_NAMES = (
+    # As the adapter's file has them, without the adapter's name, and as the model does, with it.
+    (re.compile(r"\.(lora_[AB]|modules_to_save)\.(?:[^.]+\.)?(weight|bias)$"), r".\1.default.\2"),
+    (re.compile(r"\.(lora_embedding_[AB])(?:\.[^.]+)?$"), r".\1.default"),
+    (re.compile(r"\.lora_magnitude_vector(?:\..+)?$"), ".lora_magnitude_vector.default.weight"),
+)
 
 
 def attach(model: Any, folder: str | Path) -> Any:
@@ -16,43 +33,120 @@ def attach(model: Any, folder: str | Path) -> Any:
     Raises:
         LensplugError: If peft is not installed, or the adapter does not fit the model.
     """
+    peft = _peft()
+    name = Path(folder).name
+    given = adapter_weights(folder)
     try:
-        import peft
-    except ImportError:
-        raise LensplugError("adapters need peft: pip install peft.") from None
-    try:
-        adapted = peft.PeftModel.from_pretrained(model, folder)
-        given = peft.load_peft_weights(str(folder), device="cpu")
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        adapted = peft.PeftModel.from_pretrained(model, str(folder))
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
         raise LensplugError(
-            f"the adapter {Path(folder).name!r} does not fit the model: {' '.join(str(error).split())[:600]}"
+            f"the adapter {name!r} does not fit the model: {' '.join(str(error).split())[:600]}"
         ) from error
-    # peft itself is silent about weights that it has no place for, and about places without a weight.
-    expected = peft.get_peft_model_state_dict(adapted)
-    wrong = sorted(set(given) ^ set(expected))
+    # peft itself is silent about weights that it has no place for, and about places without a weight. (And its own
+    # list of what it would save depends on what the hub answers.)
+    own = adapted.state_dict()
+    placed = respelt(given, own)
+    wrong = [key for key in placed if key not in own or not torch.equal(own[key], placed[key].to(own[key]))]
+    wrong += [key for key in own if TRAINED.search(key) and key not in placed]
     if wrong:
-        shown = ", ".join(wrong[:10]) + (f", ... ({len(wrong)} in all)" if len(wrong) > 10 else "")
         raise LensplugError(
-            f"the adapter {Path(folder).name!r} is for another model: these weights are in one and not in the"
-            f" other: {shown}."
+            f"the adapter {name!r} is for another model: these weights are in one and not in the other:"
+            f" {listed(sorted(wrong))}."
         )
     return adapted
+
+
+def adapter_weights(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors that an adapter's folder holds.
+
+    Raises:
+        LensplugError: If there are none, or the file is broken.
+    """
+    if not any((Path(folder) / f"adapter_model.{suffix}").is_file() for suffix in ("safetensors", "bin")):
+        raise LensplugError(f"{str(folder)!r} is no adapter: it has no adapter_model.safetensors (or .bin).")
+    try:
+        weights: dict[str, Tensor] = _peft().load_peft_weights(str(folder), device="cpu")
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise LensplugError(f"the weights of the adapter {Path(folder).name!r} cannot be read: {error}") from error
+    return weights
+
+
+def respelt(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Tensors under the names that the adapted model at hand has for them; what it has no name for keeps its own.
+
+    Names differ between a model's state dict and an adapter's file, and older peft had no `base_layer`.
+
+    Raises:
+        LensplugError: If two tensors have one place, as where a model has two adapters.
+    """
+    renamed: dict[str, Tensor] = {}
+    came_from: dict[str, str] = {}
+    for name, value in tensors.items():
+        whole = name if name.startswith(PREFIX) else PREFIX + name
+        for pattern, spelling in ADAPTER_NAMES:
+            whole = pattern.sub(spelling, whole)
+        stem, _, kind = whole.rpartition(".")
+        spellings = (f"{stem}.modules_to_save.default.{kind}", f"{stem}.base_layer.{kind}")
+        new = next((one for one in (whole, *spellings) if one in own), name)
+        if new in came_from:
+            raise LensplugError(
+                f"{came_from[new]} and {name} have one place in the model: merge all adapters but the last before"
+                " saving the checkpoint."
+            )
+        renamed[new], came_from[new] = value, name
+    return renamed
+
+
+def refuse_unmerged(folder: str | Path, before: Tensor, after: Tensor, given: Tensor) -> None:
+    """A language model under its plain names has its adapters merged; here one weight of it is looked at.
+
+    Args:
+        folder: The adapter.
+        before: The weight without the adapter.
+        after: The weight with it.
+        given: The weight in the checkpoint.
+
+    Raises:
+        LensplugError: If the checkpoint's weight is the one without the adapter.
+    """
+    before, after, given = before.float(), after.float(), given.float()
+    if given.shape == before.shape and (given - before).norm() < 0.01 * (after - before).norm():
+        raise LensplugError(
+            f"the language model in the checkpoint does not have the adapter {Path(folder).name!r} merged, which is"
+            " given: leave the keys that begin with 'llama.' out of the checkpoint, and base and adapters are taken"
+            " from their folders; or leave the adapter out, if it was not trained with."
+        )
 
 
 def refuse_other_base(base: str | Path, adapters: Sequence[str | Path], *, allowed: bool) -> None:
     """An adapter says which model it is for.
 
     Raises:
-        LensplugError: If that is not `base` by its last name, and not `allowed`; or there is no adapter.
+        LensplugError: If that is not `base` by its last name, and not `allowed`; if it is no LoRA adapter; or if
+            there is no adapter.
     """
     for folder in adapters:
         path = Path(folder) / "adapter_config.json"
         if not path.is_file():
             raise LensplugError(f"{str(folder)!r} is no adapter: it has no adapter_config.json.")
-        recorded = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            kind, recorded = config["peft_type"], config.get("base_model_name_or_path") or ""
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise LensplugError(f"{str(path)!r} cannot be read as an adapter's configuration: {error}") from error
+        if kind != "LORA":
+            raise LensplugError(f"the adapter {Path(folder).name!r} is of the kind {kind}, expected LORA.")
         names = [Path(str(name)).name.lower() for name in (recorded, base)]
         if recorded and names[0] != names[1] and not allowed:
             raise LensplugError(
                 f"the adapter {Path(folder).name!r} is for {recorded!r}, and the base is {Path(base).name!r}: give"
                 " that base, or allow_other_base=True (--allow-other-base) if it is the same model under another name."
             )
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise LensplugError("adapters need peft: pip install peft.") from None
+    return peft

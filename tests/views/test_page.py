@@ -18,8 +18,19 @@ def made(seen, tmp_path_factory):
     return result, result.page.save(tmp_path_factory.mktemp("page") / "index.html")
 
 
-def test_the_page_is_under_8_mb_and_loads_nothing(made):
-    _, path = made
+@pytest.fixture(scope="module")
+def made_of_sound(heard, tmp_path_factory):
+    result = report(heard.lens, heard.voice.prompt("sound"), audio=[heard.voice.audio])
+    return result, result.page.save(tmp_path_factory.mktemp("page") / "sound.html")
+
+
+@pytest.fixture(params=["made", "made_of_sound"])
+def either(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_the_page_is_under_8_mb_and_loads_nothing(either):
+    _, path = either
     html = path.read_text(encoding="utf-8")
     assert path.stat().st_size < 8_000_000
     assert "default-src 'none'" in html
@@ -36,9 +47,16 @@ def test_the_report_holds_what_it_says(made, seen):
     assert html.count("plotly-graph-div") == 5 and html.count("CircuitsVis.render(") == 1
 
 
+def test_the_report_on_a_sound_holds_what_it_says(made_of_sound, heard):
+    result, path = made_of_sound
+    html = path.read_text(encoding="utf-8")
+    assert result.answer.text == ["Happy"] and "<dd>Happy</dd>" in html and result.medium == "audio"
+    assert html.count("<audio controls") == 1 and html.count("plotly-graph-div") == 5
+
+
 @pytest.mark.skipif(BROWSER is None, reason="needs a Chromium; the page's other tests run without")
-def test_a_browser_draws_it_without_an_error_or_a_request(made, tmp_path):
-    _, path = made
+def test_a_browser_draws_it_without_an_error_or_a_request(either, tmp_path):
+    _, path = either
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",

@@ -1,0 +1,209 @@
+"""Ablation: each method against the embeddings written out by hand; tables by hand; the trained model's behaviour."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import lensplug
+from lensplug import analysis
+from lensplug.analysis.ablation_methods import METHODS, Ablation, EmbeddingStatistics
+from lensplug.analysis.modality_ablation import ModalityAblation
+from lensplug.analysis.reading import Provenance
+from lensplug.tiny.scenes import draw_scene
+from lensplug.tiny.voices import QUESTIONS, make_voice
+from lensplug.tokens import find_text
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return lensplug.tiny.audio_llama()
+
+
+def examples(topic, count, seed=0, **options):
+    rng = random.Random(seed)
+    voices = [make_voice(rng, transcript=True, **options) for _ in range(count)]
+    return [analysis.Example(v.prompt(topic), v.answer(topic), audio=[v.audio], keep=QUESTIONS[topic]) for v in voices]
+
+
+def given(mask, chosen, width=3):
+    embeds = torch.arange(len(mask) * len(mask[0]) * width).float().view(len(mask), len(mask[0]), width)
+    statistics = EmbeddingStatistics()
+    chosen = torch.tensor(chosen).bool()
+    statistics.add(embeds, chosen)
+    return Ablation(embeds, torch.tensor(mask), chosen, statistics, torch.Generator().manual_seed(0))
+
+
+MASK = [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
+CHOSEN = [[0, 0, 1, 0, 0], [0, 1, 1, 0, 0]]
+
+
+def test_removal_by_hand():
+    own = given(MASK, CHOSEN)
+    embeds, mask = METHODS["remove"](own)
+    assert mask.tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert torch.equal(embeds[0], own.embeds[0, [1, 3, 4]]) and torch.equal(embeds[1], own.embeds[1, [0, 3, 4]])
+    uneven = given(MASK, [[0, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
+    embeds, mask = METHODS["remove"](uneven)
+    assert mask.tolist() == [[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
+    assert torch.equal(embeds[0, 3:], uneven.embeds[0, [1, 4]])
+
+
+@pytest.mark.parametrize("method", ["zero", "mean", "noise"])
+def test_replacement_touches_the_chosen_positions_only(method):
+    own = given(MASK, CHOSEN)
+    embeds, mask = METHODS[method](own)
+    assert torch.equal(mask, own.attention_mask)
+    assert torch.equal(embeds[~own.chosen], own.embeds[~own.chosen])
+    if method == "zero":
+        assert not embeds[own.chosen].any()
+    if method == "mean":
+        assert torch.allclose(embeds[own.chosen], own.embeds[own.chosen].mean(dim=0).expand(3, -1))
+
+
+def test_statistics_are_numpys_and_noise_has_them():
+    embeds = torch.randn(4, 500, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 2.0, 0.1]) + 5
+    chosen = torch.ones(4, 500).bool()
+    statistics = EmbeddingStatistics()
+    for row in embeds:
+        statistics.add(row[None], chosen[:1])
+    flat = embeds.flatten(0, 1).double().numpy()
+    assert np.allclose(statistics.mean, flat.mean(axis=0))
+    assert np.allclose(statistics.standard_deviation, flat.std(axis=0))
+    mask = torch.ones(4, 500).long()
+    noisy, _ = METHODS["noise"](Ablation(embeds, mask, chosen, statistics, torch.Generator().manual_seed(2)))
+    assert torch.allclose(noisy.flatten(0, 1).std(dim=0), torch.tensor([1.0, 2.0, 0.1]), rtol=0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["remove", "zero", "silence"])
+def test_log_probabilities_are_hugging_faces_on_the_changed_input(lens, method):
+    """The same embeddings, changed by hand, one prompt at a time, through the full Hugging Face model."""
+    own = examples("sound", 5)
+    result = analysis.modality_ablation(lens, own, "audio", method, batch_size=3)
+    for index, example in enumerate(own):
+        inputs = lens.prepare(example.text, audio=example.audio)
+        at = inputs.modality.mask("audio")[0]
+        if method == "silence":
+            waveform, rate = example.audio[0]
+            embeds = lens.prepare(example.text, audio=[(np.zeros_like(waveform), rate)]).embeds
+        else:
+            embeds = inputs.embeds[:, ~at] if method == "remove" else inputs.embeds.masked_fill(at[:, None], 0)
+        token = lens.tokenizer(example.answer)["input_ids"][0]
+        for condition, tensor in ((0, inputs.embeds), (1, embeds)):
+            logits = lens.hf_model(inputs_embeds=tensor).logits[0, -1]
+            expected = float(logits.log_softmax(-1)[token])
+            assert float(result.log_probability[condition, index]) == pytest.approx(expected, abs=1e-3)
+            assert result.top_texts[condition][index] == lens.tokenizer.decode([int(logits.argmax())])
+    assert result.ablated[:2].tolist() == [[0] * 5, [10] * 5]
+
+
+def test_the_batch_size_changes_nothing(lens):
+    own = examples("feeling", 7)
+    one, many = (analysis.modality_ablation(lens, own, "audio", "zero", batch_size=size) for size in (1, 7))
+    assert torch.allclose(one.log_probability[:2], many.log_probability[:2], atol=1e-3)
+
+
+def test_the_trained_model_needs_the_sound_for_its_answers_and_the_control_does_not_matter(lens):
+    """The words beside the sound, as many positions of them, change (nearly) nothing for these questions."""
+    for topic in ("sound", "time", "pitch"):
+        result = analysis.modality_ablation(lens, examples(topic, 60), "audio", "remove", batch_size=30)
+        accuracy, changed = result.accuracy, result.changed.float().mean(dim=1).tolist()
+        print(f"{topic}: accuracy {accuracy}, changed {changed}")
+        assert accuracy["with"] > 0.95 and accuracy["control"] > 0.95 and accuracy["without"] < 0.65
+        assert changed[1] > 10 * max(changed[2], 0.02)
+
+
+def test_words_are_needed_for_what_the_words_say(lens):
+    sound = analysis.modality_ablation(lens, examples("words", 60), "audio", "remove", batch_size=30)
+    assert sound.accuracy["without"] > 0.95
+    text = analysis.modality_ablation(lens, examples("words", 60), "text", "remove", batch_size=30)
+    assert text.accuracy["without"] < 0.6 and text.accuracy["control"] > 0.95
+
+
+def test_without_the_sound_the_speaker_feels_what_the_words_say(lens):
+    """Angry in voice, sad in words: which class answers change to is known."""
+    own = examples("feeling", 20, emotion="angry", words="sad")
+    result = analysis.modality_ablation(lens, own, "audio", "remove", classes=["Happy", "Sad", "Angry", "Neutral"])
+    table = result.transitions()
+    assert result.accuracy["with"] == 1.0 and int(table.loc["Angry"].sum()) == 20
+    assert int(table.loc["Angry", "Sad"]) >= 15
+
+
+def test_an_image_model_too():
+    lens = lensplug.tiny.llava_onevision()
+    rng = random.Random(0)
+    scenes = [draw_scene(rng, size=(48, 48)) for _ in range(12)]
+    own = [
+        analysis.Example("What is the color? Answer single word.", scene.color.capitalize(), images=[scene.image])
+        for scene in scenes
+    ]
+    for method in ("blank", "zero"):
+        result = analysis.modality_ablation(lens, own, "image", method)
+        assert result.accuracy["with"] == 1.0 and result.accuracy["without"] < 0.6
+        assert int(result.ablated[1, 0]) > int(result.ablated[2, 0]), "there are fewer words than image positions"
+
+
+def made(predicted, target, log_probability):
+    provenance = Provenance("modality_ablation", "m", "float32", "", {})
+    count = len(target)
+    return ModalityAblation(
+        examples=("p",) * count, classes=("A", "B"), target=torch.tensor(target), predicted=torch.tensor(predicted),
+        top_texts=(("A",) * count,) * 3, log_probability=torch.tensor(log_probability),
+        ablated=torch.tensor([[0] * count, [10] * count, [4] * count]), modality="audio", method="remove",
+        provenance=provenance,
+    )  # fmt: skip
+
+
+def test_tables_by_hand():
+    result = made(
+        [[0, 1, 0, 1], [1, 1, 1, 1], [0, 1, 1, 1]], [0, 1, 0, 0],
+        [[-1.0, -1.0, -2.0, -3.0], [-2.0, -1.0, -4.0, -3.0], [-1.0, -1.0, -2.0, -3.0]],
+    )  # fmt: skip
+    assert result.accuracy == {"with": 0.75, "without": 0.25, "control": 0.5}
+    assert result.changed.tolist() == [[False] * 4, [True, False, True, False], [False, False, True, False]]
+    assert result.confusion("with").to_numpy().tolist() == [[2, 1], [0, 1]]
+    assert result.confusion("without").to_numpy().tolist() == [[0, 3], [0, 1]]
+    assert result.transitions().to_numpy().tolist() == [[0, 2], [0, 2]]
+    summary = result.summary()
+    assert summary.log_probability_change.tolist() == pytest.approx([0, -0.75, 0])
+    assert summary.standard_error["without"] == pytest.approx(np.std([-1, 0, -2, 0], ddof=1) / 2)
+    assert summary.positions_ablated.tolist() == [0, 10, 4]
+    frame = result.to_dataframe()
+    assert len(frame) == 12 and set(frame.condition) == {"with", "without", "control"}
+    with pytest.raises(lensplug.LensplugError, match="condition is 'none', expected one of 'with', 'without'"):
+        result.confusion("none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], "audio"), "there are no examples"),
+        ((1, "audio", "shuffle"), "method is 'shuffle', expected one of 'remove', 'zero', 'mean', 'noise', 'silence'"),
+        ((1, "smell"), "modality is 'smell', expected 'audio'"),
+        ((1, "audio", "blank"), "method 'blank' is for image, not for audio"),
+        ((1, "image"), "has no image: there is nothing to ablate"),
+        (([analysis.Example("How?", "Happy and sad", audio=[])], "audio"), "'Happy and sad' is .* tokens"),
+        (([analysis.Example("How?", "Happy", keep="Why?")], "text"), r"'Why\?', to be kept, does not stand in"),
+    ],
+)
+def test_refuses(lens, arguments, message):
+    own, *rest = arguments
+    own = examples("sound", own) if isinstance(own, int) else own
+    with pytest.raises(lensplug.LensplugError, match=message):
+        analysis.modality_ablation(lens, own, *rest)
+
+
+def test_refuses_an_answer_that_is_no_class(lens):
+    with pytest.raises(lensplug.LensplugError, match="is none of the classes Yes, No"):
+        analysis.modality_ablation(lens, examples("sound", 1), "audio", classes=["Yes", "No"])
+
+
+def test_find_text_does_not_count_white_space():
+    texts = ["<s>", "\n", "We", "won", " the", " game", ".", " the", " game"]
+    assert find_text("the game", texts) == range(7, 9), "the last occurrence"
+    assert find_text("We won", texts) == range(2, 4)
+    assert find_text("a game", texts) is None and find_text("", texts) is None

@@ -1,0 +1,126 @@
+"""Received attention against a loop written out, numbers by hand, padding on both sides, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from caches import ROTARY, cache_of_patterns, causal_patterns, padded, run, text_model, tokens
+
+import lensplug
+from lensplug import analysis
+from lensplug.modality import ModalityMap
+
+A1 = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0.2, 0.3, 0.5]])
+
+
+def one_head(matrix):
+    return cache_of_patterns([matrix[None, None]])
+
+
+def test_numbers_by_hand():
+    """Rows over their maximum: [1], [1, 1], [.4, .6, 1]."""
+    result = analysis.received_attention(one_head(A1))
+    assert torch.allclose(result.matrix[0], torch.tensor([[1, 0, 0], [1, 1, 0], [0.4, 0.6, 1.0]]))
+    assert result.values[0].tolist() == pytest.approx([2.4 / 3, 1.6 / 2, 1.0])
+    assert result.count[0].tolist() == [3, 2, 1]
+    raw = analysis.received_attention(one_head(A1), scale="none")
+    assert raw.values[0].tolist() == pytest.approx([1.7 / 3, 0.8 / 2, 0.5])
+    without = analysis.received_attention(one_head(A1), exclude_sink=True)
+    assert math.isnan(without.values[0, 0]) and without.values[0, 1:].tolist() == pytest.approx([1.6 / 2, 1.0])
+
+
+def test_zero_entries_do_not_count():
+    matrix = torch.tensor([[1, 0, 0], [1, 0, 0], [0.5, 0, 0.5]])
+    result = analysis.received_attention(one_head(matrix))
+    assert result.values[0].tolist() == [1.0, 0.0, 1.0] and result.count[0].tolist() == [3, 0, 1]
+
+
+@pytest.mark.parametrize("head", ["mean", 2, -1, [0, 2]])
+@pytest.mark.parametrize("left", [True, False])
+def test_against_a_loop(head, left):
+    rows = [tokens(1, n, seed=n)[0] for n in (5, 9, 7)]
+    ids, mask = padded(rows, left=left)
+    model = text_model(**ROTARY)
+    _, cache = run(model, ids, mask)
+    result = analysis.received_attention(cache, layer=1, head=head, attention_mask=mask)
+    pattern = cache["blocks.1.attn.hook_pattern"].numpy()
+    chosen = range(3) if head == "mean" else [head] if isinstance(head, int) else head
+    for example in range(3):
+        at = np.flatnonzero(mask[example].numpy())
+        matrix = np.mean([pattern[example, h] for h in chosen], axis=0)
+        for key in range(mask.shape[1]):
+            value = float(result.values[example, key])
+            if key not in at:
+                assert math.isnan(value)
+                continue
+            entries = [matrix[q, key] / max(matrix[q, k] for k in at) for q in at if matrix[q, key] > 0]
+            assert value == pytest.approx(np.mean(entries), abs=1e-6)
+            assert int(result.count[example, key]) == len(entries)
+
+
+def test_padding_changes_nothing():
+    rows = [tokens(1, n, seed=n)[0] for n in (5, 9)]
+    ids, mask = padded(rows, left=True)
+    model = text_model(**ROTARY)
+    together = analysis.received_attention(run(model, ids, mask)[1], attention_mask=mask)
+    alone = analysis.received_attention(run(model, rows[0][None])[1])
+    assert torch.allclose(together.values[0, -5:], alone.values[0], atol=1e-5)
+
+
+MAP = ModalityMap.build(torch.tensor([[1, 90, 90, 2, 3]]), torch.ones(1, 5).long(), placeholder_ids={"audio": 90})
+TEXTS = [["<s>", "<audio>", "<audio>", " how", "?"]]
+
+
+def test_top_media_and_table():
+    cache = cache_of_patterns(causal_patterns(2, 1, 3, 5))
+    result = analysis.received_attention(cache, layer=-1, modality=MAP, str_tokens=TEXTS)
+    assert result.layer == 1
+    values = result.values[0]
+    assert [at for at, _, _ in result.top(2)] == values.topk(2).indices.tolist()
+    assert [(at, text) for at, text, _ in result.of("audio")] == [(1, "<audio>"), (2, "<audio>")]
+    frame = result.to_dataframe()
+    assert list(frame.columns) == ["example", "position", "token", "modality", "received", "rank", "entries"]
+    assert sorted(frame["rank"]) == [1, 2, 3, 4, 5]
+    table = result.table(k=1)
+    assert set(table[table["rank"] > 1].modality) <= {"audio"} and (table.modality == "audio").sum() == 2
+    with pytest.raises(
+        lensplug.LensplugError, match=r"no position of example 0 is 'image': it has \['audio', 'text'\]"
+    ):
+        result.of("image")
+
+
+def test_csv(tmp_path):
+    import pandas as pd
+
+    cache = cache_of_patterns(causal_patterns(1, 1, 2, 5))
+    result = analysis.received_attention(cache, modality=MAP, str_tokens=TEXTS)
+    result.table(k=3).to_csv(tmp_path / "received.csv", index=False)
+    again = pd.read_csv(tmp_path / "received.csv")
+    assert list(again.token[again.modality == "audio"]) == ["<audio>", "<audio>"]
+
+
+def test_half_precision_is_read_in_single():
+    patterns = causal_patterns(1, 1, 2, 6)
+    low = analysis.received_attention(cache_of_patterns([patterns[0].bfloat16()]))
+    high = analysis.received_attention(cache_of_patterns([patterns[0].bfloat16().float()]))
+    assert low.values.dtype == torch.float32 and torch.equal(low.values, high.values)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer": 2}, "layer is 2, the model has layers 0 to 1"),
+        ({"head": 3}, "head is 3, the model has heads 0 to 2"),
+        ({"head": []}, r"head is \[\], the model has heads"),
+        ({"head": "max"}, "head is 'max', expected 'mean', a head"),
+        ({"scale": "row"}, "scale is 'row', expected 'row-max' or 'none'"),
+        ({"str_tokens": [["a"]]}, r"str_tokens is for \[1, 1\] positions, the cache is \[1, 5\]"),
+        ({"attention_mask": torch.ones(1, 4).long()}, r"attention_mask has the shape \[1, 4\]"),
+    ],
+)
+def test_refuses(options, message):
+    with pytest.raises(lensplug.LensplugError, match=message):
+        analysis.received_attention(cache_of_patterns(causal_patterns(2, 1, 3, 5)), **options)
