@@ -36,7 +36,7 @@ FUSIONS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rollout(Result):
     """How much of each input position is in each chosen output position."""
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison(Result):
     """Two results of one analysis, number by number."""
 
@@ -34,6 +34,13 @@ class Comparison(Result):
     analysis: str
     provenance_a: Provenance
     provenance_b: Provenance
+
+    def __repr__(self) -> str:
+        """What was compared, and on how many things."""
+        return (
+            f"Comparison({self.analysis}: {', '.join(self.numbers)}, {len(self.table)} rows;"
+            f" {self.provenance_a.model} and {self.provenance_b.model})"
+        )
 
     def largest(self, k: int = 10, *, number: str | None = None) -> pd.DataFrame:
         """The k rows in which a number (the first by default) changes most, either way."""

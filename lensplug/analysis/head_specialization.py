@@ -36,7 +36,7 @@ DOMINANT = 2 / 3
 """A head is named after a modality that has this share of its chance-corrected attention."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeadSpecialization(Result):
     """Attention mass by layer, head and modality, from one query position of each example."""
 

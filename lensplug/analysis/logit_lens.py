@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogitLens(Result):
     """What each layer says at each chosen position. Entry 0 is the embedding, entry i the output of block i - 1."""
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 CONDITIONS = ("with", "without", "control")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModalityAblation(Result):
     """Answers under three conditions: "with" the modality, "without" it, and under the text "control"."""
 

@@ -60,11 +60,19 @@ class Result:
     """The columns of `to_dataframe` that say what is measured; `compare` aligns two results by them."""
     main_number: ClassVar[str] = ""
     """The column that matters most."""
-    provenance: Any
+    provenance: Provenance
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each thing that is measured."""
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        # Shapes, not numbers: the numbers are in the picture, and in to_dataframe.
+        tensors = [
+            f"{name} {list(value.shape)}" for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        ]
+        made = f"{self.provenance.model}: {self.provenance.convention}"
+        return f"{type(self).__name__}({', '.join(tensors)}; {made})"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         # Looked up when a notebook asks, so that an analysis never needs a picture library.

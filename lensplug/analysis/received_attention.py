@@ -34,7 +34,7 @@ SCALES = ("row-max", "none")
 MEDIA = ("image", "video", "audio")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReceivedAttention(Result):
     """What each position receives from the positions that see it."""
 

@@ -20,9 +20,11 @@ from lensplug.inputs import MultimodalInput
 from lensplug.media import Sound, load_sound
 from lensplug.views.style import FONT, MODALITY_COLORS, figure
 
-BINS = 240
-"""Columns of the heat map, and at most so many of the spectrogram."""
-ENVELOPE = 800
+BINS = 200
+"""Columns of the heat map, and about so many of the spectrogram."""
+ROWS = 56
+"""Of the spectrogram."""
+ENVELOPE = 600
 """The waveform is drawn as lowest and highest sample of so many stretches of time."""
 PLAYED_HZ = 16000
 """What the player plays: enough for speech, and small."""
@@ -164,7 +166,7 @@ def _spectrogram(sound: Sound) -> go.Heatmap:
     power = 10 * (spectrum.abs().square() + 1e-12).log10()
     highest = min(8000.0, sound.sampling_rate / 2)
     kept = power[: max(2, round(highest / sound.sampling_rate * window))]
-    rows = min(72, len(kept))
+    rows = min(ROWS, len(kept))
     pooled = torch.stack([part.mean(dim=0) for part in kept.tensor_split(rows)])
     shown = (pooled - pooled.max()).clamp(min=-RANGE_DB)
     return go.Heatmap(
