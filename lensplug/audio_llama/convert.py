@@ -8,7 +8,7 @@ multimodal task. `convert` puts them together, merges the adapters, and writes m
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,18 @@ def convert(
 ) -> Path:
     """Write the folder `out`; nothing is written before everything has found its place.
 
-    Takes as much memory as the model has weights (and, for what is being filled, the mapped file).
+    The weights are held once, in the dtype that they are written in, and beside them one matrix at a time and the
+    adapters: a 7B model in half precision needs some 16 GB. The checkpoint is mapped, not read; its pages are
+    counted with the process, but the system takes them back when it needs them. (Files in the format of torch
+    before 1.6 cannot be mapped: they are held whole.)
 
     Args:
         base: The LLaMA that the training started from: a folder, or a name on the hub.
         acoustic: The acoustic model (wav2vec2, HuBERT, WavLM, Whisper), likewise.
-        checkpoint: The `best_model.pth`. Its `llama.` keys may be those of the language model, those of the
-            model with its last adapter (peft), or the trained adapter weights alone; a part that is wholly absent
-            is taken from `base` and `acoustic`.
+        checkpoint: The `best_model.pth`. Its `llama.` keys may be those of the language model, all adapters
+            merged; those of the model with its last adapter (peft); or what was trained alone, the adapter and
+            perhaps the embeddings. Language model and acoustic model, where wholly absent, are taken from `base`
+            with its `adapters`, and from `acoustic`.
         out: A folder that does not exist yet, or is empty.
         adapters: LoRA folders in the order of training. All are merged.
         audio_token: The placeholder in prompts; added to the tokenizer if it is not in it.
@@ -117,8 +121,10 @@ def _language_model(
     if is_adapted and not adapters:
         raise LensplugError("the checkpoint has LoRA weights: give the folder of their adapter (adapters=[...]).")
     # What was trained is often in single precision over a half-precision model: it does not say the dtype.
-    frozen = {name: value for name, value in tensors.items() if ".layers." in name and not TRAINED.search(name)}
-    model = _open_whole(AutoModelForCausalLM, base, dtype or (_dtype(frozen) if frozen else "auto"), is_filled=frozen)
+    frozen = {name: value for name, value in tensors.items() if not TRAINED.search(name)}
+    is_whole = any(".layers." in name for name in frozen)
+    given = dtype or (_dtype(frozen) if is_whole else "auto")
+    model = _open_whole(AutoModelForCausalLM, base, given, is_filled=is_whole)
     final_dtype = model.dtype
     _untie(model, tensors)
     for folder in adapters:
@@ -126,7 +132,7 @@ def _language_model(
         if is_adapted and folder == adapters[-1]:
             _resize(model, rows_of(tensors))
             adapted = attach(model, folder)
-            _fill_adapted(adapted, tensors, is_whole=bool(frozen))
+            _fill_adapted(adapted, tensors, is_whole=is_whole)
             model = adapted.merge_and_unload()
         else:
             model = _merged(model, folder, tensors)
@@ -162,7 +168,7 @@ def _merged(model: Any, folder: str | Path, tensors: Mapping[str, Tensor]) -> An
 
 
 def _acoustic_model(acoustic: str | Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Any:
-    tower = _open_whole(AutoModel, acoustic, dtype or "auto", is_filled=tensors)
+    tower = _open_whole(AutoModel, acoustic, dtype or "auto", is_filled=bool(tensors))
     tower = tower.get_encoder() if tower.config.is_encoder_decoder else tower
     if tensors:
         tower = tower.to(dtype or _dtype(tensors))
@@ -227,9 +233,9 @@ def _assembled(
     model.model.projector.to(dtype or (_dtype(projector) if projector else language_model.dtype))
     fill(model.model.projector, projector, "projector")
     parts = {"language model": language_model, "acoustic model": tower, "projector": model.model.projector}
-    dtypes = {(name, one.dtype) for name, part in parts.items() for one in part.parameters()}
+    dtypes = dict.fromkeys((name, one.dtype) for name, part in parts.items() for one in part.parameters())
     if len({dtype for _, dtype in dtypes}) > 1:
-        found = ", ".join(f"{name} {str(one).removeprefix('torch.')}" for name, one in sorted(dtypes, key=str))
+        found = ", ".join(f"{name} {str(one).removeprefix('torch.')}" for name, one in dtypes)
         raise LensplugError(f"the parts have different dtypes ({found}): give dtype= (--dtype), one for all.")
     model.config.dtype = model.lm_head.weight.dtype
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # where it stops; not how the base likes to sample
@@ -244,7 +250,7 @@ def _open(auto_class: Any, name: str | Path, **options: Any) -> Any:
         raise LensplugError(f"{str(name)!r} could not be loaded: {error}") from error
 
 
-def _open_whole(auto_class: Any, name: str | Path, dtype: Any, *, is_filled: Collection[str]) -> Any:
+def _open_whole(auto_class: Any, name: str | Path, dtype: Any, *, is_filled: bool) -> Any:
     """A model of which every weight is in its folder, or is filled later; transformers draws what is missing."""
     model, found = _open(auto_class, name, dtype=dtype, output_loading_info=True)
     missing = [key for key in found["missing_keys"] if not key.endswith(MASK_VECTOR)]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import peft
 import pytest
+import safetensors.torch
 import torch
 import transformers as hf
 from audio_llamas import LARGE, WAVEFORM, manual_vectors, sound
@@ -16,6 +19,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import lensplug
+from lensplug.audio_llama import AudioLlamaProcessor
 from lensplug.audio_llama.convert import convert
 from lensplug.cli import app
 from lensplug.tiny.sound_model import build_tokenizer
@@ -133,9 +137,24 @@ def other_spelling(state):
     }
 
 
+def renamed(old, new):
+    return lambda state: {name.replace(old, new): value for name, value in state.items()}
+
+
+def trained_alone(state):
+    """What had gradients, where the embeddings were trained without peft."""
+    trained = ("lora_", "embed_tokens", "lm_head", "wave2vec2.", "projector.")
+    return {name: value for name, value in state.items() if any(part in name for part in trained)}
+
+
 FORMS = {
     "with its adapter, whole": lambda state: state,
     "plain": plain,
+    "adapter and embeddings alone": trained_alone,
+    "peft before 0.6": renamed(".base_layer", ""),
+    "adapter under another name": renamed(".default.", ".emotion."),
+    "adapter as peft saves it": renamed(".default.", "."),
+    "adapter put in without a wrapper": renamed("base_model.model.", ""),
     "weight norm of older torch": other_spelling,
     "buffers of older transformers": lambda s: {**s, "llama.base_model.model.model.rotary_emb.inv_freq": torch.ones(4)},
     "without the mask vector": lambda s: {n: v for n, v in s.items() if "masked_spec_embed" not in n},
@@ -160,42 +179,220 @@ def test_logits_are_those_of_the_modules_put_together_by_hand(form, folders, tmp
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-@torch.no_grad()
-def test_only_the_trained_adapter_weights(folders, tmp_path):
-    """The base is then what the folders say: its rows for new tokens are the base's own."""
-    root, tokenizer, training = folders
-    path = checkpoint(root, "lora.pth", lambda s: {n: v for n, v in s.items() if "llama" not in n or "lora_" in n})
-    small = {"prompts": ["<audio> won"], "waveforms": [sound(0.4)]}
-    with_base = hf.AutoModelForCausalLM.from_pretrained(root / "base")
-    model = hf.AutoModelForMultimodalLM.from_pretrained(run(root, path, tmp_path / "out")).eval()
-    embed = training.llama.get_input_embeddings()
-    kept = embed.weight.data.clone()
-    try:
-        # Of the training only what the file has: the first 512 rows of the base, nothing of the rest is read here.
-        embed.weight.data[:512] = with_base.get_input_embeddings().weight
-        expected, _ = training.logits(tokenizer, **small)
-    finally:
-        embed.weight.data.copy_(kept)
-    processor = hf.AutoProcessor.from_pretrained(tmp_path / "out")
-    batch = processor(text=small["prompts"], audio=small["waveforms"], sampling_rate=16000)
-    assert largest_difference(model(**batch).logits[..., :512], expected[..., :512]) < 1e-4
+def logits_of(out):
+    """Of the folder, as transformers opens it."""
+    model, processor = hf.AutoModelForMultimodalLM.from_pretrained(out).eval(), hf.AutoProcessor.from_pretrained(out)
+    with torch.no_grad():
+        return model(**processor(text=PROMPTS[:1], audio=[sound(0.4)], sampling_rate=16000)).logits
+
+
+def lora_alone(state):
+    return {name: value for name, value in state.items() if "llama" not in name or "lora_" in name}
+
+
+def trained_on(folders, base, tmp_path, **options):
+    """Another training on `base`; its adapter is saved."""
+    _, _, other = folders
+    adapted = lora(base, 8, **options)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    return Training(adapted, other.wave2vec2, other.projector).eval()
+
+
+@pytest.mark.parametrize("embeddings", ["of the base", "in the adapters"])
+def test_the_adapter_weights_alone(embeddings, folders, tmp_path):
+    """peft saves the embeddings with an adapter where they have other rows than the base, or where it is asked to."""
+    root, tokenizer, other = folders
+    base, rows = randomise(hf.LlamaForCausalLM(text_config("Llama", vocab_size=len(tokenizer))), 11), len(tokenizer)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    if embeddings == "in the adapters":
+        base.resize_token_embeddings(ROWS, mean_resizing=False)
+        rows = ROWS
+    text_only = lora(base, 2)
+    text_only.save_pretrained(tmp_path / "text", save_embedding_layers=rows == ROWS)
+    multimodal = lora(text_only.merge_and_unload(), 3)
+    multimodal.save_pretrained(tmp_path / "multimodal", save_embedding_layers=rows == ROWS)
+    training = Training(multimodal, other.wave2vec2, other.projector).eval()
+    torch.save(lora_alone(training.state_dict()), tmp_path / "lora.pth")
+    adapters = [tmp_path / "text", tmp_path / "multimodal"]
+    convert(tmp_path / "base", root / "acoustic", tmp_path / "lora.pth", tmp_path / "out", adapters=adapters)
+    expected, _ = training.logits(tokenizer, PROMPTS[:1], [sound(0.4)])
+    assert expected.shape[-1] == rows
+    assert largest_difference(logits_of(tmp_path / "out"), expected) < 1e-4
+
+
+def test_a_new_audio_token_gets_a_row_and_other_tokens_without_rows_are_refused(folders, tmp_path):
+    root, tokenizer, _ = folders
+    base = randomise(hf.LlamaForCausalLM(text_config("Llama", vocab_size=len(tokenizer))), 11)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    path = checkpoint(root, "lora.pth", lora_alone)
+    adapters = [root / "text", root / "multimodal"]
+    out = convert(
+        tmp_path / "base", root / "acoustic", path, tmp_path / "out", adapters=adapters, audio_token="<sound>"
+    )
+    model = hf.AutoModelForMultimodalLM.from_pretrained(out)
+    assert model.config.audio_token_id == 520 and model.lm_head.weight.shape == (ROWS, 32)
+    assert torch.allclose(model.lm_head.weight[520:], base.lm_head.weight.mean(0), atol=1e-6)
+    assert torch.equal(model.get_input_embeddings().weight[:520], base.get_input_embeddings().weight)
+    with pytest.raises(lensplug.LensplugError, match="tokens that no embeddings were found for.*base has 512 rows"):
+        run(root, path, tmp_path / "no")
+
+
+def own_name(name):
+    """Of a weight in the checkpoint, as the converted model has it."""
+    for old, new in {
+        "llama.model.": "model.language_model.", "llama.": "", "wave2vec2.": "model.audio_tower.",
+        "projector.": "model.projector.",
+    }.items():  # fmt: skip
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    raise AssertionError(name)
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("form", ["plain", "with its adapter"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_kept(dtype, folders, tmp_path):
+def test_half_precision_is_kept(dtype, form, folders, tmp_path):
+    """Bit by bit; where an adapter is merged, to the last bit."""
     root, _, _ = folders
-    path = checkpoint(root, "half.pth", lambda s: {n: v.to(dtype) for n, v in plain(s).items()})
-    model = hf.AutoModelForMultimodalLM.from_pretrained(run(root, path, tmp_path / "out"), dtype="auto")
+    whole = torch.load(root / "best_model.pth", weights_only=True)
+    # peft keeps adapters in single precision over a model in half
+    half = {n: v if "lora_" in n else v.to(dtype) for n, v in (plain(whole) if form == "plain" else whole).items()}
+    torch.save(half, tmp_path / "half.pth")
+    run(root, tmp_path / "half.pth", tmp_path / "out")
+    model = hf.AutoModelForMultimodalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert {p.dtype for p in model.parameters()} == {dtype}
-    given, own = torch.load(path, weights_only=True), model.state_dict()
-    for name, old in {
-        "model.language_model.layers.1.mlp.up_proj.weight": "llama.model.layers.1.mlp.up_proj.weight",
-        "model.projector.proj2.weight": "projector.proj2.weight",
-        "model.audio_tower.feature_projection.projection.weight": "wave2vec2.feature_projection.projection.weight",
-        "lm_head.weight": "llama.lm_head.weight",
-    }.items():
-        assert torch.equal(own[name], given[old])
+    own = model.state_dict()
+    merged = {own_name(n): v for n, v in plain({n: v.float() for n, v in half.items()}).items()}
+    assert set(merged) == set(own)
+    for name, value in merged.items():
+        if form == "plain" or not name.endswith(("q_proj.weight", "v_proj.weight")):
+            assert torch.equal(own[name], value.to(dtype)), name
+        else:
+            assert torch.allclose(own[name].float(), value, rtol=torch.finfo(dtype).eps, atol=1e-6), name
+
+
+def test_adapters_over_a_base_in_half_precision(folders, tmp_path):
+    """With the embeddings that peft trains in single precision; nothing of the base is in the checkpoint."""
+    root, tokenizer, other = folders
+    base = hf.LlamaForCausalLM(text_config("Llama", vocab_size=ROWS)).half()
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    training = trained_on(folders, base.float(), tmp_path, modules_to_save=["embed_tokens", "lm_head"])
+    state = {n: v for n, v in training.state_dict().items() if "lora_" in n or "modules_to_save" in n}
+    sounds = {**other.wave2vec2.state_dict(prefix="wave2vec2."), **other.projector.state_dict(prefix="projector.")}
+    torch.save({**state, **{name: value.half() for name, value in sounds.items()}}, tmp_path / "b.pth")
+    adapters = [tmp_path / "adapter"]
+    convert(tmp_path / "base", root / "acoustic", tmp_path / "b.pth", tmp_path / "out", adapters=adapters)
+    model = hf.AutoModelForMultimodalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+
+
+@pytest.mark.parametrize("trained", ["nothing", "embed_tokens", "both", "head apart"])
+def test_a_base_with_one_matrix_for_embeddings_and_head(trained, folders, tmp_path):
+    root, tokenizer, other = folders
+    base = randomise(hf.LlamaForCausalLM(text_config("Llama", vocab_size=ROWS, tie_word_embeddings=True)), 12)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    modules = {"embed_tokens": ["embed_tokens"], "both": ["embed_tokens", "lm_head"]}.get(trained)
+    if trained == "head apart":
+        training = Training(randomise(hf.LlamaForCausalLM(text_config("Llama", vocab_size=ROWS)), 13), None, None)
+    else:
+        training = trained_on(folders, base, tmp_path, modules_to_save=modules)
+        for name, weight in training.named_parameters():
+            if "modules_to_save" in name:
+                weight.data.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))))
+    training = Training(training.llama, other.wave2vec2, other.projector).eval()
+    torch.save(training.state_dict(), tmp_path / "b.pth")
+    adapters = [] if trained == "head apart" else [tmp_path / "adapter"]
+    convert(tmp_path / "base", root / "acoustic", tmp_path / "b.pth", tmp_path / "out", adapters=adapters)
+    expected, _ = training.logits(tokenizer, PROMPTS[:1], [sound(0.4)])
+    assert largest_difference(logits_of(tmp_path / "out"), expected) < 1e-4
+    saved = hf.AutoConfig.from_pretrained(tmp_path / "out").tie_word_embeddings
+    assert saved == (trained == "nothing")
+
+
+def test_a_projector_without_biases(folders, tmp_path):
+    root, _, training = folders
+    path = checkpoint(
+        root, "unbiased.pth", lambda s: {n: v for n, v in s.items() if n[:9] != "projector" or n[-4:] != "bias"}
+    )
+    model = hf.AutoModelForMultimodalLM.from_pretrained(run(root, path, tmp_path / "out"))
+    assert model.config.projector_bias is False
+    assert list(model.model.projector.state_dict()) == ["proj1.weight", "norm.weight", "proj2.weight"]
+
+
+def test_what_was_only_for_training_or_sampling_is_left(folders, tmp_path):
+    """A mask vector that the acoustic model has no place for; and of the base's generation, where it ends."""
+    root, _, _ = folders
+    for part in ("base", "acoustic"):
+        shutil.copytree(root / part, tmp_path / part)
+    edit(tmp_path / "acoustic" / "config.json", mask_time_prob=0.0, mask_feature_prob=0.0)
+    edit(tmp_path / "base" / "generation_config.json", eos_token_id=[3, 5], temperature=0.1, do_sample=False)
+    adapters = [root / "text", root / "multimodal"]
+    convert(tmp_path / "base", tmp_path / "acoustic", root / "best_model.pth", tmp_path / "out", adapters=adapters)
+    model = hf.AutoModelForMultimodalLM.from_pretrained(tmp_path / "out")
+    assert not hasattr(model.model.audio_tower, "masked_spec_embed")
+    assert model.generation_config.eos_token_id == [3, 5] and model.generation_config.temperature in (None, 1.0)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_tokenizer_beside_the_last_adapter(folders, tmp_path):
+    root, tokenizer, _ = folders
+    adapter = _adapter(root, tmp_path / "adapter")
+    other = build_tokenizer()
+    other.add_tokens(["[laugh]"])
+    other.save_pretrained(adapter)
+    path = checkpoint(root, "plain.pth", plain)
+    processor = hf.AutoProcessor.from_pretrained(run(root, path, tmp_path / "out", adapters=[root / "text", adapter]))
+    assert len(processor.tokenizer) == len(tokenizer) + 1 and processor.tokenizer.padding_side == "left"
+
+
+def test_refuses_an_audio_token_beyond_the_rows(folders, tmp_path):
+    root, _, _ = folders
+    adapter = _adapter(root, tmp_path / "adapter")
+    other = build_tokenizer()
+    other.add_tokens([f"[{index}]" for index in range(ROWS)])
+    other.save_pretrained(adapter)
+    path = checkpoint(root, "plain.pth", plain)
+    with pytest.raises(lensplug.LensplugError, match=r"'<sound>' is token 1048 .* language model has 528"):
+        run(root, path, tmp_path / "out", adapters=[adapter], audio_token="<sound>")
+
+
+@pytest.mark.parametrize("part", ["base", "acoustic"])
+def test_refuses_a_folder_that_lacks_what_the_checkpoint_does_not_have(part, folders, tmp_path):
+    """transformers would draw it at random."""
+    root, _, _ = folders
+    for name in ("base", "acoustic"):
+        shutil.copytree(root / name, tmp_path / name)
+    weights = safetensors.torch.load_file(tmp_path / part / "model.safetensors")
+    taken = next(name for name in weights if "layers.0" in name and name.endswith("k_proj.weight"))
+    del weights[taken]
+    safetensors.torch.save_file(weights, tmp_path / part / "model.safetensors", metadata={"format": "pt"})
+    prefix = {"base": "llama.", "acoustic": "wave2vec2."}[part]
+    path = checkpoint(root, "frozen.pth", lambda s: {n: v for n, v in plain(s).items() if not n.startswith(prefix)})
+    with pytest.raises(lensplug.LensplugError, match=rf"{part}' lacks weights, .*{taken}"):
+        convert(tmp_path / "base", tmp_path / "acoustic", path, tmp_path / "out", adapters=[root / "text"])
+    (tmp_path / part / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(lensplug.LensplugError, match=rf"{part}' could not be loaded"):
+        convert(tmp_path / "base", tmp_path / "acoustic", path, tmp_path / "out", adapters=[root / "text"])
+
+
+def test_refuses_a_plain_language_model_without_an_adapter_that_is_given(folders, tmp_path):
+    root, _, _ = folders
+
+    def without_last(state):
+        kept = {name: value for name, value in state.items() if "lora_" not in name}
+        return renamed(".base_layer", "")(renamed("base_model.model.", "")(kept))
+
+    path = checkpoint(root, "unmerged.pth", without_last)
+    with pytest.raises(lensplug.LensplugError, match="does not have the adapter 'multimodal' merged"):
+        run(root, path, tmp_path / "out")
+    assert run(root, path, tmp_path / "text-only", adapters=[root / "text"]).is_dir()
 
 
 @torch.no_grad()
@@ -253,6 +450,18 @@ REFUSED = {
     r"lacks weights of the language model with its adapter: .*lora_A": _without("layers.1.self_attn.v_proj.lora_A"),
     r"proj2.weight of the projector is \[48, 32\] in the checkpoint, and \[32, 32\]": _wrong_shape,
     r"different dtypes \(language model float32, acoustic model float32, projector float16\): give dtype": _mixed,
+    r"begin with none of .*: 7": lambda s: {**s, 7: torch.zeros(1)},
+    r"have one place in the model: merge all adapters but the last": lambda s: {
+        **s, **{n.replace(".default.", ".other."): v + 1 for n, v in s.items() if "lora_A" in n}
+    },
+    r"one part \(float16, float32\): give dtype": lambda s: {
+        n: v.half() if "up_proj" in n else v for n, v in plain(s).items()
+    },
+    r"lacks weights of the language model: model.layers.1": lambda s: _without("layers.1")(plain(s)),
+    r"weights that the language model has not: .*layers.9.* \(12 in all\)": lambda s: {
+        **plain(s), **{f"llama.model.layers.9.w{i}": torch.zeros(1) for i in range(12)}
+    },
+    r"lacks weights of the language model: model.embed": lambda s: _without("embed_tokens")(plain(s)),
     r"is no state dict \(it holds \['model', 'epoch'\]\)": lambda s: {"model": s, "epoch": 3},
 }  # fmt: skip
 
@@ -334,7 +543,52 @@ def test_refuses_an_adapter_for_another_base_model(folders, tmp_path):
     foreign = _adapter(root, tmp_path / "foreign", target_modules=["query_key_value"])
     with pytest.raises(lensplug.LensplugError, match="'foreign' does not fit the model.*query_key_value"):
         run(root, path, tmp_path / "out", adapters=[foreign])
+    deeper = _adapter(root, tmp_path / "deeper")
+    weights = safetensors.torch.load_file(deeper / "adapter_model.safetensors")
+    more = {
+        name.replace("layers.2", "layers.7"): value.clone() for name, value in weights.items() if "layers.2" in name
+    }
+    safetensors.torch.save_file({**weights, **more}, deeper / "adapter_model.safetensors")
+    with pytest.raises(lensplug.LensplugError, match="'deeper' is for another model.*layers.7"):
+        run(root, path, tmp_path / "out", adapters=[deeper])
+    kind = _adapter(root, tmp_path / "kind", peft_type="PREFIX_TUNING")
+    with pytest.raises(lensplug.LensplugError, match="'kind' is of the kind PREFIX_TUNING, expected LORA"):
+        run(root, path, tmp_path / "out", adapters=[kind])
     assert not (tmp_path / "out").exists()
+
+
+def test_refuses_an_adapter_that_is_broken(folders, tmp_path):
+    root, _, _ = folders
+    adapter = _adapter(root, tmp_path / "adapter")
+    (adapter / "adapter_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(lensplug.LensplugError, match="weights of the adapter 'adapter' cannot be read"):
+        run(root, root / "best_model.pth", tmp_path / "out", adapters=[adapter])
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(lensplug.LensplugError, match="is no adapter: it has no adapter_model.safetensors"):
+        run(root, root / "best_model.pth", tmp_path / "out", adapters=[adapter])
+    (adapter / "adapter_config.json").write_text("{")
+    with pytest.raises(lensplug.LensplugError, match="cannot be read as an adapter's configuration"):
+        run(root, root / "best_model.pth", tmp_path / "out", adapters=[adapter])
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_says_how_to_get_peft(folders, tmp_path, monkeypatch):
+    root, _, _ = folders
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(lensplug.LensplugError, match="pip install peft"):
+        run(root, root / "best_model.pth", tmp_path / "out")
+
+
+def test_leaves_nothing_behind_where_writing_fails(folders, tmp_path, monkeypatch):
+    root, _, _ = folders
+
+    def full(*arguments, **options):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(AudioLlamaProcessor, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(root, root / "best_model.pth", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command(folders, tmp_path):
@@ -346,4 +600,12 @@ def test_the_command(folders, tmp_path):
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "model.safetensors").exists()
     again = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert again.exit_code == 2
+    assert again.exit_code == 2 and "exists already: give a new folder" in again.stderr
+    options = ["--dtype", "bfloat16", "--audio-token", "<sound>", "--vectors", "4"]
+    arguments[-1] = tmp_path / "other"
+    result = CliRunner().invoke(app, [str(argument) for argument in [*arguments, *options]])
+    assert result.exit_code == 0, result.output
+    config = hf.AutoConfig.from_pretrained(tmp_path / "other")
+    assert (config.dtype, config.num_audio_vectors, config.audio_token_id) == (torch.bfloat16, 4, 520)
+    wrong = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--dtype", "half precision"]])
+    assert wrong.exit_code == 2 and "dtype is 'half precision', expected float32" in wrong.stderr
