@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 
 import pytest
 import torch
+from audio_llamas import audio_llama, processed, sounds
 from models import (
     QUESTION,
     TEXT_CORES,
@@ -103,6 +106,28 @@ def test_saved_and_loaded(tmp_path, build):
     inputs = lens.prepare(prompt, **arguments)
     reference = reference_logits(model, lensplug.wrap(model, processor).prepare(prompt, **arguments).model_inputs)
     assert largest_difference(wrapped_logits(lens, inputs), reference) < 1e-4
+
+
+@pytest.mark.parametrize("encoder", ["wav2vec2", "whisper"])
+def test_an_audio_llama_saved_and_loaded(encoder, tmp_path):
+    """transformers does not have its class; it is found through the Auto classes."""
+    model, processor = audio_llama(encoder)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    lens = lensplug.load(tmp_path, device="cpu", dtype="float32")
+    assert type(lens.hf_model) is type(model) and type(lens.processor) is type(processor)
+    prompts, waveforms = ["we won <audio> the game", "<audio> today"], sounds(0.4, 0.7)
+    reference = reference_logits(model, processed(processor, prompts, waveforms))
+    inputs = lens.prepare(prompts, audio=[[(waveform, 16000)] for waveform in waveforms], chat_template=False)
+    assert largest_difference(wrapped_logits(lens, inputs), reference, inputs.attention_mask) < 1e-4
+
+
+def test_lensplug_alone_makes_the_audio_llama_known_to_transformers(tmp_path):
+    audio_llama("wav2vec2")[0].config.save_pretrained(tmp_path)
+    code = "import sys, lensplug, transformers; print(transformers.AutoConfig.from_pretrained(sys.argv[1]).model_type)"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "audio_llama"
 
 
 def test_loads_in_the_dtype_that_is_asked_for(tmp_path):
