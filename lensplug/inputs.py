@@ -6,6 +6,7 @@ a processor returned and runs the full model up to its decoder. Both are reached
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -92,7 +93,7 @@ def prepare(
         images: A list of the prompt's pictures (PIL images, arrays `[height width channel]` of uint8, or
             paths), or a single one; for a batch, one such list for each example.
         audio: Likewise its sounds (paths, or pairs of waveform and sampling rate). They are resampled to
-            the rate that the encoder takes.
+            the rate that the encoder takes, with a warning that says so.
         chat_template: Wrap the prompt as a user's turn, media first. Without it the text must hold the
             placeholders itself.
 
@@ -118,14 +119,18 @@ def prepare(
         _refuse_other_count(texts, given, getattr(processor, f"{kind}_token", None), kind)
     # Padding at the left: the last position of every prompt is then the one that writes its answer.
     arguments: dict[str, Any] = {"text": texts, "return_tensors": "pt"}
-    if len(texts) > 1:
-        padding = {"padding": True, "padding_side": "left"}
-        # Of the text alone: said to all parts, it would pad sounds to the longest and not to a whole window.
-        arguments |= {"text_kwargs": padding} if hasattr(processor, "tokenizer") else padding
+    of_text: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+    bos = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
+    if chat_template and bos and texts[0].startswith(bos):
+        of_text["add_special_tokens"] = False  # the template has written it
+    if of_text:
+        # To the text alone: said to all parts, padding would be to the longest sound and not to a whole window.
+        arguments |= {"text_kwargs": of_text} if hasattr(processor, "tokenizer") else of_text
     if any(pictures):
         arguments["images"] = [list(own) for own in pictures]
     if any(sounds):
         rate = int(_audio_part(processor).sampling_rate)
+        _say_resampled({sound.sampling_rate for own in sounds for sound in own} - {rate}, rate)
         arguments["audio"] = [sound.at_rate(rate).waveform.numpy() for own in sounds for sound in own]
         arguments["sampling_rate"] = rate
     try:
@@ -230,6 +235,12 @@ def _per_example(
     return [tuple(load(one) for one in own) for own in groups]
 
 
+def _say_resampled(rates: set[int], rate: int) -> None:
+    if rates:
+        came = ", ".join(map(str, sorted(rates)))
+        warnings.warn(f"sounds of {came} Hz are resampled to the {rate} Hz that the encoder takes.", stacklevel=4)
+
+
 def _audio_part(processor: Any) -> Any:
     return getattr(processor, "audio_processor", None) or processor.feature_extractor
 
@@ -251,7 +262,8 @@ def _chat_prompt(processor: Any, prompt: str, media: Mapping[str, int]) -> str:
     ):
         raise LensplugError(
             f"{type(processor).__name__} has no chat template: write the prompt in the model's own form, with its"
-            " placeholders, and give chat_template=False."
+            " placeholders, and give chat_template=False; or run the processor yourself, and use"
+            " lens.encode(processor_outputs)."
         )
     content: list[Any] = [{"type": kind} for kind, count in media.items() for _ in range(count)]
     content.append({"type": "text", "text": prompt})

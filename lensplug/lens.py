@@ -88,8 +88,8 @@ class MultimodalLens:
             text: One prompt, or a list of prompts for a batch.
             images: A list of PIL images, uint8 arrays or paths, or a single one; for a batch, one list for
                 each prompt.
-            audio: Likewise paths of sounds, or pairs of waveform and sampling rate; any rate, it is resampled to
-                the one that the encoder takes.
+            audio: Likewise paths of sounds, or pairs of waveform and sampling rate. A rate that is not the encoder's
+                is resampled, and a warning says so.
             chat_template: Wrap each prompt as a user's turn with its media first. Without it the text
                 is taken as it is and must hold the placeholders.
 

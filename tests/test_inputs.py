@@ -11,6 +11,7 @@ from models import (
     largest_difference,
     llava,
     llava_next,
+    llava_onevision,
     reference_logits,
     scene,
     text_model,
@@ -18,6 +19,7 @@ from models import (
     wrapped_logits,
 )
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 
 import lensplug
 from lensplug.media import load_image
@@ -224,3 +226,24 @@ def test_a_lens_without_processor_and_a_processor_without_images(lens, picture):
     words = lensplug.wrap(lens.hf_model, lens.tokenizer)
     with pytest.raises(lensplug.LensplugError, match="TokenizersBackend takes none|PreTrainedTokenizerFast takes none"):
         words.prepare("What?", images=[picture])
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_template_that_writes_the_bos_token_gets_no_second_one(batch):
+    """Llama's tokenizers put one before every text; Llama's chat templates begin with one."""
+    model, processor = llava_onevision()
+    tokenizer = processor.tokenizer
+    tokenizer.bos_token = "<|im_start|>"
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", bos)]
+    )
+    assert tokenizer("we")["input_ids"][0] == bos
+    lens = lensplug.wrap(model, processor, check=False)
+    text = ["What?", "What is the color?"] if batch else "What?"
+    inputs = lens.prepare(text)
+    for row, mask in zip(inputs.tokens, inputs.attention_mask, strict=True):
+        own = row[mask.bool()].tolist()
+        assert own[0] == bos and own[1] != bos
+    plain = lens.prepare("What?", chat_template=False)
+    assert plain.tokens[0, 0] == bos

@@ -90,7 +90,8 @@ def lens():
 
 def test_prepare_resamples_and_keeps_the_sound_as_it_came(lens, tmp_path):
     soundfile.write(tmp_path / "a.wav", sound(0.5, rate=44100), 44100)
-    inputs = lens.prepare("How does the speaker sound?", audio=tmp_path / "a.wav")
+    with pytest.warns(UserWarning, match="sounds of 44100 Hz are resampled to the 16000 Hz"):
+        inputs = lens.prepare("How does the speaker sound?", audio=tmp_path / "a.wav")
     assert inputs.audio[0][0].sampling_rate == 44100
     assert inputs.model_inputs["input_values"].shape[1] == pytest.approx(8000, abs=1)
     assert inputs.modality.names == ("text", "audio")

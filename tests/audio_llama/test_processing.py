@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import transformers as hf
 from audio_llamas import ENCODERS, audio_llama, sound, sounds
@@ -102,3 +103,16 @@ def test_refuses_a_tokenizer_that_does_not_fit():
         AudioLlamaProcessor.of(config, extractor, tokenizer)
     with pytest.raises(lensplug.LensplugError, match="does not know '<noise>': add it"):
         AudioLlamaProcessor.of(config, extractor, tokenizer, audio_token="<noise>")
+
+
+def test_transformers_own_chat_template_call(processor, tmp_path):
+    """Hugging Face's way: it loads the file at the extractor's rate, and tells the processor."""
+    soundfile.write(tmp_path / "a.wav", sound(0.4), 16000)
+    content = [{"type": "audio", "path": str(tmp_path / "a.wav")}, {"type": "text", "text": "When?"}]
+    outputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    lens = lensplug.wrap(audio_llama("wav2vec2-base")[0], processor)
+    inputs = lens.prepare("When?", audio=[tmp_path / "a.wav"])
+    assert torch.equal(outputs["input_ids"], inputs.tokens)
+    assert torch.allclose(outputs["input_values"], inputs.model_inputs["input_values"], atol=1e-5)
