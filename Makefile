@@ -20,6 +20,7 @@ lint: $(BIN)/lensplug
 bench: $(BIN)/lensplug
 	$(BIN)/python benchmarks/wrap.py
 	$(BIN)/python benchmarks/answers.py
+	$(BIN)/python benchmarks/listening.py
 
 $(BIN)/lensplug: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""lensplug: what a multimodal language model does with what it sees, for TransformerLens.
+"""lensplug: what a multimodal language model does with what it sees and hears, for TransformerLens.
 
 import lensplug
 from lensplug import analysis, views
@@ -12,6 +12,7 @@ analysis.head_specialization(cache, inputs.modality, query=-1)
 from lensplug import analysis as analysis
 from lensplug import tiny as tiny
 from lensplug.errors import LensplugError as LensplugError
+from lensplug.geometry import AudioTimeline as AudioTimeline
 from lensplug.geometry import ImageGrid as ImageGrid
 from lensplug.inputs import MultimodalInput as MultimodalInput
 from lensplug.lens import Answer as Answer
