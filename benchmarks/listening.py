@@ -24,16 +24,8 @@ def main() -> None:
     rng = random.Random(UNSEEN)
     voices = [make_voice(rng, transcript=True) for _ in range(VOICES)]
     table = Table(title=f"Right answers of the tiny audio-LLaMA on {VOICES} unseen voices", title_justify="left")
-    table.add_column("question")
-    columns = (
-        "with both",
-        "sound removed",
-        "silence",
-        "control of removed",
-        "changed",
-        "control changed",
-        "words removed",
-    )
+    table.add_column("about")
+    columns = ("with both", "no sound", "silence", "no words", "control", "changed", "control changed")
     for column in columns:
         table.add_column(column, justify="right")
     for topic, question in track(QUESTIONS.items(), description="ablating", console=Console(stderr=True)):
