@@ -125,7 +125,6 @@ def _language_model(
     is_whole = any(".layers." in name for name in frozen)
     given = dtype or (_dtype(frozen) if is_whole else "auto")
     model = _open_whole(AutoModelForCausalLM, base, given, is_filled=is_whole)
-    final_dtype = model.dtype
     _untie(model, tensors)
     for folder in adapters:
         _resize(model, rows_of(adapter_weights(folder)))
@@ -140,8 +139,8 @@ def _language_model(
         _resize(model, rows_of(tensors))
         fill(model, tensors, "language model", may_lack=["lm_head.weight"] if model.config.tie_word_embeddings else [])
     head, embed = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    model.config.tie_word_embeddings &= torch.equal(head, embed)  # peft trains the two apart
-    return model.to(final_dtype)
+    model.config.tie_word_embeddings &= torch.equal(head, embed)  # older peft leaves this to us
+    return model
 
 
 def _fill_adapted(adapted: Any, tensors: Mapping[str, Tensor], *, is_whole: bool) -> None:

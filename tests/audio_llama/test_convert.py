@@ -289,13 +289,24 @@ def test_adapters_over_a_base_in_half_precision(folders, tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float16}
 
 
-@pytest.mark.parametrize("trained", ["nothing", "embed_tokens", "both", "head apart"])
-def test_a_base_with_one_matrix_for_embeddings_and_head(trained, folders, tmp_path):
+@pytest.mark.parametrize(
+    "trained", ["nothing", "nothing, saved once", "embed_tokens", "both", "both, older peft", "head apart"]
+)
+def test_a_base_with_one_matrix_for_embeddings_and_head(trained, folders, tmp_path, monkeypatch):
     root, tokenizer, other = folders
+    if "older peft" in trained:
+        as_today = peft.LoraModel.merge_and_unload
+
+        def leaves_the_configuration(adapted):
+            merged = as_today(adapted)
+            merged.config.tie_word_embeddings = True
+            return merged
+
+        monkeypatch.setattr(peft.LoraModel, "merge_and_unload", leaves_the_configuration)
     base = randomise(hf.LlamaForCausalLM(text_config("Llama", vocab_size=ROWS, tie_word_embeddings=True)), 12)
     base.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    modules = {"embed_tokens": ["embed_tokens"], "both": ["embed_tokens", "lm_head"]}.get(trained)
+    modules = {"embed_tokens": ["embed_tokens"], "both": ["embed_tokens", "lm_head"]}.get(trained.split(",")[0])
     if trained == "head apart":
         training = Training(randomise(hf.LlamaForCausalLM(text_config("Llama", vocab_size=ROWS)), 13), None, None)
     else:
@@ -304,13 +315,14 @@ def test_a_base_with_one_matrix_for_embeddings_and_head(trained, folders, tmp_pa
             if "modules_to_save" in name:
                 weight.data.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))))
     training = Training(training.llama, other.wave2vec2, other.projector).eval()
-    torch.save(training.state_dict(), tmp_path / "b.pth")
+    state = training.state_dict()
+    torch.save(_without("lm_head")(state) if "saved once" in trained else state, tmp_path / "b.pth")
     adapters = [] if trained == "head apart" else [tmp_path / "adapter"]
     convert(tmp_path / "base", root / "acoustic", tmp_path / "b.pth", tmp_path / "out", adapters=adapters)
     expected, _ = training.logits(tokenizer, PROMPTS[:1], [sound(0.4)])
     assert largest_difference(logits_of(tmp_path / "out"), expected) < 1e-4
     saved = hf.AutoConfig.from_pretrained(tmp_path / "out").tie_word_embeddings
-    assert saved == (trained == "nothing")
+    assert saved == trained.startswith("nothing")
 
 
 def test_a_projector_without_biases(folders, tmp_path):
@@ -347,8 +359,10 @@ def test_the_tokenizer_beside_the_last_adapter(folders, tmp_path):
     other = build_tokenizer()
     other.add_tokens(["[laugh]"])
     other.save_pretrained(adapter)
+    earlier = _adapter(root, tmp_path / "earlier")
+    build_tokenizer().save_pretrained(earlier)
     path = checkpoint(root, "plain.pth", plain)
-    processor = hf.AutoProcessor.from_pretrained(run(root, path, tmp_path / "out", adapters=[root / "text", adapter]))
+    processor = hf.AutoProcessor.from_pretrained(run(root, path, tmp_path / "out", adapters=[earlier, adapter]))
     assert len(processor.tokenizer) == len(tokenizer) + 1 and processor.tokenizer.padding_side == "left"
 
 
@@ -551,6 +565,11 @@ def test_refuses_an_adapter_for_another_base_model(folders, tmp_path):
     safetensors.torch.save_file({**weights, **more}, deeper / "adapter_model.safetensors")
     with pytest.raises(lensplug.LensplugError, match="'deeper' is for another model.*layers.7"):
         run(root, path, tmp_path / "out", adapters=[deeper])
+    ignored = _adapter(root, tmp_path / "ignored")
+    more = {"base_model.model.model.layers.0.self_attn.q_proj.weight": torch.ones(32, 32)}
+    safetensors.torch.save_file({**weights, **more}, ignored / "adapter_model.safetensors")
+    with pytest.raises(lensplug.LensplugError, match="'ignored' is for another model.*q_proj.base_layer"):
+        run(root, path, tmp_path / "out", adapters=[ignored])
     kind = _adapter(root, tmp_path / "kind", peft_type="PREFIX_TUNING")
     with pytest.raises(lensplug.LensplugError, match="'kind' is of the kind PREFIX_TUNING, expected LORA"):
         run(root, path, tmp_path / "out", adapters=[kind])
