@@ -118,21 +118,23 @@ def prepare(
     for kind, given in media.items():
         _refuse_other_count(texts, given, getattr(processor, f"{kind}_token", None), kind)
     # Padding at the left: the last position of every prompt is then the one that writes its answer.
-    arguments: dict[str, Any] = {"text": texts, "return_tensors": "pt"}
     of_text: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
     bos = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
     if chat_template and bos and texts[0].startswith(bos):
         of_text["add_special_tokens"] = False  # the template has written it
-    if of_text:
-        # To the text alone: said to all parts, padding would be to the longest sound and not to a whole window.
-        arguments |= {"text_kwargs": of_text} if hasattr(processor, "tokenizer") else of_text
+    if hasattr(processor, "tokenizer"):
+        # Said to each part by its name: padding of the text is not that of sounds, which may go to a whole window.
+        arguments: dict[str, Any] = {"text_kwargs": of_text, "common_kwargs": {"return_tensors": "pt"}}
+    else:
+        arguments = {**of_text, "return_tensors": "pt"}
+    arguments["text"] = texts
     if any(pictures):
         arguments["images"] = [list(own) for own in pictures]
     if any(sounds):
         rate = int(_audio_part(processor).sampling_rate)
         _say_resampled({sound.sampling_rate for own in sounds for sound in own} - {rate}, rate)
         arguments["audio"] = [sound.at_rate(rate).waveform.numpy() for own in sounds for sound in own]
-        arguments["sampling_rate"] = rate
+        arguments["audio_kwargs"] = {"sampling_rate": rate}
     try:
         outputs = processor(**arguments)
     except LensplugError:

@@ -120,12 +120,12 @@ class HandMadeVoxtral:
             messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=False
         )
 
-    def __call__(self, text: Any, audio: Any = None, sampling_rate: int = 16000, **options: Any) -> dict[str, Any]:
+    def __call__(self, text: Any, audio: Any = None, **options: Any) -> dict[str, Any]:
         features, waiting = [], []
         for one in audio or []:
             kwargs = {"padding": True, "truncation": False, "pad_to_multiple_of": 480000, "return_tensors": "pt"}
             own = hf.VoxtralProcessor._retrieve_input_features(
-                self, [np.asarray(one)], 3000, sampling_rate=sampling_rate, **kwargs
+                self, [np.asarray(one)], 3000, sampling_rate=16000, **kwargs
             )
             features.append(own)
             waiting.append(self.audio_token * (375 * len(own)))

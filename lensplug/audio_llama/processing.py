@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, no_type_check
 
 import numpy as np
-from transformers import ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 from lensplug.audio_llama.configuration import AudioLlamaConfig
 from lensplug.errors import LensplugError
@@ -98,7 +98,8 @@ class AudioLlamaProcessor(ProcessorMixin):
             text: A prompt or a list of prompts, with one audio token for each sound.
             audio: The sounds of all prompts in their order: one waveform, or a list; mono, floats.
             sampling_rate: Of every sound, in Hz; it must be the feature extractor's.
-            **kwargs: For the tokenizer, such as `padding`; tensors are torch's.
+            **kwargs: For the tokenizer, such as `padding`, also as `text_kwargs` or `common_kwargs`; `audio_kwargs`
+                may hold the sampling rate.
 
         Raises:
             LensplugError: If the sampling rate is missing or another, a sound is empty, too short or too long, not
@@ -106,6 +107,8 @@ class AudioLlamaProcessor(ProcessorMixin):
         """
         if text is None:
             raise LensplugError("there is no text: give a prompt with one audio token for each sound.")
+        of_audio = {**kwargs.pop("common_kwargs", {}), **kwargs.pop("audio_kwargs", {})}
+        of_text = {**kwargs.pop("text_kwargs", {}), **kwargs}
         sounds = [] if audio is None else [self._sound(sound) for sound in _as_list(audio)]
         texts = [text] if isinstance(text, str) else list(text)
         placeholders = sum(prompt.count(self.audio_token) for prompt in texts)
@@ -114,20 +117,27 @@ class AudioLlamaProcessor(ProcessorMixin):
                 f"there are {len(sounds)} sound(s) and {placeholders} placeholder(s) {self.audio_token!r}: give one for"
                 " each."
             )
+        features: dict[str, Any] = {}
         if sounds:
-            self._refuse_other_rate(sampling_rate)
-        if "text_kwargs" not in kwargs:
-            kwargs.setdefault("padding", len(texts) > 1)
-            kwargs.setdefault("padding_side", "left")
-        kwargs.setdefault("return_tensors", "pt")
-        return super().__call__(text=texts, audio=sounds or None, **kwargs)
+            self._refuse_other_rate(sampling_rate or of_audio.get("sampling_rate"))
+            features, counts = self._features(sounds)
+            texts = self._expanded(texts, counts)
+        options = {"padding": len(texts) > 1, "padding_side": "left", "return_tensors": "pt"}
+        unused = (
+            "images",
+            "videos",
+            "return_metadata",
+            "do_sample_frames",
+        )  # transformers gives these to every processor
+        options |= {name: value for name, value in of_text.items() if name not in unused}
+        return BatchFeature({**self.tokenizer(texts, **options), **features})
 
-    def _process_audio(self, audio: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
-        waveforms = [np.asarray(sound, dtype=np.float32) for sound in audio]
+    def _features(self, sounds: list[np.ndarray]) -> tuple[dict[str, Any], list[int]]:
+        """What the encoder takes, and how many vectors each sound becomes."""
         extractor = self.feature_extractor
         is_mel = hasattr(extractor, "hop_length")
         features = extractor(
-            waveforms,
+            [sound.astype(np.float32) for sound in sounds],
             sampling_rate=extractor.sampling_rate,
             padding="max_length" if is_mel else True,
             truncation=False,
@@ -135,11 +145,17 @@ class AudioLlamaProcessor(ProcessorMixin):
             return_attention_mask=True,
             return_tensors="pt",
         )
-        name = "input_features" if is_mel else "input_values"
-        mask = features["attention_mask"]
-        processed = {name: features[name], "audio_attention_mask": mask}
+        name, mask = "input_features" if is_mel else "input_values", features["attention_mask"]
         counts = [self._count(int(length)) for length in mask.sum(dim=-1)]
-        return processed, [self.audio_token * count for count in counts]
+        return {name: features[name], "audio_attention_mask": mask}, counts
+
+    def _expanded(self, texts: list[str], counts: list[int]) -> list[str]:
+        """Each audio token as many times as its sound has vectors."""
+        rest, expanded = iter(counts), []
+        for prompt in texts:
+            first, *others = prompt.split(self.audio_token)
+            expanded.append(first + "".join(self.audio_token * next(rest) + part for part in others))
+        return expanded
 
     def _count(self, length: int) -> int:
         """Vectors of a sound of so many samples (mel frames)."""
