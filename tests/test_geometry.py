@@ -154,6 +154,11 @@ def test_painting_a_constant_is_constant_and_one_position_fills_the_sound():
     assert timeline([0.2], [0.4], 1.0).to_seconds(torch.tensor([7.0]), bins=5).tolist() == [7.0] * 5
 
 
+def test_the_middle_of_a_bin_on_an_edge_counts_to_what_follows():
+    line = timeline([0.0, 0.5], [0.5, 1.0], 1.0)
+    assert line.to_seconds(torch.tensor([1.0, 2.0]), bins=1).tolist() == [2.0]
+
+
 def test_timeline_refuses_values_of_another_number():
     with pytest.raises(LensplugError, match=r"\[2\] values for 1 audio tokens"):
         timeline([0.2], [0.4], 1.0).to_seconds(torch.zeros(2), bins=5)

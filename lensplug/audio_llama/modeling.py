@@ -28,15 +28,17 @@ def interpolated(
     First and last vector are first and last frame, as in `torch.nn.functional.interpolate` with
     `align_corners=True`; of each sound only its own `lengths` frames are read.
     """
-    wanted = torch.arange(int(counts.max()), device=frames.device)[None]
-    step = (lengths - 1).double() / (counts - 1).clamp(min=1)  # in double: a frame index must not be rounded
-    at = torch.minimum(wanted * step[:, None], (lengths - 1)[:, None].double())
+    wanted = torch.arange(int(counts.max()))[None]
+    last = (lengths.cpu() - 1)[:, None]
+    # In double precision, for a frame's index must not be rounded; on the CPU, for not every device has it.
+    step = last.double() / (counts.cpu() - 1).clamp(min=1)[:, None]
+    at = torch.minimum(wanted * step, last.double())
     before = at.floor().long()
-    after = torch.minimum(before + 1, (lengths - 1)[:, None])
-    weight = (at - before)[..., None].to(frames.dtype)
-    rows = torch.arange(len(frames), device=frames.device)[:, None]
+    after = torch.minimum(before + 1, last)
+    weight = (at - before)[..., None].to(frames)
+    rows = torch.arange(len(frames))[:, None]
     vectors = torch.lerp(frames[rows, before], frames[rows, after], weight)
-    return vectors[wanted < counts[:, None]]
+    return vectors[wanted < counts.cpu()[:, None]]
 
 
 class AudioLlamaProjector(nn.Module):
@@ -299,7 +301,7 @@ class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMi
         )
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """The sounds go in once, with the prompt."""
+        """The sounds go in once, with the prompt (newer versions of transformers see to that themselves)."""
         past = kwargs.get("past_key_values")
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
         if past is not None and past.get_seq_length() > 0:
