@@ -185,6 +185,9 @@ def _steps() -> Iterator[Any]:
     """Shows what is being done; a LensplugError ends the command with its sentence, not a traceback."""
     try:
         with console.status("starting") as status:
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()  # the steps say enough
             yield lambda step: status.update(f"{step} ...")
     except LensplugError as error:
         print(f"lensplug: {error}", file=sys.stderr)
