@@ -81,16 +81,11 @@ def compare(result_a: Result, result_b: Result) -> Comparison:
         raise LensplugError(f"the results have different conventions ({a.convention!r} and {b.convention!r}).")
     frame_a, frame_b = result_a.to_dataframe(), result_b.to_dataframe()
     labels = [name for name in type(result_a).label_columns if name in frame_a]
-    merged = frame_a.merge(frame_b, on=labels, how="outer", suffixes=("_a", "_b"), indicator=True)
-    if (merged["_merge"] != "both").any():
-        counts = merged["_merge"].value_counts()
-        lonely = merged[merged["_merge"] != "both"].iloc[0]
-        example = ", ".join(f"{name} {lonely[name]}" for name in labels)
-        raise LensplugError(
-            f"the results were not measured on the same things: {counts['left_only']} are in the first only,"
-            f" {counts['right_only']} in the second only, such as {example}. Run both checkpoints on the same inputs."
-        )
-    merged = merged.drop(columns="_merge").sort_values(labels, kind="stable", ignore_index=True)
+    _refuse_what_is_twice(frame_a, labels, "first")
+    _refuse_what_is_twice(frame_b, labels, "second")
+    merged = frame_a.merge(frame_b, on=labels, suffixes=("_a", "_b"))  # in the order of the first
+    if not len(merged) == len(frame_a) == len(frame_b):
+        raise LensplugError(_what_differs(frame_a, frame_b, labels))
     measured = [name for name in frame_a.columns if name not in labels]
     numbers = tuple(name for name in measured if is_numeric_dtype(frame_a[name]))
     kept = list(labels)
@@ -102,3 +97,40 @@ def compare(result_a: Result, result_b: Result) -> Comparison:
     main = type(result_a).main_number
     numbers = (main, *(name for name in numbers if name != main))
     return Comparison(merged[kept], tuple(labels), numbers, a.analysis, a, b)
+
+
+def _refuse_what_is_twice(frame: pd.DataFrame, labels: list[str], which: str) -> None:
+    """What is there twice has no one partner."""
+    twice = frame.duplicated(labels)
+    if twice.any():
+        raise LensplugError(
+            f"the {which} result has {_in_words(frame[twice], labels)} twice: ask for each position once."
+        )
+
+
+def _what_differs(frame_a: pd.DataFrame, frame_b: pd.DataFrame, labels: list[str]) -> str:
+    """Which rows are in one result only, and in which label that shows."""
+    merged = frame_a[labels].merge(frame_b[labels], on=labels, how="outer", indicator=True)
+    counts = merged["_merge"].value_counts()
+    lonely = merged[merged["_merge"] != "both"]
+    differing = []
+    for name in labels:
+        own = {"first": set(frame_a[name]), "second": set(frame_b[name])}
+        first, second = own["first"] - own["second"], own["second"] - own["first"]
+        only = [
+            f"{min(values)!r} in the {which} only" for which, values in (("first", first), ("second", second)) if values
+        ]
+        if only:
+            differing.append(f"{name} ({', '.join(only)})")
+    seen = f" What differs is {'; '.join(differing)}." if differing else ""
+    return (
+        f"the results were not measured on the same things: {counts['left_only']} rows are in the first only,"
+        f" {counts['right_only']} in the second only, such as {_in_words(lonely, labels)}.{seen} Run both checkpoints"
+        " on the same inputs with the same options (positions, rows, target)."
+    )
+
+
+def _in_words(frame: pd.DataFrame, labels: list[str]) -> str:
+    """The labels of the first row."""
+    values = next(frame[labels].itertuples(index=False))  # a row as a Series would turn whole numbers into decimals
+    return ", ".join(f"{name} {value}" for name, value in zip(labels, values, strict=True))

@@ -5,9 +5,11 @@ row that spreads its attention counts as much as one that does not; a token's re
 its column over the entries that are not zero. So read, columns of sounds or images can be held against
 columns of words, as studies of audio-LLaMAs do (does the model use the audio tokens at all?).
 
-When not to use it: late tokens are seen by few rows, so their mean is noisy (`count` says of how many
-entries); the first token is a sink in most models (`exclude_sink`); and attention is where a head looks, not what
-it moves. For one answer's view of the prompt use `head_specialization` or a rollout.
+When not to use it: in a causal model the token at position i of n is seen by n - i rows, its own among them, so
+a late token's value is the mean of few entries and noisy (the last token's is one entry, how much it looks at
+itself); `count` says of how many. Every row counts, those of a generated answer too. The first token is a sink in
+most models (`exclude_sink`). Attention is where a head looks, not what it moves; for one answer's view of the
+prompt use `head_specialization` or a rollout.
 
     result = analysis.received_attention(cache, layer=0, modality=inputs.modality, str_tokens=inputs.str_tokens)
     result.table(k=25).to_csv("received.csv")
@@ -17,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from operator import index
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
@@ -49,7 +52,7 @@ class ReceivedAttention(Result):
     """The scaled matrix."""
     layer: int
     head: str
-    """ "mean", or the heads that were averaged."""
+    """ "mean", or the heads that were averaged, counted from 0."""
     scale: str
     modalities: tuple[tuple[str, ...], ...]
     """Of each position; "" where it was not given."""
@@ -59,13 +62,12 @@ class ReceivedAttention(Result):
 
     def top(self, k: int = 25, *, example: int = 0) -> list[tuple[int, str, float]]:
         """The k positions that receive most: (position, text, value)."""
-        values = self.values[example].nan_to_num(-1)
-        found = values.topk(min(k, int((values >= 0).sum())))
-        texts = self.str_tokens[example]
-        return [(at, texts[at], v) for v, at in zip(found.values.tolist(), found.indices.tolist(), strict=True)]
+        at = self._order(example)[:k].tolist()
+        return [(i, self.str_tokens[example][i], float(self.values[example, i])) for i in at]
 
     def of(self, modality: str, *, example: int = 0) -> list[tuple[int, str, float]]:
-        """All positions of a modality: (position, text, value)."""
+        """All positions of a modality: (position, text, value); NaN for what has no value."""
+        self._check(example)
         names = self.modalities[example]
         if modality not in names:
             raise LensplugError(f"no position of example {example} is {modality!r}: it has {sorted(set(names))}.")
@@ -83,7 +85,8 @@ class ReceivedAttention(Result):
 
         frames = []
         for example, values in enumerate(self.values):
-            at = (~values.isnan()).nonzero()[:, 0]
+            order = self._order(example)
+            at = order.sort().values
             frames.append(
                 pd.DataFrame(
                     {
@@ -92,12 +95,23 @@ class ReceivedAttention(Result):
                         "token": [self.str_tokens[example][i] for i in at.tolist()],
                         "modality": [self.modalities[example][i] for i in at.tolist()],
                         "received": values[at].numpy(),
-                        "rank": values[at].argsort(descending=True).argsort().numpy() + 1,
+                        "rank": order.argsort().numpy() + 1,
                         "entries": self.count[example][at].numpy(),
                     }
                 )
             )
         return pd.concat(frames, ignore_index=True)
+
+    def _order(self, example: int) -> Int[Tensor, " kept"]:
+        """The positions that have a value, the one that receives most first; of equal ones the earlier first."""
+        self._check(example)
+        values = self.values[example]
+        order = values.nan_to_num(-1).argsort(descending=True, stable=True)
+        return order[: int((~values.isnan()).sum())]
+
+    def _check(self, example: int) -> None:
+        if not 0 <= example < len(self.values):
+            raise LensplugError(f"example is {example}, the result has {len(self.values)}, counted from 0.")
 
 
 @needs("attn.hook_pattern")
@@ -105,7 +119,7 @@ def received_attention(
     cache: Any,
     *,
     layer: int = 0,
-    head: str | int | Sequence[int] = "mean",
+    head: str | SupportsIndex | Sequence[SupportsIndex] = "mean",
     scale: str = "row-max",
     exclude_sink: bool = False,
     modality: ModalityMap | None = None,
@@ -134,10 +148,13 @@ def received_attention(
         raise LensplugError(f"scale is {scale!r}, expected 'row-max' or 'none'.")
     pattern = read_pattern(cache, layer % layers, needed_by="received_attention")
     shape = (pattern.shape[0], pattern.shape[-1])
+    modalities = _named(None if modality is None else modality_names(modality), shape, "modality")
+    texts = _named(str_tokens, shape, "str_tokens")
     if attention_mask is None and modality is not None:
         attention_mask = modality.attention_mask
     mask = attended(cache, shape, attention_mask, pattern.device).bool()
-    matrix = pattern[:, _heads(head, pattern.shape[1])].mean(dim=1)
+    heads = _heads(head, pattern.shape[1])
+    matrix = pattern[:, heads].mean(dim=1)
     seen = mask
     if exclude_sink:
         seen = mask & (torch.arange(shape[1], device=mask.device) != mask.int().argmax(dim=1)[:, None])
@@ -147,34 +164,42 @@ def received_attention(
         matrix = torch.where(largest > 0, matrix / largest, 0.0)
     count = (matrix > 0).sum(dim=1)
     values = (matrix.sum(dim=1) / count.clamp(min=1)).masked_fill(~seen.cpu(), torch.nan)
-    convention = f"heads {head}, rows {'scaled to maximum 1' if scale == 'row-max' else 'as they are'}"
+    convention = f"layer {layer % layers}, {_heads_in_words(head, heads)}, "
+    convention += "rows scaled to maximum 1" if scale == "row-max" else "rows as they are"
+    convention += "; first position left out" if exclude_sink else ""
     return ReceivedAttention(
         values=values,
         count=count,
         matrix=matrix,
-        layer=layer % layers,
-        head=str(head),
+        layer=int(layer % layers),
+        head="mean" if head == "mean" else ", ".join(map(str, heads)),
         scale=scale,
-        modalities=_named(None if modality is None else _modality_names(modality), shape, "modality"),
-        str_tokens=_named(str_tokens, shape, "str_tokens"),
-        provenance=Provenance.of(
-            cache, "received_attention", convention + ("; first position left out" if exclude_sink else "")
-        ),
+        modalities=modalities,
+        str_tokens=texts,
+        provenance=Provenance.of(cache, "received_attention", convention),
     )
 
 
-def _heads(head: str | int | Sequence[int], n_heads: int) -> list[int]:
-    if head == "mean":
-        return list(range(n_heads))
+def _heads(head: str | SupportsIndex | Sequence[SupportsIndex], n_heads: int) -> list[int]:
+    """The heads that are meant, counted from 0."""
     if isinstance(head, str):
-        raise LensplugError(f"head is {head!r}, expected 'mean', a head, or a list of heads.")
-    chosen = [head] if isinstance(head, int) else list(head)
+        if head != "mean":
+            raise LensplugError(f"head is {head!r}, expected 'mean', a head, or a list of heads.")
+        return list(range(n_heads))
+    chosen = [index(one) for one in ([head] if isinstance(head, SupportsIndex) else head)]
     if not chosen or not all(-n_heads <= one < n_heads for one in chosen):
         raise LensplugError(f"head is {head}, the model has heads 0 to {n_heads - 1}.")
-    return chosen
+    return [one % n_heads for one in chosen]
 
 
-def _modality_names(modality: ModalityMap) -> list[list[str]]:
+def _heads_in_words(head: Any, heads: Sequence[int]) -> str:
+    if isinstance(head, str):
+        return "mean of all heads"
+    return f"head {heads[0]}" if len(heads) == 1 else f"mean of heads {' and '.join(map(str, heads))}"
+
+
+def modality_names(modality: ModalityMap) -> list[list[str]]:
+    """The modality of each position of each example, as a word."""
     names = [[""] * modality.labels.shape[1] for _ in modality.labels]
     for span in modality.spans:
         names[span.example][span.start : span.stop] = [span.modality] * (span.stop - span.start)

@@ -69,14 +69,54 @@ def test_head_maps_by_hand(two):
     assert {"label_a", "label_b"} <= set(result.table) and "label_difference" not in result.table
 
 
+def test_rows_keep_the_order_of_the_result():
+    """Sorted as text, layer 10 would come before layer 2."""
+    ids = tokens(1, 5)
+    a, b = (
+        analysis.logit_lens(run(text_model(seed, **{**ROTARY, "n_layers": 11}), ids)[1], target=3) for seed in (0, 1)
+    )
+    result = analysis.compare(a, b)
+    assert result.table.entry.tolist() == ["embed", *map(str, range(11))]
+    assert result.table.target_rank_b.tolist() == b.rank[0, :, 0].tolist()
+
+
+def test_rows_are_aligned_by_label_and_not_by_place(two):
+    caches, _ = two
+    a = analysis.attention_rollout(caches[0], rows=[2, -1])
+    b = analysis.attention_rollout(caches[1], rows=[-1, 2])
+    result = analysis.compare(a, b)
+    assert result.table.value_difference.tolist() == pytest.approx((b.values.flip(1) - a.values).flatten().tolist())
+
+
+def test_refuses_what_is_measured_twice(two):
+    caches, _ = two
+    a, b = (analysis.attention_rollout(cache, rows=[-1, 7]) for cache in caches)
+    with pytest.raises(lensplug.LensplugError, match="the first result has example 0, row 7, pos 0 twice"):
+        analysis.compare(a, b)
+
+
+def test_says_which_labels_differ():
+    ids = tokens(1, 5)
+    a, b = (analysis.logit_lens(run(text_model(seed, **ROTARY), ids)[1], target=seed + 3) for seed in (0, 1))
+    with pytest.raises(lensplug.LensplugError, match=r"target \('3' in the first only, '4' in the second only\)"):
+        analysis.compare(a, b)
+
+
 def test_refuses_what_is_not_the_same(two):
     caches, m = two
     with pytest.raises(lensplug.LensplugError, match="a ReceivedAttention and a Rollout cannot be compared"):
         analysis.compare(received(0), analysis.attention_rollout(caches[0]))
     with pytest.raises(lensplug.LensplugError, match="different conventions"):
         analysis.compare(received(0), received(1, scale="none"))
+    with pytest.raises(lensplug.LensplugError, match="'layer 0, .* and 'layer 1, "):
+        analysis.compare(received(0), received(1, layer=1))
+    comparison = analysis.compare(received(0), received(1))
+    with pytest.raises(lensplug.LensplugError, match="a Comparison and a Comparison cannot be compared"):
+        analysis.compare(comparison, comparison)
     longer = analysis.received_attention(cache_of_patterns(causal_patterns(2, 1, 3, 9)))
-    with pytest.raises(lensplug.LensplugError, match="0 are in the first only, 3 in the second only, .*position 6"):
+    with pytest.raises(
+        lensplug.LensplugError, match="0 rows are in the first only, 3 in the second only, .*position 6, "
+    ):
         analysis.compare(received(0), longer)
     with pytest.raises(lensplug.LensplugError, match="'mass' is no number of received_attention: it has received"):
         analysis.compare(received(0), received(1)).largest(number="mass")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -71,6 +72,7 @@ def test_padding_changes_nothing():
 
 
 MAP = ModalityMap.build(torch.tensor([[1, 90, 90, 2, 3]]), torch.ones(1, 5).long(), placeholder_ids={"audio": 90})
+SHORT = ModalityMap.build(torch.ones(1, 3).long(), torch.ones(1, 3).long(), placeholder_ids={})
 TEXTS = [["<s>", "<audio>", "<audio>", " how", "?"]]
 
 
@@ -90,6 +92,47 @@ def test_top_media_and_table():
         lensplug.LensplugError, match=r"no position of example 0 is 'image': it has \['audio', 'text'\]"
     ):
         result.of("image")
+
+
+def test_of_ties_the_earlier_position_is_first():
+    """Each position looks at itself alone: all receive 1, from one row."""
+    result = analysis.received_attention(one_head(torch.eye(40)))
+    assert [at for at, _, _ in result.top(5)] == [0, 1, 2, 3, 4]
+    assert result.to_dataframe()["rank"].tolist() == list(range(1, 41))
+    assert result.table(5).position.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_ranks_are_of_each_example_and_padding_has_none():
+    ids, mask = padded([tokens(1, n, seed=n)[0] for n in (4, 7)], left=True)
+    _, cache = run(text_model(**ROTARY), ids, mask)
+    result = analysis.received_attention(cache, attention_mask=mask, exclude_sink=True)
+    frame = result.to_dataframe()
+    assert frame[frame.example == 0].position.tolist() == [4, 5, 6]
+    assert frame[frame.example == 1].position.tolist() == [1, 2, 3, 4, 5, 6]
+    for example in (0, 1):
+        own = frame[frame.example == example].sort_values("rank")
+        assert [at for at, _, _ in result.top(example=example)] == own.position.tolist()
+        assert own.received.is_monotonic_decreasing
+
+
+def test_the_convention_names_layer_heads_and_scale():
+    cache = cache_of_patterns(causal_patterns(2, 1, 3, 5))
+    made = analysis.received_attention(cache, layer=-1, head=-1, exclude_sink=True)
+    assert made.head == "2" and made.provenance.convention == (
+        "layer 1, head 2, rows scaled to maximum 1; first position left out"
+    )
+    several = analysis.received_attention(cache, head=[np.int64(0), -1])
+    assert several.provenance.convention == "layer 0, mean of heads 0 and 2, rows scaled to maximum 1"
+    raw = analysis.received_attention(cache, scale="none")
+    assert raw.provenance.convention == "layer 0, mean of all heads, rows as they are"
+    numpys = analysis.received_attention(cache, head=np.int64(1))
+    assert torch.equal(numpys.values, analysis.received_attention(cache, head=1).values)
+
+
+def test_the_result_cannot_be_changed():
+    result = analysis.received_attention(one_head(A1))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.layer = 1
 
 
 def test_csv(tmp_path):
@@ -118,9 +161,28 @@ def test_half_precision_is_read_in_single():
         ({"head": "max"}, "head is 'max', expected 'mean', a head"),
         ({"scale": "row"}, "scale is 'row', expected 'row-max' or 'none'"),
         ({"str_tokens": [["a"]]}, r"str_tokens is for \[1, 1\] positions, the cache is \[1, 5\]"),
+        ({"modality": SHORT}, r"modality is for \[1, 3\] positions"),
         ({"attention_mask": torch.ones(1, 4).long()}, r"attention_mask has the shape \[1, 4\]"),
     ],
 )
 def test_refuses(options, message):
     with pytest.raises(lensplug.LensplugError, match=message):
         analysis.received_attention(cache_of_patterns(causal_patterns(2, 1, 3, 5)), **options)
+
+
+def test_refuses_caches_that_cannot_be_read():
+    nan = cache_of_patterns([torch.full((1, 1, 3, 3), math.nan)])
+    with pytest.raises(lensplug.LensplugError, match="'blocks.0.attn.hook_pattern' holds NaN"):
+        analysis.received_attention(nan)
+    with pytest.raises(lensplug.LensplugError, match=r"shape \[1, 1, 1, 3\], expected \[batch, head, pos, pos\]"):
+        analysis.received_attention(cache_of_patterns([torch.ones(1, 1, 1, 3)]))
+    _, cache = run(text_model(**ROTARY), tokens(1, 4), names_filter="blocks.0.hook_resid_pre")
+    with pytest.raises(lensplug.LensplugError, match="names_filter=analysis.received_attention.needs"):
+        analysis.received_attention(cache)
+
+
+def test_refuses_an_example_that_is_not_there():
+    result = analysis.received_attention(one_head(A1))
+    for ask in (result.top, lambda example: result.of("audio", example=example)):
+        with pytest.raises(lensplug.LensplugError, match="example is 1, the result has 1, counted from 0"):
+            ask(example=1)
