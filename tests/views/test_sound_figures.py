@@ -14,6 +14,7 @@ import torch
 from lensplug import LensplugError, analysis, views
 from lensplug.geometry import AudioTimeline
 from lensplug.views.groups import group_positions
+from lensplug.views.style import MODALITY_COLORS, visible
 
 
 def test_bars_stand_where_the_positions_hear(heard):
@@ -95,8 +96,50 @@ def test_received_attention_draws_the_matrix_and_its_columns(heard):
     assert [trace.name for trace in bars] == ["text", "audio"]
     drawn = {x: y for trace in bars for x, y in zip(trace.x, trace.y, strict=True)}
     np.testing.assert_allclose([drawn[i] for i in range(len(drawn))], heard.received.values[0].numpy(), atol=5e-5)
-    ticks = fig.layout.xaxis4.ticktext
-    assert any("audio" in tick for tick in ticks) and len(ticks) <= 40
+    ticks = fig.layout.xaxis6.ticktext
+    assert [tick for tick in ticks if tick.startswith("audio ")] == [f"audio {i}" for i in range(10)]
+    words = {at: tick for at, tick in labelled(fig) if not tick.startswith("audio ")}
+    assert words and all(words[at] == visible(heard.inputs.str_tokens[0][at]) for at in words)
+    assert len(ticks) <= 36
+
+
+def labelled(fig):
+    return list(zip(fig.layout.xaxis6.tickvals, fig.layout.xaxis6.ticktext, strict=True))
+
+
+def test_bands_of_modality_stand_on_both_sides(heard):
+    fig = views.received_attention(heard.received)
+    upright, flat = (np.asarray(trace.z) for trace in fig.data[1:3])
+    order = list(MODALITY_COLORS)
+    expected = [order.index(name) for name in heard.received.modalities[0]]
+    assert upright[:, 0].tolist() == expected == flat[0].tolist()
+    assert "audio" in heard.received.modalities[0]
+
+
+def test_received_attention_is_drawn_where_it_is_in_a_padded_batch(heard):
+    lens = heard.lens
+    inputs = lens.prepare([heard.voice.prompt("sound"), "Hi"], audio=[[heard.voice.audio]] * 2)
+    _, cache = lens.run_with_cache(inputs)
+    result = analysis.received_attention(cache, modality=inputs.modality, str_tokens=inputs.str_tokens)
+    fig = views.received_attention(result, example=1)
+    kept = inputs.attention_mask[1].nonzero()[:, 0].tolist()
+    assert kept[0] > 0
+    drawn = {x: y for trace in fig.data if trace.type == "bar" for x, y in zip(trace.x, trace.y, strict=True)}
+    assert sorted(drawn) == kept == list(fig.data[0].x)
+    np.testing.assert_allclose([drawn[i] for i in kept], result.values[1, kept].numpy(), atol=5e-5)
+    with pytest.raises(LensplugError, match="example is 2, the result has 2"):
+        views.received_attention(result, example=2)
+
+
+def test_names_come_from_the_inputs_where_the_result_has_none(heard, seen):
+    bare = analysis.received_attention(heard.cache)
+    unnamed = views.received_attention(bare)
+    assert not any(trace.showlegend for trace in unnamed.data if trace.type == "bar")
+    assert all(int(tick) == at for at, tick in labelled(unnamed))
+    named = views.received_attention(bare, inputs=heard.inputs)
+    assert labelled(named) == labelled(views.received_attention(heard.received))
+    with pytest.raises(LensplugError, match="give the inputs that were run"):
+        views.received_attention(bare, inputs=seen.inputs)
 
 
 def test_a_long_matrix_is_pooled_and_says_so(heard):
@@ -121,6 +164,44 @@ def test_comparison_of_heads_has_two_maps_and_their_difference(heard):
     np.testing.assert_allclose(first, heard.heads.mean[..., audio].numpy(), atol=1e-4)
     with pytest.raises(LensplugError, match="modality is 'image', this comparison has"):
         views.comparison(analysis.compare(heard.heads, other), modality="image")
+
+
+def test_comparison_of_rollouts_and_lenses_are_maps(heard):
+    both = analysis.attention_rollout(heard.cache)
+    other = dataclasses.replace(both, values=both.values.flip(0) * 0.5)
+    fig = views.draw(analysis.compare(both, other))
+    np.testing.assert_allclose(np.asarray(fig.data[0].z), both.values[0].numpy(), atol=5e-5)
+    np.testing.assert_allclose(np.asarray(fig.data[2].z), -both.values[0].numpy() / 2, atol=5e-5)
+    one = analysis.attention_rollout(heard.cache, rows=-1)
+    assert views.draw(analysis.compare(one, one)).data[0].type == "bar"
+    lens = analysis.logit_lens(heard.cache, positions=[-2, -1], target=5)
+    fig = views.draw(analysis.compare(lens, lens))
+    np.testing.assert_allclose(np.asarray(fig.data[1].z), lens.log_probability[0].numpy(), atol=5e-5)
+    assert list(fig.data[1].y) == ["embed", "0", "1", "2", "3", "4", "5"]
+    with pytest.raises(LensplugError, match="example is 1, the comparison has 1"):
+        views.comparison(analysis.compare(both, other), example=1)
+
+
+def test_a_large_comparison_stays_small(heard):
+    size = 600
+    rollout = analysis.attention_rollout(heard.cache)
+    values, rows = torch.rand(1, size, size), torch.arange(size)[None]
+    large = analysis.compare(*[dataclasses.replace(rollout, values=values * scale, rows=rows) for scale in (1, 2)])
+    fig = views.draw(large)
+    assert np.asarray(fig.data[0].z).shape == (120, 120) and "blocks of 5" in fig.layout.title.text
+    assert np.asarray(fig.data[2].z)[1, 2] == pytest.approx(float(values[0, 5:10, 10:15].mean()), abs=1e-3)
+    assert len(fig.to_json()) < 1_000_000
+
+
+def test_comparison_of_ablations_names_bars_by_what_is_short(heard):
+    own = [
+        analysis.Example(heard.voice.prompt("sound"), answer, audio=[heard.voice.audio]) for answer in ("Happy", "Sad")
+    ]
+    result = analysis.modality_ablation(heard.lens, own, "audio")
+    other = dataclasses.replace(result, log_probability=result.log_probability - 1)
+    fig = views.draw(analysis.compare(result, other))
+    assert fig.layout.xaxis2.ticktext[:2] == ("0, with, Happy", "0, without, Happy")
+    np.testing.assert_allclose(np.asarray(fig.data[2].y), -1, atol=1e-4)
 
 
 def test_comparison_of_tokens_has_bars(heard):

@@ -1,0 +1,20 @@
+"""Large matrices as smaller ones of block means, so that a page stays small and a cell can be seen."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def block_size(positions: int, cells: int) -> int:
+    """The smallest block with which so many positions become at most so many cells."""
+    return max(1, -(-positions // cells))
+
+
+def block_means(matrix: Shaped[Tensor, "row column"], size: int) -> Shaped[Tensor, "row_block column_block"]:
+    """Mean over blocks of `size` x `size` (the last ones smaller)."""
+    if size == 1:
+        return matrix
+    rows = torch.stack([part.mean(dim=0) for part in torch.split(matrix, size, dim=0)])
+    return torch.stack([part.mean(dim=1) for part in torch.split(rows, size, dim=1)], dim=1)
