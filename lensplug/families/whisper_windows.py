@@ -2,7 +2,8 @@
 
 A window gives 1,500 frames of 20 ms, and every two or four of them become one position. Voxtral and the
 other two cut a longer sound into windows, one behind the other; Qwen2-Audio hears the first only. Voxtral
-fills its last window up with silence, and has positions for it; the others have none.
+fills its last window up with silence, and has positions for it; the others have none. A mask says how much
+of each window is sound, but Voxtral has no mask: there a run of placeholders is one sound.
 
 Follows `VoxtralProcessor`, `GlmAsrProcessor`, `Qwen2AudioProcessor`, `AudioFlamingo3Processor` and the
 models' `get_audio_features` of transformers 5.
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from lensplug.errors import LensplugError
 from lensplug.families import MediaLayout
 from lensplug.families.audio_frames import MEL, WHISPER_CONVOLUTIONS, Frames, stacked
 from lensplug.geometry import AudioTimeline
@@ -22,8 +24,12 @@ from lensplug.geometry import AudioTimeline
 SAMPLING_RATE = 16000
 WINDOW_S = 30.0
 MEL_S = 0.01
+WINDOW_MEL, WINDOW_FRAMES = 3000, 1500
 STACK = {"voxtral": 4, "glmasr": 4, "qwen2_audio": 2, "audioflamingo3": 2}
 """`config.model_type` -> frames in one position."""
+
+Heard = tuple[int, float | None]
+"""The positions of a sound, and the seconds that its mask says."""
 
 
 def media_layout(
@@ -32,25 +38,38 @@ def media_layout(
     placeholders: Mapping[str, Sequence[Sequence[int]]],
     durations: Sequence[Sequence[float]] | None = None,
 ) -> MediaLayout:
-    """The timeline of every sound in the batch."""
-    size = STACK[config.model_type]
-    mask = processor_outputs.get("feature_attention_mask")
-    lengths = [list(runs) for runs in placeholders["audio"]]
-    if mask is not None:  # Qwen2-Audio: a row for each sound, and sounds can touch
-        lengths = _by_sound(lengths, [_positions(int(mel), size) for mel in mask.sum(dim=-1)])
+    """The timeline of every sound in the batch.
+
+    Raises:
+        LensplugError: If a sound is too short for a position, or sounds and runs of placeholders cannot be
+            matched.
+    """
+    size, runs = STACK[config.model_type], placeholders["audio"]
+    masks = [processor_outputs.get(name) for name in ("feature_attention_mask", "input_features_mask")]
+    mask = next((one for one in masks if one is not None), None)
+    sounds: list[list[Heard]]
+    if mask is None:
+        _refuse_other_stack(sum(map(sum, runs)), len(processor_outputs["input_features"]), size)
+        sounds = [[(count, None) for count in own] for own in runs]
+    else:
+        cut = config.model_type != "qwen2_audio"  # else every row is a sound
+        sounds = _by_sound(runs, mask.sum(dim=-1).tolist(), size, cut=cut)
+    if durations is not None:
+        _refuse_other_sounds(sounds, durations)
     timelines = {}
-    for example, own in enumerate(lengths):
-        for index, count in enumerate(own):
-            known = durations[example][index] if durations is not None else None
+    for example, own in enumerate(sounds):
+        for index, (count, heard_s) in enumerate(own):
+            known = durations[example][index] if durations is not None else heard_s
             timelines[example, index] = timeline(count, size, known)
-    return MediaLayout({"audio": lengths}, timelines=timelines)
+    return MediaLayout({"audio": [[count for count, _ in own] for own in sounds]}, timelines=timelines)
 
 
 def timeline(count: int, size: int, duration_s: float | None) -> AudioTimeline:
     """The timeline of a sound of `count` positions, each of `size` frames."""
     frames = Frames.of((MEL, *WHISPER_CONVOLUTIONS), SAMPLING_RATE)
     start, end = frames.span(*stacked(count, size))
-    # Windows are cut before the spectrogram: no frame hears across their edge, and the last reaches to it.
+    # No convolution reaches across the edge of a window, so the last frame stands for all that is left of it.
+    # (Voxtral makes one spectrogram of all windows: there 12 ms around an edge are heard on both sides.)
     window_of = torch.arange(count) * size // round(WINDOW_S / frames.stride_s)
     last_of_window = torch.ones(count, dtype=torch.bool)
     last_of_window[:-1] = window_of[1:] > window_of[:-1]
@@ -61,16 +80,59 @@ def timeline(count: int, size: int, duration_s: float | None) -> AudioTimeline:
 
 
 def _positions(mel_frames: int, size: int) -> int:
-    """Positions of a sound of so many spectrogram columns."""
+    """Positions of a window with so many spectrogram columns of sound."""
     return ((mel_frames - 1) // 2 + 1 - size) // size + 1
 
 
-def _by_sound(runs: Sequence[Sequence[int]], sounds: list[int]) -> list[list[int]]:
-    """Each example's share of the sounds, which stand in the order of the prompts."""
-    rest, shares = iter(sounds), []
+def _by_sound(runs: Sequence[Sequence[int]], mel_frames: Sequence[int], size: int, *, cut: bool) -> list[list[Heard]]:
+    """For each example its sounds, as (positions, seconds heard), from the columns of sound in each window.
+
+    A sound ends with its run of placeholders, or before with a window that is not full: sounds can touch.
+    """
+    rest, shares = iter(_with_positions(mel_frames, size, cut=cut)), []
     for own in runs:
-        share: list[int] = []
-        while sum(share) < sum(own) and (count := next(rest, None)) is not None:
-            share.append(count)
+        share: list[Heard] = []
+        for run in own:
+            while run > 0:
+                columns = positions = 0
+                for mel in rest:
+                    columns, positions = columns + mel, positions + _positions(mel, size)
+                    if not cut or mel < WINDOW_MEL or positions >= run:
+                        break
+                if positions == 0:
+                    raise LensplugError("there are more audio placeholders than the windows of sound have positions.")
+                share.append((positions, columns * MEL_S))
+                run -= positions
         shares.append(share)
     return shares
+
+
+def _with_positions(mel_frames: Sequence[int], size: int, *, cut: bool) -> list[int]:
+    """Without windows that have no position: what a sound of a little over 30 s leaves for its second."""
+    kept = []
+    for index, mel in enumerate(mel_frames):
+        if _positions(mel, size) > 0:
+            kept.append(mel)
+        elif not (cut and index > 0 and mel_frames[index - 1] == WINDOW_MEL):
+            raise LensplugError(
+                f"a sound of the batch is {mel * MEL_S:.2f} s long and gets no position at all: this model needs"
+                f" {(2 * size - 1) * MEL_S:.2f} s."
+            )
+    return kept
+
+
+def _refuse_other_stack(positions: int, windows: int, size: int) -> None:
+    if positions * size != windows * WINDOW_FRAMES:
+        raise LensplugError(
+            f"{positions} audio placeholders for {windows} windows of 30 s, expected {WINDOW_FRAMES // size} for each:"
+            " the times of such positions are not known."
+        )
+
+
+def _refuse_other_sounds(sounds: Sequence[Sequence[Any]], durations: Sequence[Sequence[float]]) -> None:
+    for example, (own, given) in enumerate(zip(sounds, durations, strict=True)):
+        if len(own) != len(given):
+            raise LensplugError(
+                f"example {example} has {len(given)} sound(s), and its placeholders are those of {len(own)}: put a"
+                " word between placeholders of sounds that touch."
+            )
