@@ -1,13 +1,12 @@
-"""From what a user has to what the language core receives: `MultimodalInput`.
+"""From what a processor returned to what the language core receives: `MultimodalInput`.
 
-`prepare` takes words, pictures and sounds, applies the chat template and runs the processor; `encode` takes what
-a processor returned and runs the full model up to its decoder. Both are reached through the lens.
+`encode` runs the full model up to its decoder, on what `prompts.prepare` or the user's own call of the processor
+gave. It is reached through the lens.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.families import media_layout
-from lensplug.media import Sound, is_one_image, is_one_sound, load_image, load_sound
+from lensplug.media import Sound
 from lensplug.modality import ModalityMap
 from lensplug.seam import run_to_seam
 from lensplug.tokens import token_texts
@@ -75,73 +74,6 @@ class MultimodalInput:
             str_tokens=[old + new for old, new in zip(self.str_tokens, str_tokens, strict=True)],
             model_inputs={},
         )
-
-
-def prepare(
-    processor: Any,
-    text: str | Sequence[str],
-    *,
-    images: Any = None,
-    audio: Any = None,
-    chat_template: bool = True,
-) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Run the processor on prompts, pictures and sounds.
-
-    Args:
-        processor: The model's Hugging Face processor.
-        text: One prompt, or one for each example of a batch.
-        images: A list of the prompt's pictures (PIL images, arrays `[height width channel]` of uint8, or
-            paths), or a single one; for a batch, one such list for each example.
-        audio: Likewise its sounds (paths, or pairs of waveform and sampling rate). They are resampled to
-            the rate that the encoder takes, with a warning that says so.
-        chat_template: Wrap the prompt as a user's turn, media first. Without it the text must hold the
-            placeholders itself.
-
-    Returns:
-        The processor's outputs, and what was given: `images` as RGB and `audio`, a tuple for each example.
-
-    Raises:
-        LensplugError: If media and placeholders do not match, or a file cannot be read.
-    """
-    texts = [text] if isinstance(text, str) else list(text)
-    batched = not isinstance(text, str)
-    pictures = _per_example(images, len(texts), "images", is_one_image, load_image, batched=batched)
-    sounds = _per_example(audio, len(texts), "audio", is_one_sound, load_sound, batched=batched)
-    media = {"image": pictures, "audio": sounds}
-    parts = {"image": ("image_processor",), "audio": ("feature_extractor", "audio_processor")}
-    for kind, given in media.items():
-        if any(given) and not any(hasattr(processor, part) for part in parts[kind]):
-            raise LensplugError(f"{kind} is given, but {type(processor).__name__} takes none.")
-    if chat_template:
-        counts = [{kind: len(given[example]) for kind, given in media.items()} for example in range(len(texts))]
-        texts = [_chat_prompt(processor, prompt, count) for prompt, count in zip(texts, counts, strict=True)]
-    for kind, given in media.items():
-        _refuse_other_count(texts, given, getattr(processor, f"{kind}_token", None), kind)
-    # Padding at the left: the last position of every prompt is then the one that writes its answer.
-    of_text: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
-    bos = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
-    if chat_template and bos and texts[0].startswith(bos):
-        of_text["add_special_tokens"] = False  # the template has written it
-    if hasattr(processor, "tokenizer"):
-        # Said to each part by its name: padding of the text is not that of sounds, which may go to a whole window.
-        arguments: dict[str, Any] = {"text_kwargs": of_text, "common_kwargs": {"return_tensors": "pt"}}
-    else:
-        arguments = {**of_text, "return_tensors": "pt"}
-    arguments["text"] = texts
-    if any(pictures):
-        arguments["images"] = [list(own) for own in pictures]
-    if any(sounds):
-        rate = int(_audio_part(processor).sampling_rate)
-        _say_resampled({sound.sampling_rate for own in sounds for sound in own} - {rate}, rate)
-        arguments["audio"] = [sound.at_rate(rate).waveform.numpy() for own in sounds for sound in own]
-        arguments["audio_kwargs"] = {"sampling_rate": rate}
-    try:
-        outputs = processor(**arguments)
-    except LensplugError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise LensplugError(f"{type(processor).__name__} refused its inputs: {error}") from error
-    return outputs, {"images": tuple(pictures), "audio": tuple(sounds)}
 
 
 def encode(
@@ -216,64 +148,6 @@ def encode(
     )
 
 
-def _per_example(
-    given: Any,
-    n_examples: int,
-    name: str,
-    is_one: Callable[[Any], bool],
-    load: Callable[[Any], Any],
-    *,
-    batched: bool,
-) -> list[tuple[Any, ...]]:
-    """The media of each example, loaded."""
-    if given is None:
-        return [()] * n_examples
-    given = [given] if is_one(given) else list(given)
-    groups = [[own] if is_one(own) else list(own) for own in given] if batched else [given]
-    if len(groups) != n_examples:
-        raise LensplugError(
-            f"{n_examples} prompts, but {name} for {len(groups)}: give one list of {name} for each prompt."
-        )
-    return [tuple(load(one) for one in own) for own in groups]
-
-
-def _say_resampled(rates: set[int], rate: int) -> None:
-    if rates:
-        came = ", ".join(map(str, sorted(rates)))
-        warnings.warn(f"sounds of {came} Hz are resampled to the {rate} Hz that the encoder takes.", stacklevel=4)
-
-
-def _audio_part(processor: Any) -> Any:
-    return getattr(processor, "audio_processor", None) or processor.feature_extractor
-
-
-def _refuse_other_count(texts: Sequence[str], given: Sequence[Sequence[Any]], token: str | None, kind: str) -> None:
-    if token is None:
-        return
-    for example, (prompt, own) in enumerate(zip(texts, given, strict=True)):
-        if prompt.count(token) != len(own):
-            raise LensplugError(
-                f"example {example} has {len(own)} {kind}(s) and {prompt.count(token)} placeholder(s) {token!r}:"
-                f" give one placeholder for each {kind}, or plain words and chat_template=True."
-            )
-
-
-def _chat_prompt(processor: Any, prompt: str, media: Mapping[str, int]) -> str:
-    if not getattr(processor, "chat_template", None) and not getattr(
-        getattr(processor, "tokenizer", None), "chat_template", None
-    ):
-        raise LensplugError(
-            f"{type(processor).__name__} has no chat template: write the prompt in the model's own form, with its"
-            " placeholders, and give chat_template=False; or run the processor yourself, and use"
-            " lens.encode(processor_outputs)."
-        )
-    content: list[Any] = [{"type": kind} for kind, count in media.items() for _ in range(count)]
-    content.append({"type": "text", "text": prompt})
-    message: Any = [{"role": "user", "content": content if hasattr(processor, "tokenizer") else prompt}]
-    rendered = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    return str(rendered)
-
-
 def _runs(at: Bool[Tensor, "batch pos"]) -> list[list[int]]:
     """For each example, the lengths of the runs of True."""
     return [[len(list(run)) for value, run in groupby(row) if value] for row in at.tolist()]
@@ -314,5 +188,5 @@ def _refuse_lonely_placeholders(model_inputs: Mapping[str, Any], core: LanguageC
         if given and not count:
             raise LensplugError(
                 f"{kind} features are given, but no token is the {kind} placeholder (id {token}): the prompt needs one"
-                f" for each {kind}."
+                f" for each {kind}, and the {kind} must be large enough for a position."
             )

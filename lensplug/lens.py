@@ -19,7 +19,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 
 from lensplug import inputs as _inputs
-from lensplug import parity
+from lensplug import parity, prompts
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
@@ -99,7 +99,7 @@ class MultimodalLens:
         """
         if self.processor is None:
             raise LensplugError("this lens has no processor: run your own and use lens.encode(processor_outputs).")
-        outputs, media = _inputs.prepare(self.processor, text, images=images, audio=audio, chat_template=chat_template)
+        outputs, media = prompts.prepare(self.processor, text, images=images, audio=audio, chat_template=chat_template)
         return _inputs.encode(self.hf_model, self.core, self.tokenizer, outputs, **media)
 
     def encode(self, processor_outputs: Mapping[str, Any]) -> MultimodalInput:

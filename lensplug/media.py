@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from dataclasses import dataclass
 from numbers import Integral
@@ -42,6 +44,14 @@ class Sound:
 
         resampled = soxr.resample(self.waveform.numpy(), self.sampling_rate, sampling_rate)
         return Sound(torch.from_numpy(resampled), sampling_rate)
+
+    def as_wav(self) -> str:
+        """A wav file of floats as base64: no sample is rounded."""
+        import soundfile
+
+        file = io.BytesIO()
+        soundfile.write(file, self.waveform.numpy(), self.sampling_rate, format="WAV", subtype="FLOAT")
+        return base64.b64encode(file.getvalue()).decode()
 
 
 def load_sound(source: Any) -> Sound:

@@ -1,7 +1,8 @@
 """Tiny Voxtral, GLM-ASR, Qwen2-Audio and Audio Flamingo 3 with random weights, and their real processors.
 
-Voxtral's processor writes prompts with Mistral's own tokenizer, which must be downloaded: its spectrograms are made
-by the real processor's code, its placeholders by hand, 375 for every 30 seconds.
+Voxtral's processor writes prompts with Mistral's own tokenizer (mistral-common, which asks for an older numpy): here its
+spectrograms are made by the real processor's code, its placeholders by hand, 375 for every 30 seconds.
+`families/test_voxtral_processor.py` runs the whole real processor where mistral-common is installed.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def relative(name: str, seed: int = 0) -> tuple[Any, Any]:
 
 
 class HandMadeVoxtral:
-    """In the place of VoxtralProcessor, whose tokenizer cannot be had offline."""
+    """In the place of VoxtralProcessor, whose tokenizer needs mistral-common."""
 
     audio_token = "<sound>"
 

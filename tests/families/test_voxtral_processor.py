@@ -112,3 +112,12 @@ def test_logits_and_positions_with_the_real_processor(lens, processor, name):
     assert {key: len(line) for key, line in lines.items()} == {key: 375 * count for key, count in windows.items()}
     assert {key: float(line.end_s[-1]) for key, line in lines.items()} == {key: 30.0 * n for key, n in windows.items()}
     assert torch.equal(inputs.modality.mask("audio"), inputs.tokens == processor.audio_token_id)
+
+
+def test_prepare_puts_sounds_into_the_turn(lens, processor):
+    inputs = lens.prepare(["which?", "and?"], audio=[[(sound(0.7), 16000), (sound(31.0, 1), 16000)], []])
+    again = lens.encode(processor.apply_chat_template([turn("which?", 0.7, 31.0), turn("and?")]))
+    assert torch.equal(inputs.embeds, again.embeds) and torch.equal(inputs.tokens, again.tokens)
+    assert [line.duration_s for line in inputs.modality.timelines.values()] == [0.7, 31.0]
+    with pytest.raises(lensplug.LensplugError, match="takes sounds in its chat template only"):
+        lens.prepare("which?", audio=[(sound(0.7), 16000)], chat_template=False)

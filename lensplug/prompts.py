@@ -1,0 +1,162 @@
+"""From what a user has to what a processor returned: words, pictures and sounds, in the model's own prompt form.
+
+`prepare` applies the chat template, checks that media and placeholders match, and runs the processor. It is reached
+through the lens; `inputs.encode` takes it from there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lensplug.errors import LensplugError
+from lensplug.media import Sound, is_one_image, is_one_sound, load_image, load_sound
+
+
+def prepare(
+    processor: Any,
+    text: str | Sequence[str],
+    *,
+    images: Any = None,
+    audio: Any = None,
+    chat_template: bool = True,
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Run the processor on prompts, pictures and sounds.
+
+    Args:
+        processor: The model's Hugging Face processor.
+        text: One prompt, or one for each example of a batch.
+        images: A list of the prompt's pictures (PIL images, arrays `[height width channel]` of uint8, or
+            paths), or a single one; for a batch, one such list for each example.
+        audio: Likewise its sounds (paths, or pairs of waveform and sampling rate). They are resampled to
+            the rate that the encoder takes, with a warning that says so.
+        chat_template: Wrap the prompt as a user's turn, media first. Without it the text must hold the
+            placeholders itself.
+
+    Returns:
+        The processor's outputs, and what was given: `images` as RGB and `audio`, a tuple for each example.
+
+    Raises:
+        LensplugError: If media and placeholders do not match, or a file cannot be read.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    batched = not isinstance(text, str)
+    pictures = _per_example(images, len(texts), "images", is_one_image, load_image, batched=batched)
+    sounds = _per_example(audio, len(texts), "audio", is_one_sound, load_sound, batched=batched)
+    media = {"image": pictures, "audio": sounds}
+    parts = {"image": ("image_processor",), "audio": ("feature_extractor", "audio_processor")}
+    for kind, given in media.items():
+        if any(given) and not any(hasattr(processor, part) for part in parts[kind]):
+            raise LensplugError(f"{kind} is given, but {type(processor).__name__} takes none.")
+    if any(sounds) and "audio" not in inspect.signature(type(processor).__call__).parameters:
+        if not chat_template:
+            raise LensplugError(
+                f"{type(processor).__name__} takes sounds in its chat template only: give plain words and"
+                " chat_template=True."
+            )
+        return _by_template(processor, texts, sounds), {"images": tuple(pictures), "audio": tuple(sounds)}
+    if chat_template:
+        counts = [{kind: len(given[example]) for kind, given in media.items()} for example in range(len(texts))]
+        texts = [_chat_prompt(processor, prompt, count) for prompt, count in zip(texts, counts, strict=True)]
+    for kind, given in media.items():
+        _refuse_other_count(texts, given, getattr(processor, f"{kind}_token", None), kind)
+    # Padding at the left: the last position of every prompt is then the one that writes its answer.
+    of_text: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+    bos = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
+    if chat_template and bos and texts[0].startswith(bos):
+        of_text["add_special_tokens"] = False  # the template has written it
+    if hasattr(processor, "tokenizer"):
+        # Said to each part by its name: padding of the text is not that of sounds, which may go to a whole window.
+        arguments: dict[str, Any] = {"text_kwargs": of_text, "common_kwargs": {"return_tensors": "pt"}}
+    else:
+        arguments = {**of_text, "return_tensors": "pt"}
+    arguments["text"] = texts
+    if any(pictures):
+        arguments["images"] = [list(own) for own in pictures]
+    if any(sounds):
+        rate = int(_audio_part(processor).sampling_rate)
+        _say_resampled({sound.sampling_rate for own in sounds for sound in own} - {rate}, rate)
+        arguments["audio"] = [sound.at_rate(rate).waveform.numpy() for own in sounds for sound in own]
+        arguments["audio_kwargs"] = {"sampling_rate": rate}
+    try:
+        outputs = processor(**arguments)
+    except LensplugError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise LensplugError(f"{type(processor).__name__} refused its inputs: {error}") from error
+    return outputs, {"images": tuple(pictures), "audio": tuple(sounds)}
+
+
+def _per_example(
+    given: Any,
+    n_examples: int,
+    name: str,
+    is_one: Callable[[Any], bool],
+    load: Callable[[Any], Any],
+    *,
+    batched: bool,
+) -> list[tuple[Any, ...]]:
+    """The media of each example, loaded."""
+    if given is None:
+        return [()] * n_examples
+    given = [given] if is_one(given) else list(given)
+    groups = [[own] if is_one(own) else list(own) for own in given] if batched else [given]
+    if len(groups) != n_examples:
+        raise LensplugError(
+            f"{n_examples} prompts, but {name} for {len(groups)}: give one list of {name} for each prompt."
+        )
+    return [tuple(load(one) for one in own) for own in groups]
+
+
+def _by_template(processor: Any, texts: Sequence[str], sounds: Sequence[Sequence[Sound]]) -> Mapping[str, Any]:
+    """Where the processor itself takes no sounds, as Voxtral's: they go into the turn, as files in memory."""
+    rate = int(_audio_part(processor).sampling_rate)
+    _say_resampled({sound.sampling_rate for own in sounds for sound in own} - {rate}, rate)
+    turns = []
+    for prompt, own in zip(texts, sounds, strict=True):
+        content = [{"type": "audio", "base64": sound.at_rate(rate).as_wav()} for sound in own]
+        turns.append([{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}])
+    try:
+        outputs: Mapping[str, Any] = processor.apply_chat_template(turns, tokenize=True, return_dict=True)
+    except (ValueError, TypeError) as error:
+        raise LensplugError(f"{type(processor).__name__} refused its inputs: {error}") from error
+    return outputs
+
+
+def _say_resampled(rates: set[int], rate: int) -> None:
+    if rates:
+        came = ", ".join(map(str, sorted(rates)))
+        warnings.warn(f"sounds of {came} Hz are resampled to the {rate} Hz that the encoder takes.", stacklevel=4)
+
+
+def _audio_part(processor: Any) -> Any:
+    return getattr(processor, "audio_processor", None) or processor.feature_extractor
+
+
+def _refuse_other_count(texts: Sequence[str], given: Sequence[Sequence[Any]], token: str | None, kind: str) -> None:
+    if token is None:
+        return
+    for example, (prompt, own) in enumerate(zip(texts, given, strict=True)):
+        if prompt.count(token) != len(own):
+            raise LensplugError(
+                f"example {example} has {len(own)} {kind}(s) and {prompt.count(token)} placeholder(s) {token!r}:"
+                f" give one placeholder for each {kind}, or plain words and chat_template=True."
+            )
+
+
+def _chat_prompt(processor: Any, prompt: str, media: Mapping[str, int]) -> str:
+    if not getattr(processor, "chat_template", None) and not getattr(
+        getattr(processor, "tokenizer", None), "chat_template", None
+    ):
+        raise LensplugError(
+            f"{type(processor).__name__} has no chat template: write the prompt in the model's own form, with its"
+            " placeholders, and give chat_template=False; or run the processor yourself, and use"
+            " lens.encode(processor_outputs)."
+        )
+    content: list[Any] = [{"type": kind} for kind, count in media.items() for _ in range(count)]
+    content.append({"type": "text", "text": prompt})
+    message: Any = [{"role": "user", "content": content if hasattr(processor, "tokenizer") else prompt}]
+    rendered = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    return str(rendered)
