@@ -33,6 +33,14 @@ def test_numbers_by_hand():
     assert math.isnan(without.values[0, 0]) and without.values[0, 1:].tolist() == pytest.approx([1.6 / 2, 1.0])
 
 
+def test_without_the_sink_rows_are_scaled_by_the_largest_of_the_rest():
+    """Rows without their first entry, over what is then their maximum: [], [1], [1/3, 1]."""
+    matrix = torch.tensor([[1, 0, 0], [0.8, 0.2, 0], [0.6, 0.1, 0.3]])
+    result = analysis.received_attention(one_head(matrix), exclude_sink=True)
+    assert torch.allclose(result.matrix[0], torch.tensor([[0, 0, 0], [0, 1, 0], [0, 1 / 3, 1]]))
+    assert result.values[0, 1:].tolist() == pytest.approx([2 / 3, 1.0]) and result.count[0].tolist() == [0, 2, 1]
+
+
 def test_zero_entries_do_not_count():
     matrix = torch.tensor([[1, 0, 0], [1, 0, 0], [0.5, 0, 0.5]])
     result = analysis.received_attention(one_head(matrix))

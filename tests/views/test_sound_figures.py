@@ -101,6 +101,10 @@ def test_received_attention_draws_the_matrix_and_its_columns(heard):
     words = {at: tick for at, tick in labelled(fig) if not tick.startswith("audio ")}
     assert words and all(words[at] == visible(heard.inputs.str_tokens[0][at]) for at in words)
     assert len(ticks) <= 36
+    one = views.received_attention(heard.received, top=1)
+    (best,) = heard.received.top(1)
+    media = [at for at, _, _ in heard.received.of("audio")]
+    assert [at for at, _ in labelled(one)] == sorted({best[0], *media})
 
 
 def labelled(fig):
@@ -190,12 +194,14 @@ def test_a_large_comparison_stays_small(heard):
     fig = views.draw(large)
     assert np.asarray(fig.data[0].z).shape == (120, 120) and "blocks of 5" in fig.layout.title.text
     assert np.asarray(fig.data[2].z)[1, 2] == pytest.approx(float(values[0, 5:10, 10:15].mean()), abs=1e-3)
+    assert list(fig.data[0].x) == list(fig.data[0].y) == list(range(2, size, 5))
     assert len(fig.to_json()) < 1_000_000
 
 
 def test_comparison_of_ablations_names_bars_by_what_is_short(heard):
+    asked = {"sound": "Happy", "words": "Sad"}
     own = [
-        analysis.Example(heard.voice.prompt("sound"), answer, audio=[heard.voice.audio]) for answer in ("Happy", "Sad")
+        analysis.Example(heard.voice.prompt(kind), answer, audio=[heard.voice.audio]) for kind, answer in asked.items()
     ]
     result = analysis.modality_ablation(heard.lens, own, "audio")
     other = dataclasses.replace(result, log_probability=result.log_probability - 1)
