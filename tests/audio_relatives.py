@@ -1,7 +1,7 @@
 """Tiny Voxtral, GLM-ASR, Qwen2-Audio and Audio Flamingo 3 with random weights, and their real processors.
 
-Voxtral's processor writes prompts with Mistral's own tokenizer (mistral-common, which asks for an older numpy): here its
-spectrograms are made by the real processor's code, its placeholders by hand, 375 for every 30 seconds.
+Voxtral's processor writes prompts with Mistral's own tokenizer (mistral-common, which asks for an older numpy): here
+its spectrograms are made by the real processor's code, its placeholders by hand, 375 for every 30 seconds.
 `families/test_voxtral_processor.py` runs the whole real processor where mistral-common is installed.
 """
 

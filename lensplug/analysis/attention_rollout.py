@@ -56,11 +56,15 @@ class Rollout(Result):
         """One row for each example, output position and input position."""
         import pandas as pd
 
+        # Whole columns at once: a row of Python objects for each of pos x pos values takes minutes.
+        examples, rows, length = self.values.shape
         return pd.DataFrame(
-            {"example": example, "row": int(self.rows[example, row]), "pos": pos, "value": value}
-            for example, of_example in enumerate(self.values.tolist())
-            for row, of_row in enumerate(of_example)
-            for pos, value in enumerate(of_row)
+            {
+                "example": torch.arange(examples).repeat_interleave(rows * length).numpy(),
+                "row": self.rows.flatten().repeat_interleave(length).numpy(),
+                "pos": torch.arange(length).repeat(examples * rows).numpy(),
+                "value": self.values.flatten().double().numpy(),
+            }
         )
 
 
