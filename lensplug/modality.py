@@ -103,6 +103,11 @@ class ModalityMap:
         """The modalities that occur, in the order text, image, video, audio, generated, pad."""
         return tuple(MODALITIES[index] for index in sorted(set(self.labels.flatten().tolist())))
 
+    @property
+    def position_names(self) -> list[list[str]]:
+        """The modality of every position, as a word."""
+        return [[MODALITIES[index] for index in row] for row in self.labels.tolist()]
+
     def mask(self, modality: str) -> Bool[Tensor, "batch pos"]:
         """Where `modality` is; False everywhere if it does not occur."""
         if modality not in MODALITIES:

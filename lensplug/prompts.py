@@ -50,13 +50,14 @@ def prepare(
     for kind, given in media.items():
         if any(given) and not any(hasattr(processor, part) for part in parts[kind]):
             raise LensplugError(f"{kind} is given, but {type(processor).__name__} takes none.")
+    heard = _at_the_encoders_rate(processor, sounds) if any(sounds) else []
     if any(sounds) and "audio" not in inspect.signature(type(processor).__call__).parameters:
         if not chat_template:
             raise LensplugError(
                 f"{type(processor).__name__} takes sounds in its chat template only: give plain words and"
                 " chat_template=True."
             )
-        return _by_template(processor, texts, sounds), {"images": tuple(pictures), "audio": tuple(sounds)}
+        return _by_template(processor, texts, heard), {"images": tuple(pictures), "audio": tuple(sounds)}
     if chat_template:
         counts = [{kind: len(given[example]) for kind, given in media.items()} for example in range(len(texts))]
         texts = [_chat_prompt(processor, prompt, count) for prompt, count in zip(texts, counts, strict=True)]
@@ -76,10 +77,8 @@ def prepare(
     if any(pictures):
         arguments["images"] = [list(own) for own in pictures]
     if any(sounds):
-        rate = int(_audio_part(processor).sampling_rate)
-        _say_resampled({sound.sampling_rate for own in sounds for sound in own} - {rate}, rate)
-        arguments["audio"] = [sound.at_rate(rate).waveform.numpy() for own in sounds for sound in own]
-        arguments["audio_kwargs"] = {"sampling_rate": rate}
+        arguments["audio"] = [sound.waveform.numpy() for own in heard for sound in own]
+        arguments["audio_kwargs"] = {"sampling_rate": encoder_rate(processor)}
     try:
         outputs = processor(**arguments)
     except LensplugError:
@@ -112,11 +111,9 @@ def _per_example(
 
 def _by_template(processor: Any, texts: Sequence[str], sounds: Sequence[Sequence[Sound]]) -> Mapping[str, Any]:
     """Where the processor itself takes no sounds, as Voxtral's: they go into the turn, as files in memory."""
-    rate = int(_audio_part(processor).sampling_rate)
-    _say_resampled({sound.sampling_rate for own in sounds for sound in own} - {rate}, rate)
     turns = []
     for prompt, own in zip(texts, sounds, strict=True):
-        content = [{"type": "audio", "base64": sound.at_rate(rate).as_wav()} for sound in own]
+        content = [{"type": "audio", "base64": sound.as_wav()} for sound in own]
         turns.append([{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}])
     try:
         outputs: Mapping[str, Any] = processor.apply_chat_template(turns, tokenize=True, return_dict=True)
@@ -125,14 +122,17 @@ def _by_template(processor: Any, texts: Sequence[str], sounds: Sequence[Sequence
     return outputs
 
 
-def _say_resampled(rates: set[int], rate: int) -> None:
-    if rates:
-        came = ", ".join(map(str, sorted(rates)))
+def _at_the_encoders_rate(processor: Any, sounds: Sequence[Sequence[Sound]]) -> list[list[Sound]]:
+    rate = encoder_rate(processor)
+    if others := {sound.sampling_rate for own in sounds for sound in own} - {rate}:
+        came = ", ".join(map(str, sorted(others)))
         warnings.warn(f"sounds of {came} Hz are resampled to the {rate} Hz that the encoder takes.", stacklevel=4)
+    return [[sound.at_rate(rate) for sound in own] for own in sounds]
 
 
-def _audio_part(processor: Any) -> Any:
-    return getattr(processor, "audio_processor", None) or processor.feature_extractor
+def encoder_rate(processor: Any) -> int:
+    """The sampling rate, in Hz, of the sounds that a processor takes."""
+    return int((getattr(processor, "audio_processor", None) or processor.feature_extractor).sampling_rate)
 
 
 def _refuse_other_count(texts: Sequence[str], given: Sequence[Sequence[Any]], token: str | None, kind: str) -> None:

@@ -17,6 +17,7 @@ from lensplug.analysis import HeadSpecialization, LogitLens, Rollout
 from lensplug.inputs import MultimodalInput
 from lensplug.lens import Answer, MultimodalLens
 from lensplug.parity import ParityReport
+from lensplug.prompts import encoder_rate
 from lensplug.views.page import Page, Section
 
 
@@ -191,7 +192,7 @@ def _resampled(lens: MultimodalLens, inputs: MultimodalInput) -> tuple[tuple[str
     """Said where the encoder did not hear the sound at the rate at which it came."""
     if not inputs.audio or not inputs.audio[0]:
         return ()
-    rate = int(lens.processor.feature_extractor.sampling_rate)
+    rate = encoder_rate(lens.processor)
     came = sorted({sound.sampling_rate for sound in inputs.audio[0] if sound.sampling_rate != rate})
     return (("Resampled", f"from {', '.join(map(str, came))} Hz to the encoder's {rate} Hz"),) if came else ()
 

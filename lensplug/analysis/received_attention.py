@@ -148,7 +148,7 @@ def received_attention(
         raise LensplugError(f"scale is {scale!r}, expected 'row-max' or 'none'.")
     pattern = read_pattern(cache, layer % layers, needed_by="received_attention")
     shape = (pattern.shape[0], pattern.shape[-1])
-    modalities = _named(None if modality is None else modality_names(modality), shape, "modality")
+    modalities = _named(None if modality is None else modality.position_names, shape, "modality")
     texts = _named(str_tokens, shape, "str_tokens")
     if attention_mask is None and modality is not None:
         attention_mask = modality.attention_mask
@@ -196,14 +196,6 @@ def _heads_in_words(head: Any, heads: Sequence[int]) -> str:
     if isinstance(head, str):
         return "mean of all heads"
     return f"head {heads[0]}" if len(heads) == 1 else f"mean of heads {' and '.join(map(str, heads))}"
-
-
-def modality_names(modality: ModalityMap) -> list[list[str]]:
-    """The modality of each position of each example, as a word."""
-    names = [[""] * modality.labels.shape[1] for _ in modality.labels]
-    for span in modality.spans:
-        names[span.example][span.start : span.stop] = [span.modality] * (span.stop - span.start)
-    return names
 
 
 def _named(names: Sequence[Sequence[str]] | None, shape: tuple[int, int], what: str) -> tuple[tuple[str, ...], ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from lensplug.audio_frames import WHISPER_CONVOLUTIONS
 from lensplug.errors import LensplugError
 
 WAVEFORM_ENCODERS = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat")
@@ -82,7 +83,7 @@ class AudioLlamaConfig(PreTrainedConfig):
         """(kernel, stride, padding) of what lies between the samples, or mel frames, and the encoder's frames."""
         audio = self.audio_config
         if not self.takes_waveforms:
-            return [(3, 1, 1), (3, 2, 1)]
+            return list(WHISPER_CONVOLUTIONS)
         layers = [(kernel, stride, 0) for kernel, stride in zip(audio.conv_kernel, audio.conv_stride, strict=True)]
         if getattr(audio, "add_adapter", False):
             layers += [(audio.adapter_kernel_size, audio.adapter_stride, 1)] * audio.num_adapter_layers

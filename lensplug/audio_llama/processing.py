@@ -7,6 +7,7 @@ from typing import Any, no_type_check
 import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 
+from lensplug.audio_frames import frame_count
 from lensplug.audio_llama.configuration import AudioLlamaConfig
 from lensplug.errors import LensplugError
 
@@ -161,12 +162,7 @@ class AudioLlamaProcessor(ProcessorMixin):
         """Vectors of a sound of so many samples (mel frames)."""
         if self.frames_per_vector is None:
             return int(self.num_audio_vectors or 0)
-        return -(-self._frames(length) // self.frames_per_vector)
-
-    def _frames(self, length: int) -> int:
-        for kernel, stride, padding in self.convolutions:
-            length = (length + 2 * padding - kernel) // stride + 1
-        return length
+        return -(-frame_count(length, self.convolutions) // self.frames_per_vector)
 
     def _sound(self, sound: Any) -> np.ndarray:
         array = np.asarray(sound)
@@ -180,7 +176,7 @@ class AudioLlamaProcessor(ProcessorMixin):
         if not np.isfinite(array).all():
             raise LensplugError("a sound has samples that are NaN or infinite.")
         hop = getattr(extractor, "hop_length", 1)
-        if len(array) == 0 or self._frames(-(-len(array) // hop)) < 1:
+        if len(array) == 0 or frame_count(-(-len(array) // hop), self.convolutions) < 1:
             raise LensplugError(f"a sound has {len(array)} samples, too few for one frame of the encoder.")
         longest = getattr(extractor, "n_samples", None)
         if longest is not None and len(array) > longest:

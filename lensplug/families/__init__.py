@@ -6,12 +6,14 @@ None).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from lensplug.geometry import AudioTimeline, ImageGrid
+
+MediumT = TypeVar("MediumT", bound=Sized)
 
 FAMILIES = {
     "audio_llama": "lensplug.families.audio_llama",
@@ -55,3 +57,27 @@ def media_layout(
         return MediaLayout()
     layout: MediaLayout = import_module(name).media_layout(config, processor_outputs, placeholders, durations)
     return layout
+
+
+def shared_out(
+    runs: Sequence[Sequence[int]], media: Sequence[MediumT]
+) -> tuple[list[list[int]], dict[tuple[int, int], MediumT]]:
+    """The media of a batch, which stand in the order of the prompts, given to their examples.
+
+    Args:
+        runs: For each example, the lengths of its runs of placeholders.
+        media: One geometry for each medium; its length is the number of its positions.
+
+    Returns:
+        For each example the length of each medium, and the media by (example, media_index).
+    """
+    rest = iter(media)
+    lengths: list[list[int]] = []
+    by_place: dict[tuple[int, int], MediumT] = {}
+    for example, own_runs in enumerate(runs):
+        own: list[int] = []
+        while sum(own) < sum(own_runs) and (medium := next(rest, None)) is not None:
+            by_place[example, len(own)] = medium
+            own.append(len(medium))
+        lengths.append(own)
+    return lengths, by_place

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from lensplug.families import MediaLayout
+from lensplug.families import MediaLayout, shared_out
 from lensplug.geometry import ImageGrid
 
 
@@ -38,13 +38,7 @@ def media_layout(
     counts = [int(count) for count in processor_outputs.get("batch_num_images", [1] * len(sizes))]
     alone = [count == 1 for count in counts for _ in range(count)]
     images = [image_grid(config, int(h), int(w), alone=single) for (h, w), single in zip(sizes, alone, strict=True)]
-    lengths, grids, rest = [], {}, iter(images)
-    for example, runs in enumerate(placeholders["image"]):
-        own: list[ImageGrid] = []
-        while sum(map(len, own)) < sum(runs) and (grid := next(rest, None)) is not None:
-            grids[example, len(own)] = grid
-            own.append(grid)
-        lengths.append([len(grid) for grid in own])
+    lengths, grids = shared_out(placeholders["image"], images)
     return MediaLayout({"image": lengths}, grids)
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from lensplug.audio_frames import MEL, WHISPER_CONVOLUTIONS, Frames, frame_count, stacked
 from lensplug.errors import LensplugError
 from lensplug.families import MediaLayout
-from lensplug.families.audio_frames import MEL, WHISPER_CONVOLUTIONS, Frames, stacked
 from lensplug.geometry import AudioTimeline
 
 SAMPLING_RATE = 16000
@@ -70,18 +70,16 @@ def timeline(count: int, size: int, duration_s: float | None) -> AudioTimeline:
     start, end = frames.span(*stacked(count, size))
     # No convolution reaches across the edge of a window, so the last frame stands for all that is left of it.
     # (Voxtral makes one spectrogram of all windows: there 12 ms around an edge are heard on both sides.)
-    window_of = torch.arange(count) * size // round(WINDOW_S / frames.stride_s)
-    last_of_window = torch.ones(count, dtype=torch.bool)
-    last_of_window[:-1] = window_of[1:] > window_of[:-1]
-    full = last_of_window & ((torch.arange(count) + 1) * size % round(WINDOW_S / frames.stride_s) == 0)
+    first = torch.arange(count) * size
+    window_of, is_last = first // WINDOW_FRAMES, (first + size) % WINDOW_FRAMES == 0
     start = torch.maximum(start, window_of * WINDOW_S)
-    end = torch.where(full, (window_of + 1) * WINDOW_S, end)
+    end = torch.where(is_last, (window_of + 1) * WINDOW_S, end)
     return AudioTimeline(start, end, float(end[-1]) if duration_s is None else duration_s)
 
 
 def _positions(mel_frames: int, size: int) -> int:
     """Positions of a window with so many spectrogram columns of sound."""
-    return ((mel_frames - 1) // 2 + 1 - size) // size + 1
+    return frame_count(mel_frames, WHISPER_CONVOLUTIONS) // size
 
 
 def _by_sound(runs: Sequence[Sequence[int]], mel_frames: Sequence[int], size: int, *, cut: bool) -> list[list[Heard]]:

@@ -8,7 +8,6 @@ per view, 27 x 27 in the large one), a base view, tiles, newline tokens.
 
 from __future__ import annotations
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from lensplug.tiny.scenes import every_text
+from lensplug.tiny.words import word_tokenizer
 
 VIEW = 48
 PATCH = 8
@@ -41,27 +41,10 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer in which every word that the scenes use is one token."""
+    """Every word that the scenes use is one token."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000,  # an upper bound: training ends when every word is one token
-        min_frequency=1,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     corpus = [*every_text(), "user", "assistant", "system", " user", " assistant", " system"]
-    tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>", "<image>", "<video>"],
-        padding_side="left",
-    )
+    return word_tokenizer(corpus, special=special, eos="<|im_end|>", pad="<|endoftext|>")
 
 
 def build_processor() -> LlavaOnevisionProcessor:

@@ -7,11 +7,11 @@ a second, in frames of 40 ms, and a sound becomes ten vectors, as in the large m
 
 from __future__ import annotations
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, Wav2Vec2Config, Wav2Vec2FeatureExtractor
 
 from lensplug.audio_llama import AudioLlamaConfig, AudioLlamaForConditionalGeneration, AudioLlamaProcessor
 from lensplug.tiny.voices import SAMPLING_RATE, every_text
+from lensplug.tiny.words import word_tokenizer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -26,26 +26,9 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer in which every word that the voices use is one token."""
+    """Every word that the voices use is one token."""
     special = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<audio>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1200,  # an upper bound: training ends when every word is one token
-        min_frequency=1,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(every_text(), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|end|>",
-        pad_token="<|pad|>",
-        additional_special_tokens=["<|user|>", "<|assistant|>", "<audio>"],
-        padding_side="left",
-    )
+    return word_tokenizer(every_text(), special=special, eos="<|end|>", pad="<|pad|>")
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> AudioLlamaConfig:

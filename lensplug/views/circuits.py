@@ -23,6 +23,7 @@ from lensplug.analysis.reading import read_pattern
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.views.groups import group_positions
+from lensplug.views.rows import rows_at
 
 ATTENTION_BYTES = 300_000
 """The most that the numbers of one attention component may weigh; text tokens are pooled until they fit."""
@@ -103,14 +104,10 @@ def colored_tokens(
     Raises:
         LensplugError: If the values are not one for each position.
     """
-    if values.shape != inputs.tokens.shape[1:]:
-        raise LensplugError(
-            f"values have the shape {list(values.shape)}, expected one for each of {inputs.tokens.shape[1]} positions."
-        )
+    (row,) = rows_at(values, inputs).values()
     groups = group_positions(inputs, example=example, blocks=blocks)
     kept = groups.of_position >= 0
-    sums = values.new_zeros(len(groups.names)).float().cpu()
-    sums.index_add_(0, groups.of_position[kept], values.float().cpu()[kept])
+    sums = row.new_zeros(len(groups.names)).index_add_(0, groups.of_position[kept], row[kept])
     component = circuitsvis.tokens.colored_tokens(tokens=[_shown(name) for name in groups.names], values=_rounded(sums))
     return _widget(component, height=160)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from io import BytesIO
 
 import plotly.graph_objects as go
@@ -15,6 +14,7 @@ from lensplug.errors import LensplugError
 from lensplug.geometry import ImageGrid
 from lensplug.inputs import MultimodalInput
 from lensplug.media import load_image
+from lensplug.views.rows import Rows, rows_at
 from lensplug.views.style import HEAT, figure
 
 SIDE = 340
@@ -24,7 +24,7 @@ CELLS = 70_000
 
 
 def image_overlay(
-    values: Float[Tensor, " pos"] | Mapping[str, Float[Tensor, " pos"]],
+    values: Rows,
     inputs: MultimodalInput,
     *,
     image: object = None,
@@ -53,15 +53,8 @@ def image_overlay(
     if grid is None:
         raise LensplugError("this family has no geometry yet: its image tokens cannot be placed in the image.")
     picture = _picture(inputs, image, media_index, example, grid)
-    named = values if isinstance(values, Mapping) else {"": values}
-    at = inputs.modality.image_positions(media_index, example)
-    maps = {}
-    for name, row in named.items():
-        if row.shape != inputs.tokens.shape[1:]:
-            raise LensplugError(
-                f"values have the shape {list(row.shape)}, expected one for each of {inputs.tokens.shape[1]} positions."
-            )
-        maps[name] = _shrunk(grid.to_pixels(row.cpu()[at.cpu()], view=view), CELLS // len(named))
+    rows = rows_at(values, inputs, inputs.modality.image_positions(media_index, example))
+    maps = {name: _shrunk(grid.to_pixels(row, view=view), CELLS // len(rows)) for name, row in rows.items()}
     scale = SIDE / max(grid.width, grid.height)
     fig = figure(
         *(_heat(heat, grid, shown=i == 0) for i, heat in enumerate(maps.values())),

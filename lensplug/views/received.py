@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from lensplug.analysis.received_attention import MEDIA, ReceivedAttention, modality_names
+from lensplug.analysis.received_attention import MEDIA, ReceivedAttention
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.views.blocks import block_means, block_size
@@ -124,7 +124,7 @@ def _with_names(result: ReceivedAttention, inputs: MultimodalInput) -> ReceivedA
             f"the inputs are {list(inputs.tokens.shape)}, the result {list(result.values.shape)}: give the inputs that"
             " were run."
         )
-    modalities = tuple(map(tuple, modality_names(inputs.modality)))
+    modalities = tuple(map(tuple, inputs.modality.position_names))
     return replace(result, modalities=modalities, str_tokens=tuple(map(tuple, inputs.str_tokens)))
 
 

@@ -24,11 +24,7 @@ def attention_rollout(
     if inputs is None:
         colors, texts = [MODALITY_COLORS["text"]] * len(values), [""] * len(values)
     else:
-        names = ["text"] * len(values)
-        for span in inputs.modality.spans:
-            if span.example == example:
-                names[span.start : span.stop] = [span.modality] * (span.stop - span.start)
-        colors = [MODALITY_COLORS[name] for name in names]
+        colors = [MODALITY_COLORS[name] for name in inputs.modality.position_names[example]]
         texts = [visible(text) for text in inputs.str_tokens[example]]
     bars = go.Bar(
         x=list(range(len(values))), y=values, marker={"color": colors, "line": {"width": 0}}, customdata=texts,

@@ -18,6 +18,7 @@ from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline
 from lensplug.inputs import MultimodalInput
 from lensplug.media import Sound, load_sound
+from lensplug.views.rows import Rows, rows_at
 from lensplug.views.style import FONT, MODALITY_COLORS, figure
 
 BINS = 200
@@ -34,7 +35,7 @@ HEAT = [[0.0, "#ffffff"], [0.5, "#f6c992"], [1.0, "#dd6b20"]]
 
 
 def sound_overlay(
-    values: Float[Tensor, " pos"] | Mapping[str, Float[Tensor, " pos"]],
+    values: Rows,
     inputs: MultimodalInput,
     *,
     sound: Any = None,
@@ -67,20 +68,12 @@ def sound_overlay(
     if sound is None and not inputs.audio:
         raise LensplugError("the sound is not known (encode keeps none): give sound=.")
     heard = load_sound(inputs.audio[example][media_index] if sound is None else sound)
-    named = values if isinstance(values, Mapping) else {"": values}
-    at = inputs.modality.audio_positions(media_index, example)
-    rows = {}
-    for name, row in named.items():
-        if row.shape != inputs.tokens.shape[1:]:
-            raise LensplugError(
-                f"values have the shape {list(row.shape)}, expected one for each of {inputs.tokens.shape[1]} positions."
-            )
-        rows[name] = row.cpu()[at.cpu()].float()
+    rows = rows_at(values, inputs, inputs.modality.audio_positions(media_index, example))
     fig = make_subplots(rows=3, cols=1, shared_xaxes=True, row_heights=[0.36, 0.28, 0.36], vertical_spacing=0.04)
     highest = max(float(row.abs().max()) for row in rows.values()) or 1.0
     for index, row in enumerate(rows.values()):
         fig.add_trace(_bars(row, timeline, shown=index == 0), row=1, col=1)
-        fig.add_trace(_heat(row, timeline, heard.duration_s, highest, shown=index == 0), row=2, col=1)
+        fig.add_trace(_heat(row, timeline, highest, shown=index == 0), row=2, col=1)
     fig.add_trace(_waveform(heard), row=2, col=1)
     fig.add_trace(_spectrogram(heard), row=3, col=1)
     _lay_out(fig, title, rows, timeline, heard.duration_s)
@@ -131,9 +124,7 @@ def _bars(row: Float[Tensor, " token"], timeline: AudioTimeline, *, shown: bool)
     )  # fmt: skip
 
 
-def _heat(
-    row: Float[Tensor, " token"], timeline: AudioTimeline, duration: float, highest: float, *, shown: bool
-) -> go.Heatmap:
+def _heat(row: Float[Tensor, " token"], timeline: AudioTimeline, highest: float, *, shown: bool) -> go.Heatmap:
     painted = timeline.to_seconds(row, bins=BINS)
     step = timeline.duration_s / BINS
     return go.Heatmap(

@@ -7,7 +7,7 @@ sees, and how far it is to the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,13 @@ class Frames:
         start = self.first_s + first.double() * self.stride_s
         end = self.first_s + (last.double() + 1) * self.stride_s
         return start.clamp(min=0).float(), end.float()
+
+
+def frame_count(length: int, convolutions: Iterable[Sequence[int]]) -> int:
+    """How many frames (kernel, stride, padding) of convolutions make of so many samples, or columns."""
+    for kernel, stride, padding in convolutions:
+        length = (length + 2 * padding - kernel) // stride + 1
+    return length
 
 
 def stacked(count: int, size: int) -> tuple[Int[Tensor, " token"], Int[Tensor, " token"]]:

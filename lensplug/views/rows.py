@@ -1,0 +1,37 @@
+"""One value for each position, or several such rows under their names: what overlays are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+from lensplug.inputs import MultimodalInput
+
+Rows = Float[Tensor, " pos"] | Mapping[str, Float[Tensor, " pos"]]
+
+
+def rows_at(
+    values: Rows, inputs: MultimodalInput, at: Int[Tensor, " token"] | None = None
+) -> dict[str, Float[Tensor, " token"]]:
+    """The rows under their names ("" for a single one), at some of the positions, in fp32 on the CPU.
+
+    Args:
+        values: One row, or several under their names.
+        inputs: The inputs that were analysed.
+        at: Positions; all if not given.
+
+    Raises:
+        LensplugError: If a row is not one value for each position of the inputs.
+    """
+    rows = {}
+    for name, row in (values if isinstance(values, Mapping) else {"": values}).items():
+        if row.shape != inputs.tokens.shape[1:]:
+            raise LensplugError(
+                f"values have the shape {list(row.shape)}, expected one for each of {inputs.tokens.shape[1]} positions."
+            )
+        row = row.float().cpu()
+        rows[name] = row if at is None else row[at.cpu()]
+    return rows
