@@ -35,6 +35,9 @@ from lensplug.errors import LensplugError
 MASK_VECTOR = ("masked_spec_embed",)
 """Of the acoustic model; only used to hide frames in training."""
 
+Adapter = tuple[str | Path, Mapping[str, Tensor]]
+"""A folder, and the tensors that it holds."""
+
 
 def convert(
     base: str | Path,
@@ -86,8 +89,10 @@ def convert(
     parts = read_parts(checkpoint)
     tokenizer = _tokenizer([*reversed(adapters), base], audio_token)
     progress("putting the language model together")
-    language_model = _language_model(base, adapters, parts["llama"], dtype)
-    _give_rows(language_model, tokenizer, audio_token, are_known=_are_known(adapters, parts["llama"]))
+    trained = [(folder, adapter_weights(folder)) for folder in adapters]
+    language_model = _language_model(base, trained, parts["llama"], dtype)
+    are_known = any(rows_of(tensors) is not None for tensors in (parts["llama"], *(own for _, own in trained)))
+    _give_rows(language_model, tokenizer, audio_token, are_known=are_known)
     progress("putting the acoustic model together")
     tower = _acoustic_model(acoustic, parts["wave2vec2"], dtype)
     extractor = _open(AutoFeatureExtractor, acoustic)
@@ -114,7 +119,7 @@ def convert(
 
 
 def _language_model(
-    base: str | Path, adapters: Sequence[str | Path], tensors: Mapping[str, Tensor], dtype: torch.dtype | None
+    base: str | Path, adapters: Sequence[Adapter], tensors: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> Any:
     """The base with all adapters merged, and with what the checkpoint says."""
     is_adapted = any("lora_" in name for name in tensors)
@@ -126,15 +131,15 @@ def _language_model(
     given = dtype or (_dtype(frozen) if is_whole else "auto")
     model = _open_whole(AutoModelForCausalLM, base, given, is_filled=is_whole)
     _untie(model, tensors)
-    for folder in adapters:
-        _resize(model, rows_of(adapter_weights(folder)))
-        if is_adapted and folder == adapters[-1]:
+    for folder, own in adapters:
+        _resize(model, rows_of(own))
+        if is_adapted and folder == adapters[-1][0]:
             _resize(model, rows_of(tensors))
-            adapted = attach(model, folder)
+            adapted = attach(model, folder, own)
             _fill_adapted(adapted, tensors, is_whole=is_whole)
             model = adapted.merge_and_unload()
         else:
-            model = _merged(model, folder, tensors)
+            model = _merged(model, folder, own, tensors)
     if tensors and not is_adapted:
         _resize(model, rows_of(tensors))
         fill(model, tensors, "language model", may_lack=["lm_head.weight"] if model.config.tie_word_embeddings else [])
@@ -152,9 +157,9 @@ def _fill_adapted(adapted: Any, tensors: Mapping[str, Tensor], *, is_whole: bool
     fill(adapted, respelt(tensors, own), "language model with its adapter", may_lack=may_lack)
 
 
-def _merged(model: Any, folder: str | Path, tensors: Mapping[str, Tensor]) -> Any:
+def _merged(model: Any, folder: str | Path, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Any:
     """An adapter merged as its folder has it; it must be in the checkpoint's language model too."""
-    adapted = attach(model, folder)
+    adapted = attach(model, folder, own)
     changed = next(
         (name for name in adapted.state_dict() if ".layers." in name and name.endswith("base_layer.weight")), ""
     )
@@ -187,11 +192,6 @@ def _untie(model: Any, tensors: Mapping[str, Tensor]) -> None:
 def _resize(model: Any, rows: int | None) -> None:
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
-
-
-def _are_known(adapters: Sequence[str | Path], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the training left embeddings at all."""
-    return any(rows_of(found) is not None for found in (tensors, *map(adapter_weights, adapters)))
 
 
 def _give_rows(model: Any, tokenizer: Any, audio_token: str, *, are_known: bool) -> None:

@@ -27,15 +27,19 @@ ADAPTER_NAMES = (
 )
 
 
-def attach(model: Any, folder: str | Path) -> Any:
+def attach(model: Any, folder: str | Path, weights: Mapping[str, Tensor]) -> Any:
     """The model with an adapter on it, every weight of the adapter in its place.
+
+    Args:
+        model: The language model.
+        folder: The adapter.
+        weights: What it holds (`adapter_weights`).
 
     Raises:
         LensplugError: If peft is not installed, or the adapter does not fit the model.
     """
     peft = _peft()
     name = Path(folder).name
-    given = adapter_weights(folder)
     try:
         adapted = peft.PeftModel.from_pretrained(model, str(folder))
     except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
@@ -45,7 +49,7 @@ def attach(model: Any, folder: str | Path) -> Any:
     # peft itself is silent about weights that it has no place for, and about places without a weight. (And its own
     # list of what it would save depends on what the hub answers.)
     own = adapted.state_dict()
-    placed = respelt(given, own)
+    placed = respelt(weights, own)
     wrong = [key for key in placed if key not in own or not torch.equal(own[key], placed[key].to(own[key]))]
     wrong += [key for key in own if TRAINED.search(key) and key not in placed]
     if wrong:
