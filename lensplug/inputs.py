@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
-from lensplug.families import media_layout
-from lensplug.media import Sound
+from lensplug.families import MediaLayout, media_layout
+from lensplug.media import Media, Sound, Video
 from lensplug.modality import ModalityMap
 from lensplug.seam import run_to_seam
 from lensplug.tokens import token_texts
@@ -44,6 +44,8 @@ class MultimodalInput:
     """What the full model takes for the same input (`lens.check` runs it); empty after `generate`."""
     images: tuple[tuple[Image.Image, ...], ...] = field(default=(), repr=False)
     """The pictures of each example, where `prepare` was given them; views draw over them."""
+    videos: tuple[tuple[Video, ...], ...] = field(default=(), repr=False)
+    """The videos of each example: the frames that the model sees."""
     audio: tuple[tuple[Sound, ...], ...] = field(default=(), repr=False)
     """The sounds of each example, as they came."""
 
@@ -79,21 +81,20 @@ class MultimodalInput:
 def encode(
     hf_model: Any,
     core: LanguageCore,
-    tokenizer: Any,
+    processor: Any,
     processor_outputs: Mapping[str, Any],
     *,
-    images: tuple[tuple[Image.Image, ...], ...] = (),
-    audio: tuple[tuple[Sound, ...], ...] = (),
+    given: Media,
 ) -> MultimodalInput:
     """Run the full model up to its decoder on what a processor returned.
 
     Args:
         hf_model: The full model.
         core: Its language core.
-        tokenizer: For the text of the tokens; may be None.
+        processor: For the text of the tokens, and how it scales and cuts images; may be None.
         processor_outputs: A BatchFeature or dict with at least `input_ids`, on any device.
-        images: Kept for the views.
-        audio: Kept for the views, and for the length of each sound.
+        given: The media as far as they are at hand: kept for the views, and for sizes and lengths that the
+            outputs do not tell.
 
     Raises:
         LensplugError: If there are no tokens, or the model refuses its inputs.
@@ -125,16 +126,19 @@ def encode(
         for kind, token in core.placeholder_ids.items()
         if any(runs := _runs((tokens == token) & seam.attention_mask.bool()))
     }
-    durations = [[sound.duration_s for sound in own] for own in audio] or None
-    layout = media_layout(hf_model.config, processor_outputs, placeholders, durations) if placeholders else None
+    layout = MediaLayout()
+    if placeholders:
+        layout = media_layout(hf_model.config, processor_outputs, placeholders, given, processor)
+    tokenizer = getattr(processor, "tokenizer", processor)
     modality = ModalityMap.build(
         tokens,
         seam.attention_mask,
         placeholder_ids={kind: core.placeholder_ids[kind] for kind in placeholders},
         special_ids=tokenizer.all_special_ids if tokenizer is not None else (),
-        media_lengths=layout.lengths if layout else None,
-        grids=layout.grids if layout else None,
-        timelines=layout.timelines if layout else None,
+        media_lengths=layout.lengths,
+        grids=layout.grids,
+        video_grids=layout.video_grids,
+        timelines=layout.timelines,
     )
     return MultimodalInput(
         embeds=seam.embeds,
@@ -143,8 +147,9 @@ def encode(
         modality=modality,
         str_tokens=token_texts(tokens, tokenizer),
         model_inputs=model_inputs,
-        images=images,
-        audio=audio,
+        images=given.images,
+        videos=given.videos,
+        audio=given.audio,
     )
 
 

@@ -18,11 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
+from lensplug import gradients, parity, prompts
 from lensplug import inputs as _inputs
-from lensplug import parity, prompts
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
+from lensplug.media import load_media
 from lensplug.parity import ParityReport
 from lensplug.tokens import token_texts
 
@@ -76,11 +77,18 @@ class MultimodalLens:
         )
 
     def prepare(
-        self, text: str | Sequence[str], *, images: Any = None, audio: Any = None, chat_template: bool = True
+        self,
+        text: str | Sequence[str],
+        *,
+        images: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        chat_template: bool = True,
     ) -> MultimodalInput:
-        """Words, pictures and sounds to what the core receives.
+        """Words, pictures, videos and sounds to what the core receives.
 
             inputs = lens.prepare("What is the color? Answer single word.", images=["photo.jpg"])
+            inputs = lens.prepare("What happens?", videos=["clip.mp4"])
             inputs = lens.prepare("How does the speaker sound?", audio=[(waveform, sampling_rate)])
             batch = lens.prepare(["What is this?", "And this?"], images=[[first], [second]])
 
@@ -88,6 +96,9 @@ class MultimodalLens:
             text: One prompt, or a list of prompts for a batch.
             images: A list of PIL images, uint8 arrays or paths, or a single one; for a batch, one list for
                 each prompt.
+            videos: Likewise paths of videos (16 frames are taken; `lensplug.media.load_video` takes another number),
+                frames (a list of images, or uint8 `[frame height width 3]`), or pairs of frames and how many of
+                them there are in a second.
             audio: Likewise paths of sounds, or pairs of waveform and sampling rate. A rate that is not the encoder's
                 is resampled, and a warning says so.
             chat_template: Wrap each prompt as a user's turn with its media first. Without it the text
@@ -99,16 +110,29 @@ class MultimodalLens:
         """
         if self.processor is None:
             raise LensplugError("this lens has no processor: run your own and use lens.encode(processor_outputs).")
-        outputs, media = prompts.prepare(self.processor, text, images=images, audio=audio, chat_template=chat_template)
-        return _inputs.encode(self.hf_model, self.core, self.tokenizer, outputs, **media)
+        outputs, given = prompts.prepare(
+            self.processor, text, images=images, videos=videos, audio=audio, chat_template=chat_template
+        )
+        return _inputs.encode(self.hf_model, self.core, self.processor, outputs, given=given)
 
-    def encode(self, processor_outputs: Mapping[str, Any]) -> MultimodalInput:
+    def encode(
+        self, processor_outputs: Mapping[str, Any], *, images: Any = None, videos: Any = None, audio: Any = None
+    ) -> MultimodalInput:
         """What a processor returned to what the core receives; the decoder is not run.
+
+        Args:
+            processor_outputs: From the model's own processor.
+            images: What the processor was given, as for `prepare`. Views draw over it, and most families need
+                its size to know where a token lies.
+            videos: Likewise.
+            audio: Likewise.
 
         Raises:
             LensplugError: If there are no tokens, or placeholders and media do not match.
         """
-        return _inputs.encode(self.hf_model, self.core, self.tokenizer, processor_outputs)
+        n_examples = len(processor_outputs.get("input_ids", ()))
+        given = load_media(n_examples, batched=n_examples > 1, images=images, videos=videos, audio=audio)
+        return _inputs.encode(self.hf_model, self.core, self.processor, processor_outputs, given=given)
 
     def run_with_cache(
         self, inputs: MultimodalInput, *, names_filter: NamesFilter = None, **kwargs: Any
@@ -132,6 +156,41 @@ class MultimodalLens:
             logits, cache = self.model.run_with_cache(inputs, names_filter=names_filter, **kwargs)
         cache.attention_mask = inputs.attention_mask  # analyses count positions from the last that is not padding
         return logits, cache
+
+    def run_with_gradients(
+        self, inputs: MultimodalInput, *, target: gradients.Target, position: int = -1, names_filter: NamesFilter = None
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache, ActivationCache]:
+        """Logits, activations and the gradient of a token's logit with respect to each of them.
+
+            logits, cache, grads = lens.run_with_gradients(inputs, target="Red")
+            result = analysis.gradient_rollout(cache, grads, rows=-1)
+
+        `grads[name]` has the shape of `cache[name]` and is d(sum over the batch of the target's logit) /
+        d(activation); examples do not mix, so it is the gradient of each example's own logit. All three are
+        detached, and no parameter gets a gradient. Needs the memory of a training step without the parameters'
+        gradients.
+
+        Patterns are taken as free numbers, as in the literature. Processed weights are then another function of
+        them: logits are centred, and folded value biases shift the gradient of each row of a pattern by a
+        constant. For the model's own gradients use a lens without `process_weights`.
+
+        Args:
+            inputs: From `prepare` or `encode`.
+            target: Whose logit: a word that is one token, a token id, a tensor of ids [batch]; or a function that
+                makes one number of the logits [batch pos d_vocab] (`position` is then not used).
+            position: Where the logit is read, the place before the one it is written to; negative ones count
+                from the last that is not padding.
+            names_filter: Which hooks to keep, as in `run_with_cache`; by default every layer's `attn.hook_pattern`,
+                which `analysis.gradient_rollout` needs.
+
+        Raises:
+            LensplugError: If a name is no hook, the target is not one token or has no gradient, the position is
+                out of range, or a gradient is not finite (fp16).
+        """
+        self._refuse_unknown_hooks(names_filter)
+        return gradients.run_with_gradients(
+            self.model, inputs, tokenizer=self.tokenizer, target=target, position=position, names_filter=names_filter
+        )
 
     def run_with_hooks(
         self,

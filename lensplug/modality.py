@@ -6,7 +6,7 @@ It knows nothing of models: labels on positions, spans of one medium, and the ge
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.geometry import AudioTimeline, ImageGrid
+from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
 
 MODALITIES = ("text", "image", "video", "audio", "generated", "pad")
 """Every modality there is, in the order in which results list them."""
@@ -47,6 +47,8 @@ class ModalityMap:
     """Which image (video, sound) of its example a position belongs to; -1 for none or not known."""
     grids: Mapping[tuple[int, int], ImageGrid] = field(default_factory=dict)
     """(example, media_index) -> where the tokens of that image lie."""
+    video_grids: Mapping[tuple[int, int], VideoGrid] = field(default_factory=dict)
+    """(example, media_index) -> where, and in which frame, the tokens of that video lie."""
     timelines: Mapping[tuple[int, int], AudioTimeline] = field(default_factory=dict)
     """(example, media_index) -> when the tokens of that sound are heard."""
 
@@ -60,6 +62,7 @@ class ModalityMap:
         special_ids: Sequence[int] = (),
         media_lengths: Mapping[str, Sequence[Sequence[int]]] | None = None,
         grids: Mapping[tuple[int, int], ImageGrid] | None = None,
+        video_grids: Mapping[tuple[int, int], VideoGrid] | None = None,
         timelines: Mapping[tuple[int, int], AudioTimeline] | None = None,
     ) -> ModalityMap:
         """Label every position from its token.
@@ -72,6 +75,7 @@ class ModalityMap:
             media_lengths: Modality -> for each example, the number of positions of each medium, in order.
                 Without it, a medium is told from the next only where an example has one run of positions.
             grids: The geometry of the images, where the family is known.
+            video_grids: That of the videos.
             timelines: That of the sounds.
 
         Raises:
@@ -88,8 +92,13 @@ class ModalityMap:
         labels[attention_mask == 0] = PAD
         special = torch.isin(tokens, torch.tensor(list(special_ids), device=tokens.device, dtype=tokens.dtype))
         special &= labels == TEXT
-        made = cls(labels, special, media_index, dict(grids or {}), dict(timelines or {}))
-        for modality, geometry in (("image", made.grids), ("audio", made.timelines)):
+        made = cls(labels, special, media_index, dict(grids or {}), dict(video_grids or {}), dict(timelines or {}))
+        geometries: tuple[tuple[str, Mapping[tuple[int, int], Sized]], ...] = (
+            ("image", made.grids),
+            ("video", made.video_grids),
+            ("audio", made.timelines),
+        )
+        for modality, geometry in geometries:
             for (example, index), own in geometry.items():
                 positions = int((made.mask(modality)[example] & (media_index[example] == index)).sum())
                 if positions != len(own):
@@ -134,13 +143,25 @@ class ModalityMap:
         return spans
 
     def image_grid(self, media_index: int = 0, example: int = 0) -> ImageGrid | None:
-        """Where the tokens of an image lie in its pixels; None for a family without geometry.
+        """Where the tokens of an image lie in its pixels.
+
+        None for a family without geometry, and where the size of the image or the settings of its processor
+        are not known (`lens.encode` without `images=`).
 
         Raises:
             LensplugError: If there is no such image.
         """
         self.image_positions(media_index, example)
         return self.grids.get((example, media_index))
+
+    def video_grid(self, media_index: int = 0, example: int = 0) -> VideoGrid | None:
+        """Where, and in which frame, the tokens of a video lie; None as for `image_grid`.
+
+        Raises:
+            LensplugError: If there is no such video.
+        """
+        self.video_positions(media_index, example)
+        return self.video_grids.get((example, media_index))
 
     def audio_timeline(self, media_index: int = 0, example: int = 0) -> AudioTimeline | None:
         """When the tokens of a sound are heard, in its seconds; None for a family without geometry.
@@ -159,6 +180,14 @@ class ModalityMap:
         """
         return self._positions("image", media_index, example)
 
+    def video_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, " token"]:
+        """The positions of one video, in the order of its grid.
+
+        Raises:
+            LensplugError: If there is no such video.
+        """
+        return self._positions("video", media_index, example)
+
     def audio_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, " token"]:
         """The positions of one sound, in the order of its timeline.
 
@@ -174,6 +203,11 @@ class ModalityMap:
         at = self.mask(modality)[example] & (self.media_index[example] == media_index)
         if not bool(at.any()):
             there = sorted(set(self.media_index[example][self.mask(modality)[example]].tolist()))
+            if -1 in there:
+                raise LensplugError(
+                    f"example {example} has {modality} positions, but it is not known which {modality} each belongs to:"
+                    " use lens.prepare, or give lens.encode the media as well."
+                )
             raise LensplugError(f"example {example} has no {modality} {media_index}: it has {there}.")
         return at.nonzero()[:, 0]
 

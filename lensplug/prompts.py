@@ -1,4 +1,4 @@
-"""From what a user has to what a processor returned: words, pictures and sounds, in the model's own prompt form.
+"""From what a user has to what a processor returned: words and media, in the model's own prompt form.
 
 `prepare` applies the chat template, checks that media and placeholders match, and runs the processor. It is reached
 through the lens; `inputs.encode` takes it from there.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lensplug.errors import LensplugError
-from lensplug.media import Sound, is_one_image, is_one_sound, load_image, load_sound
+from lensplug.media import Media, Sound, load_media
 
 
 def prepare(
@@ -20,35 +20,46 @@ def prepare(
     text: str | Sequence[str],
     *,
     images: Any = None,
+    videos: Any = None,
     audio: Any = None,
     chat_template: bool = True,
-) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Run the processor on prompts, pictures and sounds.
+) -> tuple[Mapping[str, Any], Media]:
+    """Run the processor on prompts, pictures, videos and sounds.
 
     Args:
         processor: The model's Hugging Face processor.
         text: One prompt, or one for each example of a batch.
         images: A list of the prompt's pictures (PIL images, arrays `[height width channel]` of uint8, or
             paths), or a single one; for a batch, one such list for each example.
+        videos: Likewise its videos (paths, frames, or pairs of frames and how many there are in a second).
         audio: Likewise its sounds (paths, or pairs of waveform and sampling rate). They are resampled to
             the rate that the encoder takes, with a warning that says so.
         chat_template: Wrap the prompt as a user's turn, media first. Without it the text must hold the
             placeholders itself.
 
     Returns:
-        The processor's outputs, and what was given: `images` as RGB and `audio`, a tuple for each example.
+        The processor's outputs, and what was given, loaded.
 
     Raises:
         LensplugError: If media and placeholders do not match, or a file cannot be read.
     """
     texts = [text] if isinstance(text, str) else list(text)
     batched = not isinstance(text, str)
-    pictures = _per_example(images, len(texts), "images", is_one_image, load_image, batched=batched)
-    sounds = _per_example(audio, len(texts), "audio", is_one_sound, load_sound, batched=batched)
-    media = {"image": pictures, "audio": sounds}
-    parts = {"image": ("image_processor",), "audio": ("feature_extractor", "audio_processor")}
-    for kind, given in media.items():
-        if any(given) and not any(hasattr(processor, part) for part in parts[kind]):
+    given = load_media(len(texts), batched=batched, images=images, videos=videos, audio=audio)
+    sounds = given.audio
+    nothing = ((),) * len(texts)
+    media: dict[str, Sequence[Sequence[Any]]] = {
+        "image": given.images or nothing,
+        "video": given.videos or nothing,
+        "audio": sounds or nothing,
+    }
+    parts = {
+        "image": ("image_processor",),
+        "video": ("video_processor",),
+        "audio": ("feature_extractor", "audio_processor"),
+    }
+    for kind, own in media.items():
+        if any(own) and not any(hasattr(processor, part) for part in parts[kind]):
             raise LensplugError(f"{kind} is given, but {type(processor).__name__} takes none.")
     heard = _at_the_encoders_rate(processor, sounds) if any(sounds) else []
     if any(sounds) and "audio" not in inspect.signature(type(processor).__call__).parameters:
@@ -57,56 +68,54 @@ def prepare(
                 f"{type(processor).__name__} takes sounds in its chat template only: give plain words and"
                 " chat_template=True."
             )
-        return _by_template(processor, texts, heard), {"images": tuple(pictures), "audio": tuple(sounds)}
+        return _by_template(processor, texts, heard), given
     if chat_template:
-        counts = [{kind: len(given[example]) for kind, given in media.items()} for example in range(len(texts))]
+        counts = [{kind: len(own[example]) for kind, own in media.items()} for example in range(len(texts))]
         texts = [_chat_prompt(processor, prompt, count) for prompt, count in zip(texts, counts, strict=True)]
-    for kind, given in media.items():
-        _refuse_other_count(texts, given, getattr(processor, f"{kind}_token", None), kind)
-    # Padding at the left: the last position of every prompt is then the one that writes its answer.
-    of_text: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+    for kind, own in media.items():
+        _refuse_other_count(texts, own, getattr(processor, f"{kind}_token", None), kind)
+    arguments = _arguments(processor, texts, given, heard)
     bos = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
     if chat_template and bos and texts[0].startswith(bos):
-        of_text["add_special_tokens"] = False  # the template has written it
-    if hasattr(processor, "tokenizer"):
-        # Said to each part by its name: padding of the text is not that of sounds, which may go to a whole window.
-        arguments: dict[str, Any] = {"text_kwargs": of_text, "common_kwargs": {"return_tensors": "pt"}}
-    else:
-        arguments = {**of_text, "return_tensors": "pt"}
-    arguments["text"] = texts
-    if any(pictures):
-        arguments["images"] = [list(own) for own in pictures]
-    if any(sounds):
-        arguments["audio"] = [sound.waveform.numpy() for own in heard for sound in own]
-        arguments["audio_kwargs"] = {"sampling_rate": encoder_rate(processor)}
+        arguments.get("text_kwargs", arguments)["add_special_tokens"] = False  # the template has written it
     try:
         outputs = processor(**arguments)
     except LensplugError:
         raise
     except (ValueError, TypeError) as error:
         raise LensplugError(f"{type(processor).__name__} refused its inputs: {error}") from error
-    return outputs, {"images": tuple(pictures), "audio": tuple(sounds)}
+    return outputs, given
 
 
-def _per_example(
-    given: Any,
-    n_examples: int,
-    name: str,
-    is_one: Callable[[Any], bool],
-    load: Callable[[Any], Any],
-    *,
-    batched: bool,
-) -> list[tuple[Any, ...]]:
-    """The media of each example, loaded."""
-    if given is None:
-        return [()] * n_examples
-    given = [given] if is_one(given) else list(given)
-    groups = [[own] if is_one(own) else list(own) for own in given] if batched else [given]
-    if len(groups) != n_examples:
+def _arguments(processor: Any, texts: Sequence[str], given: Media, heard: Sequence[Sequence[Sound]]) -> dict[str, Any]:
+    """What the processor is called with."""
+    # Padding at the left: the last position of every prompt is then the one that writes its answer.
+    of_text: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+    arguments: dict[str, Any] = {**of_text, "return_tensors": "pt"}
+    if hasattr(processor, "tokenizer"):
+        # Said to each part by its name: padding of the text is not that of sounds, which may go to a whole window.
+        arguments = {"text_kwargs": of_text, "common_kwargs": {"return_tensors": "pt"}}
+    arguments["text"] = texts
+    if any(given.images):
+        arguments["images"] = [list(pictures) for pictures in given.images]
+    if any(given.videos):
+        arguments["videos"] = _stackable(given)
+        arguments["videos_kwargs"] = {"do_sample_frames": False}  # the frames that were given are those that are seen
+    if any(heard):
+        arguments["audio"] = [sound.waveform.numpy() for own in heard for sound in own]
+        arguments["audio_kwargs"] = {"sampling_rate": encoder_rate(processor)}
+    return arguments
+
+
+def _stackable(given: Media) -> list[Any]:
+    """The frames of every video; Hugging Face stacks videos."""
+    videos = [video for own in given.videos for video in own]
+    if len(counts := sorted({len(video) for video in videos})) > 1:
         raise LensplugError(
-            f"{n_examples} prompts, but {name} for {len(groups)}: give one list of {name} for each prompt."
+            f"videos of {', '.join(map(str, counts))} frames in one call, which Hugging Face cannot stack: give all the"
+            " same number (lensplug.media.load_video has num_frames=)."
         )
-    return [tuple(load(one) for one in own) for own in groups]
+    return [video.frames.numpy() for video in videos]
 
 
 def _by_template(processor: Any, texts: Sequence[str], sounds: Sequence[Sequence[Sound]]) -> Mapping[str, Any]:

@@ -56,6 +56,28 @@ def test_a_box_between_pixels_paints_the_pixels_whose_centre_it_holds():
     assert grid.to_pixels(torch.tensor([1.0, 2.0, 3.0])).tolist() == [[1, 2, 3, 0]]
 
 
+@pytest.mark.parametrize("view", ["all", "base", "tiles"])
+@pytest.mark.parametrize("size", [(300, 500), (37, 290)])
+def test_cells_are_the_picture_without_its_pixels(config, size, view):
+    height, width = size
+    grid = image_grid(config, height, width)
+    values = torch.rand(len(grid), generator=torch.Generator().manual_seed(0))
+    cells, y, x = grid.to_cells(values, view=view)
+    assert (float(y[0]), float(y[-1]), float(x[0]), float(x[-1])) == (0, height, 0, width)
+    assert bool((y[1:] > y[:-1]).all() and (x[1:] > x[:-1]).all())
+    rows = torch.searchsorted(y, torch.arange(height) + 0.5, right=True) - 1
+    columns = torch.searchsorted(x, torch.arange(width) + 0.5, right=True) - 1
+    again = cells[rows][:, columns].nan_to_num(0)
+    assert torch.equal(again, grid.to_pixels(values, view=view))
+    assert cells.numel() < 130**2, "whatever the size of the image"
+
+
+def test_a_value_that_is_not_known_is_left_out(grid):
+    values = torch.tensor([1.0, torch.nan, 4.0, torch.nan])
+    assert grid.to_pixels(values).tolist() == [[1, 1, 4, 4], [1, 1, 4, 4], [0, 0, 4, 4]]
+    assert float(grid.to_pixels(values, preserve_mass=True).sum()) == 5
+
+
 @pytest.mark.parametrize("values", [torch.ones(3), torch.ones(5)])
 def test_another_number_of_values_is_refused(grid, values):
     with pytest.raises(LensplugError, match=f"\\[{len(values)}\\] values for 4 image tokens: give one value a token"):
@@ -65,6 +87,60 @@ def test_another_number_of_values_is_refused(grid, values):
 def test_an_unknown_view_is_refused(grid):
     with pytest.raises(LensplugError, match="'tile', expected 'all', 'base' or 'tiles'"):
         grid.to_pixels(torch.ones(4), view="tile")
+
+
+def test_spread_values_keep_their_sum_as_by_hand(grid):
+    values = torch.tensor([1.0, 2.0, 6.0, 100.0])
+    base = [[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5], [0, 0, 0, 0]]
+    assert grid.to_pixels(values, view="base", preserve_mass=True).tolist() == base
+    assert grid.to_pixels(values, view="tiles", preserve_mass=True).tolist() == [[0, 0, 1, 1]] * 3
+    assert float(grid.to_pixels(values, preserve_mass=True).sum()) == 9
+    assert grid.placed.tolist() == [True, True, True, False] and grid.views == ("base", "tiles")
+
+
+def test_a_value_is_spread_over_parts_of_pixels():
+    boxes = torch.tensor([[0.5, 0, 1.25, 1], [1.25, 0, 2.0, 1]])
+    grid = ImageGrid(boxes, torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.bool), width=3, height=1)
+    spread = grid.to_pixels(torch.tensor([3.0, 3.0]), preserve_mass=True)
+    torch.testing.assert_close(spread, torch.tensor([[2.0, 4.0, 0.0]]))
+
+
+def test_the_way_back_as_by_hand(grid):
+    assert grid.overlap([1, 0, 3, 1]).tolist() == [0.25, 0.25, pytest.approx(1 / 6), 0]
+    assert grid.overlap([1, 0, 3, 1], view="base").tolist() == [0.25, 0.25, 0, 0]
+    assert grid.overlap((0.5, 0.5, 1.5, 1.5)).tolist() == [0.25, 0, 0, 0]
+    mask = torch.zeros(3, 4, dtype=torch.bool)
+    mask[0, 1:3] = True
+    assert grid.overlap(mask).tolist() == [0.25, 0.25, pytest.approx(1 / 6), 0]
+    mask[2, 0] = True  # seen by nothing
+    assert grid.overlap(mask).tolist() == [0.25, 0.25, pytest.approx(1 / 6), 0]
+
+
+@pytest.mark.parametrize("size", [(300, 500), (37, 290)])
+def test_a_box_and_its_mask_are_seen_by_the_same_positions(config, size):
+    height, width = size
+    grid = image_grid(config, height, width)
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[5:30, 40:200] = True
+    torch.testing.assert_close(grid.overlap(mask), grid.overlap([40, 5, 200, 30]), atol=1e-5, rtol=0)
+    for token in (0, 100, len(grid) - 2):
+        box = grid.boxes[token].tolist()
+        assert float(grid.overlap(box)[token]) == pytest.approx(1)
+        others = (grid.overlap(box) > 1e-4) & ((grid.view == 0) == (grid.view[token] == 0))
+        assert others.nonzero().flatten().tolist() == [token]
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        ([3, 0, 3, 2], r"the box \[3, 0, 3, 2\] has no area"),
+        ([0, 2, 4, 1], "has no area"),
+        (torch.ones(4, 3, dtype=torch.bool), r"the mask has the shape \[4, 3\], the image \[3, 4\]"),
+    ],
+)
+def test_a_region_that_is_none_is_refused(grid, region, message):
+    with pytest.raises(LensplugError, match=message):
+        grid.overlap(region)
 
 
 SIZES = st.tuples(st.integers(1, 2500), st.integers(1, 2500))

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, Result, attended, n_layers, needs, read_pattern
+from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.modality import resolve_position
 
@@ -44,13 +44,21 @@ class Rollout(Result):
     main_number = "value"
 
     values: Float[Tensor, "example row pos"]
-    """Fractions; a row sums to 1."""
+    """Of `attention_rollout` fractions, a row sums to 1; of `gradient_rollout` R, whose rows do not."""
     rows: Int[Tensor, "example row"]
     """The output positions, from the left."""
     residual: float
-    """The weight of the identity in each layer."""
+    """The weight of the identity in each layer; 1 where the identity is added, not mixed (`gradient_rollout`)."""
     head_fusion: str
     provenance: Provenance
+    relevance: Float[Tensor, "example row pos"] | None = None
+    """Of `gradient_rollout`, `values` without the identity (R - I), which is what is painted; else None."""
+
+    def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
+        """Each output position's row, of relevance where there is some: for overlays."""
+        check_example(example, len(self.values))
+        shown = self.values if self.relevance is None else self.relevance
+        return {f"into position {int(at)}": row for at, row in zip(self.rows[example], shown[example], strict=True)}
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each example, output position and input position."""
@@ -58,7 +66,7 @@ class Rollout(Result):
 
         # Whole columns at once: a row of Python objects for each of pos x pos values takes minutes.
         examples, rows, length = self.values.shape
-        return pd.DataFrame(
+        table = pd.DataFrame(
             {
                 "example": torch.arange(examples).repeat_interleave(rows * length).numpy(),
                 "row": self.rows.flatten().repeat_interleave(length).numpy(),
@@ -66,6 +74,9 @@ class Rollout(Result):
                 "value": self.values.flatten().double().numpy(),
             }
         )
+        if self.relevance is not None:
+            table["relevance"] = self.relevance.flatten().double().numpy()
+        return table
 
 
 @needs("attn.hook_pattern")
@@ -98,13 +109,7 @@ def attention_rollout(
     last = read_pattern(cache, layers - 1, needed_by="attention_rollout")
     batch, length, device = last.shape[0], last.shape[-1], last.device
     mask = attended(cache, (batch, length), attention_mask, device)
-    if rows is None:
-        index = torch.arange(length, device=device).expand(batch, -1)
-    else:
-        wanted = [rows] if isinstance(rows, int) else list(rows)
-        if not wanted:
-            raise LensplugError("rows is empty: give at least one, or None for all.")
-        index = torch.stack([resolve_position(row, mask) for row in wanted], dim=1)
+    index = chosen_rows(rows, mask)
     values = torch.nn.functional.one_hot(index, length).float()
     for layer in reversed(range(layers)):
         pattern = read_pattern(cache, layer, needed_by="attention_rollout")
@@ -112,6 +117,20 @@ def attention_rollout(
     convention = f"heads fused by {head_fusion}, residual weight {residual}, rows sum to 1"
     provenance = Provenance.of(cache, "attention_rollout", convention)
     return Rollout(values.cpu(), index.cpu(), residual, head_fusion, provenance)
+
+
+def chosen_rows(rows: int | Sequence[int] | None, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row"]:
+    """The rows of a rollout as positions from the left; all for None.
+
+    Raises:
+        LensplugError: If there are none, or one is out of range or padding.
+    """
+    if rows is None:
+        return torch.arange(attention_mask.shape[1], device=attention_mask.device).expand(len(attention_mask), -1)
+    wanted = [rows] if isinstance(rows, int) else list(rows)
+    if not wanted:
+        raise LensplugError("rows is empty: give at least one, or None for all.")
+    return torch.stack([resolve_position(row, attention_mask) for row in wanted], dim=1)
 
 
 def _through(

@@ -10,6 +10,12 @@ although the answer is there (Belrose et al. 2023, "Eliciting latent predictions
 
     result = logit_lens(cache, positions=-1, target="Red")
     result.settled_layer          # the first layer from which "Red" stays on top
+
+Every position of an image in every layer is tens of thousands of rows of the vocabulary's size. They are made
+a few at a time (`chunk_bytes`), and of each only the top k and a few numbers are kept:
+
+    patches = logit_lens(cache, positions=inputs.modality.image_positions(), target="Red")
+    views.image_overlay(patches, inputs)         # where in the image each layer would say "Red"
 """
 
 from __future__ import annotations
@@ -18,11 +24,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, Result, attended, n_layers, needs, read
+from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs, read
 from lensplug.errors import LensplugError
 from lensplug.modality import resolve_position
 from lensplug.tokens import single_token, token_texts
@@ -57,6 +64,8 @@ class LogitLens(Result):
     top_texts: list[list[list[list[str]]]]
     """The text of `top_tokens`."""
     target_texts: list[list[str]]
+    length: int
+    """Positions of the input, read or not."""
     provenance: Provenance
 
     @property
@@ -73,26 +82,57 @@ class LogitLens(Result):
         stays = (self.rank == 1).flip(1).int().cumprod(dim=1).sum(dim=1)  # entries on top, from the end
         return self.rank.shape[1] - 1 - stays
 
+    def by_position(self, example: int = 0, *, measure: str = "probability") -> dict[str, Float[Tensor, " pos"]]:
+        """One value of the target for each position and entry, NaN where the lens did not read: for overlays.
+
+        Args:
+            example: Which example.
+            measure: "probability", "log_probability" (nats) or "rank" (1 = top) of the target, "reciprocal_rank"
+                (1 = top, towards 0), "entropy" or "kl_to_last" (nats) of the layer's distribution.
+        """
+        check_example(example, len(self.positions))
+        measures = {
+            "probability": lambda: self.log_probability.exp(),
+            "log_probability": lambda: self.log_probability,
+            "rank": lambda: self.rank.float(),
+            "reciprocal_rank": lambda: 1 / self.rank,
+            "entropy": lambda: self.entropy,
+            "kl_to_last": lambda: self.kl_to_last,
+        }
+        if measure not in measures:
+            raise LensplugError(f"measure is {measure!r}, expected one of {', '.join(map(repr, measures))}.")
+        rows = torch.full((self.rank.shape[1], self.length), torch.nan)
+        rows[:, self.positions[example]] = measures[measure]()[example].float()
+        names = ["embed", *(f"layer {layer}" for layer in range(len(rows) - 1))]
+        return dict(zip(names, rows, strict=True))
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each example, position and entry."""
         import pandas as pd
 
+        # Whole columns at once: an image has tens of thousands of rows.
+        examples, entries, positions = self.rank.shape
+        example, pos, entry = (
+            axis.flatten().numpy()
+            for axis in torch.meshgrid(*map(torch.arange, (examples, positions, entries)), indexing="ij")
+        )
+        by_row = {
+            name: getattr(self, name).transpose(1, 2).flatten()
+            for name in ("rank", "log_probability", "entropy", "kl_to_last")
+        }
         return pd.DataFrame(
             {
                 "example": example,
-                "position": int(self.positions[example, pos]),
-                "entry": name,
-                "top_token": self.top_texts[example][entry][pos][0],
-                "top_probability": float(self.top_probabilities[example, entry, pos, 0]),
-                "target": self.target_texts[example][pos],
-                "target_rank": int(self.rank[example, entry, pos]),
-                "target_log_probability": float(self.log_probability[example, entry, pos]),
-                "entropy_nats": float(self.entropy[example, entry, pos]),
-                "kl_to_last_nats": float(self.kl_to_last[example, entry, pos]),
+                "position": self.positions[example, pos].numpy(),
+                "entry": np.array(self.entries)[entry],
+                "top_token": [self.top_texts[e][layer][p][0] for e, p, layer in zip(example, pos, entry, strict=True)],
+                "top_probability": self.top_probabilities[..., 0].transpose(1, 2).flatten().double().numpy(),
+                "target": [self.target_texts[e][p] for e, p in zip(example, pos, strict=True)],
+                "target_rank": by_row["rank"].numpy(),
+                "target_log_probability": by_row["log_probability"].double().numpy(),
+                "entropy_nats": by_row["entropy"].double().numpy(),
+                "kl_to_last_nats": by_row["kl_to_last"].double().numpy(),
             }
-            for example in range(self.rank.shape[0])
-            for pos in range(self.rank.shape[2])
-            for entry, name in enumerate(self.entries)
         )
 
 
@@ -100,7 +140,7 @@ class LogitLens(Result):
 def logit_lens(
     cache: Any,
     *,
-    positions: int | Sequence[int] | None = -1,
+    positions: int | Sequence[int] | Int[Tensor, ...] | None = -1,
     top_k: int = 5,
     target: str | int | Tensor | None = None,
     final_norm: bool = True,
@@ -112,8 +152,8 @@ def logit_lens(
     Args:
         cache: An ActivationCache with `hook_resid_pre` of the first block and `hook_resid_post` of every
             block (`logit_lens.needs`), and its model.
-        positions: Where to read; negative ones count from the last position that is not padding. None
-            reads every position (padding too).
+        positions: Where to read, the same for every example or a tensor `[example position]`; negative ones
+            count from the last position that is not padding. None reads every position (padding too).
         top_k: How many tokens to keep of each distribution.
         target: The token whose rank and probability are followed: a word that is one token, an id, or
             ids `[example]` or `[example position]`. By default the last layer's top token at each
@@ -164,6 +204,7 @@ def logit_lens(
         positions=at.cpu(),
         top_texts=[[token_texts(entry, tokenizer) for entry in example] for example in by_entry["top_tokens"]],
         target_texts=token_texts(result["target"], tokenizer),
+        length=length,
         provenance=Provenance.of(cache, "logit_lens", convention),
     )
 
@@ -223,10 +264,19 @@ def _chunks(rows: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
-def _positions(positions: int | Sequence[int] | None, mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch position"]:
+def _positions(
+    positions: int | Sequence[int] | Int[Tensor, ...] | None, mask: Int[Tensor, "batch pos"]
+) -> Int[Tensor, "batch position"]:
     if positions is None:
         return torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
-    wanted = [positions] if isinstance(positions, int) else list(positions)
+    if isinstance(positions, Tensor) and positions.ndim == 2:
+        if len(positions) != len(mask):
+            raise LensplugError(
+                f"positions are {list(positions.shape)}, expected a row for each of {len(mask)} examples."
+            )
+        return torch.cat([_positions(own, mask[i : i + 1]) for i, own in enumerate(positions)])
+    listed = positions.tolist() if isinstance(positions, Tensor) else positions
+    wanted = [listed] if isinstance(listed, int) else list(listed)
     if not wanted:
         raise LensplugError("positions is empty: give at least one, or None for all.")
     return torch.stack([resolve_position(position, mask) for position in wanted], dim=1)

@@ -66,6 +66,14 @@ class Result:
         """One row for each thing that is measured."""
         raise NotImplementedError
 
+    def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
+        """One value for each position of an example, under names ("layer 0"): what overlays draw.
+
+        Raises:
+            LensplugError: If this result has no such values.
+        """
+        raise LensplugError(f"{type(self).__name__} has no value for each position: nothing to lay over a picture.")
+
     def __repr__(self) -> str:
         # Shapes, not numbers: the numbers are in the picture, and in to_dataframe.
         tensors = [
@@ -81,6 +89,12 @@ class Result:
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
+
+
+def check_example(example: int, n_examples: int) -> None:
+    """Refuse an example that a result does not have."""
+    if not 0 <= example < n_examples:
+        raise LensplugError(f"example is {example}, the result has {n_examples}, counted from 0.")
 
 
 @runtime_checkable  # the tests check annotations while the code runs

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, Result, attended, n_layers, needs, read_pattern
+from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.modality import ModalityMap
 
@@ -60,6 +60,11 @@ class ReceivedAttention(Result):
     """Of each position; "" where it was not given."""
     provenance: Provenance
 
+    def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
+        """What each position receives, for overlays."""
+        check_example(example, len(self.values))
+        return {f"layer {self.layer}": self.values[example]}
+
     def top(self, k: int = 25, *, example: int = 0) -> list[tuple[int, str, float]]:
         """The k positions that receive most: (position, text, value)."""
         at = self._order(example)[:k].tolist()
@@ -67,7 +72,7 @@ class ReceivedAttention(Result):
 
     def of(self, modality: str, *, example: int = 0) -> list[tuple[int, str, float]]:
         """All positions of a modality: (position, text, value); NaN for what has no value."""
-        self._check(example)
+        check_example(example, len(self.values))
         names = self.modalities[example]
         if modality not in names:
             raise LensplugError(f"no position of example {example} is {modality!r}: it has {sorted(set(names))}.")
@@ -104,14 +109,10 @@ class ReceivedAttention(Result):
 
     def _order(self, example: int) -> Int[Tensor, " kept"]:
         """The positions that have a value, the one that receives most first; of equal ones the earlier first."""
-        self._check(example)
+        check_example(example, len(self.values))
         values = self.values[example]
         order = values.nan_to_num(-1).argsort(descending=True, stable=True)
         return order[: int((~values.isnan()).sum())]
-
-    def _check(self, example: int) -> None:
-        if not 0 <= example < len(self.values):
-            raise LensplugError(f"example is {example}, the result has {len(self.values)}, counted from 0.")
 
 
 @needs("attn.hook_pattern")

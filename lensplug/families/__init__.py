@@ -1,7 +1,7 @@
 """What differs from one Hugging Face family to the next, one small file each, imported when asked for.
 
-A family without a file works everywhere; its media have no geometry (`image_grid` and `audio_timeline` give
-None).
+A family without a file works everywhere; its media have no geometry (`image_grid`, `video_grid` and
+`audio_timeline` give None).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, TypeVar
 
-from lensplug.geometry import AudioTimeline, ImageGrid
+from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
+from lensplug.media import Media
 
 MediumT = TypeVar("MediumT", bound=Sized)
 
@@ -19,6 +20,10 @@ FAMILIES = {
     "audio_llama": "lensplug.families.audio_llama",
     "audioflamingo3": "lensplug.families.whisper_windows",
     "glmasr": "lensplug.families.whisper_windows",
+    "idefics3": "lensplug.families.idefics3",
+    "internvl": "lensplug.families.internvl",
+    "llava": "lensplug.families.llava",
+    "llava_next": "lensplug.families.llava_next",
     "llava_onevision": "lensplug.families.llava_onevision",
     "qwen2_audio": "lensplug.families.whisper_windows",
     "voxtral": "lensplug.families.whisper_windows",
@@ -34,6 +39,8 @@ class MediaLayout:
     """Modality -> for each example, the number of positions of each medium."""
     grids: dict[tuple[int, int], ImageGrid] = field(default_factory=dict)
     """(example, media_index) -> the geometry of that image."""
+    video_grids: dict[tuple[int, int], VideoGrid] = field(default_factory=dict)
+    """(example, media_index) -> that of that video."""
     timelines: dict[tuple[int, int], AudioTimeline] = field(default_factory=dict)
     """(example, media_index) -> that of that sound."""
 
@@ -42,7 +49,8 @@ def media_layout(
     config: Any,
     processor_outputs: Mapping[str, Any],
     placeholders: Mapping[str, Sequence[Sequence[int]]],
-    durations: Sequence[Sequence[float]] | None = None,
+    given: Media,
+    processor: Any = None,
 ) -> MediaLayout:
     """The layout of the media in `processor_outputs`; empty for a family that has no file.
 
@@ -50,12 +58,13 @@ def media_layout(
         config: The full model's configuration.
         processor_outputs: What its processor returned.
         placeholders: Modality -> for each example, the lengths of its runs of placeholder tokens.
-        durations: For each example, the seconds of each sound, where the sounds are at hand.
+        given: The media themselves, as far as they are at hand: their sizes, seconds and frames.
+        processor: The model's processor, where it is at hand: how it scales and cuts.
     """
     name = FAMILIES.get(config.model_type)
     if name is None:
         return MediaLayout()
-    layout: MediaLayout = import_module(name).media_layout(config, processor_outputs, placeholders, durations)
+    layout: MediaLayout = import_module(name).media_layout(config, processor_outputs, placeholders, given, processor)
     return layout
 
 
@@ -81,3 +90,28 @@ def shared_out(
             own.append(len(medium))
         lengths.append(own)
     return lengths, by_place
+
+
+def by_example(
+    lengths: Sequence[Sequence[int]], media: Sequence[Sequence[MediumT | None]]
+) -> dict[tuple[int, int], MediumT]:
+    """The geometry of each medium by (example, media_index), where there is one that fits its positions.
+
+    Args:
+        lengths: For each example, the number of positions of each medium.
+        media: For each example, the geometry of each medium, if it is known.
+    """
+    if [len(own) for own in media] != [len(own) for own in lengths]:
+        return {}
+    return {
+        (example, index): medium
+        for example, (own, counts) in enumerate(zip(media, lengths, strict=True))
+        for index, (medium, count) in enumerate(zip(own, counts, strict=True))
+        if medium is not None and len(medium) == count
+    }
+
+
+def setting(size: Any, name: str) -> int | None:
+    """One entry of a size of an image processor: a dict, or an object with attributes."""
+    found = size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)
+    return None if found is None else int(found)

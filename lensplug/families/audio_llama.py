@@ -13,19 +13,21 @@ from typing import Any
 from lensplug.audio_frames import MEL, Frames, frame_count, interpolated
 from lensplug.families import MediaLayout, shared_out
 from lensplug.geometry import AudioTimeline
+from lensplug.media import Media
 
 
 def media_layout(
     config: Any,
     processor_outputs: Mapping[str, Any],
     placeholders: Mapping[str, Sequence[Sequence[int]]],
-    durations: Sequence[Sequence[float]] | None = None,
+    given: Media,
+    processor: Any,
 ) -> MediaLayout:
     """The timeline of every sound in the batch."""
     heard = processor_outputs["audio_attention_mask"].sum(dim=-1).tolist()
     lengths, timelines = shared_out(placeholders["audio"], [timeline(config, length) for length in heard])
-    if durations is not None:
-        timelines = {(e, i): replace(line, duration_s=durations[e][i]) for (e, i), line in timelines.items()}
+    if given.audio:
+        timelines = {(e, i): replace(line, duration_s=given.durations[e][i]) for (e, i), line in timelines.items()}
     return MediaLayout({"audio": lengths}, timelines=timelines)
 
 

@@ -20,6 +20,7 @@ from lensplug.audio_frames import MEL, WHISPER_CONVOLUTIONS, Frames, frame_count
 from lensplug.errors import LensplugError
 from lensplug.families import MediaLayout
 from lensplug.geometry import AudioTimeline
+from lensplug.media import Media
 
 SAMPLING_RATE = 16000
 WINDOW_S = 30.0
@@ -36,7 +37,8 @@ def media_layout(
     config: Any,
     processor_outputs: Mapping[str, Any],
     placeholders: Mapping[str, Sequence[Sequence[int]]],
-    durations: Sequence[Sequence[float]] | None = None,
+    given: Media,
+    processor: Any,
 ) -> MediaLayout:
     """The timeline of every sound in the batch.
 
@@ -54,12 +56,12 @@ def media_layout(
     else:
         cut = config.model_type != "qwen2_audio"  # else every row is a sound
         sounds = _by_sound(runs, mask.sum(dim=-1).tolist(), size, cut=cut)
-    if durations is not None:
-        _refuse_other_sounds(sounds, durations)
+    if given.audio:
+        _refuse_other_sounds(sounds, given.durations)
     timelines = {}
     for example, own in enumerate(sounds):
         for index, (count, heard_s) in enumerate(own):
-            known = durations[example][index] if durations is not None else heard_s
+            known = given.durations[example][index] if given.audio else heard_s
             timelines[example, index] = timeline(count, size, known)
     return MediaLayout({"audio": [[count for count, _ in own] for own in sounds]}, timelines=timelines)
 

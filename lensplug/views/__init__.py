@@ -11,6 +11,8 @@ from lensplug.views.circuits import attention_heads as attention_heads
 from lensplug.views.circuits import colored_tokens as colored_tokens
 from lensplug.views.comparison import comparison as comparison
 from lensplug.views.draw import draw as draw
+from lensplug.views.explorer import Explorer as Explorer
+from lensplug.views.explorer import image_explorer as image_explorer
 from lensplug.views.heads import head_specialization as head_specialization
 from lensplug.views.image import image_overlay as image_overlay
 from lensplug.views.lens_table import logit_lens as logit_lens
@@ -19,3 +21,4 @@ from lensplug.views.ribbon import modality_ribbon as modality_ribbon
 from lensplug.views.rollout import attention_rollout as attention_rollout
 from lensplug.views.sound import sound_overlay as sound_overlay
 from lensplug.views.sound import sound_player as sound_player
+from lensplug.views.video import video_overlay as video_overlay

@@ -108,7 +108,8 @@ def colored_tokens(
     groups = group_positions(inputs, example=example, blocks=blocks)
     kept = groups.of_position >= 0
     sums = row.new_zeros(len(groups.names)).index_add_(0, groups.of_position[kept], row[kept])
-    component = circuitsvis.tokens.colored_tokens(tokens=[_shown(name) for name in groups.names], values=_rounded(sums))
+    tokens = [_harmless(_shown(name)) for name in groups.names]
+    component = circuitsvis.tokens.colored_tokens(tokens=tokens, values=_rounded(sums))
     return _widget(component, height=160)
 
 
@@ -137,3 +138,8 @@ def _rounded(values: Tensor) -> list[Any]:
 
 def _shown(token: str) -> str:
     return token.replace("\n", "⏎")
+
+
+def _harmless(token: str) -> str:
+    """`ColoredTokens` takes its text for HTML: a word joiner behind each < and & keeps it text, and is not seen."""
+    return re.sub("[<&]", "\\g<0>\u2060", token)

@@ -1,10 +1,19 @@
-"""One self-contained HTML page of figures and widgets: opens offline, loads nothing, can be mailed."""
+"""One self-contained HTML page of figures and widgets: opens offline, loads nothing, can be mailed.
+
+plotly and CircuitsVis are 6 MB of script; the page keeps them as gzip in base64 (2.4 MB), and loader.js
+inflates them when the page opens. Until then the scripts of the figures wait: their type is one that no
+browser runs.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeAlias
 
 import jinja2
 import plotly.graph_objects as go
@@ -12,7 +21,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from lensplug.views.circuits import Widget, script
+from lensplug.views.explorer import Explorer
+from lensplug.views.packing import inflatable
 from lensplug.views.sound import Player
+
+Part: TypeAlias = go.Figure | Widget | Player | Explorer
 
 
 @dataclass(frozen=True)
@@ -21,7 +34,7 @@ class Section:
 
     title: str
     text: str
-    parts: tuple[go.Figure | Widget | Player, ...] = ()
+    parts: tuple[Part, ...] = ()
     wide: bool = False
     """One part below the other, instead of side by side where there is room."""
 
@@ -37,13 +50,17 @@ class Page:
 
     def to_html(self) -> str:
         """The page. Scripts are put in once; a content policy forbids every request."""
-        widgets = any(isinstance(part, Widget) for section in self.sections for part in section.parts)
+        parts = [part for section in self.sections for part in section.parts]
+        explorers = any(isinstance(part, Explorer) for part in parts)
+        tokens = explorers or any(isinstance(part, Widget) for part in parts)
         return _template("page.html").render(
             page=self,
-            style=Markup(_read("style.css")),
+            style=Markup(_read("style.css") + (_read("explorer.css") if explorers else "")),
             rendered=[[_rendered(part) for part in section.parts] for section in self.sections],
-            plotly_script=Markup(get_plotlyjs()),
-            circuits_script=Markup(script()) if widgets else None,
+            libraries=[Markup(_library(source)) for source in ([get_plotlyjs, script] if tokens else [get_plotlyjs])],
+            scripts=[Markup(_read("explorer.js"))] if explorers else [],
+            loader=Markup(_read("loader.js")),
+            roomy=explorers,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -85,9 +102,18 @@ def _read(name: str) -> str:
     return (files("lensplug.views") / name).read_text(encoding="utf-8")
 
 
-def _rendered(part: go.Figure | Widget | Player) -> Markup:
-    if isinstance(part, Widget | Player):
+@cache
+def _library(source: Callable[[], str]) -> str:
+    return inflatable(source().encode())
+
+
+def _rendered(part: Part) -> Markup:
+    if isinstance(part, Explorer | Player):
         return Markup(part.body)
-    return Markup(
-        part.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
-    )
+    if isinstance(part, Widget):
+        body = part.body
+    else:
+        config = {"displayModeBar": False, "responsive": True}
+        body = part.to_html(full_html=False, include_plotlyjs=False, config=config)
+    # Each runs when the loader has unpacked what it calls. Text inside the scripts has no "<" that is not escaped.
+    return Markup(re.sub(r'<script(?: type="text/javascript")?>', '<script type="text/plain" class="waiting">', body))

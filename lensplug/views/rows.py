@@ -7,25 +7,29 @@ from collections.abc import Mapping
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensplug.analysis.reading import Result
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 
-Rows = Float[Tensor, " pos"] | Mapping[str, Float[Tensor, " pos"]]
+Rows = Float[Tensor, " pos"] | Mapping[str, Float[Tensor, " pos"]] | Result
 
 
 def rows_at(
-    values: Rows, inputs: MultimodalInput, at: Int[Tensor, " token"] | None = None
+    values: Rows, inputs: MultimodalInput, at: Int[Tensor, " token"] | None = None, *, example: int = 0
 ) -> dict[str, Float[Tensor, " token"]]:
     """The rows under their names ("" for a single one), at some of the positions, in fp32 on the CPU.
 
     Args:
-        values: One row, or several under their names.
+        values: One row, several under their names, or a result that has rows.
         inputs: The inputs that were analysed.
         at: Positions; all if not given.
+        example: Of a result, which example.
 
     Raises:
         LensplugError: If a row is not one value for each position of the inputs.
     """
+    if isinstance(values, Result):
+        values = values.by_position(example)
     rows = {}
     for name, row in (values if isinstance(values, Mapping) else {"": values}).items():
         if row.shape != inputs.tokens.shape[1:]:

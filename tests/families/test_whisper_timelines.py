@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import lensplug
 from lensplug.families import FAMILIES
 from lensplug.families.whisper_windows import STACK, WINDOW_MEL, media_layout
+from lensplug.media import Media, Sound
 
 WINDOWED = [name for name in RELATIVES if name != "qwen2_audio"]
 MASKS = {
@@ -127,15 +128,16 @@ def test_any_sounds_of_any_lengths_have_as_many_positions_as_transformers_says(n
     rows = [one for own in batch for mel in own for one in windows(mel, name)]
     mask = (torch.arange(WINDOW_MEL) < torch.tensor(rows, dtype=torch.long)[:, None]).long()
     seconds = [[mel / 100 for mel in own] for own in batch]
-    for durations in (seconds, None):
-        layout = media_layout(lens.hf_model.config, {MASKS[name]: mask}, {"audio": counts}, durations)
+    sounds = tuple(tuple(Sound(torch.zeros(mel), 100) for mel in own) for own in batch)
+    for given_media in (Media(audio=sounds), Media()):
+        layout = media_layout(lens.hf_model.config, {MASKS[name]: mask}, {"audio": counts}, given_media, None)
         assert layout.lengths["audio"] == counts
         for (example, index), line in layout.timelines.items():
             assert len(line) == counts[example][index]
             assert torch.equal(line.end_s[:-1], line.start_s[1:]) and float(line.start_s[0]) == 0
             assert not line.padding.any()
             known = min(seconds[example][index], 30.0) if name == "qwen2_audio" else seconds[example][index]
-            if durations is None:  # a few columns in a last window that has no position are not counted
+            if not given_media.audio:  # a few columns in a last window that has no position are not counted
                 assert known - 0.07 < line.duration_s < known + 1e-6
 
 
@@ -145,7 +147,9 @@ def test_sounds_that_touch_are_told_apart_by_the_mask(name):
     mel = [WINDOW_MEL if name == "qwen2_audio" else 120, 90, 300]
     counts = [positions(one, name) for one in mel]
     mask = (torch.arange(WINDOW_MEL) < torch.tensor(mel)[:, None]).long()
-    layout = media_layout(family(name)[0].config, {MASKS[name]: mask}, {"audio": [[sum(counts[:2])], counts[2:]]})
+    layout = media_layout(
+        family(name)[0].config, {MASKS[name]: mask}, {"audio": [[sum(counts[:2])], counts[2:]]}, Media(), None
+    )
     assert layout.lengths["audio"] == [counts[:2], counts[2:]]
     assert [line.duration_s for line in layout.timelines.values()] == pytest.approx([one / 100 for one in mel])
 
@@ -171,7 +175,7 @@ def test_sounds_that_touch_without_a_mask_are_refused_not_taken_for_one():
 def test_a_voxtral_that_stacks_other_than_four_frames_has_no_known_times():
     outputs = {"input_features": torch.zeros(1, 80, WINDOW_MEL)}
     with pytest.raises(lensplug.LensplugError, match="750 audio placeholders for 1 windows of 30 s, expected 375"):
-        media_layout(family("voxtral")[0].config, outputs, {"audio": [[750]]})
+        media_layout(family("voxtral")[0].config, outputs, {"audio": [[750]]}, Media(), None)
 
 
 def test_placeholders_that_the_model_expands_itself_are_refused():

@@ -62,6 +62,13 @@ def test_a_token_cannot_end_the_script(seen):
     assert properties(views.attention_heads(seen.cache, hostile, layer=0), "tokens")[0] == texts[0][0]
 
 
+def test_a_token_is_no_html_where_circuitsvis_takes_it_for_some(seen):
+    texts = [list(row) for row in seen.inputs.str_tokens]
+    texts[0][0] = "<img src=x onerror=alert(1)>&lt;"
+    widget = views.colored_tokens(torch.zeros(seen.inputs.tokens.shape[1]), replace(seen.inputs, str_tokens=texts))
+    assert properties(widget, "tokens")[0] == "<\u2060img src=x onerror=alert(1)>&\u2060lt;"
+
+
 def test_colored_tokens_sum_over_image_regions(seen):
     values = torch.rand(seen.inputs.tokens.shape[1])
     widget = views.colored_tokens(values, seen.inputs)

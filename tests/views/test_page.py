@@ -1,10 +1,13 @@
 """The report page: whole, self-contained, and quiet in a real browser with no network."""
 
+import gzip
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 
 import pytest
+from plotly.offline import get_plotlyjs
 
 from lensplug.report import report
 from lensplug.views.page import Page, Section
@@ -54,20 +57,43 @@ def test_the_report_on_a_sound_holds_what_it_says(made_of_sound, heard):
     assert html.count("<audio controls") == 1 and html.count("plotly-graph-div") == 5
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium; the page's other tests run without")
-def test_a_browser_draws_it_without_an_error_or_a_request(either, tmp_path):
-    _, path = either
+def in_a_browser(path, profile):
+    """The page after its scripts have run, and what they said on the console."""
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
         "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--virtual-time-budget=20000",
         "--dump-dom", path.as_uri(),
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
-    console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+    return run.stdout, [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium; the page's other tests run without")
+def test_a_browser_draws_it_without_an_error_or_a_request(either, tmp_path):
+    shown, console = in_a_browser(either[1], tmp_path / "profile")
     assert not console, console
-    assert run.stdout.count('class="main-svg"') >= 5
-    assert "Head Selector" in run.stdout
+    assert shown.count('class="main-svg"') >= 5
+    assert "Head Selector" in shown
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium; the page's other tests run without")
+def test_a_browser_that_cannot_unpack_the_scripts_says_so(made, tmp_path):
+    path = tmp_path / "old.html"
+    old = "<head><script>delete window.DecompressionStream</script>"
+    path.write_text(made[1].read_text(encoding="utf-8").replace("<head>", old, 1), encoding="utf-8")
+    shown, console = in_a_browser(path, tmp_path / "profile")
+    assert "could not be unpacked" in shown and "Firefox 113" in shown.split("<section")[0]
+    assert "<dd>Red</dd>" in shown and not console
+
+
+def test_the_large_scripts_are_packed_once_and_the_small_ones_wait(made):
+    html = made[1].read_text(encoding="utf-8")
+    assert html.count('class="packed"') == 2 and made[1].stat().st_size < 4_500_000
+    packed = re.findall(r'class="packed">(.*?)</script>', html)
+    assert gzip.decompress(b64decode(packed[0])).decode() == get_plotlyjs()
+    run_at_once = re.findall(r"<script(?![^>]*text/plain)[^>]*>(.*?)</script>", html, re.DOTALL)
+    assert len(run_at_once) == 1 and "DecompressionStream" in run_at_once[0]
 
 
 def test_titles_and_texts_are_escaped():

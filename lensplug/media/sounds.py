@@ -1,4 +1,4 @@
-"""Pictures and sounds as users have them: files, arrays, PIL images, pairs of waveform and sampling rate."""
+"""Sounds as users have them: files, or pairs of waveform and sampling rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lensplug.errors import LensplugError
@@ -84,46 +83,6 @@ def load_sound(source: Any) -> Sound:
 def is_one_sound(source: Any) -> bool:
     """Whether this is a single sound, and not a list of them."""
     return isinstance(source, Sound | str | Path | np.ndarray | Tensor) or _is_pair(source)
-
-
-def load_image(source: Any) -> Image.Image:
-    """A picture as RGB, from a PIL image, an array `[height width (channel)]` of uint8, or a path.
-
-    Raises:
-        LensplugError: If it is none of these, or the file is no image.
-    """
-    if isinstance(source, Image.Image):
-        return _rgb(source)
-    if isinstance(source, Tensor | np.ndarray):
-        array = np.asarray(source)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-            raise LensplugError(
-                f"an image array is {array.dtype} of the shape {list(array.shape)}, expected uint8 [height, width, 3]."
-            )
-        return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array).convert("RGB")
-    if isinstance(source, str | Path):
-        try:
-            with Image.open(source) as image:
-                return _rgb(ImageOps.exif_transpose(image))
-        except FileNotFoundError:
-            raise LensplugError(f"there is no file {str(source)!r}.") from None
-        except (UnidentifiedImageError, OSError) as error:
-            raise LensplugError(f"{str(source)!r} is not an image that can be read: {error}") from error
-    raise LensplugError(f"an image is a {type(source).__name__}, expected a PIL image, a uint8 array or a path.")
-
-
-def is_one_image(source: Any) -> bool:
-    """Whether this is a single picture, and not a list of them."""
-    return isinstance(source, Image.Image | str | Path | np.ndarray | Tensor)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """As RGB; Pillow would make a picture of more than 8 bits white nearly everywhere."""
-    if image.mode[0] in "IF":
-        raise LensplugError(
-            f"the image has pixels of mode {image.mode!r}, more than 8 bits: scale it to 0..255 and give a uint8 array."
-        )
-    return image.convert("RGB")
 
 
 def _is_pair(source: Any) -> bool:

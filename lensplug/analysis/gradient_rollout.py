@@ -1,0 +1,129 @@
+"""Gradient-weighted rollout: which positions the attention that raised a logit came from.
+
+Idea (Chefer, Gur & Wolf 2021, "Generic attention-model explainability", arXiv 2103.15679): attention counts as far
+as the answer depends on it. In each layer cam = mean over heads of max(gradient x attention, 0) (equation 5), and
+relevance is carried from layer to layer on top of what each position already is: R = I, then, first layer to
+last, R = R + cam R (equation 6). Row p of R says where what is at position p came from.
+
+    logits, cache, grads = lens.run_with_gradients(inputs, target="Red")
+    result = gradient_rollout(cache, grads, rows=-1)
+    views.image_overlay(result, inputs)               # paints the relevance
+
+When not to use it: attention that lowers the logit is left out, not subtracted; values, MLPs and norms count only
+through the gradient; and gradients vanish where the model is saturated. It is made for one answer: the row
+to read is the one at which the logit was taken. Gradients are matched to layers by name; layers in the wrong order
+give another, equally smooth picture.
+
+Without `normalize`, rows are carried from the last layer down as vectors, row (I + cam_last) ... (I + cam_first): one
+row costs layers x pos^2, not pos^3. All in fp32, and R - I is what is carried, so that relevance far smaller than 1
+is not lost beside the 1 of the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.analysis.attention_rollout import Rollout, chosen_rows
+from lensplug.analysis.reading import Provenance, attended, n_layers, needs, read_pattern
+from lensplug.errors import LensplugError
+
+
+@needs("attn.hook_pattern")
+def gradient_rollout(
+    cache: Any,
+    grads: Any,
+    *,
+    rows: int | Sequence[int] | None = None,
+    normalize: bool = False,
+    attention_mask: Int[Tensor, "batch pos"] | None = None,
+) -> Rollout:
+    """Relevance by equations 5 and 6 of Chefer et al. 2021.
+
+    `values` of the result is R; `relevance` is R - I, which is what is usually painted, from the row at which the
+    logit was taken: R alone holds a 1 at the row's own position. Both have the unit of the logit
+    that the gradients are of; compare positions of one row, not rows of two prompts. Padding neither gives nor
+    receives: its rows and columns of R are those of I.
+
+    Args:
+        cache: An ActivationCache with `hook_pattern` of every layer.
+        grads: The gradients of one scalar with respect to them, under the same names, as an ActivationCache or a
+            dict: cache and grads are what `lens.run_with_gradients(inputs, target=...)` returns.
+        rows: Output positions; negative ones count from the last that is not padding. None: all.
+        normalize: Equations 8 and 9, which the paper has for models with two streams, after every layer, the last
+            included: R becomes (R - I) / S + I, where S is the sum of each row of R - I; a row of zeros stays zeros.
+            A row of `relevance` then sums to 1 (or to 0). The cams themselves are not normalised: where gradients are
+            far smaller than 1, what the first layers brought is scaled up to 1 and what later layers add is
+            small beside it. Costs layers x pos^3 whatever rows are asked for.
+        attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
+
+    Raises:
+        LensplugError: If a pattern or a gradient is missing or not finite, or their shapes differ.
+    """
+    layers = n_layers(cache)
+    last = read_pattern(cache, layers - 1, needed_by="gradient_rollout")
+    batch, length = last.shape[0], last.shape[-1]
+    mask = attended(cache, (batch, length), attention_mask, last.device)
+    index = chosen_rows(rows, mask)
+    identity = torch.nn.functional.one_hot(index, length).float()
+    if normalize:
+        relevance = torch.zeros((batch, length, length), device=last.device)
+        for layer in range(layers):
+            cam = _cam(cache, grads, layer, mask)
+            relevance = relevance + cam + cam @ relevance
+            total = relevance.sum(dim=-1, keepdim=True)
+            relevance = torch.where(total > 0, relevance / total, 0.0)
+        relevance = relevance.gather(1, index[:, :, None].expand(-1, -1, length))
+    else:
+        relevance = torch.zeros_like(identity)
+        for layer in reversed(range(layers)):
+            relevance = relevance + (identity + relevance) @ _cam(cache, grads, layer, mask)
+    form = "rows of R - I normalised in each layer" if normalize else "R - I not normalised"
+    convention = f"positive part of gradient x attention, mean over heads; {form}"
+    return Rollout(
+        values=(identity + relevance).cpu(),
+        rows=index.cpu(),
+        residual=1.0,
+        head_fusion="mean",
+        provenance=Provenance.of(cache, "gradient_rollout", convention),
+        relevance=relevance.cpu(),
+    )
+
+
+def _cam(cache: Any, grads: Any, layer: int, mask: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch query key"]:
+    """Equation 5 for one layer, without padding."""
+    pattern = read_pattern(cache, layer, needed_by="gradient_rollout")
+    gradient = _gradient(grads, layer, pattern)
+    cam = (gradient * pattern).clamp_(min=0).mean(dim=1)
+    keep = mask.to(cam.device).bool()
+    return cam * (keep[:, :, None] & keep[:, None, :])
+
+
+def _gradient(
+    grads: Any, layer: int, pattern: Float[Tensor, "batch head query key"]
+) -> Float[Tensor, "batch head query key"]:
+    """The gradient of one layer's pattern, found by its name, in fp32."""
+    name = f"blocks.{layer}.attn.hook_pattern"
+    held = getattr(grads, "cache_dict", grads)
+    if name not in held:
+        raise LensplugError(
+            f"gradient_rollout needs the gradient of {name!r}, and grads does not hold it: logits, cache, grads ="
+            " lens.run_with_gradients(inputs, target=...) gives both, without names_filter or with"
+            " names_filter=analysis.gradient_rollout.needs."
+        )
+    gradient: Tensor = held[name]
+    gradient = gradient[None] if gradient.ndim == 3 else gradient
+    if gradient.shape != pattern.shape:
+        raise LensplugError(
+            f"the gradient of {name!r} has the shape {list(gradient.shape)}, the pattern {list(pattern.shape)}: give"
+            " cache and grads of one run."
+        )
+    if not bool(gradient.isfinite().all()):
+        raise LensplugError(
+            f"the gradient of {name!r} holds NaN or infinity: in fp16 gradients can overflow; use bfloat16 or float32."
+        )
+    return gradient.float().to(pattern.device)

@@ -1,0 +1,59 @@
+"""Idefics3: the image squeezed to a multiple of a view's size, tile by tile, then squeezed whole.
+
+Words stand between the tiles (their row and column), so that an image has several runs of placeholders.
+Neighbouring patches (2 x 2) are merged to one position. The size of the original image is not among the
+processor's outputs: where it is not known (`lens.encode` without `images=`), an image has no grid, and in a
+prompt of several runs it is not known which image a position belongs to.
+
+Follows `Idefics3Connector.pixel_shuffle` and `Idefics3ImageProcessor` of transformers 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lensplug.families import MediaLayout, by_example, setting
+from lensplug.geometry import ImageGrid
+from lensplug.image_cells import squeezed, views_of
+from lensplug.media import Media
+
+
+def media_layout(
+    config: Any,
+    processor_outputs: Mapping[str, Any],
+    placeholders: Mapping[str, Sequence[Sequence[int]]],
+    given: Media,
+    processor: Any,
+) -> MediaLayout:
+    """The grid of every image in the batch."""
+    settings = getattr(processor, "image_processor", None)
+    view_px = config.vision_config.image_size
+    if settings is None or not given.images or setting(settings.max_image_size, "longest_edge") != view_px:
+        return MediaLayout()
+    images = [[image_grid(config, settings, height, width) for height, width in own] for own in given.image_sizes]
+    lengths = [[len(image) for image in own] for own in images]
+    if [sum(own) for own in lengths] != [sum(runs) for runs in placeholders["image"]]:
+        return MediaLayout()
+    return MediaLayout({"image": lengths}, by_example(lengths, images))
+
+
+def image_grid(config: Any, settings: Any, height: int, width: int) -> ImageGrid:
+    """The positions of an image of `height` x `width` pixels.
+
+    Args:
+        config: The full model's configuration.
+        settings: Its image processor.
+        height: Of the original image.
+        width: Of the original image.
+    """
+    view_px, patch, merged = config.vision_config.image_size, config.vision_config.patch_size, config.scale_factor
+    geometry = {"view_px": view_px, "side": view_px // patch // merged, "cell_px": patch * merged}
+    placed = whole = squeezed(height, width, **geometry)
+    _, rows, columns = settings.get_number_of_image_patches(height, width, {})
+    if rows * columns:
+        placed = torch.cat([squeezed(height, width, rows=rows, columns=columns, **geometry), whole])
+    view = views_of(rows * columns, len(whole), base="last")
+    return ImageGrid(placed.float(), view, torch.zeros(len(placed), dtype=torch.bool), width, height)

@@ -1,0 +1,83 @@
+"""InternVL: the image squeezed to the tiles that fit its proportions best, tile by tile, then squeezed whole.
+
+Neighbouring patches (2 x 2) are merged to one position. An image that fits one tile is seen once. The size
+of the original image is not among the processor's outputs: where it is not known (`lens.encode` without
+`images=`), an image has no grid. The frames of a video stand in the prompt as images, one view each, with words
+between them: here they are images.
+
+Follows `InternVLModel.pixel_shuffle` and `GotOcr2ImageProcessor` of transformers 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+
+from lensplug.families import MediaLayout, by_example
+from lensplug.geometry import ImageGrid
+from lensplug.image_cells import squeezed, views_of
+from lensplug.media import Media
+
+
+def media_layout(
+    config: Any,
+    processor_outputs: Mapping[str, Any],
+    placeholders: Mapping[str, Sequence[Sequence[int]]],
+    given: Media,
+    processor: Any,
+) -> MediaLayout:
+    """The grid of every image in the batch; a run of placeholders is an image (or a frame)."""
+    lengths = [list(runs) for runs in placeholders["image"]]
+    settings = getattr(processor, "image_processor", None)
+    if settings is None or not (given.images or given.videos):
+        return MediaLayout({"image": lengths})
+    n_examples = len(lengths)
+    images: list[list[ImageGrid | None]] = []
+    for example, own_lengths in enumerate(lengths):
+        pictures = given.image_sizes[example] if len(given.images) == n_examples else []
+        videos = given.videos[example] if len(given.videos) == n_examples else ()
+        if pictures and videos:  # which run is which depends on the prompt
+            images.append([])
+            continue
+        sizes = pictures or [(video.height, video.width) for video in videos for _ in range(len(video))]
+        images.append(
+            [
+                image_grid(config, settings, height, width, positions=positions)
+                for (height, width), positions in zip(sizes, own_lengths, strict=False)
+            ]
+        )
+    return MediaLayout({"image": lengths}, by_example(lengths, images))
+
+
+def image_grid(config: Any, settings: Any, height: int, width: int, *, positions: int) -> ImageGrid | None:
+    """The positions of an image of `height` x `width` pixels.
+
+    Args:
+        config: The full model's configuration.
+        settings: Its image processor.
+        height: Of the original image.
+        width: Of the original image.
+        positions: How many there are; tells whether it was cut into tiles.
+
+    Returns:
+        None where the settings would give another number of positions.
+    """
+    view_px, patch = config.vision_config.image_size[0], config.vision_config.patch_size[0]
+    merged = round(1 / config.downsample_ratio)
+    side, cell_px = view_px // patch // merged, patch * merged
+    geometry = {"view_px": view_px, "side": side, "cell_px": cell_px}
+    whole = squeezed(height, width, **geometry)
+    if positions == len(whole):
+        placed, view = whole, views_of(0, len(whole), base="first")
+    else:
+        columns, rows = get_optimal_tiled_canvas(
+            (height, width), (view_px, view_px), settings.min_patches, settings.max_patches
+        )
+        placed = torch.cat([squeezed(height, width, rows=rows, columns=columns, **geometry), whole])
+        view = views_of(rows * columns, len(whole), base="last")
+    if len(placed) != positions:
+        return None
+    return ImageGrid(placed.float(), view, torch.zeros(positions, dtype=torch.bool), width, height)

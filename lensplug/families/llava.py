@@ -1,0 +1,100 @@
+"""LLaVA: one view of each image, cropped, padded or squeezed to a square, with or without a class token.
+
+What the view shows is decided by the image processor's settings, and the size of the original image is not
+among its outputs: where either is not known (`lens.encode` without `images=`), an image has no grid.
+
+Follows `CLIPImageProcessor` and `LlavaImageProcessor` of transformers 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensplug.families import MediaLayout, by_example, setting
+from lensplug.geometry import ImageGrid
+from lensplug.image_cells import boxes, cells
+from lensplug.media import Media
+
+
+def media_layout(
+    config: Any,
+    processor_outputs: Mapping[str, Any],
+    placeholders: Mapping[str, Sequence[Sequence[int]]],
+    given: Media,
+    processor: Any,
+) -> MediaLayout:
+    """The grid of every image in the batch."""
+    vision = config.vision_config
+    pixels = processor_outputs.get("pixel_values")
+    if vision.model_type == "pixtral" or not isinstance(pixels, Tensor) or pixels.ndim != 4:
+        return MediaLayout()  # views of any size, and a token at the end of each row
+    total, side = sum(map(sum, placeholders["image"])), vision.image_size // vision.patch_size
+    class_token = total == len(pixels) * (side**2 + 1)
+    if not class_token and total != len(pixels) * side**2:
+        return MediaLayout()
+    each = side**2 + class_token
+    lengths = [[each] * (sum(runs) // each) for runs in placeholders["image"]]
+    settings = getattr(processor, "image_processor", None)
+    if settings is None or tuple(pixels.shape[-2:]) != (vision.image_size, vision.image_size):
+        return MediaLayout({"image": lengths})
+    images = [
+        [image_grid(config, settings, height, width, class_token=class_token) for height, width in own]
+        for own in given.image_sizes
+    ]
+    return MediaLayout({"image": lengths}, by_example(lengths, images))
+
+
+def image_grid(config: Any, settings: Any, height: int, width: int, *, class_token: bool = False) -> ImageGrid | None:
+    """The positions of an image of `height` x `width` pixels.
+
+    Args:
+        config: The full model's configuration.
+        settings: Its image processor.
+        height: Of the original image.
+        width: Of the original image.
+        class_token: Whether the tower's class token comes first; it has no place.
+
+    Returns:
+        None for settings that make something else of an image than a square.
+    """
+    view_px, patch = config.vision_config.image_size, config.vision_config.patch_size
+    window = _window(settings, view_px, height, width)
+    if window is None:
+        return None
+    (x_origin, x_scale), (y_origin, y_scale) = window
+    placed = boxes(
+        cells(view_px // patch, patch, scale=x_scale, limit=width, origin=x_origin),
+        cells(view_px // patch, patch, scale=y_scale, limit=height, origin=y_origin),
+    )
+    if class_token:
+        placed = torch.cat([torch.full((1, 4), math.nan), placed])
+    nothing: Float[Tensor, " token"] = torch.zeros(len(placed))
+    return ImageGrid(placed.float(), nothing.long(), nothing.bool(), width, height)
+
+
+def _window(
+    settings: Any, view_px: int, height: int, width: int
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """For x and y: where the view begins in the image, and pixels of the image for each pixel of the view."""
+    if setting(settings.size, "height") and setting(settings.size, "width"):
+        return (0.0, width / view_px), (0.0, height / view_px)
+    if getattr(settings, "do_pad", None):
+        square = max(height, width)
+        scale = square / view_px
+        return (float(-((square - width) // 2)), scale), (float(-((square - height) // 2)), scale)
+    short = setting(settings.size, "shortest_edge")
+    if short is None or short < view_px or not settings.do_center_crop:
+        return None
+    # The shorter edge is scaled to `short`, the longer one in proportion, rounded down; then the middle is cut out.
+    scaled_h, scaled_w = (
+        (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+    )
+    x_scale, y_scale = width / scaled_w, height / scaled_h
+    left, top = int((scaled_w - view_px) / 2), int((scaled_h - view_px) / 2)
+    return (left * x_scale, x_scale), (top * y_scale, y_scale)

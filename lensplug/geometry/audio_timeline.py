@@ -1,0 +1,64 @@
+"""When the tokens of a sound are heard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+
+
+@dataclass(frozen=True)
+class AudioTimeline:
+    """The audio positions of one sound, in the order of the prompt.
+
+    A frame of an encoder stands for a cell of time: as long as the encoder's stride, around the middle of
+    the samples that its convolutions see, so that frames tile the sound. A position hears the cells of
+    the frames that are stacked, pooled or blended into it. (Through the encoder's attention each frame
+    knows of all others: the cell says where a change of the sound changes the position most.)
+    """
+
+    start_s: Float[Tensor, " token"]
+    end_s: Float[Tensor, " token"]
+    """What the position hears, in seconds of the original waveform. Positions of an interpolation can have
+    gaps between them: sound that no position hears directly."""
+    duration_s: float
+    """Of the sound. Where only padded windows are known, and not the sound: of its windows."""
+
+    def __len__(self) -> int:
+        """The number of audio positions."""
+        return len(self.start_s)
+
+    @property
+    def center_s(self) -> Float[Tensor, " token"]:
+        """The middle of what each position hears."""
+        return (self.start_s + self.end_s) / 2
+
+    @property
+    def padding(self) -> Bool[Tensor, " token"]:
+        """Positions that hear nothing but padding behind the sound."""
+        return self.start_s >= self.duration_s
+
+    @property
+    def edges_s(self) -> Float[Tensor, " edge"]:
+        """Time shared out among the positions, without gaps: half-way between neighbouring middles."""
+        center = self.center_s
+        end = max(float(self.end_s[-1]), self.duration_s)
+        return torch.cat([torch.zeros(1), (center[1:] + center[:-1]) / 2, torch.tensor([end])])
+
+    def to_seconds(self, values: Float[Tensor, " token"], *, bins: int) -> Float[Tensor, " bin"]:
+        """Paint values on tokens over the sound, from 0 to its end, as equal bins of time.
+
+        Each bin has the value of the position that is nearest to its middle.
+
+        Args:
+            values: One value a token.
+            bins: How many bins.
+        """
+        if values.shape != self.start_s.shape:
+            raise LensplugError(f"{list(values.shape)} values for {len(self)} audio tokens: give one value a token.")
+        middles = (torch.arange(bins) + 0.5) * self.duration_s / bins
+        return values.float().cpu()[torch.searchsorted(self.edges_s[1:-1].contiguous(), middles, right=True)]

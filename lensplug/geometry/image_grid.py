@@ -1,0 +1,156 @@
+"""Where the tokens of an image lie in its pixels, whatever views and tiles the model made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+from lensplug.geometry.raster import Raster
+
+Region = Sequence[int | float] | Bool[Tensor, "height width"]
+"""A box x0 y0 x1 y1, or a mask of pixels."""
+
+VIEWS = ("all", "base", "tiles")
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """The image positions of one image, in the order of the prompt."""
+
+    boxes: Float[Tensor, "token 4"]
+    """x0 y0 x1 y1 in original pixels; NaN for tokens that have no place: newlines, a class token. A token that sees
+    nothing but padding has a box without area at the border of the image."""
+    view: Int[Tensor, " token"]
+    """0 = the whole image (base view), 1.. = the tile, row by row."""
+    newline: Bool[Tensor, " token"]
+    """Tokens that only end a row."""
+    width: int
+    height: int
+
+    def __len__(self) -> int:
+        """The number of image positions."""
+        return len(self.view)
+
+    @property
+    def placed(self) -> Bool[Tensor, " token"]:
+        """Tokens whose box has an area: those that can be painted."""
+        placed: Tensor = (self.boxes[:, 2:] > self.boxes[:, :2]).all(dim=1)
+        return placed
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Which of "base" and "tiles" there are."""
+        return tuple(name for name in VIEWS[1:] if bool(self._tokens_of(name).any()))
+
+    def to_pixels(
+        self, values: Float[Tensor, " token"], *, view: str = "all", preserve_mass: bool = False
+    ) -> Float[Tensor, "height width"]:
+        """Paint values on tokens over the image.
+
+        Each pixel gets the mean over the views that cover it (`view="all"`), or the value of the base
+        view (`"base"`) or of the tiles (`"tiles"`) alone; 0 where nothing covers it. Tokens that have no
+        place (not in `placed`), and values that are NaN, are left out.
+
+        Args:
+            values: One value a token.
+            view: "all", "base" or "tiles".
+            preserve_mass: Spread each value over the pixels of its box, and add up what falls on a pixel:
+                the sum of the picture is the sum of the values that have a place. For fractions of attention
+                or of a rollout that are to stay fractions; without it the picture has the values' own scale.
+
+        Raises:
+            LensplugError: If the view is none of these, or there is not one value a token.
+        """
+        if not preserve_mass:
+            return self._painted(values, view)[0]
+        total = torch.zeros(self.height, self.width)
+        for own, raster in self._rasters(values, view):
+            total += raster.spread(own)
+        return total
+
+    def to_cells(
+        self, values: Float[Tensor, " token"], *, view: str = "all"
+    ) -> tuple[Float[Tensor, "row column"], Float[Tensor, " row_edge"], Float[Tensor, " column_edge"]]:
+        """The picture of `to_pixels` without its pixels: the fewest cells that have one value each.
+
+        As exact as the boxes and small for any size of the image: what overlays draw.
+
+        Returns:
+            The values (NaN where no box is), and the y and the x of the edges between the cells.
+        """
+        boxes = self.boxes[self._tokens_of(view)].double().cpu()
+        y = _edges(boxes[:, [1, 3]].flatten(), self.height)
+        x = _edges(boxes[:, [0, 2]].flatten(), self.width)
+        total, covers = self._painted(values, view, ((y[1:] + y[:-1]) / 2, (x[1:] + x[:-1]) / 2))
+        return total.masked_fill(covers == 0, torch.nan), y, x
+
+    def _painted(
+        self,
+        values: Float[Tensor, " token"],
+        view: str,
+        at: tuple[Float[Tensor, " y"], Float[Tensor, " x"]] | None = None,
+    ) -> tuple[Float[Tensor, "y x"], Float[Tensor, "y x"]]:
+        """The mean over the views that cover a point, and how many do."""
+        shape = (self.height, self.width) if at is None else (len(at[0]), len(at[1]))
+        total, covers = torch.zeros(shape), torch.zeros(shape)
+        for own, raster in self._rasters(values, view):
+            total += raster.paint(own, at)
+            covers += raster.paint(torch.ones_like(own), at)
+        return total / covers.clamp(min=1), covers
+
+    def _rasters(self, values: Float[Tensor, " token"], view: str) -> list[tuple[Float[Tensor, " own"], Raster]]:
+        """For the base view and for all tiles together: the values that are known and have a place, their boxes."""
+        if values.shape != self.view.shape:
+            raise LensplugError(f"{list(values.shape)} values for {len(self)} image tokens: give one value a token.")
+        values = values.detach().float().cpu()
+        chosen = self._tokens_of(view) & ~values.isnan()
+        of_views = [chosen & self._tokens_of(name) for name in self.views]
+        return [(values[own], Raster.of(self.boxes[own], self.height, self.width)) for own in of_views]
+
+    def overlap(self, region: Region, *, view: str = "all") -> Float[Tensor, " token"]:
+        """The way back: how much of each token's box lies in a part of the image, 0 to 1.
+
+            sees = modality.image_positions()[grid.overlap((40, 30, 90, 80)) > 0]
+
+        Args:
+            region: A box x0 y0 x1 y1 in original pixels, or a mask of pixels `[height width]`.
+            view: "all", "base" or "tiles"; tokens of the other view get 0, as do those that have no place.
+
+        Raises:
+            LensplugError: If the region is neither, or has no area.
+        """
+        chosen = self._tokens_of(view)
+        shares = torch.zeros(len(self))
+        raster = Raster.of(self.boxes[chosen], self.height, self.width)
+        if isinstance(region, Tensor):
+            if region.shape != (self.height, self.width):
+                size = [self.height, self.width]
+                raise LensplugError(f"the mask has the shape {list(region.shape)}, the image {size} (height, width).")
+            shares[chosen] = raster.share(region.float().cpu())
+        else:
+            x0, y0, x1, y1 = map(float, region)
+            if not (x0 < x1 and y0 < y1):
+                raise LensplugError(f"the box {list(region)} has no area: expected x0 < x1 and y0 < y1, in pixels.")
+            shares[chosen] = raster.share_of_box(x0, y0, x1, y1)
+        return shares
+
+    def _tokens_of(self, view: str) -> Bool[Tensor, " token"]:
+        """The tokens of a view that have a place."""
+        if view not in VIEWS:
+            raise LensplugError(f"view is {view!r}, expected 'all', 'base' or 'tiles'.")
+        chosen: Tensor = self.placed if view == "all" else self.placed & ((self.view == 0) == (view == "base"))
+        return chosen
+
+
+def _edges(found: Float[Tensor, " edge"], limit: int) -> Float[Tensor, " distinct"]:
+    """The edges of boxes and of the image in order, without slivers that only rounding makes."""
+    ordered = torch.unique(torch.cat([found, torch.tensor([0.0, limit], dtype=torch.float64)]))
+    keep: Tensor = torch.ones(len(ordered), dtype=torch.bool)
+    keep[1:] = (ordered[1:] - ordered[:-1]) > limit * 1e-5
+    edges: Tensor = ordered[keep]
+    return edges

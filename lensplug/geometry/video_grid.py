@@ -1,0 +1,84 @@
+"""Where, and in which frame, the tokens of a video lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+from lensplug.geometry.image_grid import ImageGrid, Region
+
+
+@dataclass(frozen=True)
+class VideoGrid:
+    """The video positions of one video, in the order of the prompt: the same grid over every frame."""
+
+    boxes: Float[Tensor, "token 4"]
+    """x0 y0 x1 y1 in pixels of the original frame; NaN for newlines."""
+    frame: Int[Tensor, " token"]
+    """Which of the frames that the model sees; -1 for newlines."""
+    newline: Bool[Tensor, " token"]
+    width: int
+    height: int
+    times_s: Float[Tensor, " frame"] | None = None
+    """When each frame is shown; None where it is not known."""
+
+    def __len__(self) -> int:
+        """The number of video positions."""
+        return len(self.frame)
+
+    @property
+    def n_frames(self) -> int:
+        """Frames that the model sees."""
+        return int(self.frame.max()) + 1
+
+    @property
+    def time_s(self) -> Float[Tensor, " token"] | None:
+        """When each position's frame is shown; NaN for newlines."""
+        if self.times_s is None:
+            return None
+        return self.times_s[self.frame.clamp(min=0)].masked_fill(self.frame < 0, torch.nan)
+
+    def image_grid(self, frame: int) -> ImageGrid:
+        """The positions of one frame as the grid of an image; `tokens_of_frame` says which they are."""
+        at = self.tokens_of_frame(frame)
+        return ImageGrid(self.boxes[at], torch.zeros_like(self.frame[at]), self.newline[at], self.width, self.height)
+
+    def tokens_of_frame(self, frame: int) -> Bool[Tensor, " token"]:
+        """Which of the video's positions belong to a frame."""
+        if not 0 <= frame < self.n_frames:
+            raise LensplugError(
+                f"frame {frame} is asked for, the model sees {self.n_frames} (0 to {self.n_frames - 1})."
+            )
+        return self.frame == frame
+
+    def to_pixels(
+        self, values: Float[Tensor, " token"], *, preserve_mass: bool = False
+    ) -> Float[Tensor, "frame height width"]:
+        """Paint values on tokens over every frame, as `ImageGrid.to_pixels` does over an image.
+
+        Args:
+            values: One value a token.
+            preserve_mass: Spread each value over the pixels of its box; the sum over all frames is the sum
+                of the values that have a place.
+        """
+        if values.shape != self.frame.shape:
+            raise LensplugError(f"{list(values.shape)} values for {len(self)} video tokens: give one value a token.")
+        return torch.stack(
+            [
+                self.image_grid(frame).to_pixels(
+                    values[self.tokens_of_frame(frame).to(values.device)], preserve_mass=preserve_mass
+                )
+                for frame in range(self.n_frames)
+            ]
+        )
+
+    def overlap(self, region: Region, *, frame: int | None = None) -> Float[Tensor, " token"]:
+        """How much of each token's box lies in a part of the picture, in one frame or in all, 0 to 1."""
+        shares = torch.zeros(len(self))
+        for index in range(self.n_frames) if frame is None else [frame]:
+            shares[self.tokens_of_frame(index)] = self.image_grid(index).overlap(region)
+        return shares

@@ -1,0 +1,152 @@
+"""Gradients of one number, usually a token's logit, with respect to what the core computed on its way there.
+
+Idea: the merged embeddings go in as a leaf that requires a gradient, every parameter is frozen for the length of
+the call, and the activations that are kept are the very tensors the rest of the pass is computed from. One
+backward pass then gives the gradient of each. Cache and gradients are both held under the names of the hooks, so
+that nothing depends on the order in which a backward pass comes by the layers (last first; a well-known
+implementation of gradient-weighted rollout gives the last layer's gradients to the first).
+
+When not to use it: a gradient says what an infinitely small change would do. Where a model is saturated (a
+probability near 1) it is nearly zero although the activation matters; take the logit, not the probability.
+
+The memory is that of a training step without the parameters' gradients: patterns and their gradients are
+`head x pos x pos` in every layer. It is reached through `lens.run_with_gradients`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens import ActivationCache
+
+from lensplug.errors import LensplugError
+from lensplug.inputs import MultimodalInput
+from lensplug.modality import resolve_position
+from lensplug.tokens import single_token
+
+Target = str | int | Tensor | Callable[[Tensor], Tensor]
+
+PATTERNS = "attn.hook_pattern"
+"""What is kept by default: the hooks whose names end so."""
+
+
+def run_with_gradients(
+    model: Any,
+    inputs: MultimodalInput,
+    *,
+    tokenizer: Any,
+    target: Target,
+    position: int = -1,
+    names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
+) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache, ActivationCache]:
+    """Logits, activations and gradients; see `MultimodalLens.run_with_gradients`.
+
+    Raises:
+        LensplugError: If the target is not one token for each example or no scalar with a gradient, no hook is
+            kept, or a gradient is not finite.
+    """
+    scalar = target if callable(target) else _logit_of(target, position, inputs, tokenizer, model.cfg.d_vocab_out)
+    kept: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: Any) -> Tensor:
+        if value.is_floating_point() and not value.requires_grad:  # another hook has put a constant in its place
+            value = value.detach().requires_grad_()
+        kept[hook.name] = value
+        return value
+
+    hooks = [(_wanted(names_filter), keep)]
+    with torch.inference_mode(False), torch.enable_grad(), _frozen(model), model.hooks(fwd_hooks=hooks):
+        embeds = inputs.embeds.detach().clone().requires_grad_()
+        logits = model(replace(inputs, embeds=embeds))
+        if not kept:
+            raise LensplugError("names_filter keeps no hook that this run comes by: see lens.model.hook_dict.")
+        gradients = _gradients(_checked(scalar(logits)), kept, embeds)
+    cache = ActivationCache({name: value.detach() for name, value in kept.items()}, model)
+    grads = ActivationCache(gradients, model)
+    cache.attention_mask = grads.attention_mask = inputs.attention_mask  # analyses count positions by it
+    return logits.detach(), cache, grads
+
+
+def _wanted(names_filter: str | Sequence[str] | Callable[[str], bool] | None) -> Callable[[str], bool]:
+    if names_filter is None:
+        return lambda name: name.endswith(PATTERNS)
+    if callable(names_filter):
+        return names_filter
+    names = {names_filter} if isinstance(names_filter, str) else set(names_filter)
+    return lambda name: name in names
+
+
+def _logit_of(
+    target: str | int | Tensor, position: int, inputs: MultimodalInput, tokenizer: Any, vocabulary: int
+) -> Callable[[Tensor], Tensor]:
+    """The sum over the batch of the target's logit, as a function of the logits; refused before the model runs."""
+    at = resolve_position(position, inputs.attention_mask)
+    if not isinstance(target, str | int | Tensor):
+        raise LensplugError(
+            f"target is a {type(target).__name__}, expected a word that is one token, a token id, a tensor of ids"
+            " [batch], or a function logits -> scalar."
+        )
+    ids = torch.as_tensor(single_token(target, tokenizer) if isinstance(target, str) else target)
+    if ids.ndim > 1 or (ids.ndim == 1 and len(ids) != len(at)):
+        raise LensplugError(f"target has the shape {list(ids.shape)}, expected one id or [{len(at)}], one an example.")
+    whole = not ids.is_floating_point() and ids.dtype != torch.bool
+    if not whole or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+        raise LensplugError(f"target ids must be whole numbers from 0 to {vocabulary - 1}, got {ids.tolist()}.")
+
+    examples, places, tokens = range(len(at)), at.tolist(), ids.long().expand(len(at)).tolist()
+
+    def logit(logits: Tensor) -> Tensor:
+        return logits[list(examples), places, tokens].float().sum()
+
+    return logit
+
+
+def _checked(scalar: Any) -> Tensor:
+    """What a target function returned, if a gradient can be taken of it."""
+    came = f"a tensor of shape {list(scalar.shape)}" if isinstance(scalar, Tensor) else f"a {type(scalar).__name__}"
+    if not isinstance(scalar, Tensor) or scalar.ndim or not scalar.is_floating_point():
+        raise LensplugError(f"the target function returned {came}, expected one number: logits[..., token].sum().")
+    if not scalar.requires_grad:
+        raise LensplugError(
+            "what the target function returned has no gradient: compute it from the logits it is given, without"
+            " .item(), .detach(), argmax or torch.no_grad()."
+        )
+    return scalar
+
+
+def _gradients(scalar: Tensor, kept: dict[str, Tensor], embeds: Tensor) -> dict[str, Tensor]:
+    """The gradient with respect to each activation that is kept, zeros for one that the scalar does not depend on."""
+    floats = {name: value for name, value in kept.items() if value.is_floating_point()}
+    # The embeddings' gradient passes through every layer: a score that overflowed is seen in it even where
+    # TransformerLens turned its row of the pattern into zeros.
+    taken = torch.autograd.grad(scalar, [*floats.values(), embeds], allow_unused=True)
+    gradients = {}
+    for name, gradient in zip([*floats, "the embeddings"], taken, strict=True):
+        if gradient is not None and not bool(gradient.isfinite().all()):
+            raise LensplugError(
+                f"the gradient of {name} holds NaN or infinity (of a {str(embeds.dtype).removeprefix('torch.')} model):"
+                " in fp16 attention scores and gradients can overflow (lens.check counts NaN); use bfloat16 or"
+                " float32."
+            )
+        if name in floats:
+            gradients[name] = torch.zeros_like(floats[name]) if gradient is None else gradient
+    return gradients
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient: what a backward pass needs for theirs is then not kept in memory."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

@@ -1,0 +1,74 @@
+"""Cells of an image: what the positions of a view see, as boxes in the image's own pixels.
+
+A vision tower gets views: pictures of a fixed size, made by scaling, padding and cropping. It cuts each
+into square patches, and a connector may merge neighbours to one position: a cell. Pixels at the right and
+at the bottom that fill no patch are seen by none.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def cells(count: int, size: int, *, scale: float, limit: int, origin: float = 0.0) -> Float[Tensor, "cell 2"]:
+    """Start and end of each cell along one axis, in pixels of the image, cut off at its borders.
+
+    Args:
+        count: Cells.
+        size: Of a cell, in pixels of the view.
+        scale: Pixels of the image for each pixel of the view.
+        limit: The width (height) of the image.
+        origin: Where the view begins, in pixels of the image; below 0 where it is padded.
+    """
+    edges = (origin + torch.arange(count + 1, dtype=torch.float64) * size * scale).clamp(0, limit)
+    return torch.stack([edges[:-1], edges[1:]], dim=1)
+
+
+def boxes(x: Float[Tensor, "column 2"], y: Float[Tensor, "row 2"]) -> Float[Tensor, "cell 4"]:
+    """x0 y0 x1 y1 of every cell, row by row, from the start and end of each column and row."""
+    rows, columns = len(y), len(x)
+    y_all = y[:, None].expand(rows, columns, 2)
+    x_all = x[None].expand(rows, columns, 2)
+    return torch.stack([x_all[..., 0], y_all[..., 0], x_all[..., 1], y_all[..., 1]], dim=-1).flatten(0, 1)
+
+
+def squeezed(
+    height: int, width: int, *, view_px: int, side: int, cell_px: int, rows: int = 1, columns: int = 1
+) -> Float[Tensor, "token 4"]:
+    """The boxes of an image scaled to rows x columns views, its proportions not kept; view after view, row by row.
+
+    Args:
+        height: Of the image.
+        width: Of the image.
+        view_px: Height and width of a view.
+        side: Cells along each side of a view.
+        cell_px: Height and width of a cell, in pixels of the view.
+        rows: Of views.
+        columns: Of views.
+    """
+    x_scale, y_scale = width / (columns * view_px), height / (rows * view_px)
+    return torch.cat(
+        [
+            boxes(
+                cells(side, cell_px, scale=x_scale, limit=width, origin=column * width / columns),
+                cells(side, cell_px, scale=y_scale, limit=height, origin=row * height / rows),
+            )
+            for row in range(rows)
+            for column in range(columns)
+        ]
+    )
+
+
+def views_of(tiles: int, tokens_each: int, *, base: str | None) -> Int[Tensor, " token"]:
+    """The view of each token: the whole image is 0 and stands "first" or "last" (or is not there), tiles are 1 and on.
+
+    Args:
+        tiles: How many.
+        tokens_each: Positions of a view.
+        base: "first", "last" or None.
+    """
+    order = list(range(1, tiles + 1))
+    order = [0, *order] if base == "first" else [*order, 0] if base == "last" else order
+    return torch.tensor(order, dtype=torch.long).repeat_interleave(tokens_each)

@@ -1,0 +1,36 @@
+// The large scripts of a page (plotly, CircuitsVis) are kept as gzip in base64, a third of their size.
+// This inflates them, runs them, and then runs the small scripts that wait for them, all in the order of the page.
+// Written without modern syntax: a browser that is too old must still come as far as the sentence that says so.
+window.lensplug = {
+  // The bytes of a packed text. A stream made from a Blob: no request is made, and the content policy allows none.
+  unpack: function (text) {
+    var binary = atob(text.trim());
+    var bytes = new Uint8Array(binary.length);
+    for (var at = 0; at < binary.length; at++) bytes[at] = binary.charCodeAt(at);
+    var stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).arrayBuffer();
+  },
+};
+
+(function () {
+  function run(code) {
+    var script = document.createElement("script");
+    script.textContent = code;
+    document.head.appendChild(script).remove();
+  }
+  function all(selector) { return Array.prototype.slice.call(document.querySelectorAll(selector)); }
+  function failed(error) {
+    var sentence = document.createElement("p");
+    sentence.className = "failed";
+    sentence.textContent = "The figures of this page could not be unpacked (" + error + "). They need a browser with "
+      + "DecompressionStream: Chrome or Edge 80, Firefox 113, Safari 16.4, or later.";
+    document.querySelector("main").prepend(sentence);
+  }
+  try {
+    var packed = all("script.packed").map(function (script) { return window.lensplug.unpack(script.textContent); });
+    window.lensplug.ready = Promise.all(packed).then(function (files) {
+      files.forEach(function (file) { run(new TextDecoder().decode(file)); });
+      all("script.waiting").forEach(function (script) { run(script.textContent); });
+    }).catch(failed);
+  } catch (error) { failed(error); }
+})();

@@ -1,0 +1,76 @@
+"""Values on video tokens, painted over the frames that they came from."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+import torch
+
+from lensplug.errors import LensplugError
+from lensplug.inputs import MultimodalInput
+from lensplug.media import load_video
+from lensplug.views.overlay import SIDE, below, buttons, heat, lay_out, slider
+from lensplug.views.rows import Rows, rows_at
+from lensplug.views.style import figure
+
+
+def video_overlay(
+    values: Rows,
+    inputs: MultimodalInput,
+    *,
+    video: object = None,
+    media_index: int = 0,
+    example: int = 0,
+    title: str = "Over the frames",
+) -> go.Figure:
+    """A heat map of any value on positions over each frame: a slider for the frames, a menu where there are several.
+
+    All frames of a row share its colour scale, so that the slider compares them.
+
+    Args:
+        values: As for `image_overlay`.
+        inputs: The inputs that were analysed.
+        video: The video, as `lens.prepare` takes it; not needed where `prepare` was given it.
+        media_index: Which video of the example.
+        example: Which example.
+        title: Of the figure.
+
+    Raises:
+        LensplugError: If the video has no grid, its frames are not known, or the values are not one for each
+            position.
+    """
+    grid = inputs.modality.video_grid(media_index, example)
+    if grid is None:
+        raise LensplugError(
+            "this video has no grid, so its tokens cannot be placed in it: its family has no geometry yet, or its size"
+            " is not known (use lens.prepare, or give lens.encode videos=)."
+        )
+    if video is None and not inputs.videos:
+        raise LensplugError("the frames are not known (encode keeps none unless they are given): give video=.")
+    frames = load_video(inputs.videos[example][media_index] if video is None else video)
+    if (len(frames), frames.height, frames.width) != (grid.n_frames, grid.height, grid.width):
+        raise LensplugError(
+            f"the video has {len(frames)} frames of {(frames.width, frames.height)} pixels, the grid is of one of"
+            f" {grid.n_frames} frames of {(grid.width, grid.height)}."
+        )
+    rows = rows_at(values, inputs, inputs.modality.video_positions(media_index, example), example=example)
+    traces, of_frame, of_row = [], [], []
+    for index, row in enumerate(rows.values()):
+        known = row[(grid.frame >= 0) & ~row.isnan()]
+        highest = float(known.max()) if len(known) else None
+        for frame in range(grid.n_frames):
+            cells = grid.image_grid(frame).to_cells(row[grid.tokens_of_frame(frame)])
+            traces.append(heat(cells, visible=frame == 0, shown=index == 0, highest=highest))
+            of_frame.append(frame)
+            of_row.append(index)
+    scale = SIDE / max(grid.width, grid.height)
+    fig = figure(*traces, title=title, height=int(grid.height * scale) + 180, width=int(grid.width * scale) + 130)
+    lay_out(fig, grid.width, grid.height)
+    for frame in range(grid.n_frames):
+        fig.add_layout_image(below(frames.image(frame), grid.width, grid.height, visible=frame == 0))
+    times = frames.times_s if frames.times_s is not None else torch.full((grid.n_frames,), torch.nan)
+    names = [f"{frame}" if at != at else f"{frame} ({at:.1f} s)" for frame, at in enumerate(times.tolist())]
+    step = slider(names, of_frame, images=grid.n_frames)
+    fig.update_layout(sliders=[{**step, "currentvalue": {"prefix": "frame "}}])
+    if len(rows) > 1:
+        fig.update_layout(updatemenus=[buttons(list(rows), of_row)], height=fig.layout.height + 36, margin={"t": 84})
+    return fig

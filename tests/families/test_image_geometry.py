@@ -1,0 +1,90 @@
+"""The grid of every image family, with the large model's geometry: proved by painting on the picture.
+
+A patch of a picture is painted; the real processor and the model's own encoder, projector and packing run on
+both pictures, up to the embeddings that the language core receives. What changes there are the positions whose
+boxes meet the patch. Nothing of this looks at a formula.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lensplug.geometry import ImageGrid
+from tests.image_families import BUILDERS, lens
+
+QUESTION = "What is this ?"
+PATCHES_EACH = 8
+SHORTEST, LONGEST = 90, 1300
+
+
+def noise(height: int, width: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 120, (height, width, 3), dtype=np.uint8)
+
+
+def at_image(name: str, pixels: np.ndarray, *, attention: bool) -> tuple[Tensor, ImageGrid]:
+    inputs = lens(name, attention=attention).prepare(QUESTION, images=[pixels])
+    return inputs.embeds[0, inputs.modality.image_positions()], inputs.modality.image_grid()
+
+
+def pairs(name: str, count: int, *, attention: bool) -> Iterator[tuple[ImageGrid, Any, Tensor]]:
+    """(grid, painted box, how much each position's embedding changed), for random sizes and patches."""
+    rng = random.Random(name)
+    for picture in range(count // PATCHES_EACH):
+        height, width = rng.randint(SHORTEST, LONGEST), rng.randint(SHORTEST, LONGEST)
+        pixels = noise(height, width, picture)
+        before, grid = at_image(name, pixels, attention=attention)
+        inner = torch.cat([grid.boxes[:, :2].ceil(), grid.boxes[:, 2:].floor()], dim=1)
+        with_area = ((inner[:, 2:] - inner[:, :2]) > 0).all(dim=1).nonzero()[:, 0].tolist()
+        for token in rng.sample(with_area, PATCHES_EACH):
+            x0, y0, x1, y1 = inner[token].int().tolist()
+            painted = pixels.copy()
+            painted[y0:y1, x0:x1] += 130
+            after, _ = at_image(name, painted, attention=attention)
+            yield grid, (x0, y0, x1, y1), (after - before).norm(dim=1)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_positions_that_change_are_those_whose_boxes_meet_the_painted_patch(name):
+    """The tower's attention is switched off here: through it every patch knows of every other."""
+    missed, beside, trials = 0, 0, 0
+    for grid, box, change in pairs(name, 200, attention=False):
+        overlap = grid.overlap(box)
+        # Scaling blends neighbouring pixels: what only touches the patch changes as well, and a little.
+        missed += bool(((overlap > 0.5) & (change < 0.02 * change.max())).any())
+        beside += bool(((change > 0.5 * change.max()) & (overlap == 0)).any())
+        trials += 1
+        assert not bool(change[grid.newline].any())
+    print(
+        f"{name}: {trials} pairs, {missed} with a position that should have changed, {beside} with one that should not"
+    )
+    assert (trials, missed, beside) == (200, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava-next", "llava-onevision", "internvl", "idefics3"])
+def test_with_the_towers_attention_the_largest_change_is_where_the_patch_is(name):
+    misses = [float(grid.overlap(box)[change.argmax()]) == 0 for grid, box, change in pairs(name, 40, attention=True)]
+    print(f"{name}: {sum(misses)} of {len(misses)} largest changes elsewhere")
+    assert len(misses) == 40 and sum(misses) == 0
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_painting_one_of_two_images_changes_the_positions_of_that_image(name):
+    wrapped = lens(name, attention=False)
+    first, second = noise(200, 300, 0), noise(400, 350, 1)
+    inputs = wrapped.prepare([QUESTION, "one"], images=[[first, second], [second]])
+    sizes = {key: (grid.height, grid.width) for key, grid in inputs.modality.grids.items()}
+    assert sizes == {(0, 0): (200, 300), (0, 1): (400, 350), (1, 0): (400, 350)}
+    changed = (wrapped.prepare([QUESTION, "one"], images=[[first, second + 90], [second]]).embeds - inputs.embeds).norm(
+        dim=-1
+    )
+    moved = (changed > 1e-4).nonzero().tolist()
+    assert {example for example, _ in moved} == {0}
+    assert {pos for _, pos in moved} <= set(inputs.modality.image_positions(1, 0).tolist())
+    assert len(moved) > 0.5 * len(inputs.modality.image_positions(1, 0))

@@ -1,0 +1,163 @@
+"""The grid of every image family: its number of positions, boxes that tile each view, and when there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lensplug.families import anyres, idefics3, internvl, llava, llava_onevision
+from lensplug.geometry import ImageGrid
+from tests.image_families import BUILDERS, lens
+
+QUESTION = "What is this ?"
+WITHOUT_SIZES = ["llava", "llava-full", "internvl", "idefics3"]
+"""Families whose processor does not say how large an image was."""
+
+COUNTS = {
+    (384, 384): {"llava": 576, "llava-next": 2928, "llava-onevision": 1485, "internvl": 256, "idefics3": 17 * 169},
+    (480, 640): {"llava": 576, "llava-next": 2340, "llava-onevision": 2929, "internvl": 13 * 256, "idefics3": 13 * 169},
+    (768, 768): {"llava": 576, "llava-next": 2928, "llava-onevision": 3699, "internvl": 5 * 256, "idefics3": 17 * 169},
+    (1080, 1920): {"llava": 576, "llava-next": 1948, "llava-onevision": 7269, "internvl": 9 * 256, "idefics3": 2197},
+    (2304, 2304): {"llava": 576, "llava-next": 2928, "llava-onevision": 7371, "internvl": 2560, "idefics3": 17 * 169},
+    (1, 4000): {"llava-next": 576, "llava-onevision": 757, "internvl": 13 * 256, "idefics3": 5 * 169},
+    (4000, 1): {"llava-next": 600, "llava-onevision": 783, "internvl": 13 * 256, "idefics3": 5 * 169},
+}
+"""(height, width) -> positions, by each processor's own count; LLaVA would scale an edge of 1 px to 336, the other to
+1.3 million."""
+
+
+def image_grid(name: str, height: int, width: int) -> ImageGrid:
+    """As `prepare` makes it, without the image."""
+    wrapped = lens(name)
+    config, settings_ = wrapped.hf_model.config, wrapped.processor.image_processor
+    if name == "llava-onevision":
+        return llava_onevision.image_grid(config, height, width)
+    if name == "llava-next":
+        return anyres.anyres_grid(config, height, width)
+    if name == "internvl":
+        views = wrapped.processor._get_num_multimodal_tokens([(height, width)])["num_image_patches"][0]
+        return internvl.image_grid(config, settings_, height, width, positions=256 * views)
+    if name == "idefics3":
+        return idefics3.image_grid(config, settings_, height, width)
+    return llava.image_grid(config, settings_, height, width, class_token=name == "llava-full")
+
+
+@pytest.mark.parametrize(("size", "name", "count"), [(s, n, c) for s, row in COUNTS.items() for n, c in row.items()])
+def test_positions_of_real_sizes(size, name, count):
+    height, width = size
+    inputs = lens(name).prepare(QUESTION, images=[Image.new("RGB", (width, height), (90, 50, 30))])
+    grid = inputs.modality.image_grid()
+    assert len(grid) == int(inputs.modality.mask("image").sum()) == count
+    expected = image_grid(name, height, width)
+    assert torch.equal(grid.boxes.nan_to_num(-1), expected.boxes.nan_to_num(-1))
+    assert torch.equal(grid.view, expected.view) and torch.equal(grid.newline, expected.newline)
+
+
+SIZES = st.tuples(st.integers(1, 2500), st.integers(1, 2500))
+
+
+@pytest.mark.parametrize("name", ["llava-next", "internvl", "idefics3"])
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(SIZES)
+def test_any_size_has_as_many_positions_as_the_processor_says(name, size):
+    processor = lens(name).processor
+    counted = processor._get_num_multimodal_tokens([size])
+    if name == "llava-next":
+        expected = counted["num_image_tokens"][0]
+    else:
+        expected = counted["num_image_patches"][0] * (256 if name == "internvl" else 169)
+    assert len(image_grid(name, *size)) == expected
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(SIZES)
+def test_the_boxes_of_each_view_tile_it_without_gap_or_overlap(name, size):
+    height, width = size
+    grid = image_grid(name, *size)
+    has_box = ~grid.boxes.isnan().any(dim=1)
+    assert int((~has_box & ~grid.newline).sum()) == (name == "llava-full"), "all but newlines and a class token"
+    assert bool((grid.boxes[has_box] >= 0).all())
+    assert bool((grid.boxes[has_box][:, 2:] <= torch.tensor([width, height])).all())
+    for view in grid.view.unique():
+        boxes = grid.boxes[has_box & (grid.view == view)]
+        columns, rows = boxes[:, [0, 2]].unique(dim=0), boxes[:, [1, 3]].unique(dim=0)
+        for edges in (columns, rows):
+            with_length = edges[edges[:, 0] < edges[:, 1]]
+            assert torch.equal(with_length[1:, 0], with_length[:-1, 1])
+        with_area = boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
+        n_columns = int((columns[:, 0] < columns[:, 1]).sum())
+        assert len(with_area) == n_columns * int((rows[:, 0] < rows[:, 1]).sum()) == len(with_area.unique(dim=0))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@settings(max_examples=25, derandomize=True, deadline=None)
+@given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.sampled_from(["all", "base", "tiles"]))
+def test_painting_keeps_a_constant_and_spreading_keeps_the_mass(name, size, view):
+    grid = image_grid(name, *size)
+    constant = grid.to_pixels(torch.full((len(grid),), 0.7), view=view)
+    assert bool(((constant == 0) | ((constant - 0.7).abs() < 1e-6)).all())
+    values = torch.rand(len(grid), generator=torch.Generator().manual_seed(0)) ** 8
+    of_view = (grid.view == 0) | (view != "base") if view != "tiles" else grid.view > 0
+    of_view = of_view & ((grid.view == 0) if view == "base" else torch.ones_like(of_view))
+    heat = grid.to_pixels(values, view=view, preserve_mass=True)
+    assert float(heat.sum()) == pytest.approx(float(values[grid.placed & of_view].sum()), rel=1e-4, abs=1e-9)
+    assert float(heat.min()) >= 0
+
+
+@pytest.mark.parametrize("name", ["llava-squeezed", "internvl", "idefics3"])
+def test_a_squeezed_image_is_seen_whole_by_every_view(name):
+    for size in [(480, 640), (901, 333)]:
+        grid = image_grid(name, *size)
+        for view in ("all", *grid.views):
+            assert set(grid.to_pixels(torch.ones(len(grid)), view=view).unique().tolist()) == {1.0}
+
+
+def test_llava_sees_the_middle_of_a_long_image_or_all_of_a_padded_one():
+    cropped = image_grid("llava", 100, 300).boxes
+    assert cropped[:, 0].min() == pytest.approx(100) and cropped[:, 2].max() == pytest.approx(200)
+    padded = image_grid("llava-padded", 100, 300)
+    assert padded.boxes[:, 2].max() == 300 and padded.boxes[:, 3].max() == 100
+    assert int(padded.placed.sum()) == 24 * 8, "two thirds of the square are padding"
+
+
+def processed(name: str, **options: Any) -> Any:
+    picture = Image.new("RGB", (500, 300), (90, 50, 30))
+    prompt = "<image>" + QUESTION
+    return lens(name).processor(text=prompt, images=[picture], return_tensors="pt", **options), picture
+
+
+@pytest.mark.parametrize("name", WITHOUT_SIZES)
+def test_a_size_that_nobody_told_gives_no_grid_until_the_image_is_given(name):
+    outputs, picture = processed(name)
+    modality = lens(name).encode(outputs).modality
+    assert not modality.grids
+    if name != "idefics3":  # its several runs could be several images
+        assert modality.image_grid() is None
+    told = lens(name).encode(outputs, images=[picture])
+    prepared = lens(name).prepare(QUESTION, images=[picture])
+    assert torch.equal(told.modality.image_grid().boxes.nan_to_num(), prepared.modality.image_grid().boxes.nan_to_num())
+    assert told.images == ((picture,),)
+
+
+def test_other_settings_in_the_call_of_the_processor_are_noticed():
+    outputs, picture = processed("internvl", crop_to_patches=False)
+    assert lens("internvl").encode(outputs, images=[picture]).modality.image_grid().views == ("base",)
+    outputs, picture = processed("internvl", max_patches=3)
+    assert lens("internvl").encode(outputs, images=[picture]).modality.image_grid() is None
+    outputs, picture = processed("idefics3", do_image_splitting=False)
+    assert not lens("idefics3").encode(outputs, images=[picture]).modality.grids
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 200}, {"shortest_edge": 336, "uncropped": True}])
+def test_settings_that_make_no_square_give_no_grid(size):
+    wrapped = lens("llava")
+    settings_ = type(wrapped.processor.image_processor)(
+        size={"shortest_edge": size["shortest_edge"]}, do_center_crop="uncropped" not in size
+    )
+    assert llava.image_grid(wrapped.hf_model.config, settings_, 300, 500) is None

@@ -1,0 +1,179 @@
+"""Videos: as many positions as placeholders, and proved by painting on one frame."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lensplug.errors import LensplugError
+from lensplug.media import load_video
+from tests.image_families import lens
+
+QUESTION = "What is this ?"
+
+
+def clip(n_frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 120, (n_frames, height, width, 3), dtype=np.uint8)
+
+
+def test_a_video_has_its_frames_and_their_times():
+    inputs = lens("llava-onevision").prepare(QUESTION, videos=[(clip(5, 90, 160), 2.5)])
+    grid = inputs.modality.video_grid()
+    assert inputs.modality.names == ("text", "video")
+    assert len(grid) == int(inputs.modality.mask("video").sum()) == 5 * 14 * 14 + 1
+    assert (grid.n_frames, grid.height, grid.width) == (5, 90, 160)
+    assert grid.times_s.tolist() == pytest.approx([0, 0.4, 0.8, 1.2, 1.6])
+    assert grid.newline.tolist() == [False] * 980 + [True] and int(grid.frame[-1]) == -1
+    assert grid.time_s[:-1].tolist() == pytest.approx([0.4 * (i // 196) for i in range(980)])
+    assert bool(grid.time_s[-1].isnan())
+    assert inputs.videos[0][0].frames.shape == (5, 90, 160, 3)
+
+
+def test_painting_a_patch_of_a_frame_changes_the_positions_of_that_frame_whose_boxes_meet_it():
+    rng, trials = random.Random(0), 0
+    wrapped = lens("llava-onevision", attention=False)
+    for seed in range(10):
+        frames = clip(3, rng.randint(60, 700), rng.randint(60, 700), seed)
+        inputs = wrapped.prepare(QUESTION, videos=[frames])
+        grid, at = inputs.modality.video_grid(), inputs.modality.video_positions()
+        assert grid.times_s is None and grid.time_s is None
+        for token in rng.sample(range(len(grid) - 1), 20):
+            box = torch.cat([grid.boxes[token, :2].ceil(), grid.boxes[token, 2:].floor()]).int().tolist()
+            frame = int(grid.frame[token])
+            painted = frames.copy()
+            painted[frame, box[1] : box[3], box[0] : box[2]] += 130
+            change = (wrapped.prepare(QUESTION, videos=[painted]).embeds - inputs.embeds)[0, at].norm(dim=1)
+            overlap = grid.overlap(box, frame=frame)
+            assert float(overlap[change.argmax()]) > 0
+            assert bool((change[overlap > 0.5] > 0.02 * change.max()).all())
+            assert bool((overlap[change > 0.7 * change.max()] > 0).all())
+            assert not bool(change[(grid.frame != frame) | grid.newline].any())
+            trials += 1
+    assert trials == 200
+
+
+def test_values_are_painted_on_their_frames_and_keep_their_mass():
+    grid = lens("llava-onevision").prepare(QUESTION, videos=[clip(3, 50, 70)]).modality.video_grid()
+    values = torch.rand(len(grid), generator=torch.Generator().manual_seed(0))
+    heat = grid.to_pixels(values, preserve_mass=True)
+    assert heat.shape == (3, 50, 70)
+    for frame in range(3):
+        mass = float(values[grid.tokens_of_frame(frame)].sum())
+        assert float(heat[frame].sum()) == pytest.approx(mass, rel=1e-5)
+    constant = grid.to_pixels(torch.ones(len(grid)))
+    seen = 27 * 14 / 384
+    assert set(constant[:, : int(50 * seen), : int(70 * seen)].unique().tolist()) == {1.0}
+    everywhere = grid.overlap([0, 0, 70, 50])
+    assert torch.equal(everywhere, (~grid.newline).float())
+    assert torch.equal(grid.overlap(torch.ones(50, 70, dtype=torch.bool)) > 0.999, ~grid.newline)
+    assert set(grid.frame[grid.overlap([0, 0, 70, 50], frame=1) > 0].tolist()) == {1}
+    with pytest.raises(LensplugError, match=r"frame 3 is asked for, the model sees 3 \(0 to 2\)"):
+        grid.image_grid(3)
+    with pytest.raises(LensplugError, match=r"\[5\] values for 589 video tokens"):
+        grid.to_pixels(torch.ones(5))
+
+
+def test_videos_and_images_of_a_batch_stay_apart():
+    short, long = clip(4, 64, 48), clip(4, 80, 80, 1)
+    picture = Image.new("RGB", (200, 100), (90, 50, 30))
+    inputs = lens("llava-onevision").prepare(
+        [QUESTION, "one", "two"], images=[[picture], [], []], videos=[[short, long], [], [long]]
+    )
+    found = {key: (grid.n_frames, grid.height) for key, grid in inputs.modality.video_grids.items()}
+    assert found == {(0, 0): (4, 64), (0, 1): (4, 80), (2, 0): (4, 80)}
+    assert [span.modality for span in inputs.modality.spans if span.example == 0 and span.media_index is not None] == [
+        "image", "video", "video",
+    ]  # fmt: skip
+    assert len(inputs.modality.video_positions(1, 0)) == 4 * 196 + 1
+
+
+def test_videos_of_unequal_numbers_of_frames_are_refused():
+    with pytest.raises(LensplugError, match="videos of 2, 4 frames in one call"):
+        lens("llava-onevision").prepare(["one", "two"], videos=[[clip(2, 64, 48)], [clip(4, 80, 80)]])
+
+
+def test_without_the_video_its_positions_are_known_and_its_grid_is_not():
+    wrapped = lens("llava-onevision")
+    outputs = wrapped.processor(text="<video>" + QUESTION, videos=[clip(2, 64, 48)], return_tensors="pt")
+    modality = wrapped.encode(outputs).modality
+    assert len(modality.video_positions()) == 2 * 196 + 1 and modality.video_grid() is None
+    assert wrapped.encode(outputs, videos=[clip(2, 64, 48)]).modality.video_grid().height == 64
+    with pytest.raises(LensplugError, match="video 0 of example 0 has 393 positions, its geometry 589"):
+        wrapped.encode(outputs, videos=[clip(3, 64, 48)])
+
+
+def test_the_frames_of_internvl_are_images():
+    inputs = lens("internvl").prepare(QUESTION, videos=[(clip(3, 90, 160), 1.0)])
+    assert inputs.modality.names == ("text", "image")
+    assert sorted(inputs.modality.grids) == [(0, 0), (0, 1), (0, 2)]
+    assert all((len(grid), grid.height, grid.width) == (256, 90, 160) for grid in inputs.modality.grids.values())
+    mixed = lens("internvl").prepare(QUESTION, videos=[clip(2, 90, 160)], images=[Image.new("RGB", (80, 60))])
+    assert not mixed.modality.grids
+
+
+def test_a_model_that_takes_no_videos_says_so():
+    with pytest.raises(LensplugError, match="video is given, but LlavaProcessor takes none"):
+        lens("llava").prepare(QUESTION, videos=[clip(2, 64, 48)])
+
+
+def write(path, n_frames: int, rate: int) -> None:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(n_frames):
+            pixels = np.full((48, 64, 3), 5 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_a_file_is_sampled_evenly_with_the_time_of_each_frame(tmp_path, ending):
+    write(tmp_path / f"clip.{ending}", 41, rate=10)
+    video = load_video(tmp_path / f"clip.{ending}", num_frames=5)
+    assert video.frames.shape == (5, 48, 64, 3)
+    assert video.times_s.tolist() == pytest.approx([0, 1, 2, 3, 4], abs=0.01)
+    assert video.frames.float().mean(dim=(1, 2, 3)).tolist() == pytest.approx([0, 50, 100, 150, 200], abs=6)
+    assert len(load_video(tmp_path / f"clip.{ending}")) == 16
+    assert len(load_video(tmp_path / f"clip.{ending}", num_frames=100)) == 41
+    inputs = lens("llava-onevision").prepare(QUESTION, videos=[tmp_path / f"clip.{ending}"])
+    assert inputs.modality.video_grid().n_frames == 16
+
+
+PICTURES = [Image.new("RGB", (64, 48), (value, 0, 0)) for value in (0, 100, 200)]
+
+
+@pytest.mark.parametrize("source", [PICTURES, clip(3, 48, 64), torch.from_numpy(clip(3, 48, 64)), (PICTURES, 2)])
+def test_frames_come_in_many_forms(source):
+    video = load_video(source)
+    assert video.frames.shape == (3, 48, 64, 3) and video.frames.dtype == torch.uint8
+    assert load_video(video) is video
+    assert (video.times_s is None) != isinstance(source, tuple)
+    inputs = lens("llava-onevision").prepare(QUESTION, videos=[source])
+    assert len(inputs.videos[0]) == 1 and len(inputs.videos[0][0]) == 3
+    if isinstance(source, list):
+        assert np.asarray(video.image(1))[0, 0].tolist() == [100, 0, 0]
+        assert len(lens("llava-onevision").prepare(QUESTION, videos=source).videos[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((3, 48, 64, 3), np.float32), r"float32 of the shape \[3, 48, 64, 3\], expected uint8"),
+        (np.zeros((48, 64, 3), np.uint8), r"expected uint8 \[frame, height, width, 3\]"),
+        ([Image.new("RGB", (4, 4)), Image.new("RGB", (5, 4))], "differ in size"),
+        (7, "a video is a int, expected a path"),
+        ([], "a video is a list"),
+        ((PICTURES, 0), "0 frames in a second"),
+        ("nowhere.mp4", "there is no file 'nowhere.mp4'"),
+        (__file__, "is not a video that can be read"),
+    ],
+)
+def test_what_is_no_video_is_refused(source, message):
+    with pytest.raises(LensplugError, match=message):
+        load_video(source)
