@@ -25,6 +25,7 @@ console = Console()
 
 Model = Annotated[str, typer.Option(help="A model of the Hugging Face hub, or a folder.")]
 ImageFile = Annotated[list[Path] | None, typer.Option(help="A picture; once for each.")]
+VideoFile = Annotated[list[Path] | None, typer.Option(help="A video, 16 frames of which are seen; once for each.")]
 AudioFile = Annotated[list[Path] | None, typer.Option(help="A sound (wav, flac, ogg, mp3), any rate; once for each.")]
 Prompt = Annotated[str, typer.Option(help="The question, in plain words.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; cuda where there is one.")]
@@ -68,14 +69,15 @@ def report(
     model: Model,
     prompt: Prompt,
     image: ImageFile = None,
+    video: VideoFile = None,
     audio: AudioFile = None,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("lensplug-report.html"),
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:
-    """Write one self-contained page about how a model answers a prompt on pictures or sounds."""
+    """Write one self-contained page about how a model answers a prompt on pictures, videos or sounds."""
     with _steps() as step:
-        media = _media(image, audio)
+        media = _media(image, video, audio)
         lens = _load(model, device, dtype, step)
         _report(lens, prompt, out, step, **media)
 
@@ -84,14 +86,15 @@ def report(
 def check(
     model: Model,
     image: ImageFile = None,
+    video: VideoFile = None,
     audio: AudioFile = None,
     prompt: Prompt = "What is this?",
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:
-    """Compare the wrapped core with the full model on pictures or sounds; exit code 1 where they differ."""
+    """Compare the wrapped core with the full model on a prompt with media; exit code 1 where they differ."""
     with _steps() as step:
-        media = _media(image, audio)
+        media = _media(image, video, audio)
         lens = _load(model, device, dtype, step, check=False)
         step("running both")
         parity = lens.check(lens.prepare(prompt, **media))
@@ -141,10 +144,10 @@ def _load(model: str, device: str | None, dtype: str, step: Any, **options: Any)
     return lensplug.load(model, device=device, dtype=dtype, **options)
 
 
-def _media(image: list[Path] | None, audio: list[Path] | None) -> dict[str, Any]:
-    if not image and not audio:
-        raise LensplugError("there is no picture and no sound: give --image FILE or --audio FILE.")
-    return {name: files for name, files in (("images", image), ("audio", audio)) if files}
+def _media(image: list[Path] | None, video: list[Path] | None, audio: list[Path] | None) -> dict[str, Any]:
+    if not image and not video and not audio:
+        raise LensplugError("there is no picture, video or sound: give --image FILE, --video FILE or --audio FILE.")
+    return {name: files for name, files in (("images", image), ("videos", video), ("audio", audio)) if files}
 
 
 def _report(lens: Any, prompt: str, out: Path, step: Any, **media: Any) -> Any:

@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensplug.geometry import ImageGrid
 from lensplug.inputs import MultimodalInput
+from lensplug.modality import Span
 
 BLOCKS = 3
 """A view is cut into BLOCKS x BLOCKS regions."""
@@ -56,34 +58,45 @@ def group_positions(inputs: MultimodalInput, *, example: int = 0, blocks: int = 
             labels = ["".join(texts[first : first + text_run]) for first in range(0, len(texts), text_run)]
             keys = torch.arange(len(at)) // text_run
         else:
-            labels, keys = _regions(inputs, span.modality, span.media_index, example, len(at), blocks)
+            labels, keys = _regions(inputs, span, blocks)
         of_position[at] = keys + len(names)
         names += labels
     return Groups(of_position, names)
 
 
-def _regions(
-    inputs: MultimodalInput, modality: str, media_index: int | None, example: int, length: int, blocks: int
-) -> tuple[list[str], Int[Tensor, " token"]]:
-    """The names of the regions of one medium, in order of first appearance, and the region of each token."""
-    if modality == "audio":
-        return _stretches(inputs, media_index, example, length)
-    grid = inputs.modality.grids.get((example, -1 if media_index is None else media_index))
-    if modality != "image" or grid is None or len(grid) != length:
-        return [f"[{modality}]"], torch.zeros(length, dtype=torch.long)
+def _regions(inputs: MultimodalInput, span: Span, blocks: int) -> tuple[list[str], Int[Tensor, " token"]]:
+    """The names of the regions of a run of one medium, in order of first appearance, and the region of each token."""
+    length = span.stop - span.start
+    place = (span.example, -1 if span.media_index is None else span.media_index)
+    if span.modality == "audio":
+        return _stretches(inputs, span.media_index, span.example, length)
+    if span.modality == "image" and (grid := inputs.modality.grids.get(place)) is not None:
+        keys = _of_image(grid, blocks)
+        at = inputs.modality.image_positions(place[1], place[0]).tolist()
+    elif span.modality == "video" and (video := inputs.modality.video_grids.get(place)) is not None:
+        keys = [f"[frame {frame}]" if frame >= 0 else "[newline]" for frame in video.frame.tolist()]
+        at = inputs.modality.video_positions(place[1], place[0]).tolist()
+    else:
+        return [f"[{span.modality}]"], torch.zeros(length, dtype=torch.long)
+    own = [key for position, key in zip(at, keys, strict=True) if span.start <= position < span.stop]
+    names = list(dict.fromkeys(own))
+    return names, torch.tensor([names.index(key) for key in own])
+
+
+def _of_image(grid: ImageGrid, blocks: int) -> list[str]:
+    """The region of each token of an image."""
     keys = []
     for view, newline, (x0, y0, x1, y1) in zip(
         grid.view.tolist(), grid.newline.tolist(), grid.boxes.tolist(), strict=True
     ):
-        if newline:
-            keys.append("[newlines]")
+        if newline or x0 != x0:  # a class token has no place either
+            keys.append("[newlines]" if newline else "[class token]")
             continue
         column = min(int((x0 + x1) / 2 / grid.width * blocks), blocks - 1)
         row = min(int((y0 + y1) / 2 / grid.height * blocks), blocks - 1)
         part = "image" if view == 0 else "tiles"
         keys.append(f"[{part}·{row + 1},{column + 1}]")
-    names = list(dict.fromkeys(keys))
-    return names, torch.tensor([names.index(key) for key in keys])
+    return keys
 
 
 def _stretches(

@@ -14,7 +14,7 @@ from explorer_data import grid_of, random_results, said_of
 
 from lensplug import LensplugError, analysis, views
 from lensplug.geometry import ImageGrid
-from lensplug.views import explorer, packing
+from lensplug.views import explorer_numbers, packing
 from lensplug.views.style import visible
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -53,7 +53,7 @@ def asked(seen):
 def test_steps_of_the_root_come_back_within_what_is_said():
     rows = np.random.default_rng(0).random((3, 5, 200)).astype(np.float32) ** 6
     rows[0, 0] = 0
-    for steps in explorer.STEPS:
+    for steps in explorer_numbers.STEPS:
         codes, largest = packing.quantised(rows, steps)
         back = packing.restored(codes, largest, steps)
         bound = largest[..., None] * (np.sqrt(rows / np.maximum(largest, 1e-9)[..., None]) + 0.25 / steps) / steps
@@ -112,12 +112,12 @@ def test_boxes_without_area_or_place_are_in_no_cell_and_many_lines_are_thinned()
     boxes = torch.rand(2000, 2, 2).sort(dim=1).values.flatten(1) * 300
     boxes[0], boxes[1, 2] = torch.nan, boxes[1, 0]
     grid = ImageGrid(boxes, torch.zeros(2000, dtype=torch.long), torch.zeros(2000, dtype=torch.bool), 300, 300)
-    raster = explorer._raster(grid)
-    assert max(raster["cells"].shape) <= explorer.LINES + 1
+    raster = explorer_numbers.raster_of(grid)
+    assert max(raster["cells"].shape) <= explorer_numbers.LINES + 1
     assert not np.isin([1, 2], raster["cells"]).any() and raster["cells"].any()
     nowhere = replace(grid, boxes=torch.full_like(boxes, torch.nan))
     with pytest.raises(LensplugError, match="no token of this image has a place"):
-        explorer._raster(nowhere)
+        explorer_numbers.raster_of(nowhere)
 
 
 def test_it_starts_at_the_patch_that_is_looked_at_most(made):

@@ -1,0 +1,147 @@
+"""The sections of the page that `report` writes: what each shows, and how to read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lensplug import analysis, views
+from lensplug.analysis import AttentionFrom, HeadSpecialization, LogitLens, Rollout
+from lensplug.inputs import MultimodalInput
+from lensplug.lens import Answer, MultimodalLens
+from lensplug.prompts import encoder_rate
+from lensplug.views.page import Section
+
+ANSWER_TOKENS = 6
+"""The explorer has the attention of so many tokens of the answer: more would be kept in coarser steps."""
+PICTURES = 3
+"""So many pictures of a prompt have an explorer of their own."""
+
+
+def sections_of(
+    lens: MultimodalLens,
+    answer: Answer,
+    cache: Any,
+    logit_lens: LogitLens,
+    heads: HeadSpecialization,
+    rollout: Rollout,
+    medium: str,
+) -> tuple[Section, ...]:
+    """The sections of a prompt's page, in order."""
+    inputs, query = answer.inputs, int(heads.query[0])
+    looking = heads.top(medium if medium in heads.modalities else heads.modalities[0], k=1)[0][0]
+    sections = [
+        Section(
+            "The prompt", "What the language core receives, position by position.", (views.modality_ribbon(inputs),)
+        ),
+        Section(
+            "When the answer forms",
+            "The residual stream after each layer, read as if it were the last. A column is a position: what stands in"
+            " it is the model's guess of the next token.",
+            (views.logit_lens(logit_lens, inputs=inputs),),
+        ),
+        Section(
+            "Which heads look where",
+            "Attention from the position that writes the answer. 1 is what uniform attention would give; orange heads"
+            " look at the chosen modality more than that, blue ones less.",
+            (views.head_specialization(heads),),
+        ),
+    ]
+    written = range(query, inputs.tokens.shape[1] - 1)
+    looked = analysis.attention_from(cache, queries=written[:ANSWER_TOKENS])
+    attention = looked.by_position()
+    pictures = len(inputs.images[0]) if inputs.images else 0
+    for index in [index for _, index in sorted(inputs.modality.grids) if index < pictures][:PICTURES]:
+        sections.append(_where_in_the_image(inputs, rollout, looked, index))
+        sections.append(_patch_by_patch(cache, inputs, looked, index))
+    for _, index in sorted(inputs.modality.video_grids):
+        sections.append(_where_in_the_video(inputs, rollout, attention, index))
+    if medium == "audio" and (0, 0) in inputs.modality.timelines:
+        sections.append(_when_in_the_sound(inputs, rollout, attention))
+    if medium == "audio":
+        received = analysis.received_attention(
+            cache, layer=looking, modality=inputs.modality, str_tokens=inputs.str_tokens
+        )
+        sections.append(
+            Section(
+                "What each token receives",
+                f"Layer {looking}, all heads: each row divided by its largest entry, each column the mean of its"
+                " entries. Words and moments of the sound that everything looks at stand out.",
+                (views.received_attention(received),),
+            )
+        )
+    sections.append(
+        Section(
+            "Head by head",
+            f"The heads of layer {looking}, which has the head that looks at the {medium} most. Words are alone, or in"
+            " short runs where the prompt is long; image tokens are pooled by region of the picture (row, column),"
+            " sounds by time.",
+            (views.attention_heads(cache, inputs, layer=looking),),
+        )
+    )
+    return tuple(sections)
+
+
+def _where_in_the_image(inputs: MultimodalInput, rollout: Rollout, looked: AttentionFrom, index: int) -> Section:
+    return Section(
+        "Where in the image" + _which(inputs, "image", index),
+        "Left, rollout: how much of each place can have come, through all layers, to the position that writes"
+        " the answer. Right, the attention of one layer from there, averaged over its heads.",
+        (
+            views.image_overlay(rollout, inputs, media_index=index, title="Rollout"),
+            views.image_overlay(looked, inputs, media_index=index, title="Attention by layer"),
+        ),
+    )
+
+
+def _patch_by_patch(cache: Any, inputs: MultimodalInput, looked: AttentionFrom, index: int) -> Section:
+    said = analysis.logit_lens(cache, positions=inputs.modality.image_positions(index))
+    return Section(
+        "Patch by patch" + _which(inputs, "image", index),
+        "Point at a patch: what each layer would say there, and which heads look there from where a token of the"
+        " answer was written. Choose a token of the answer and a head: where it looked.",
+        (views.image_explorer(said, looked, inputs, media_index=index),),
+        wide=True,
+    )
+
+
+def _where_in_the_video(inputs: MultimodalInput, rollout: Rollout, attention: dict[str, Tensor], index: int) -> Section:
+    return Section(
+        "Where in the video" + _which(inputs, "video", index),
+        "Move the slider through the frames: how much of each place can have come to the position that writes the"
+        " answer (rollout, left), and the attention of one layer from there, averaged over its heads (right).",
+        (
+            views.video_overlay(rollout, inputs, media_index=index, title="Rollout"),
+            views.video_overlay(attention, inputs, media_index=index, title="Attention by layer"),
+        ),
+    )
+
+
+def _which(inputs: MultimodalInput, modality: str, index: int) -> str:
+    """Which of several, as the end of a heading."""
+    count = len({span.media_index for span in inputs.modality.spans if (span.example, span.modality) == (0, modality)})
+    return f", {index + 1} of {count}" if count > 1 else ""
+
+
+def _when_in_the_sound(inputs: MultimodalInput, rollout: Rollout, attention: dict[str, Tensor]) -> Section:
+    return Section(
+        "When in the sound",
+        "How much the position that writes the answer takes from each moment: by rollout through all layers, and by"
+        " the attention of one layer, averaged over its heads (move the slider). A bar is as wide as what its"
+        " audio position hears directly.",
+        (
+            views.sound_player(inputs),
+            views.sound_overlay({"rollout": rollout.values[0, 0], **attention}, inputs, title="From each moment"),
+        ),
+        wide=True,
+    )
+
+
+def resampled(lens: MultimodalLens, inputs: MultimodalInput) -> tuple[tuple[str, str], ...]:
+    """Said where the encoder did not hear the sound at the rate at which it came."""
+    if not inputs.audio or not inputs.audio[0]:
+        return ()
+    rate = encoder_rate(lens.processor)
+    came = sorted({sound.sampling_rate for sound in inputs.audio[0] if sound.sampling_rate != rate})
+    return (("Resampled", f"from {', '.join(map(str, came))} Hz to the encoder's {rate} Hz"),) if came else ()
