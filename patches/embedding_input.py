@@ -91,7 +91,8 @@ class EmbeddingInput(Patch):
         if past_kv_cache is not None:
             mask = torch.ones(merged.embeds.shape[:2], dtype=torch.long) if mask is None else mask
             mask = past_kv_cache.append_attention_mask(mask.to(merged.embeds.device))
-        return self.target.hook_embed(merged.embeds), merged.tokens, None, mask
+        # A copy: hooks may write into what they get, as they may with looked-up tokens, and the inputs stay whole.
+        return self.target.hook_embed(merged.embeds.clone()), merged.tokens, None, mask
 
     def generate(self, input: Any = "", *args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """HookedTransformer.generate; from merged embeddings it returns tokens or text as asked.
@@ -167,7 +168,7 @@ class _GenerationSteps(Patch):
             )
         if self._mask is not None:
             kwargs["attention_mask"] = F.pad(self._mask, (0, length - self._mask.shape[1]), value=1)
-        return self._forward(self.target.hook_embed(residual), past_kv_cache=past_kv_cache, **kwargs)
+        return self._forward(self.target.hook_embed(residual.clone()), past_kv_cache=past_kv_cache, **kwargs)
 
 
 def _refuse_holes(attention_mask: Tensor) -> None:

@@ -56,7 +56,7 @@ def test_report_on_a_sound(tmp_path, ending, rate, channels):
 
 def test_no_medium_is_one_sentence(tmp_path):
     result = run("report", "--model", AUDIO, "--prompt", "What?", "--out", tmp_path / "report.html")
-    assert result.exit_code == 2 and "give --image FILE or --audio FILE" in result.stderr
+    assert result.exit_code == 2 and "give --image FILE, --video FILE or --audio FILE" in result.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -29,14 +29,15 @@ def heat(cells: Cells, *, visible: bool, shown: bool, highest: float | None = No
         highest: The end of the colour scale; the largest value if not given.
     """
     values, y, x = cells
-    lowest = values.nan_to_num(float("inf")).min()
+    known = values[~values.isnan()]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     return go.Heatmap(
         z=values.numpy(), x=x.numpy(), y=y.numpy(),
-        zmin=0 if float(lowest) >= 0 else None, zmax=highest,
+        zmin=min(low, 0.0), zmax=high if highest is None else highest,
         colorscale=HEAT, visible=visible, opacity=1 if shown else 0, showscale=shown,
         hoverinfo=None if shown else "skip",
         hovertemplate="x %{x:.0f}, y %{y:.0f}: %{z:.4g}<extra></extra>",
-        colorbar={"thickness": 12},
+        colorbar={"thickness": 12, "tickformat": ".3~g"},
     )  # fmt: skip
 
 

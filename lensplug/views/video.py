@@ -70,7 +70,7 @@ def video_overlay(
     times = frames.times_s if frames.times_s is not None else torch.full((grid.n_frames,), torch.nan)
     names = [f"{frame}" if at != at else f"{frame} ({at:.1f} s)" for frame, at in enumerate(times.tolist())]
     step = slider(names, of_frame, images=grid.n_frames)
-    fig.update_layout(sliders=[{**step, "currentvalue": {"prefix": "frame "}}])
+    fig.update_layout(sliders=[{**step, "currentvalue": {"prefix": "frame "}}], margin={"l": 30})
     if len(rows) > 1:
         fig.update_layout(updatemenus=[buttons(list(rows), of_row)], height=fig.layout.height + 36, margin={"t": 84})
     return fig

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from image_families import BUILDERS, lens
 from torch import Tensor
 
 from lensplug.geometry import ImageGrid
-from tests.image_families import BUILDERS, lens
 
 QUESTION = "What is this ?"
 PATCHES_EACH = 8

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_families import BUILDERS, lens
 from PIL import Image
 
 from lensplug.families import anyres, idefics3, internvl, llava, llava_onevision
 from lensplug.geometry import ImageGrid
-from tests.image_families import BUILDERS, lens
 
 QUESTION = "What is this ?"
 WITHOUT_SIZES = ["llava", "llava-full", "internvl", "idefics3"]

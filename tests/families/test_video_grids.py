@@ -7,11 +7,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from image_families import lens
 from PIL import Image
 
 from lensplug.errors import LensplugError
 from lensplug.media import load_video
-from tests.image_families import lens
 
 QUESTION = "What is this ?"
 

@@ -78,6 +78,24 @@ def test_hook_embed_fires_with_the_merged_embeddings_and_may_edit_them(patched):
     torch.testing.assert_close(edited, patched(silence(embeds, None)))
 
 
+def test_a_hook_that_writes_into_what_it_gets_leaves_the_inputs_whole(patched):
+    embeds, mask = padded("left")
+    before = embeds.clone()
+
+    def erase(embed, hook):
+        embed[:, 6:9] = 0
+        return embed
+
+    untouched = patched(bundle(embeds, mask))
+    changed = patched.run_with_hooks(bundle(embeds, mask), fwd_hooks=[("hook_embed", erase)])
+    assert torch.equal(embeds, before)
+    assert largest_difference(changed, untouched) > 0.1
+    assert torch.equal(patched(bundle(embeds, mask)), untouched)
+    with patched.hooks(fwd_hooks=[("hook_embed", erase)]):
+        patched.generate(bundle(embeds, mask), max_new_tokens=2, do_sample=False, verbose=False, stop_at_eos=False)
+    assert torch.equal(embeds, before)
+
+
 def test_decompositions_sum_to_the_residual(patched):
     _, cache = patched.run_with_cache(merged())
     last = cache["resid_post", -1]

@@ -47,7 +47,8 @@ def test_the_report_holds_what_it_says(made, seen):
     assert result.answer.text == ["Red"] and "<dd>Red</dd>" in html
     assert result.parity.agrees
     assert re.fullmatch(r"after layer \d of 5|in the embedding already", result.settled)
-    assert html.count("plotly-graph-div") == 5 and html.count("CircuitsVis.render(") == 1
+    assert html.count("plotly-graph-div") == 5 and html.count('CircuitsVis.render("') == 1
+    assert html.count('<div class="explorer"') == 1
 
 
 def test_the_report_on_a_sound_holds_what_it_says(made_of_sound, heard):
@@ -92,7 +93,7 @@ def test_the_large_scripts_are_packed_once_and_the_small_ones_wait(made):
     assert html.count('class="packed"') == 2 and made[1].stat().st_size < 4_500_000
     packed = re.findall(r'class="packed">(.*?)</script>', html)
     assert gzip.decompress(b64decode(packed[0])).decode() == get_plotlyjs()
-    run_at_once = re.findall(r"<script(?![^>]*text/plain)[^>]*>(.*?)</script>", html, re.DOTALL)
+    run_at_once = re.findall(r"<script(?![^>]*(?:text/plain|json))[^>]*>(.*?)</script>", html, re.DOTALL)
     assert len(run_at_once) == 1 and "DecompressionStream" in run_at_once[0]
 
 
