@@ -10,11 +10,12 @@ a layer at all positions in one product, as a notebook does.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
+import threading
 import time
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -39,7 +40,15 @@ def measure(mode: str) -> dict[str, float]:
     residuals = {name: torch.randn(1, POSITIONS, lens.model.cfg.d_model, generator=generator) for name in names}
     cache = ActivationCache(residuals, lens.model)
     W_U = lens.model.unembed.W_U
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    process, seen = psutil.Process(), []
+    before, ended = process.memory_info().rss, threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            seen.append(process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     start = time.perf_counter()
     with torch.no_grad():
         if mode == "lensplug":
@@ -52,8 +61,9 @@ def measure(mode: str) -> dict[str, float]:
             for residual in residuals.values():
                 unembed(lens.model, residual[0]).softmax(dim=-1).topk(5)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"seconds": seconds, "peak_gb": peak * 1024 / 1e9}
+    ended.set()
+    watcher.join()
+    return {"seconds": seconds, "peak_gb": (max(seen) - before) / 1e9}
 
 
 def main() -> None:

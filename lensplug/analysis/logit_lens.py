@@ -181,14 +181,16 @@ def logit_lens(
 
     parts: list[dict[str, Tensor]] = []
     with torch.no_grad():
-        # For each row up to seven of vocabulary size are alive at a time, in fp32: the logits, the last
-        # layer's log-probabilities and this layer's, and what the entropy and KL are summed from.
-        for rows in _chunks(len(chosen[0]), max(1, chunk_bytes // (vocabulary * 4 * 7))):
-            last = unembed(model, chosen[-1][rows], final_norm=final_norm).float().log_softmax(dim=-1)
-            followed = last.argmax(dim=-1) if given is None else given.flatten()[rows].to(last.device)
+        # For each row up to six of vocabulary size are alive at a time, in fp32: this layer's logits and
+        # log-probabilities, the last layer's probabilities, and what the entropies are summed from.
+        for rows in _chunks(len(chosen[0]), max(1, chunk_bytes // (vocabulary * 4 * 6))):
+            final = unembed(model, chosen[-1][rows], final_norm=final_norm)
+            followed = final.argmax(dim=-1) if given is None else given.flatten()[rows].to(final.device)
+            p_last = final.float().softmax(dim=-1)
+            del final
             parts.append(
                 _stack(
-                    _statistics(unembed(model, residual[rows], final_norm=final_norm), last, followed, top_k)
+                    _statistics(unembed(model, residual[rows], final_norm=final_norm), p_last, followed, top_k)
                     for residual in chosen
                 )
                 | {"target": followed.cpu()}
@@ -196,6 +198,8 @@ def logit_lens(
     merged = {name: torch.cat([part[name] for part in parts], dim=0) for name in parts[0]}
     result = {name: value.reshape(batch, at.shape[1], *value.shape[1:]) for name, value in merged.items()}
     by_entry = {name: value.movedim(2, 1) for name, value in result.items() if name != "target"}
+    cross = by_entry.pop("cross")
+    by_entry["kl_to_last"] = (cross - cross[:, -1:]).clamp(min=0)  # the last layer's cross-entropy is its own entropy
     tokenizer = getattr(model, "tokenizer", None)
     convention = "final norm with each layer's own statistics" if final_norm else "raw residual, no final norm"
     return LogitLens(
@@ -235,22 +239,25 @@ def unembed(
 
 def _statistics(
     logits: Float[Tensor, "row d_vocab"],
-    last: Float[Tensor, "row d_vocab"],
+    p_last: Float[Tensor, "row d_vocab"],
     target: Int[Tensor, " row"],
     top_k: int,
 ) -> dict[str, Tensor]:
-    """What is kept of one layer's distribution."""
+    """What is kept of one layer's distribution. Beside the unembedding these passes are half of the time: few of them.
+
+    `cross` below is the cross-entropy of the last layer and this one; KL is what it exceeds the last layer's entropy
+    by (`logit_lens` takes that off).
+    """
     log_p = logits.float().log_softmax(dim=-1)
     of_target = log_p.gather(1, target[:, None])
     top = log_p.topk(top_k, dim=-1)
-    p = log_p.exp()
     return {
         "top_tokens": top.indices.cpu(),
         "top_probabilities": top.values.exp().cpu(),
-        "rank": 1 + (log_p > of_target).sum(dim=-1).cpu(),
+        "rank": 1 + (log_p > of_target).sum(dim=-1, dtype=torch.int32).long().cpu(),
         "log_probability": of_target[:, 0].cpu(),
-        "entropy": -(p * log_p).nansum(dim=-1).cpu(),
-        "kl_to_last": (last.exp() * (last - log_p)).nansum(dim=-1).cpu(),
+        "entropy": -(log_p.exp() * log_p).nansum(dim=-1).cpu(),
+        "cross": -(p_last * log_p).nansum(dim=-1).cpu(),
     }
 
 

@@ -251,3 +251,39 @@ def test_the_table_has_one_row_for_each_example_position_and_entry():
         int(result.top_tokens[1, 2, 1, 0])
     )
     assert entry["kl_to_last_nats"] == pytest.approx(float(result.kl_to_last[1, 2, 1]))
+
+
+def test_positions_of_each_example_are_a_tensor():
+    _, cache = run(text_model(), tokens(2, 9), names_filter=logit_lens.needs)
+    each = torch.tensor([[2, 5, -1], [0, 7, -9]])
+    result = logit_lens(cache, positions=each)
+    assert result.positions.tolist() == [[2, 5, 8], [0, 7, 0]] and result.length == 9
+    everywhere = logit_lens(cache, positions=None)
+    for example, own in enumerate(result.positions):
+        assert torch.equal(result.rank[example], everywhere.rank[example][:, own])
+        torch.testing.assert_close(result.entropy[example], everywhere.entropy[example][:, own])
+    assert torch.equal(logit_lens(cache, positions=torch.tensor([2, 5])).positions, torch.tensor([[2, 5], [2, 5]]))
+    with pytest.raises(LensplugError, match=r"positions are \[1, 3\], expected a row for each of 2 examples"):
+        logit_lens(cache, positions=each[:1])
+
+
+def test_values_by_position_for_overlays():
+    _, cache = run(text_model(), tokens(2, 9), names_filter=logit_lens.needs)
+    result = logit_lens(cache, positions=[2, 5], target=3)
+    for measure, expected in (
+        ("probability", result.log_probability.exp()),
+        ("log_probability", result.log_probability),
+        ("rank", result.rank.float()),
+        ("reciprocal_rank", 1 / result.rank),
+        ("entropy", result.entropy),
+        ("kl_to_last", result.kl_to_last),
+    ):
+        rows = result.by_position(1, measure=measure)
+        assert list(rows) == ["embed", "layer 0", "layer 1", "layer 2"]
+        for entry, row in enumerate(rows.values()):
+            assert row.shape == (9,) and row.isnan().sum() == 7
+            assert torch.equal(row[[2, 5]], expected[1, entry])
+    with pytest.raises(LensplugError, match="measure is 'loss', expected one of 'probability'"):
+        result.by_position(measure="loss")
+    with pytest.raises(LensplugError, match="example is 2, the result has 2"):
+        result.by_position(2)
