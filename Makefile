@@ -21,6 +21,8 @@ bench: $(BIN)/lensplug
 	$(BIN)/python benchmarks/wrap.py
 	$(BIN)/python benchmarks/answers.py
 	$(BIN)/python benchmarks/listening.py
+	$(BIN)/python benchmarks/pointing.py
+	$(BIN)/python benchmarks/patches.py
 
 $(BIN)/lensplug: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -14,6 +14,7 @@ from lensplug import tiny as tiny
 from lensplug.errors import LensplugError as LensplugError
 from lensplug.geometry import AudioTimeline as AudioTimeline
 from lensplug.geometry import ImageGrid as ImageGrid
+from lensplug.geometry import VideoGrid as VideoGrid
 from lensplug.inputs import MultimodalInput as MultimodalInput
 from lensplug.lens import Answer as Answer
 from lensplug.lens import MultimodalLens as MultimodalLens

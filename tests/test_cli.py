@@ -2,6 +2,7 @@
 
 import random
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from lensplug.cli import app
 from lensplug.media import load_sound
 from lensplug.tiny import CHECKPOINTS
+from lensplug.tiny.scenes import draw_scene
 from lensplug.tiny.voices import make_voice
 
 MODEL = str(CHECKPOINTS / "llava-onevision")
@@ -52,6 +54,23 @@ def test_report_on_a_sound(tmp_path, ending, rate, channels):
     assert f"Answer: {voice.answer('sound')}" in result.output
     html = out.read_text(encoding="utf-8")
     assert "When in the sound" in html and (rate == 8000) == ("Resampled" not in html)
+
+
+def test_report_on_a_video(tmp_path):
+    scene = draw_scene(random.Random(3), size=(96, 96), color="red")
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
+        for _ in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_image(scene.image)))
+        container.mux(stream.encode(None))
+    out = tmp_path / "report.html"
+    options = ("--model", MODEL, "--video", tmp_path / "clip.mp4", "--prompt", "What is the color? Answer single word.")
+    result = run("report", *options, "--out", out, "--device", "cpu", "--dtype", "float32")
+    assert result.exit_code == 0, result.output
+    assert "Answer: Red" in result.output and "ten most video-specialised heads" in result.output
+    html = out.read_text(encoding="utf-8")
+    assert "Where in the video" in html and "7 (1.8 s)" in html
 
 
 def test_no_medium_is_one_sentence(tmp_path):

@@ -4,8 +4,11 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from image_families import lens
+from PIL import Image
 
 from lensplug import LensplugError, views
 from lensplug.views.groups import group_positions
@@ -23,6 +26,29 @@ def test_groups_cover_every_position_and_pooling_keeps_rows_summing_to_one(seen)
     assert groups.of_position.unique().tolist() == list(range(len(groups.names)))
     pooled = groups.pool(seen.cache["blocks.0.attn.hook_pattern"][0])
     torch.testing.assert_close(pooled.sum(-1), torch.ones(pooled.shape[:2]))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llava-full", {"[class token]", "[image·1,1]"}),
+        ("llava-next", {"[image·1,1]", "[tiles·3,3]", "[newlines]"}),
+        ("internvl", {"[image·2,2]", "[tiles·1,3]"}),
+        ("idefics3", {"[image·3,1]", "[tiles·2,2]"}),
+    ],
+)
+def test_the_positions_of_every_family_have_regions(name, expected):
+    picture = Image.new("RGB", (500, 300), (90, 50, 30))
+    groups = group_positions(lens(name).prepare("What is this ?", images=[picture, picture]), blocks=3)
+    assert expected <= set(groups.names) and "[image]" not in groups.names
+    assert groups.of_position.unique().tolist() == list(range(len(groups.names)))
+
+
+def test_the_positions_of_a_video_are_pooled_by_frame():
+    video = np.zeros((3, 60, 80, 3), np.uint8)
+    groups = group_positions(lens("llava-onevision").prepare("What is this ?", videos=[video]))
+    assert groups.names[:4] == ["[frame 0]", "[frame 1]", "[frame 2]", "[newline]"]
+    assert (groups.of_position == 1).sum() == 196
 
 
 def test_pooling_sums_keys_and_averages_queries_by_hand(seen):

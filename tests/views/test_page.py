@@ -7,6 +7,7 @@ import subprocess
 from base64 import b64decode
 
 import pytest
+from image_families import lens
 from plotly.offline import get_plotlyjs
 
 from lensplug.report import report
@@ -56,6 +57,24 @@ def test_the_report_on_a_sound_holds_what_it_says(made_of_sound, heard):
     html = path.read_text(encoding="utf-8")
     assert result.answer.text == ["Happy"] and "<dd>Happy</dd>" in html and result.medium == "audio"
     assert html.count("<audio controls") == 1 and html.count("plotly-graph-div") == 5
+
+
+def test_the_report_on_a_video_and_on_two_pictures(seen):
+    frames = [seen.scene.image, seen.scene.image.rotate(180)]
+    of_video = report(seen.lens, "What is the color?", videos=[(frames, 2)], max_new_tokens=1)
+    assert of_video.medium == "video"
+    assert [section.title for section in of_video.page.sections][3:] == ["Where in the video", "Head by head"]
+    two = report(seen.lens, "What is the color?", images=frames, max_new_tokens=1)
+    assert [section.title for section in two.page.sections][3:-1] == [
+        "Where in the image, 1 of 2", "Patch by patch, 1 of 2", "Where in the image, 2 of 2", "Patch by patch, 2 of 2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["llava-full", "idefics3"])
+def test_the_report_on_another_family_has_an_explorer(seen, name):
+    made = report(lens(name), "What is this ?", images=[seen.scene.image], max_new_tokens=1)
+    assert "Patch by patch" in [section.title for section in made.page.sections]
+    assert len(made.page.to_html()) < 4_000_000
 
 
 def in_a_browser(path, profile):
