@@ -95,7 +95,7 @@ def shared_out(
 def by_example(
     lengths: Sequence[Sequence[int]], media: Sequence[Sequence[MediumT | None]]
 ) -> dict[tuple[int, int], MediumT]:
-    """The geometry of each medium by (example, media_index), where there is one that fits its positions.
+    """The geometry of each medium by (example, media_index), where it is known; of none, if their numbers differ.
 
     Args:
         lengths: For each example, the number of positions of each medium.
@@ -105,9 +105,9 @@ def by_example(
         return {}
     return {
         (example, index): medium
-        for example, (own, counts) in enumerate(zip(media, lengths, strict=True))
-        for index, (medium, count) in enumerate(zip(own, counts, strict=True))
-        if medium is not None and len(medium) == count
+        for example, own in enumerate(media)
+        for index, medium in enumerate(own)
+        if medium is not None
     }
 
 

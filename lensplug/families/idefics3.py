@@ -30,8 +30,7 @@ def media_layout(
 ) -> MediaLayout:
     """The grid of every image in the batch."""
     settings = getattr(processor, "image_processor", None)
-    view_px = config.vision_config.image_size
-    if settings is None or not given.images or setting(settings.max_image_size, "longest_edge") != view_px:
+    if settings is None or not given.images:
         return MediaLayout()
     images = [[image_grid(config, settings, height, width) for height, width in own] for own in given.image_sizes]
     lengths = [[len(image) for image in own] for own in images]
@@ -49,7 +48,8 @@ def image_grid(config: Any, settings: Any, height: int, width: int) -> ImageGrid
         height: Of the original image.
         width: Of the original image.
     """
-    view_px, patch, merged = config.vision_config.image_size, config.vision_config.patch_size, config.scale_factor
+    view_px = setting(settings.max_image_size, "longest_edge") or config.vision_config.image_size
+    patch, merged = config.vision_config.patch_size, config.scale_factor
     geometry = {"view_px": view_px, "side": view_px // patch // merged, "cell_px": patch * merged}
     placed = whole = squeezed(height, width, **geometry)
     _, rows, columns = settings.get_number_of_image_patches(height, width, {})
