@@ -27,7 +27,7 @@ from transformer_lens import ActivationCache
 
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
-from lensplug.modality import resolve_position
+from lensplug.positions import resolve_position
 from lensplug.tokens import single_token
 
 Target = str | int | Tensor | Callable[[Tensor], Tensor]

@@ -49,6 +49,17 @@ class MultimodalInput:
     audio: tuple[tuple[Sound, ...], ...] = field(default=(), repr=False)
     """The sounds of each example, as they came."""
 
+    def pictures(self, example: int = 0) -> list[Image.Image]:
+        """The pictures of an example as they are known, by media_index.
+
+        For a family that shows a video as images (InternVL), its frames.
+        """
+        if self.images and self.images[example]:
+            return list(self.images[example])
+        if not self.videos or "video" in self.modality.names:
+            return []
+        return [video.image(frame) for video in self.videos[example] for frame in range(len(video))]
+
     def __len__(self) -> int:
         """The number of examples."""
         return len(self.tokens)
@@ -109,7 +120,10 @@ def encode(
     }
     tokens = model_inputs["input_ids"]
     if not isinstance(tokens, Tensor) or tokens.ndim != 2:
-        raise LensplugError("input_ids is not a tensor [batch pos]: run the processor with return_tensors='pt'.")
+        raise LensplugError(
+            "input_ids is not a tensor [batch pos]: run the processor (or its apply_chat_template) with"
+            " return_tensors='pt'."
+        )
     mask = model_inputs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape != tokens.shape:
         raise LensplugError(f"attention_mask has the shape {list(mask.shape)}, expected {list(tokens.shape)}.")

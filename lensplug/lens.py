@@ -123,15 +123,17 @@ class MultimodalLens:
         Args:
             processor_outputs: From the model's own processor.
             images: What the processor was given, as for `prepare`. Views draw over it, and most families need
-                its size to know where a token lies.
-            videos: Likewise.
+                its size to know where a token lies (with the settings of the lens's processor).
+            videos: Likewise; the frames that the processor was given, not the file.
             audio: Likewise.
 
         Raises:
             LensplugError: If there are no tokens, or placeholders and media do not match.
         """
         n_examples = len(processor_outputs.get("input_ids", ()))
-        given = load_media(n_examples, batched=n_examples > 1, images=images, videos=videos, audio=audio)
+        given = load_media(
+            n_examples, batched=n_examples > 1, images=images, videos=videos, audio=audio, sample_videos=False
+        )
         return _inputs.encode(self.hf_model, self.core, self.processor, processor_outputs, given=given)
 
     def run_with_cache(

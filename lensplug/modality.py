@@ -60,7 +60,7 @@ class ModalityMap:
         *,
         placeholder_ids: Mapping[str, int],
         special_ids: Sequence[int] = (),
-        media_lengths: Mapping[str, Sequence[Sequence[int]]] | None = None,
+        media_lengths: Mapping[str, Sequence[Sequence[int] | None]] | None = None,
         grids: Mapping[tuple[int, int], ImageGrid] | None = None,
         video_grids: Mapping[tuple[int, int], VideoGrid] | None = None,
         timelines: Mapping[tuple[int, int], AudioTimeline] | None = None,
@@ -72,8 +72,9 @@ class ModalityMap:
             attention_mask: 1 = attended; what is not attended is padding.
             placeholder_ids: Modality -> the id of its placeholder.
             special_ids: Ids of special tokens.
-            media_lengths: Modality -> for each example, the number of positions of each medium, in order.
-                Without it, a medium is told from the next only where an example has one run of positions.
+            media_lengths: Modality -> for each example, the number of positions of each medium, in order; None
+                where one cannot be told from the next. Without it, an example with one run of positions has one
+                medium.
             grids: The geometry of the images, where the family is known.
             video_grids: That of the videos.
             timelines: That of the sounds.
@@ -88,7 +89,10 @@ class ModalityMap:
             labels[at] = MODALITIES.index(modality)
             for example, row in enumerate(at):
                 lengths = (media_lengths or {}).get(modality)
-                media_index[example, row] = _which_medium(row, lengths[example] if lengths else None, modality)
+                if lengths is None:
+                    media_index[example, row] = 0 if _runs(row) == 1 else -1
+                elif (counts := lengths[example]) is not None:
+                    media_index[example, row] = _which_medium(row, counts, modality)
         labels[attention_mask == 0] = PAD
         special = torch.isin(tokens, torch.tensor(list(special_ids), device=tokens.device, dtype=tokens.dtype))
         special &= labels == TEXT
@@ -227,45 +231,14 @@ class ModalityMap:
         )
 
 
-def resolve_position(position: int, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
-    """A position of every example as an index from the left.
-
-    Negative positions count from the last position that is not padding, others from the first of the
-    tensor.
-
-    Raises:
-        LensplugError: If the position is out of range, or is padding in some example.
-    """
-    length = attention_mask.shape[1]
-    attended = attention_mask.bool()
-    if position < 0:
-        last = length - 1 - attended.flip(1).int().argmax(dim=1)
-        index = last + 1 + position
-    else:
-        index = torch.full((len(attended),), position, device=attention_mask.device)
-    inside = (index >= 0) & (index < length)
-    inside &= attended.gather(1, index.clamp(0, length - 1)[:, None])[:, 0]
-    if not bool(inside.all()):
-        example = int((~inside).nonzero()[0])
-        positions = attended[example].nonzero()[:, 0]
-        if len(positions) == 0:
-            raise LensplugError(f"position {position}: example {example} is nothing but padding.")
-        raise LensplugError(
-            f"position {position} is out of range or padding in example {example}: its positions are"
-            f" {int(positions[0])} to {int(positions[-1])} (or -{len(positions)} to -1)."
-        )
-    return index
+def _runs(row: Bool[Tensor, " pos"]) -> int:
+    return int((row[1:] & ~row[:-1]).sum()) + int(row[0])
 
 
-def _which_medium(
-    row: Bool[Tensor, " pos"], lengths: Sequence[int] | None, modality: str
-) -> Int[Tensor, " placeholder"]:
-    """For each placeholder of an example, in order, the medium that it belongs to (-1: not known)."""
+def _which_medium(row: Bool[Tensor, " pos"], lengths: Sequence[int], modality: str) -> Int[Tensor, " placeholder"]:
+    """For each placeholder of an example, in order, the medium that it belongs to."""
     count = int(row.sum())
-    if lengths is not None:
-        if sum(lengths) != count:
-            raise LensplugError(f"{count} {modality} placeholders for media of {list(lengths)} positions.")
-        repeats = torch.tensor(list(lengths), device=row.device, dtype=torch.long)  # an example may have no medium
-        return torch.repeat_interleave(repeats)
-    runs = int((row[1:] & ~row[:-1]).sum()) + int(row[0])
-    return torch.full((count,), 0 if runs == 1 else -1, device=row.device)
+    if sum(lengths) != count:
+        raise LensplugError(f"{count} {modality} placeholders for media of {list(lengths)} positions.")
+    repeats = torch.tensor(list(lengths), device=row.device, dtype=torch.long)  # an example may have no medium
+    return torch.repeat_interleave(repeats)

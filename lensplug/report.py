@@ -6,7 +6,7 @@ result of `lensplug.analysis`; a notebook can make each one alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +48,9 @@ def report(
     lens: MultimodalLens,
     prompt: str,
     *,
-    images: Sequence[Any] = (),
-    videos: Sequence[Any] = (),
-    audio: Sequence[Any] = (),
+    images: Any = None,
+    videos: Any = None,
+    audio: Any = None,
     max_new_tokens: int = 20,
     context: int = 8,
     progress: Callable[[str], None] = lambda step: None,
@@ -60,15 +60,15 @@ def report(
     Args:
         lens: From `lensplug.load`, `wrap` or `tiny`.
         prompt: Plain words; the chat template is applied.
-        images: PIL images, arrays or paths.
-        videos: Paths, frames, or pairs of frames and how many of them there are in a second.
-        audio: Paths of sounds, or pairs of waveform and sampling rate.
+        images: Pictures, as `lens.prepare` takes them.
+        videos: Videos, likewise.
+        audio: Sounds, likewise.
         max_new_tokens: Of the answer.
         context: How many positions before the answer the logit lens reads.
         progress: Called with a few words before each step.
     """
     progress("running the encoder")
-    inputs = lens.prepare(prompt, images=list(images) or None, videos=list(videos) or None, audio=list(audio) or None)
+    inputs = lens.prepare(prompt, images=images, videos=videos, audio=audio)
     medium = next((name for name in ("image", "video", "audio") if name in inputs.modality.names), "text")
     progress("comparing with the full model")
     parity = lens.check(inputs)

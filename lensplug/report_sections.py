@@ -11,6 +11,7 @@ from lensplug.analysis import AttentionFrom, HeadSpecialization, LogitLens, Roll
 from lensplug.inputs import MultimodalInput
 from lensplug.lens import Answer, MultimodalLens
 from lensplug.prompts import encoder_rate
+from lensplug.views.image import NO_GRID
 from lensplug.views.page import Section
 
 ANSWER_TOKENS = 6
@@ -51,7 +52,9 @@ def sections_of(
     written = range(query, inputs.tokens.shape[1] - 1)
     looked = analysis.attention_from(cache, queries=written[:ANSWER_TOKENS])
     attention = looked.by_position()
-    pictures = len(inputs.images[0]) if inputs.images else 0
+    pictures = len(inputs.pictures())
+    if medium in ("image", "video") and not inputs.modality.grids and not inputs.modality.video_grids:
+        sections.append(Section(f"Where in the {medium}", f"Not known: {NO_GRID}."))
     for index in [index for _, index in sorted(inputs.modality.grids) if index < pictures][:PICTURES]:
         sections.append(_where_in_the_image(inputs, rollout, looked, index))
         sections.append(_patch_by_patch(cache, inputs, looked, index))

@@ -116,6 +116,25 @@ def test_the_way_back_as_by_hand(grid):
     assert grid.overlap(mask).tolist() == [0.25, 0.25, pytest.approx(1 / 6), 0]
 
 
+def test_a_region_in_any_form(grid):
+    by_hand = [0.25, 0.25, pytest.approx(1 / 6), 0]
+    for box in ((1, 0, 3, 1), np.array([1.0, 0, 3, 1]), torch.tensor([1.0, 0, 3, 1]), torch.tensor([1, 0, 3, 1])):
+        assert grid.overlap(box).tolist() == by_hand
+    mask = np.zeros((3, 4), np.uint8)
+    mask[0, 1:3] = 255
+    for form in (mask, mask > 0, mask.tolist(), torch.from_numpy(mask), mask / 255):
+        assert grid.overlap(form).tolist() == by_hand
+
+
+def test_an_infinite_value_stays_in_its_box(grid):
+    values = torch.tensor([-torch.inf, 2.0, 4.0, 0.0])
+    assert grid.to_pixels(values, view="base").tolist() == [[-torch.inf] * 2 + [2, 2]] * 2 + [[0, 0, 0, 0]]
+    cells, _, _ = grid.to_cells(values, view="base")
+    assert bool(cells[0].isneginf().any()) and float(cells.nan_to_num(0).max()) == 2
+    with pytest.raises(LensplugError, match="some values are infinite"):
+        grid.to_pixels(values, preserve_mass=True)
+
+
 @pytest.mark.parametrize("size", [(300, 500), (37, 290)])
 def test_a_box_and_its_mask_are_seen_by_the_same_positions(config, size):
     height, width = size
@@ -135,7 +154,11 @@ def test_a_box_and_its_mask_are_seen_by_the_same_positions(config, size):
     [
         ([3, 0, 3, 2], r"the box \[3, 0, 3, 2\] has no area"),
         ([0, 2, 4, 1], "has no area"),
-        (torch.ones(4, 3, dtype=torch.bool), r"the mask has the shape \[4, 3\], the image \[3, 4\]"),
+        ([0, 2, 4], r"the region has the shape \[3\], expected a box"),
+        (
+            torch.ones(4, 3, dtype=torch.bool),
+            r"the region has the shape \[4, 3\], expected a box x0 y0 x1 y1, or a mask of the shape \[3, 4\]",
+        ),
     ],
 )
 def test_a_region_that_is_none_is_refused(grid, region, message):

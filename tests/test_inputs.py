@@ -52,6 +52,13 @@ def _with_alpha(array):
     return np.dstack([array, np.linspace(0, 255, array.shape[0] * array.shape[1]).reshape(array.shape[:2])])
 
 
+def on_white(image):
+    """By hand: each colour in the share of its alpha, the rest white."""
+    pixels = np.asarray(image.convert("RGBA")).astype(float)
+    alpha = pixels[..., 3:] / 255
+    return Image.fromarray((pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8))
+
+
 PHOTOGRAPHS = {
     "astronaut.png": lambda: skimage.data.astronaut(),
     "coffee.jpg": lambda: skimage.data.coffee(),
@@ -67,7 +74,10 @@ def test_photographs_from_files(lens, tmp_path, name):
     path = tmp_path / name
     Image.fromarray(PHOTOGRAPHS[name]()).save(path)
     inputs = lens.prepare(QUESTION, images=[path if name == "odd.png" else str(path)])
-    _, reference = by_hand(lens, [chat(QUESTION)], [Image.open(path).convert("RGB")])
+    picture = Image.open(path)
+    _, reference = by_hand(
+        lens, [chat(QUESTION)], [on_white(picture) if name == "alpha.png" else picture.convert("RGB")]
+    )
     assert largest_difference(wrapped_logits(lens, inputs), reference) < 1e-4
     assert inputs.images[0][0].mode == "RGB"
 
@@ -146,7 +156,13 @@ GREY = RGB[..., 0]
         (Image.fromarray(RGB), RGB),
         (GREY, np.stack([GREY] * 3, axis=-1)),
         (GREY[..., None], np.stack([GREY] * 3, axis=-1)),
-        (np.dstack([RGB, GREY]), RGB),
+        (np.dstack([RGB, np.full_like(GREY, 255)]), RGB),
+        (np.dstack([RGB, np.zeros_like(GREY)]), np.full_like(RGB, 255)),
+        (
+            Image.fromarray(RGB).convert("LA").convert("PA"),
+            np.asarray(Image.fromarray(RGB).convert("L").convert("RGB")),
+        ),
+        (torch.from_numpy(RGB).requires_grad_(False), RGB),
     ],
 )
 def test_load_image(source, pixels):

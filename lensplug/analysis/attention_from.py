@@ -15,7 +15,6 @@ When not to use it: attention is where a head looks, not what it moves from ther
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs, read_pattern
 from lensplug.errors import LensplugError
-from lensplug.modality import resolve_position
+from lensplug.positions import Positions, resolve_positions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,27 +91,25 @@ class AttentionFrom(Result):
 
 @needs("attn.hook_pattern")
 def attention_from(
-    cache: Any, *, queries: int | Sequence[int] = -1, attention_mask: Int[Tensor, "batch pos"] | None = None
+    cache: Any, *, queries: Positions = -1, attention_mask: Int[Tensor, "batch pos"] | None = None
 ) -> AttentionFrom:
     """The attention rows of a few queries.
 
     Args:
         cache: An ActivationCache with `hook_pattern` of every layer (`attention_from.needs`).
-        queries: Positions that look; negative ones count from the last position that is not padding.
+        queries: Positions that look, the same for every example or a tensor `[example query]`; negative ones
+            count from the last position that is not padding.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
 
     Raises:
         LensplugError: If a pattern is missing, or a query is out of range or is padding.
     """
-    wanted = [queries] if isinstance(queries, int) else list(queries)
-    if not wanted:
-        raise LensplugError("queries is empty: give at least one position.")
     at, layers = torch.empty(0), []
     for layer in range(n_layers(cache)):
         pattern = read_pattern(cache, layer, needed_by="attention_from")  # one layer at a time: they are large
         if layer == 0:
             mask = attended(cache, (pattern.shape[0], pattern.shape[-1]), attention_mask, pattern.device)
-            at = torch.stack([resolve_position(position, mask) for position in wanted], dim=1)
+            at = resolve_positions(queries, mask, name="queries")
         rows = at[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[-1]).to(pattern.device)
         layers.append(pattern.gather(2, rows).cpu())
     convention = "fraction of the query's attention, each head alone"

@@ -14,7 +14,6 @@ fp32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs, read_pattern
 from lensplug.errors import LensplugError
-from lensplug.modality import resolve_position
+from lensplug.positions import Positions, resolve_positions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +82,7 @@ class Rollout(Result):
 def attention_rollout(
     cache: Any,
     *,
-    rows: int | Sequence[int] | None = None,
+    rows: Positions | None = None,
     residual: float = 0.5,
     head_fusion: str = "mean",
     attention_mask: Int[Tensor, "batch pos"] | None = None,
@@ -119,7 +118,7 @@ def attention_rollout(
     return Rollout(values.cpu(), index.cpu(), residual, head_fusion, provenance)
 
 
-def chosen_rows(rows: int | Sequence[int] | None, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row"]:
+def chosen_rows(rows: Positions | None, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row"]:
     """The rows of a rollout as positions from the left; all for None.
 
     Raises:
@@ -127,10 +126,7 @@ def chosen_rows(rows: int | Sequence[int] | None, attention_mask: Int[Tensor, "b
     """
     if rows is None:
         return torch.arange(attention_mask.shape[1], device=attention_mask.device).expand(len(attention_mask), -1)
-    wanted = [rows] if isinstance(rows, int) else list(rows)
-    if not wanted:
-        raise LensplugError("rows is empty: give at least one, or None for all.")
-    return torch.stack([resolve_position(row, attention_mask) for row in wanted], dim=1)
+    return resolve_positions(rows, attention_mask, name="rows")
 
 
 def _through(

@@ -21,7 +21,6 @@ is not lost beside the 1 of the identity.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from torch import Tensor
 from lensplug.analysis.attention_rollout import Rollout, chosen_rows
 from lensplug.analysis.reading import Provenance, attended, n_layers, needs, read_pattern
 from lensplug.errors import LensplugError
+from lensplug.positions import Positions
 
 
 @needs("attn.hook_pattern")
@@ -38,7 +38,7 @@ def gradient_rollout(
     cache: Any,
     grads: Any,
     *,
-    rows: int | Sequence[int] | None = None,
+    rows: Positions | None = None,
     normalize: bool = False,
     attention_mask: Int[Tensor, "batch pos"] | None = None,
 ) -> Rollout:

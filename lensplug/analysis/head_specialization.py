@@ -27,7 +27,8 @@ from torch import Tensor
 
 from lensplug.analysis.reading import Provenance, Result, n_layers, needs, read_pattern
 from lensplug.errors import LensplugError
-from lensplug.modality import MODALITIES, ModalityMap, resolve_position
+from lensplug.modality import MODALITIES, ModalityMap
+from lensplug.positions import resolve_position
 
 if TYPE_CHECKING:
     import pandas as pd

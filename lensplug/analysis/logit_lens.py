@@ -20,7 +20,7 @@ a few at a time (`chunk_bytes`), and of each only the top k and a few numbers ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs, read
 from lensplug.errors import LensplugError
-from lensplug.modality import resolve_position
+from lensplug.positions import Positions, resolve_positions
 from lensplug.tokens import single_token, token_texts
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class LogitLens(Result):
 def logit_lens(
     cache: Any,
     *,
-    positions: int | Sequence[int] | Int[Tensor, ...] | None = -1,
+    positions: Positions | None = -1,
     top_k: int = 5,
     target: str | int | Tensor | None = None,
     final_norm: bool = True,
@@ -171,7 +171,9 @@ def logit_lens(
         read(cache, f"blocks.{layer}.hook_resid_post", needed_by="logit_lens") for layer in range(n_layers(cache))
     ]
     batch, length = residuals[0].shape[:2]
-    at = _positions(positions, attended(cache, (batch, length), attention_mask, residuals[0].device))
+    mask = attended(cache, (batch, length), attention_mask, residuals[0].device)
+    everywhere = torch.arange(length, device=mask.device).expand(batch, -1)
+    at = everywhere if positions is None else resolve_positions(positions, mask)
     examples = torch.arange(batch, device=at.device)[:, None].expand_as(at)
     chosen = [residual[examples, at].flatten(0, 1) for residual in residuals]  # [row d_model]
     vocabulary = model.unembed.W_U.shape[1]
@@ -269,24 +271,6 @@ def _stack(layers: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _chunks(rows: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows, size))
-
-
-def _positions(
-    positions: int | Sequence[int] | Int[Tensor, ...] | None, mask: Int[Tensor, "batch pos"]
-) -> Int[Tensor, "batch position"]:
-    if positions is None:
-        return torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
-    if isinstance(positions, Tensor) and positions.ndim == 2:
-        if len(positions) != len(mask):
-            raise LensplugError(
-                f"positions are {list(positions.shape)}, expected a row for each of {len(mask)} examples."
-            )
-        return torch.cat([_positions(own, mask[i : i + 1]) for i, own in enumerate(positions)])
-    listed = positions.tolist() if isinstance(positions, Tensor) else positions
-    wanted = [listed] if isinstance(listed, int) else list(listed)
-    if not wanted:
-        raise LensplugError("positions is empty: give at least one, or None for all.")
-    return torch.stack([resolve_position(position, mask) for position in wanted], dim=1)
 
 
 def _target(

@@ -7,7 +7,7 @@ A family without a file works everywhere; its media have no geometry (`image_gri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -35,8 +35,8 @@ FAMILIES = {
 class MediaLayout:
     """The media of a batch, as far as the family knows them."""
 
-    lengths: dict[str, list[list[int]]] = field(default_factory=dict)
-    """Modality -> for each example, the number of positions of each medium."""
+    lengths: Mapping[str, Sequence[Sequence[int] | None]] = field(default_factory=dict)
+    """Modality -> for each example, the number of positions of each medium; None where that is not known."""
     grids: dict[tuple[int, int], ImageGrid] = field(default_factory=dict)
     """(example, media_index) -> the geometry of that image."""
     video_grids: dict[tuple[int, int], VideoGrid] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def media_layout(
     given: Media,
     processor: Any = None,
 ) -> MediaLayout:
-    """The layout of the media in `processor_outputs`; empty for a family that has no file.
+    """The layout of the media in `processor_outputs`; of a family that has no file, what their numbers tell.
 
     Args:
         config: The full model's configuration.
@@ -61,11 +61,20 @@ def media_layout(
         given: The media themselves, as far as they are at hand: their sizes, seconds and frames.
         processor: The model's processor, where it is at hand: how it scales and cuts.
     """
-    name = FAMILIES.get(config.model_type)
-    if name is None:
-        return MediaLayout()
-    layout: MediaLayout = import_module(name).media_layout(config, processor_outputs, placeholders, given, processor)
-    return layout
+    layout, name = MediaLayout(), FAMILIES.get(config.model_type)
+    if name is not None:
+        layout = import_module(name).media_layout(config, processor_outputs, placeholders, given, processor)
+    numbers = given.numbers
+    counted = {kind: _by_number(runs, numbers[kind]) for kind, runs in placeholders.items() if numbers[kind]}
+    return replace(layout, lengths={**counted, **layout.lengths})
+
+
+def _by_number(runs: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[Sequence[int] | None]:
+    """The positions of each medium of an example, where there is one, or as many as runs of placeholders."""
+    return [
+        own if len(own) == number else [sum(own)] if number == 1 else None
+        for own, number in zip(runs, numbers, strict=True)
+    ]
 
 
 def shared_out(
@@ -95,17 +104,18 @@ def shared_out(
 def by_example(
     lengths: Sequence[Sequence[int]], media: Sequence[Sequence[MediumT | None]]
 ) -> dict[tuple[int, int], MediumT]:
-    """The geometry of each medium by (example, media_index), where it is known; of none, if their numbers differ.
+    """The geometry of each medium by (example, media_index), where it is known.
+
+    Where an example has another number of media than of geometries, none of them is.
 
     Args:
         lengths: For each example, the number of positions of each medium.
         media: For each example, the geometry of each medium, if it is known.
     """
-    if [len(own) for own in media] != [len(own) for own in lengths]:
-        return {}
     return {
         (example, index): medium
-        for example, own in enumerate(media)
+        for example, (own, counts) in enumerate(zip(media, lengths, strict=False))  # nothing given: no example
+        if len(own) == len(counts)
         for index, medium in enumerate(own)
         if medium is not None
     }

@@ -1,7 +1,8 @@
 """LLaVA: one view of each image, cropped, padded or squeezed to a square, with or without a class token.
 
 What the view shows is decided by the image processor's settings, and the size of the original image is not
-among its outputs: where either is not known (`lens.encode` without `images=`), an image has no grid.
+among its outputs: where either is not known (`lens.encode` without `images=`), an image has no grid. Settings
+given in a call of the processor cannot be seen afterwards: those of the lens's processor count.
 
 Follows `CLIPImageProcessor` and `LlavaImageProcessor` of transformers 5.
 """
@@ -32,8 +33,9 @@ def media_layout(
     """The grid of every image in the batch."""
     vision = config.vision_config
     pixels = processor_outputs.get("pixel_values")
-    if vision.model_type == "pixtral" or not isinstance(pixels, Tensor) or pixels.ndim != 4:
-        return MediaLayout()  # views of any size, and a token at the end of each row
+    square = all(isinstance(getattr(vision, name, None), int) for name in ("image_size", "patch_size"))
+    if not square or vision.model_type == "pixtral" or not isinstance(pixels, Tensor) or pixels.ndim != 4:
+        return MediaLayout()  # Pixtral has views of any size, and a token at the end of each row
     total, side = sum(map(sum, placeholders["image"])), vision.image_size // vision.patch_size
     class_token = total == len(pixels) * (side**2 + 1)
     if not class_token and total != len(pixels) * side**2:
@@ -81,20 +83,41 @@ def image_grid(config: Any, settings: Any, height: int, width: int, *, class_tok
 def _window(
     settings: Any, view_px: int, height: int, width: int
 ) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """For x and y: where the view begins in the image, and pixels of the image for each pixel of the view."""
-    if setting(settings.size, "height") and setting(settings.size, "width"):
-        return (0.0, width / view_px), (0.0, height / view_px)
+    """For x and y: where the view begins in the image, and pixels of the image for each pixel of the view.
+
+    The image is padded to a square (by `LlavaImageProcessor` alone), scaled, and its middle is cut out: what each
+    setting says, in that order. None for what is not known here.
+    """
+    padded_h, padded_w = height, width
     if getattr(settings, "do_pad", None):
-        square = max(height, width)
-        scale = square / view_px
-        return (float(-((square - width) // 2)), scale), (float(-((square - height) // 2)), scale)
-    short = setting(settings.size, "shortest_edge")
-    if short is None or short < view_px or not settings.do_center_crop:
+        if not hasattr(settings, "pad_to_square"):
+            return None
+        padded_h = padded_w = max(height, width)
+    scaled = _scaled(settings, padded_h, padded_w)
+    if scaled is None:
         return None
-    # The shorter edge is scaled to `short`, the longer one in proportion, rounded down; then the middle is cut out.
-    scaled_h, scaled_w = (
-        (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
-    )
-    x_scale, y_scale = width / scaled_w, height / scaled_h
+    scaled_h, scaled_w = scaled
+    if getattr(settings, "do_center_crop", None):
+        crop = [setting(settings.crop_size, name) for name in ("height", "width")]
+        if crop != [view_px, view_px] or min(scaled) < view_px:
+            return None
+    elif scaled != (view_px, view_px):
+        return None
+    x_scale, y_scale = padded_w / scaled_w, padded_h / scaled_h
     left, top = int((scaled_w - view_px) / 2), int((scaled_h - view_px) / 2)
-    return (left * x_scale, x_scale), (top * y_scale, y_scale)
+    pad_left, pad_top = (padded_w - width) // 2, (padded_h - height) // 2
+    return (left * x_scale - pad_left, x_scale), (top * y_scale - pad_top, y_scale)
+
+
+def _scaled(settings: Any, height: int, width: int) -> tuple[int, int] | None:
+    """The height and width that an image is scaled to."""
+    sizes = {name: setting(settings.size, name) for name in ("height", "width", "shortest_edge", "longest_edge")}
+    if not settings.do_resize or sizes["longest_edge"]:
+        return None
+    if sizes["height"] and sizes["width"]:
+        return sizes["height"], sizes["width"]
+    short = sizes["shortest_edge"]
+    if short is None:
+        return None
+    longer = int(short * max(height, width) / min(height, width))  # in proportion, rounded down
+    return (short, longer) if height <= width else (longer, short)

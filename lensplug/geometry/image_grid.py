@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.geometry.raster import Raster
 
-Region = Sequence[int | float] | Bool[Tensor, "height width"]
-"""A box x0 y0 x1 y1, or a mask of pixels."""
+Region = Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"]
+"""A box x0 y0 x1 y1, or a mask of pixels `[height width]`: what is not 0 belongs to it."""
 
 VIEWS = ("all", "base", "tiles")
 
@@ -70,6 +72,8 @@ class ImageGrid:
             return self._painted(values, view)[0]
         total = torch.zeros(self.height, self.width)
         for own, raster in self._rasters(values, view):
+            if bool(own.isinf().any()):
+                raise LensplugError("some values are infinite: they have no mass to preserve.")
             total += raster.spread(own)
         return total
 
@@ -127,16 +131,19 @@ class ImageGrid:
         chosen = self._tokens_of(view)
         shares = torch.zeros(len(self))
         raster = Raster.of(self.boxes[chosen], self.height, self.width)
-        if isinstance(region, Tensor):
-            if region.shape != (self.height, self.width):
-                size = [self.height, self.width]
-                raise LensplugError(f"the mask has the shape {list(region.shape)}, the image {size} (height, width).")
-            shares[chosen] = raster.share(region.float().cpu())
-        else:
-            x0, y0, x1, y1 = map(float, region)
+        given, size = torch.as_tensor(region).cpu(), (self.height, self.width)
+        if given.shape == (4,):
+            x0, y0, x1, y1 = given.double().tolist()
             if not (x0 < x1 and y0 < y1):
-                raise LensplugError(f"the box {list(region)} has no area: expected x0 < x1 and y0 < y1, in pixels.")
+                raise LensplugError(f"the box {given.tolist()} has no area: expected x0 < x1 and y0 < y1, in pixels.")
             shares[chosen] = raster.share_of_box(x0, y0, x1, y1)
+        elif given.shape == size:
+            shares[chosen] = raster.share(given != 0)
+        else:
+            raise LensplugError(
+                f"the region has the shape {list(given.shape)}, expected a box x0 y0 x1 y1, or a mask of the shape"
+                f" {list(size)} (height, width)."
+            )
         return shares
 
     def _tokens_of(self, view: str) -> Bool[Tensor, " token"]:

@@ -1,7 +1,7 @@
 """Boxes that form a grid, and the pixels under them: values painted, mass spread, parts of the image found again.
 
-The boxes of one view are the products of a few intervals of x and of y. So painting is a small matrix of
-values between two matrices of intervals x pixels, whatever the number of tokens.
+The boxes of one view are the products of a few intervals of x and of y. So a view is a small matrix of values,
+looked up or spread along each side, whatever the number of tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -44,15 +44,20 @@ class Raster:
             at: The y and the x of a lattice of points; the middles of all pixels if not given.
         """
         y, x = at if at is not None else (_middles(self.height), _middles(self.width))
-        return self._laid_out(values, _holds(self.y, y), _holds(self.x, x))
+        # Looked up, not multiplied: a value may be infinite (a masked score, a log-probability of 0).
+        cells = torch.zeros(len(self.y) + 1, len(self.x) + 1)
+        cells[self.row, self.column] = values
+        return cells[_holder(self.y, y)][:, _holder(self.x, x)]
 
     def spread(self, values: Float[Tensor, " token"]) -> Float[Tensor, "height width"]:
         """Each value is shared out among the pixels under its box, by area: sums are kept."""
         rows, columns = _overlaps(self.y, self.height), _overlaps(self.x, self.width)
-        return self._laid_out(values, rows / _lengths(self.y), columns / _lengths(self.x))
+        cells = torch.zeros(len(self.y), len(self.x), dtype=torch.float64)
+        cells[self.row, self.column] = values.double()
+        return ((rows / _lengths(self.y)).T @ cells @ (columns / _lengths(self.x))).float()
 
-    def share(self, mask: Float[Tensor, "height width"]) -> Float[Tensor, " token"]:
-        """The part of each box's area that lies under a mask of ones and zeros."""
+    def share(self, mask: Bool[Tensor, "height width"]) -> Float[Tensor, " token"]:
+        """The part of each box's area that lies under a mask."""
         rows, columns = _overlaps(self.y, self.height), _overlaps(self.x, self.width)
         shares = (rows / _lengths(self.y)) @ mask.double() @ (columns / _lengths(self.x)).T
         return shares[self.row, self.column].float()
@@ -63,13 +68,6 @@ class Raster:
         down = (self.y[:, 1].clamp(max=y1) - self.y[:, 0].clamp(min=y0)).clamp(min=0) / _lengths(self.y)[:, 0]
         return (across[self.column] * down[self.row]).float()
 
-    def _laid_out(
-        self, values: Float[Tensor, " token"], rows: Float[Tensor, "row height"], columns: Float[Tensor, "column width"]
-    ) -> Float[Tensor, "height width"]:
-        cells = torch.zeros(len(self.y), len(self.x), dtype=torch.float64)
-        cells[self.row, self.column] = values.double()
-        return (rows.T @ cells @ columns).float()
-
 
 def _lengths(intervals: Float[Tensor, "interval 2"]) -> Float[Tensor, "interval 1"]:
     return intervals[:, 1:] - intervals[:, :1]
@@ -79,9 +77,11 @@ def _middles(pixels: int) -> Float[Tensor, " pixel"]:
     return torch.arange(pixels, dtype=torch.float64) + 0.5
 
 
-def _holds(intervals: Float[Tensor, "interval 2"], points: Float[Tensor, " point"]) -> Float[Tensor, "interval point"]:
-    """1 where a point lies in an interval: neighbours share no point and leave none out."""
-    return ((points >= intervals[:, :1]) & (points < intervals[:, 1:])).double()
+def _holder(intervals: Float[Tensor, "interval 2"], points: Float[Tensor, " point"]) -> Int[Tensor, " point"]:
+    """The interval that each point lies in; one past the last where there is none."""
+    inside = (points >= intervals[:, :1]) & (points < intervals[:, 1:])
+    none = torch.ones(1, len(points), dtype=torch.bool)
+    return torch.cat([inside, none]).int().argmax(dim=0)
 
 
 def _overlaps(intervals: Float[Tensor, "interval 2"], pixels: int) -> Float[Tensor, "interval pixel"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -28,6 +29,12 @@ class Media:
     audio: tuple[tuple[Sound, ...], ...] = ()
 
     @property
+    def numbers(self) -> dict[str, list[int]]:
+        """Modality -> how many each example has; an empty list where nothing is known."""
+        kinds = {"image": self.images, "video": self.videos, "audio": self.audio}
+        return {kind: [len(own) for own in media] for kind, media in kinds.items()}
+
+    @property
     def image_sizes(self) -> list[list[tuple[int, int]]]:
         """(height, width) of every picture."""
         return [[(image.height, image.width) for image in own] for own in self.images]
@@ -38,7 +45,9 @@ class Media:
         return [[sound.duration_s for sound in own] for own in self.audio]
 
 
-def load_media(n_examples: int, *, batched: bool, images: Any, videos: Any, audio: Any) -> Media:
+def load_media(
+    n_examples: int, *, batched: bool, images: Any, videos: Any, audio: Any, sample_videos: bool = True
+) -> Media:
     """The media of a batch, each in any of the forms that its kind takes.
 
     Args:
@@ -48,15 +57,28 @@ def load_media(n_examples: int, *, batched: bool, images: Any, videos: Any, audi
         images: Pictures, or None.
         videos: Videos, or None.
         audio: Sounds, or None.
+        sample_videos: Whether frames may be taken from a file; else only frames themselves are known to be
+            those that somebody else's processor saw.
 
     Raises:
         LensplugError: If there is not one list for each prompt, or a medium cannot be read.
     """
     return Media(
         images=_per_example(images, n_examples, "images", is_one_image, load_image, batched=batched),
-        videos=_per_example(videos, n_examples, "videos", is_one_video, load_video, batched=batched),
+        videos=_per_example(
+            videos, n_examples, "videos", is_one_video, load_video if sample_videos else _frames, batched=batched
+        ),
         audio=_per_example(audio, n_examples, "audio", is_one_sound, load_sound, batched=batched),
     )
+
+
+def _frames(source: Any) -> Video:
+    if isinstance(source, str | Path):
+        raise LensplugError(
+            f"the video is the file {str(source)!r}, and which of its frames the processor saw is not known: give the"
+            " frames that it was given."
+        )
+    return load_video(source)
 
 
 def _per_example(
@@ -72,6 +94,8 @@ def _per_example(
     if given is None:
         return ()
     given = [given] if is_one(given) else list(given)
+    if not batched and len(given) == 1 and isinstance(given[0], list | tuple) and not is_one(given[0]):
+        given = list(given[0])  # a batch of one, as Hugging Face's processors take it
     groups = [[own] if is_one(own) else list(own) for own in given] if batched else [given]
     if len(groups) != n_examples:
         raise LensplugError(

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.media.images import load_image
+from lensplug.media.images import as_array, load_image
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def load_video(source: Any, *, num_frames: int = 16) -> Video:
         return _read(Path(source), num_frames)
     if _is_pair(source):
         frames, rate = source
-        if not rate > 0:
+        if not 0 < rate < float("inf"):
             raise LensplugError(f"the video has {rate} frames in a second, expected more than 0.")
         stacked = _stack(frames)
         return Video(stacked, torch.arange(len(stacked)) / float(rate))
@@ -93,7 +93,7 @@ def _is_pair(source: Any) -> bool:
 
 def _stack(frames: Any) -> UInt8[Tensor, "frame height width 3"]:
     if isinstance(frames, np.ndarray | Tensor):
-        array = torch.as_tensor(np.asarray(frames))
+        array = torch.as_tensor(as_array(frames))
         if array.dtype != torch.uint8 or array.ndim != 4 or array.shape[-1] != 3 or len(array) == 0:
             raise LensplugError(
                 f"frames are {str(array.dtype).removeprefix('torch.')} of the shape {list(array.shape)}, expected uint8"
@@ -128,8 +128,8 @@ def _read(path: Path, num_frames: int) -> Video:
         frames = [frame.to_ndarray(format="rgb24") for index, frame in enumerate(_decode(path)) if index in wanted]
     except (av.error.FFmpegError, IndexError) as error:
         raise LensplugError(f"{str(path)!r} is not a video that can be read: {error}") from error
-    if not frames:
-        raise LensplugError(f"{str(path)!r} holds no frame.")
+    if len(times) < 2:
+        raise LensplugError(f"{str(path)!r} holds {len(times)} frame(s): if it is a picture, give it as images=.")
     return Video(_stack(np.stack(frames)), torch.tensor(times)[sorted(wanted)])
 
 

@@ -140,8 +140,9 @@ def _check(
     read = logit_lens.positions[example] if example < len(logit_lens.positions) else torch.empty(0)
     if not torch.equal(read, positions):
         raise LensplugError(
-            f"the logit lens is of {len(read)} positions, expected the {len(positions)} of the image, in order:"
-            " analysis.logit_lens(cache, positions=inputs.modality.image_positions())."
+            f"the logit lens is of other positions ({len(read)}) than those of this image ({len(positions)}), in order:"
+            " analysis.logit_lens(cache, positions=inputs.modality.image_positions(media_index, example)). Of a batch"
+            " of unequal prompts, analyse the example alone."
         )
     examples, layers, _, queries, keys = attention.values.shape
     if keys != inputs.tokens.shape[1] or example >= examples:

@@ -15,6 +15,11 @@ from lensplug.views.style import figure
 
 CELLS = 400_000
 """The most cells of all heat maps together for which every view gets its button: two megabytes on a page."""
+NO_GRID = (
+    "its family has no geometry yet, or its size or the settings of its processor are not known (use lens.prepare, or"
+    " give lens.encode images= or videos=)"
+)
+"""Why there can be no grid."""
 VIEW_NAMES = {"all": "both", "base": "whole image", "tiles": "tiles"}
 
 
@@ -84,10 +89,7 @@ def grid_of(inputs: MultimodalInput, media_index: int, example: int) -> ImageGri
     """
     grid = inputs.modality.image_grid(media_index, example)
     if grid is None:
-        raise LensplugError(
-            "this image has no grid, so its tokens cannot be placed in it: its family has no geometry yet, or its size"
-            " or the settings of its processor are not known (use lens.prepare, or give lens.encode images=)."
-        )
+        raise LensplugError(f"this image has no grid, so its tokens cannot be placed in it: {NO_GRID}.")
     return grid
 
 
@@ -100,9 +102,10 @@ def picture_of(
         LensplugError: If it is not known, or is not of the grid's size.
     """
     if image is None:
-        if not inputs.images or media_index >= len(inputs.images[example]):
+        known = inputs.pictures(example)
+        if media_index >= len(known):
             raise LensplugError("the picture is not known (encode keeps none unless it is given): give image=.")
-        image = inputs.images[example][media_index]
+        image = known[media_index]
     picture = load_image(image)
     if picture.size != (grid.width, grid.height):
         raise LensplugError(f"the picture is {picture.size}, the grid is of one of {(grid.width, grid.height)} pixels.")

@@ -19,26 +19,31 @@ SIDE = 340
 Cells = tuple[Float[Tensor, "row column"], Float[Tensor, " row_edge"], Float[Tensor, " column_edge"]]
 
 
-def heat(cells: Cells, *, visible: bool, shown: bool, highest: float | None = None) -> go.Heatmap:
+def heat(cells: Cells, *, visible: bool, shown: bool, scale: tuple[float, float] | None = None) -> go.Heatmap:
     """Cells between edges in pixels of the picture; NaN lets it through.
 
     Args:
         cells: From `ImageGrid.to_cells`.
         visible: The slider's part.
         shown: The buttons' part: what they hide is transparent.
-        highest: The end of the colour scale; the largest value if not given.
+        scale: The ends of the colour scale; `scale_of` the values if not given.
     """
     values, y, x = cells
-    known = values[~values.isnan()]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    low, high = scale_of(values) if scale is None else scale
     return go.Heatmap(
         z=values.numpy(), x=x.numpy(), y=y.numpy(),
-        zmin=min(low, 0.0), zmax=high if highest is None else highest,
+        zmin=low, zmax=high,
         colorscale=HEAT, visible=visible, opacity=1 if shown else 0, showscale=shown,
         hoverinfo=None if shown else "skip",
         hovertemplate="x %{x:.0f}, y %{y:.0f}: %{z:.4g}<extra></extra>",
         colorbar={"thickness": 12, "tickformat": ".3~g"},
     )  # fmt: skip
+
+
+def scale_of(values: Float[Tensor, ...]) -> tuple[float, float]:
+    """From 0 (or the smallest value, if that is below) to the largest; NaN and infinities left out."""
+    known = values[values.isfinite()]
+    return (min(float(known.min()), 0.0), float(known.max())) if len(known) else (0.0, 1.0)
 
 
 def lay_out(fig: go.Figure, width: int, height: int) -> None:

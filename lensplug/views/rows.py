@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -32,6 +33,7 @@ def rows_at(
         values = values.by_position(example)
     rows = {}
     for name, row in (values if isinstance(values, Mapping) else {"": values}).items():
+        row = torch.as_tensor(row).detach()
         if row.shape != inputs.tokens.shape[1:]:
             raise LensplugError(
                 f"values have the shape {list(row.shape)}, expected one for each of {inputs.tokens.shape[1]} positions."

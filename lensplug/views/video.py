@@ -8,7 +8,8 @@ import torch
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.media import load_video
-from lensplug.views.overlay import SIDE, below, buttons, heat, lay_out, slider
+from lensplug.views.image import NO_GRID
+from lensplug.views.overlay import SIDE, below, buttons, heat, lay_out, scale_of, slider
 from lensplug.views.rows import Rows, rows_at
 from lensplug.views.style import figure
 
@@ -40,10 +41,7 @@ def video_overlay(
     """
     grid = inputs.modality.video_grid(media_index, example)
     if grid is None:
-        raise LensplugError(
-            "this video has no grid, so its tokens cannot be placed in it: its family has no geometry yet, or its size"
-            " is not known (use lens.prepare, or give lens.encode videos=)."
-        )
+        raise LensplugError(f"this video has no grid, so its tokens cannot be placed in it: {NO_GRID}.")
     if video is None and not inputs.videos:
         raise LensplugError("the frames are not known (encode keeps none unless they are given): give video=.")
     frames = load_video(inputs.videos[example][media_index] if video is None else video)
@@ -55,15 +53,14 @@ def video_overlay(
     rows = rows_at(values, inputs, inputs.modality.video_positions(media_index, example), example=example)
     traces, of_frame, of_row = [], [], []
     for index, row in enumerate(rows.values()):
-        known = row[(grid.frame >= 0) & ~row.isnan()]
-        highest = float(known.max()) if len(known) else None
+        scale = scale_of(row[grid.frame >= 0])
         for frame in range(grid.n_frames):
             cells = grid.image_grid(frame).to_cells(row[grid.tokens_of_frame(frame)])
-            traces.append(heat(cells, visible=frame == 0, shown=index == 0, highest=highest))
+            traces.append(heat(cells, visible=frame == 0, shown=index == 0, scale=scale))
             of_frame.append(frame)
             of_row.append(index)
-    scale = SIDE / max(grid.width, grid.height)
-    fig = figure(*traces, title=title, height=int(grid.height * scale) + 180, width=int(grid.width * scale) + 130)
+    drawn = SIDE / max(grid.width, grid.height)
+    fig = figure(*traces, title=title, height=int(grid.height * drawn) + 180, width=int(grid.width * drawn) + 130)
     lay_out(fig, grid.width, grid.height)
     for frame in range(grid.n_frames):
         fig.add_layout_image(below(frames.image(frame), grid.width, grid.height, visible=frame == 0))

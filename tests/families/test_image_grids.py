@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_families import BUILDERS, lens
 from PIL import Image
+from transformers import CLIPImageProcessor, LlavaImageProcessor
 
+from lensplug.errors import LensplugError
 from lensplug.families import anyres, idefics3, internvl, llava, llava_onevision
 from lensplug.geometry import ImageGrid
 
@@ -154,10 +156,80 @@ def test_other_settings_in_the_call_of_the_processor_are_noticed():
     assert not lens("idefics3").encode(outputs, images=[picture]).modality.grids
 
 
-@pytest.mark.parametrize("size", [{"shortest_edge": 200}, {"shortest_edge": 336, "uncropped": True}])
-def test_settings_that_make_no_square_give_no_grid(size):
-    wrapped = lens("llava")
-    settings_ = type(wrapped.processor.image_processor)(
-        size={"shortest_edge": size["shortest_edge"]}, do_center_crop="uncropped" not in size
-    )
-    assert llava.image_grid(wrapped.hf_model.config, settings_, 300, 500) is None
+def square(edge: int) -> dict[str, int]:
+    return {"height": edge, "width": edge}
+
+
+LLAVA_SETTINGS: dict[str, tuple[type, dict[str, Any]]] = {
+    "usual": (CLIPImageProcessor, {}),
+    "scaled further than the crop": (CLIPImageProcessor, {"size": {"shortest_edge": 384}}),
+    "squeezed, then cropped": (CLIPImageProcessor, {"size": square(384)}),
+    "squeezed to another shape, then cropped": (CLIPImageProcessor, {"size": {"height": 336, "width": 448}}),
+    "squeezed": (CLIPImageProcessor, {"size": square(336), "do_center_crop": False}),
+    "padded": (LlavaImageProcessor, {"do_pad": True}),
+    "padded, scaled to height and width": (LlavaImageProcessor, {"do_pad": True, "size": square(336)}),
+    "padded, then cropped": (LlavaImageProcessor, {"do_pad": True, "size": {"shortest_edge": 384}}),
+    "not padded": (LlavaImageProcessor, {}),
+}
+
+
+@pytest.mark.parametrize("name", LLAVA_SETTINGS)
+@pytest.mark.parametrize("size", [(300, 500), (641, 333), (200, 700)])
+def test_llava_boxes_are_where_its_processor_puts_the_pixels(name, size):
+    """A picture whose colours are its own coordinates, run through the processor: the mean of each patch is the place
+    that it sees."""
+    height, width = size
+    kind, options = LLAVA_SETTINGS[name]
+    raw = {"do_rescale": False, "do_normalize": False, "image_mean": [0.0] * 3, "crop_size": square(336)}
+    settings_ = kind(**{"size": {"shortest_edge": 336}, **raw, **options})
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    pixels = settings_([torch.stack([x, y, torch.ones_like(x)])], return_tensors="pt")["pixel_values"][0]
+    seen = torch.nn.functional.avg_pool2d(pixels, 14).flatten(1).T
+    grid = llava.image_grid(lens("llava").hf_model.config, settings_, height, width)
+    inside = seen[:, 2] > 0.999  # all of the patch is image
+    middles = (grid.boxes[:, :2] + grid.boxes[:, 2:]) / 2
+    apart = (middles - seen[:, :2])[inside].abs().amax(dim=0)
+    patch = (grid.boxes[:, 2:] - grid.boxes[:, :2]).amax(dim=0)
+    assert int(inside.sum()) > 20
+    assert bool((apart < 0.1 * patch + 0.5).all())
+    area = (grid.boxes[:, 2:] - grid.boxes[:, :2]).prod(dim=1)
+    torch.testing.assert_close(area / area.max(), seen[:, 2].clamp(0, 1), atol=0.08, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (CLIPImageProcessor, {"size": {"shortest_edge": 200}}),
+        (CLIPImageProcessor, {"do_center_crop": False}),
+        (CLIPImageProcessor, {"do_pad": True}),
+        (CLIPImageProcessor, {"do_resize": False}),
+        (CLIPImageProcessor, {"size": {"shortest_edge": 336, "longest_edge": 400}}),
+        (CLIPImageProcessor, {"crop_size": square(224)}),
+    ],
+)
+def test_settings_that_are_not_known_give_no_grid(kind, options):
+    settings_ = kind(**{"size": {"shortest_edge": 336}, "crop_size": square(336), **options})
+    assert llava.image_grid(lens("llava").hf_model.config, settings_, 300, 500) is None
+
+
+def test_one_image_is_known_to_be_one_and_two_that_touch_are_not_taken_for_one(monkeypatch):
+    monkeypatch.setattr("lensplug.families.FAMILIES", {})
+    picture = Image.new("RGB", (500, 300), (90, 50, 30))
+    one = lens("idefics3").prepare(QUESTION, images=[picture]).modality
+    assert len(one.image_positions()) == 13 * 169 and one.image_grid() is None
+    touching = lens("llava").prepare("<image><image>one", images=[picture, picture], chat_template=False).modality
+    with pytest.raises(LensplugError, match="it is not known which image each belongs to"):
+        touching.image_positions()
+    apart = lens("llava").prepare("<image>one<image>", images=[picture, picture], chat_template=False).modality
+    assert len(apart.image_positions(1)) == 576
+
+
+def test_a_mixed_example_takes_no_grid_from_the_others():
+    video, picture = torch.zeros(2, 90, 160, 3, dtype=torch.uint8), Image.new("RGB", (80, 60))
+    modality = lens("internvl").prepare(["one", "two"], images=[[picture], [picture]], videos=[[video], []]).modality
+    assert list(modality.grids) == [(1, 0)]
+
+
+def test_a_batch_of_one_is_given_as_hugging_face_takes_it():
+    outputs, picture = processed("llava")
+    assert lens("llava").encode(outputs, images=[[picture]]).modality.image_grid() is not None

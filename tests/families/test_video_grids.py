@@ -10,6 +10,7 @@ import torch
 from image_families import lens
 from PIL import Image
 
+from lensplug import views
 from lensplug.errors import LensplugError
 from lensplug.media import load_video
 
@@ -106,11 +107,29 @@ def test_without_the_video_its_positions_are_known_and_its_grid_is_not():
         wrapped.encode(outputs, videos=[clip(3, 64, 48)])
 
 
+def test_a_file_given_to_encode_is_refused_for_its_frames_are_not_known(tmp_path):
+    write(tmp_path / "clip.mp4", 20, rate=10)
+    wrapped, frames = lens("llava-onevision"), clip(4, 48, 64)
+    outputs = wrapped.processor(text="<video>" + QUESTION, videos=[frames], return_tensors="pt")
+    with pytest.raises(LensplugError, match="which of its frames the processor saw is not known"):
+        wrapped.encode(outputs, videos=[tmp_path / "clip.mp4"])
+    for given in ([frames], [[frames]], frames):
+        assert wrapped.encode(outputs, videos=given).modality.video_grid().n_frames == 4
+
+
+def test_a_picture_is_no_video(tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "picture.png")
+    with pytest.raises(LensplugError, match="holds 1 frame.s.: if it is a picture, give it as images="):
+        load_video(tmp_path / "picture.png")
+
+
 def test_the_frames_of_internvl_are_images():
     inputs = lens("internvl").prepare(QUESTION, videos=[(clip(3, 90, 160), 1.0)])
     assert inputs.modality.names == ("text", "image")
     assert sorted(inputs.modality.grids) == [(0, 0), (0, 1), (0, 2)]
     assert all((len(grid), grid.height, grid.width) == (256, 90, 160) for grid in inputs.modality.grids.values())
+    fig = views.image_overlay(torch.rand(inputs.tokens.shape[1]), inputs, media_index=2)
+    assert len(inputs.pictures()) == 3 and fig.layout.images[0].source.startswith("data:image/")
     mixed = lens("internvl").prepare(QUESTION, videos=[clip(2, 90, 160)], images=[Image.new("RGB", (80, 60))])
     assert not mixed.modality.grids
 
@@ -170,6 +189,7 @@ def test_frames_come_in_many_forms(source):
         (7, "a video is a int, expected a path"),
         ([], "a video is a list"),
         ((PICTURES, 0), "0 frames in a second"),
+        ((PICTURES, float("inf")), "inf frames in a second"),
         ("nowhere.mp4", "there is no file 'nowhere.mp4'"),
         (__file__, "is not a video that can be read"),
     ],

@@ -123,6 +123,8 @@ def test_video_overlay_has_a_slider_for_frames_and_a_menu_for_layers(seen):
     heat = grid.to_pixels(rows["layer 3"][at])[1]
     assert painted(shown[0], 50.5, 20.5) == pytest.approx(float(heat[20, 50]))
     assert len(views.video_overlay(rows["layer 0"], inputs).layout.updatemenus) == 0
+    falling = {"a": -rows["layer 0"] * torch.linspace(1, 9, len(rows["layer 0"]))}
+    assert len({(trace.zmin, trace.zmax) for trace in views.video_overlay(falling, inputs).data}) == 1
     with pytest.raises(LensplugError, match="the video has 2 frames of .96, 96. pixels, the grid is of one of 3"):
         views.video_overlay(rows, inputs, video=frames[:2])
 
