@@ -9,7 +9,8 @@ the lens wherever it takes tokens.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from lensplug import gradients, parity, prompts
+from lensplug import engines, gradients, parity, prompts
 from lensplug import inputs as _inputs
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.media import load_media
 from lensplug.parity import ParityReport
+from lensplug.positions import Positions, resolve_positions
 from lensplug.tokens import token_texts
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
@@ -137,26 +139,41 @@ class MultimodalLens:
         return _inputs.encode(self.hf_model, self.core, self.processor, processor_outputs, given=given)
 
     def run_with_cache(
-        self, inputs: MultimodalInput, *, names_filter: NamesFilter = None, **kwargs: Any
+        self,
+        inputs: MultimodalInput,
+        *,
+        names_filter: NamesFilter = None,
+        query_positions: Positions | None = None,
+        **kwargs: Any,
     ) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
         """Logits and TransformerLens's ActivationCache, without gradients.
+
+            logits, cache = lens.run_with_cache(inputs, query_positions=[-1])    # costs what running the model costs
+            analysis.head_specialization(cache, inputs.modality)
 
         Args:
             inputs: From `prepare` or `encode`.
             names_filter: Which hooks to keep: a name, several, or a function of the name; all by default.
                 An analysis says which it needs (`analysis.logit_lens.needs`).
+            query_positions: Keep scores and patterns of these query positions only, in fp32, `[batch head row key]`
+                in the order given (`cache.query_positions` says which they are). Attention then runs at the speed of
+                SDPA, does not overflow in fp16, and no `head x pos x pos` tensor is made. What reads one row
+                works as with all of them; what needs every row (rollout, received attention) says so. Negative
+                positions count from the last that is not padding; `[]` keeps no row. By default every row is kept.
             **kwargs: For TransformerLens's `run_with_cache` (`device="cpu"` moves what is kept;
                 `return_type="loss"` gives the loss in place of the logits).
 
         Raises:
-            LensplugError: If a name is no hook of the model.
+            LensplugError: If a name is no hook of the model, or, with `query_positions`, a hook of yours edits scores
+                or patterns: the output would not change.
         """
         self._refuse_unknown_hooks(names_filter)
         if isinstance(names_filter, Sequence) and not isinstance(names_filter, str):
             names_filter = list(names_filter)
-        with torch.no_grad():
+        with self._only_rows(inputs, query_positions) as rows, torch.no_grad():
             logits, cache = self.model.run_with_cache(inputs, names_filter=names_filter, **kwargs)
         cache.attention_mask = inputs.attention_mask  # analyses count positions from the last that is not padding
+        cache.query_positions = rows
         return logits, cache
 
     def run_with_gradients(
@@ -252,6 +269,20 @@ class MultimodalLens:
             centered=self.process_weights,
             engine=self.engine,
         )
+
+    @contextmanager
+    def _only_rows(
+        self, inputs: MultimodalInput, positions: Positions | None
+    ) -> Iterator[Int[Tensor, "batch row"] | None]:
+        if positions is None:
+            yield None
+            return
+        if isinstance(positions, Sequence) and not positions:
+            rows = inputs.tokens.new_empty(len(inputs), 0)
+        else:
+            rows = resolve_positions(positions, inputs.attention_mask, name="query_positions")
+        with engines.attention_rows(self.engine, self.model, rows):
+            yield rows
 
     def _stop_tokens(self) -> list[int]:
         stops = getattr(getattr(self.hf_model, "generation_config", None), "eos_token_id", None)

@@ -1,9 +1,10 @@
 """What HookedTransformer lacks, one gap per file, each patch reversible and usable by itself.
 
 `config_fix` makes a HookedTransformer the language core of a Hugging Face model in memory;
-`embedding_input` lets it take merged embeddings wherever it takes tokens; `logit_directions` makes
-`logit_attrs` sum to the logit without folding. Importing this package changes nothing: a patch acts on one
-instance, when it is applied, until it is removed.
+`embedding_input` lets it take merged embeddings wherever it takes tokens; `attention_rows` gives it the speed
+of SDPA, and patterns of chosen rows only; `logit_directions` makes `logit_attrs` sum to the logit without
+folding. Importing this package changes nothing: a patch acts on one instance, when it is applied, until it is
+removed.
 
     with EmbeddingInput(model):
         logits, cache = model.run_with_cache(embeds, tokens=tokens, attention_mask=mask)
@@ -13,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 PATCHES = {
+    "AttentionRows": "lensplug.patches.attention_rows",
     "ConfigFix": "lensplug.patches.config_fix",
     "EmbeddingInput": "lensplug.patches.embedding_input",
     "LogitDirections": "lensplug.patches.logit_directions",

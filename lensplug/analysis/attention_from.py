@@ -22,7 +22,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs, read_pattern
+from lensplug.analysis.reading import (
+    Provenance,
+    Result,
+    attended,
+    check_example,
+    n_layers,
+    needs,
+    pattern_shape,
+    read_rows,
+)
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions, resolve_positions
 
@@ -104,13 +113,8 @@ def attention_from(
     Raises:
         LensplugError: If a pattern is missing, or a query is out of range or is padding.
     """
-    at, layers = torch.empty(0), []
-    for layer in range(n_layers(cache)):
-        pattern = read_pattern(cache, layer, needed_by="attention_from")  # one layer at a time: they are large
-        if layer == 0:
-            mask = attended(cache, (pattern.shape[0], pattern.shape[-1]), attention_mask, pattern.device)
-            at = resolve_positions(queries, mask, name="queries")
-        rows = at[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[-1]).to(pattern.device)
-        layers.append(pattern.gather(2, rows).cpu())
+    shape = pattern_shape(cache, needed_by="attention_from")
+    at = resolve_positions(queries, attended(cache, shape, attention_mask, torch.device("cpu")), name="queries")
+    layers = [read_rows(cache, layer, at, needed_by="attention_from").cpu() for layer in range(n_layers(cache))]
     convention = "fraction of the query's attention, each head alone"
     return AttentionFrom(torch.stack(layers, dim=1), at.cpu(), Provenance.of(cache, "attention_from", convention))

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, Result, n_layers, needs, read_pattern
+from lensplug.analysis.reading import Provenance, Result, n_layers, needs, pattern_shape, read_rows
 from lensplug.errors import LensplugError
 from lensplug.modality import MODALITIES, ModalityMap
 from lensplug.positions import resolve_position
@@ -192,19 +192,17 @@ def head_specialization(
         LensplugError: If a pattern is missing, the map does not fit the cache, or the position is out
             of range.
     """
-    mask = modality.attention_mask
+    mask, shape = modality.attention_mask, pattern_shape(cache, needed_by="head_specialization")
+    if shape != tuple(mask.shape):
+        raise LensplugError(
+            f"the modality map is {list(mask.shape)}, the cache {list(shape)}: use the map of the inputs that were run."
+        )
     index = resolve_position(query, mask)
     names = tuple(name for name in modality.names if bool((modality.mask(name) & _seen(cache, mask, index)).any()))
     member = torch.stack([modality.mask(name) for name in names], dim=1)  # [example modality pos]
     layers = []
     for layer in range(n_layers(cache)):
-        pattern = read_pattern(cache, layer, needed_by="head_specialization")
-        if pattern.shape[0] != len(mask) or pattern.shape[-1] != mask.shape[1]:
-            raise LensplugError(
-                f"the modality map is {list(mask.shape)}, the cache {[pattern.shape[0], pattern.shape[-1]]}: use the"
-                " map of the inputs that were run."
-            )
-        row = pattern[torch.arange(len(index)), :, index.to(pattern.device)].cpu().double()
+        row = read_rows(cache, layer, index[:, None], needed_by="head_specialization")[:, :, 0].cpu().double()
         allowed = _allowed(cache, layer, mask, index, exclude_sink).cpu()
         layers.append(_measure(row * allowed[:, None], member.cpu() & allowed[:, None]))
     mass, chance, entropy, largest = (torch.stack(values, dim=1) for values in zip(*layers, strict=True))

@@ -164,12 +164,48 @@ def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "ba
         LensplugError: If it is not there, or is not one row for each position.
     """
     pattern = read(cache, f"blocks.{layer}.attn.hook_pattern", needed_by=needed_by)
+    if getattr(cache, "query_positions", None) is not None:
+        raise LensplugError(
+            f"the cache holds the patterns of {cache.query_positions.shape[1]} query position(s) only, and {needed_by}"
+            " needs every row: run without query_positions."
+        )
     if pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2]:
         raise LensplugError(
             f"the pattern of layer {layer} has the shape {list(pattern.shape)}, expected [batch, head, pos, pos]:"
             f" {needed_by} needs every row (do not slice positions, and do not generate with a key-value cache)."
         )
     return pattern.float()
+
+
+def read_rows(
+    cache: Any, layer: int, index: Int[Tensor, "batch row"], *, needed_by: str
+) -> Float[Tensor, "batch head row key"]:
+    """The attention pattern of one layer for chosen query positions, in fp32, of a cache that holds these rows or all.
+
+    Raises:
+        LensplugError: If the pattern is not there, or lacks one of the rows.
+    """
+    held = getattr(cache, "query_positions", None)
+    if held is None:
+        pattern, at = read_pattern(cache, layer, needed_by=needed_by), index
+    else:
+        pattern = read(cache, f"blocks.{layer}.attn.hook_pattern", needed_by=needed_by).float()
+        same = held.to(index.device)[:, None, :] == index[:, :, None]  # [batch wanted held]
+        if not bool(same.any(dim=-1).all()):
+            raise LensplugError(
+                f"{needed_by} reads the query positions {index.tolist()}, the cache holds {held.tolist()}: run with"
+                " query_positions= that has them, or without it."
+            )
+        at = same.int().argmax(dim=-1)
+    at = at.to(pattern.device)[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])
+    return pattern.gather(2, at)
+
+
+def pattern_shape(cache: Any, *, needed_by: str) -> tuple[int, int]:
+    """The number of examples and of key positions of a cache's patterns."""
+    n_layers(cache)  # an empty cache is told from one that lacks the pattern
+    pattern = read(cache, "blocks.0.attn.hook_pattern", needed_by=needed_by)
+    return pattern.shape[0], pattern.shape[-1]
 
 
 def attended(

@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
 
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
@@ -33,3 +37,18 @@ def build(
     if name not in ENGINES:
         raise LensplugError(f"engine is {engine!r}, expected 'auto' or one of {', '.join(map(repr, ENGINES))}.")
     return name, import_module(ENGINES[name]).build(core, tokenizer=tokenizer, process_weights=process_weights)
+
+
+def attention_rows(engine: str, model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextManager[Any]:
+    """While it lasts, a model of that engine makes scores and patterns of these query rows only, and runs fast.
+
+    Args:
+        engine: A key of `ENGINES`.
+        model: A model that it made.
+        rows: For each example the query positions, from the left; there may be none.
+
+    Raises:
+        LensplugError: If the model's attention has something that cannot be computed so.
+    """
+    context: AbstractContextManager[Any] = import_module(ENGINES[engine]).attention_rows(model, rows)
+    return context

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
+
+
+def attention_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextManager[Any]:
+    """While it lasts, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
+    from lensplug.patches.attention_rows import AttentionRows
+
+    patch: AbstractContextManager[Any] = AttentionRows(model, rows)
+    return patch
 
 
 def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = False) -> Any:

@@ -1,0 +1,189 @@
+"""AttentionRows: the same model at the speed of SDPA, with the rows of its own eager patterns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lensplug.patches import AttentionRows
+from lensplug.patches.config_fix import build_hooked_transformer
+from models import TEXT_CORES, largest_difference, reference_logits, snapshot, text_model, text_tokens
+
+from lensplug import LensplugError
+
+LENGTH = 24
+MASKS = {"none": None, "left": slice(0, 5), "right": slice(19, LENGTH)}
+ROWS = torch.tensor([[23, 7, 0], [18, 9, 6]])
+
+
+def hooked(hf):
+    return build_hooked_transformer(hf.get_decoder(), hf.get_output_embeddings(), hf.config)
+
+
+@pytest.fixture
+def model():
+    return hooked(text_model("qwen2"))
+
+
+def mask_of(padding):
+    """Two examples, the second padded."""
+    if MASKS[padding] is None:
+        return None
+    mask = torch.ones(2, LENGTH, dtype=torch.long)
+    mask[1, MASKS[padding]] = 0
+    return mask
+
+
+def of_rows(pattern, rows=ROWS):
+    return pattern.gather(2, rows[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3]))
+
+
+@pytest.mark.parametrize("padding", MASKS)
+@pytest.mark.parametrize("name", TEXT_CORES)
+def test_rows_residuals_and_logits_are_those_of_the_eager_model(name, padding):
+    hf = text_model(name)
+    model, tokens, mask = hooked(hf), text_tokens(LENGTH, 2), mask_of(padding)
+    kept = torch.ones(2, LENGTH) if mask is None else mask
+    with torch.no_grad():
+        _, eager = model.run_with_cache(tokens, attention_mask=mask)
+        with AttentionRows(model, ROWS):
+            logits, fast = model.run_with_cache(tokens, attention_mask=mask)
+    assert list(fast) == list(eager)
+    reference = reference_logits(hf, {"input_ids": tokens} | ({} if mask is None else {"attention_mask": mask}))
+    assert largest_difference(logits, reference, kept) < 1e-4
+    for layer in range(3):
+        for kind in ("pattern", "attn_scores"):
+            full, chosen = of_rows(eager[kind, layer]), fast[kind, layer]
+            assert chosen.shape == (2, 4, 3, LENGTH) and chosen.dtype == torch.float32
+            assert torch.equal(full.isneginf(), chosen.isneginf())
+            torch.testing.assert_close(chosen, full, atol=1e-5 if kind == "pattern" else 1e-3, rtol=1e-5)
+        for kind in ("z", "resid_post", "q", "v", "rot_k"):
+            torch.testing.assert_close(fast[kind, layer], eager[kind, layer], atol=2e-4, rtol=1e-4)
+    if padding == "left":  # it sees nothing and gets nothing, as in the eager model
+        assert not bool(fast["z", 0][1][mask[1] == 0].any())
+
+
+def test_no_rows_at_all(model):
+    with AttentionRows(model, torch.empty(1, 0, dtype=torch.long)), torch.no_grad():
+        logits, cache = model.run_with_cache(text_tokens(LENGTH))
+    assert cache["pattern", 1].shape == (1, 4, 0, LENGTH)
+    assert largest_difference(logits, model(text_tokens(LENGTH))) < 1e-4
+
+
+def test_keys_that_overflow_half_precision_are_finite_and_right():
+    hf = text_model("qwen2-no-gqa", hidden_size=512, head_dim=128)
+    with torch.no_grad():
+        for layer in hf.get_decoder().layers:
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                projection.weight *= 0.02
+                projection.bias.fill_(24.0)  # 24 x 24 x 128 = 73,728 > 65,504
+    exact, half = hooked(hf.float()), hooked(text_model_like(hf))
+    tokens = text_tokens(LENGTH)
+    rows = torch.tensor([[23, 7]])
+    with torch.no_grad():
+        _, eager = half.run_with_cache(tokens)
+        _, expected = exact.run_with_cache(tokens)
+        with AttentionRows(half, rows):
+            logits, fast = half.run_with_cache(tokens)
+    assert bool(eager["attn_scores", 0].isinf().any() & (eager["attn_scores", 0] > 0).any())
+    assert bool(logits.isfinite().all()) and fast["pattern", 0].dtype == torch.float32
+    torch.testing.assert_close(fast["pattern", 0], of_rows(expected["pattern", 0], rows), atol=2e-2, rtol=0)
+
+
+def text_model_like(hf):
+    import copy
+
+    return copy.deepcopy(hf).half()
+
+
+def edit_scores(scores, hook):
+    return scores * 0.5
+
+
+def edit_scores_in_place(scores, hook):
+    scores[..., 0] -= 1.0
+
+
+def edit_pattern(pattern, hook):
+    return pattern * 0
+
+
+def edit_pattern_in_place(pattern, hook):
+    pattern[..., 0] = 0
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("hook_attn_scores", edit_scores),
+        ("hook_attn_scores", edit_scores_in_place),
+        ("hook_pattern", edit_pattern),
+        ("hook_pattern", edit_pattern_in_place),
+    ],
+)
+def test_a_hook_that_edits_scores_or_patterns_is_refused(model, name, edit):
+    before = model(text_tokens(LENGTH))
+    with (
+        AttentionRows(model, torch.tensor([[3, 23]])),
+        torch.no_grad(),
+        pytest.raises(LensplugError, match="a hook edits attention scores or patterns"),
+    ):
+        model.run_with_hooks(text_tokens(LENGTH), fwd_hooks=[(f"blocks.1.attn.{name}", edit)])
+    assert torch.equal(model(text_tokens(LENGTH)), before)
+
+
+def test_other_hooks_act_and_gradients_flow(model):
+    tokens, rows = text_tokens(LENGTH), torch.tensor([[23]])
+
+    def erase(z, hook):
+        return z * (torch.arange(4) != 2)[None, None, :, None]
+
+    with torch.no_grad():
+        eager = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", erase)])
+        with AttentionRows(model, rows):
+            fast = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", erase)])
+    assert largest_difference(fast, eager) < 1e-4 < largest_difference(eager, model(tokens))
+    gradients = []
+    for patch in (None, AttentionRows(model, rows)):
+        if patch is not None:
+            patch.apply()
+        model(tokens)[0, -1, 5].backward()
+        gradients.append(model.blocks[0].attn.W_Q.grad.clone())
+        model.zero_grad()
+        if patch is not None:
+            patch.remove()
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-4, rtol=1e-3)
+
+
+def test_before_is_after_also_when_a_hook_raises(model):
+    tokens, before = text_tokens(LENGTH), snapshot(model)
+    held = [dict(block.attn.__dict__) for block in model.blocks]
+    logits = model(tokens)
+
+    def fail(value, hook):
+        raise RuntimeError("mine")
+
+    patch = AttentionRows(model, torch.tensor([[1]]))
+    with pytest.raises(RuntimeError, match="mine"), patch:
+        assert patch.applied
+        patch.apply()  # twice changes nothing
+        model.run_with_hooks(tokens, fwd_hooks=[("blocks.2.hook_resid_pre", fail)])
+    assert not patch.applied and snapshot(model) == before
+    assert [dict(block.attn.__dict__) for block in model.blocks] == held
+    assert torch.equal(model(tokens), logits)
+
+
+def test_what_it_does_not_know_is_refused(model):
+    with AttentionRows(model, torch.tensor([[1]])):
+        with pytest.raises(LensplugError, match="rows are for 1 examples, the model runs on 2"):
+            model(text_tokens(LENGTH, 2))
+        with pytest.raises(LensplugError, match="not known with a key-value cache"):
+            model.generate(text_tokens(LENGTH), max_new_tokens=2, verbose=False, stop_at_eos=False)
+    for attribute, value, message in (
+        ("attn_scores_soft_cap", 30.0, "a soft cap on scores"),
+        ("positional_embedding_type", "alibi", "positions of the kind 'alibi'"),
+    ):
+        old = getattr(model.cfg, attribute)
+        setattr(model.cfg, attribute, value)
+        with pytest.raises(LensplugError, match=message):
+            AttentionRows(model, torch.tensor([[1]]))
+        setattr(model.cfg, attribute, old)

@@ -1,0 +1,104 @@
+"""run_with_cache(query_positions=...): the same model and the same analyses, with the rows that were asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lensplug
+from lensplug import LensplugError, analysis
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return lensplug.tiny.llava_onevision()
+
+
+@pytest.fixture(scope="module")
+def batch(lens):
+    from models import scene
+
+    return lens.prepare(
+        ["What is the color? Answer single word.", "What is the shape? Answer in a phrase.", "What?"],
+        images=[[scene(96, 96)], [scene(48, 96, 1)], []],
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(lens, batch):
+    return lens.run_with_cache(batch)
+
+
+def test_rows_logits_and_residuals_are_those_of_the_whole_run(lens, batch, whole):
+    logits, cache = lens.run_with_cache(batch, query_positions=[-1, -4])
+    assert torch.equal(
+        cache.query_positions, torch.tensor([[batch.tokens.shape[1] - 1, batch.tokens.shape[1] - 4]] * 3)
+    )
+    attended = batch.attention_mask.bool()
+    torch.testing.assert_close(logits[attended], whole[0][attended], atol=1e-3, rtol=1e-4)
+    for layer in range(6):
+        rows = whole[1]["pattern", layer][:, :, [-1, -4]]
+        torch.testing.assert_close(cache["pattern", layer], rows, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            cache["resid_post", layer][attended], whole[1]["resid_post", layer][attended], atol=1e-4, rtol=1e-4
+        )
+    again, full = lens.run_with_cache(batch)
+    assert torch.equal(again, whole[0]) and full.query_positions is None
+
+
+def test_analyses_that_read_rows_give_the_same(lens, batch, whole):
+    _, cache = lens.run_with_cache(batch, query_positions=[-1, -4])
+    for query in (-1, -4):
+        chosen = analysis.head_specialization(cache, batch.modality, query=query)
+        expected = analysis.head_specialization(whole[1], batch.modality, query=query)
+        for name in ("mass", "chance", "entropy", "largest"):
+            torch.testing.assert_close(
+                getattr(chosen, name), getattr(expected, name), atol=1e-5, rtol=1e-4, equal_nan=True
+            )
+    looked = analysis.attention_from(cache, queries=[-4, -1, -4])
+    torch.testing.assert_close(
+        looked.values, analysis.attention_from(whole[1], queries=[-4, -1, -4]).values, atol=1e-5, rtol=0
+    )
+    said, expected = analysis.logit_lens(cache, positions=None), analysis.logit_lens(whole[1], positions=None)
+    attended = batch.attention_mask.bool()[:, None].expand_as(said.rank)
+    torch.testing.assert_close(said.log_probability[attended], expected.log_probability[attended], atol=1e-3, rtol=1e-3)
+
+
+def test_positions_of_each_example(lens, batch, whole):
+    each = torch.tensor([[-1], [-2], [-3]])
+    _, cache = lens.run_with_cache(batch, query_positions=each)
+    for example, at in enumerate((-1, -2, -3)):
+        torch.testing.assert_close(
+            cache["pattern", 2][example, :, 0], whole[1]["pattern", 2][example, :, at], atol=1e-5, rtol=0
+        )
+
+
+def test_what_needs_other_rows_says_what_to_type(lens, batch):
+    _, cache = lens.run_with_cache(batch, query_positions=[-1])
+    with pytest.raises(
+        LensplugError, match=r"reads the query positions .*, the cache holds .*query_positions= that has"
+    ):
+        analysis.head_specialization(cache, batch.modality, query=-2)
+    with pytest.raises(LensplugError, match="attention_rollout needs every row: run without query_positions"):
+        analysis.attention_rollout(cache, rows=-1)
+    with pytest.raises(LensplugError, match="received_attention needs every row"):
+        analysis.received_attention(cache)
+
+
+def test_no_rows_and_positions_that_are_none(lens, batch):
+    _, cache = lens.run_with_cache(batch, query_positions=[])
+    assert cache["pattern", 0].shape[2] == 0
+    with pytest.raises(LensplugError, match="reads the query positions"):
+        analysis.attention_from(cache)
+    with pytest.raises(LensplugError, match="position 999 is out of range"):
+        lens.run_with_cache(batch, query_positions=999)
+
+
+def test_an_edit_of_a_pattern_is_refused_and_leaves_nothing_behind(lens, batch, whole):
+    lens.model.add_hook("blocks.1.attn.hook_pattern", lambda pattern, hook: pattern * 0)
+    try:
+        with pytest.raises(LensplugError, match="a hook edits attention scores or patterns"):
+            lens.run_with_cache(batch, query_positions=[-1])
+    finally:
+        lens.model.reset_hooks()
+    assert torch.equal(lens.run_with_cache(batch)[0], whole[0])
