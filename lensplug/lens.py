@@ -9,27 +9,32 @@ the lens wherever it takes tokens.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from lensplug import engines, gradients, parity, prompts
+from lensplug import caching, gradients, parity, prompts
 from lensplug import inputs as _inputs
+from lensplug.caching import NamesFilter
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.media import load_media
 from lensplug.parity import ParityReport
-from lensplug.positions import Positions, resolve_positions
+from lensplug.positions import Positions
 from lensplug.tokens import token_texts
 
-NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+
+@runtime_checkable
+class Needs(Protocol):
+    """An analysis, as far as running is concerned: it says which hooks it reads."""
+
+    needs: Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -143,38 +148,60 @@ class MultimodalLens:
         inputs: MultimodalInput,
         *,
         names_filter: NamesFilter = None,
+        needs: Needs | Sequence[Needs] | None = None,
         query_positions: Positions | None = None,
+        residual_positions: Positions | None = None,
+        logit_positions: Positions | None = None,
         **kwargs: Any,
     ) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
         """Logits and TransformerLens's ActivationCache, without gradients.
 
-            logits, cache = lens.run_with_cache(inputs, query_positions=[-1])    # costs what running the model costs
-            analysis.head_specialization(cache, inputs.modality)
+        By default it keeps everything, as TransformerLens does. Of a prompt with an image that is gigabytes; with what
+        the analyses read, and where they read it, a run costs about what running the model costs:
+
+            _, cache = lens.run_with_cache(
+                inputs, needs=[analysis.head_specialization, analysis.logit_lens],
+                query_positions=[-1], residual_positions=[-1], logit_positions=[-1],
+            )
+
+        All positions may be negative (from the last that is not padding), and a tensor with a row for each example;
+        `[]` keeps none. What an analysis misses in the cache, it says.
 
         Args:
             inputs: From `prepare` or `encode`.
             names_filter: Which hooks to keep: a name, several, or a function of the name; all by default.
-                An analysis says which it needs (`analysis.logit_lens.needs`).
+            needs: In its place, the analyses that will read the cache: keeps the hooks that they say they need.
             query_positions: Keep scores and patterns of these query positions only, in fp32, `[batch head row key]`
-                in the order given (`cache.query_positions` says which they are). Attention then runs at the speed of
-                SDPA, does not overflow in fp16, and no `head x pos x pos` tensor is made. What reads one row
-                works as with all of them; what needs every row (rollout, received attention) says so. Negative
-                positions count from the last that is not padding; `[]` keeps no row. By default every row is kept.
+                in the order given (`cache.query_positions`). Attention then runs at the speed of SDPA, does not
+                overflow in fp16, and no `head x pos x pos` tensor is made.
+            residual_positions: Keep the residual stream at these positions only, `[batch row d_model]`
+                (`cache.residual_positions`).
+            logit_positions: Make logits at these positions only, `[batch row d_vocab]`.
             **kwargs: For TransformerLens's `run_with_cache` (`device="cpu"` moves what is kept;
                 `return_type="loss"` gives the loss in place of the logits).
 
         Raises:
-            LensplugError: If a name is no hook of the model, or, with `query_positions`, a hook of yours edits scores
-                or patterns: the output would not change.
+            LensplugError: If a name is no hook of the model, options do not go together, or, with
+                `query_positions`, a hook of yours edits scores or patterns: the output would not change.
         """
+        if needs is not None:
+            if names_filter is not None:
+                raise LensplugError("needs and names_filter both say what to keep: give one of them.")
+            chosen = [needs] if isinstance(needs, Needs) else list(needs)
+            names_filter = lambda name: any(one.needs(name) for one in chosen)  # noqa: E731
         self._refuse_unknown_hooks(names_filter)
         if isinstance(names_filter, Sequence) and not isinstance(names_filter, str):
             names_filter = list(names_filter)
-        with self._only_rows(inputs, query_positions) as rows, torch.no_grad():
-            logits, cache = self.model.run_with_cache(inputs, names_filter=names_filter, **kwargs)
-        cache.attention_mask = inputs.attention_mask  # analyses count positions from the last that is not padding
-        cache.query_positions = rows
-        return logits, cache
+        return caching.run_with_cache(
+            self.model,
+            self.engine,
+            inputs,
+            names_filter=names_filter,
+            query_positions=query_positions,
+            residual_positions=residual_positions,
+            logit_positions=logit_positions,
+            **kwargs,
+        )
 
     def run_with_gradients(
         self, inputs: MultimodalInput, *, target: gradients.Target, position: int = -1, names_filter: NamesFilter = None
@@ -269,20 +296,6 @@ class MultimodalLens:
             centered=self.process_weights,
             engine=self.engine,
         )
-
-    @contextmanager
-    def _only_rows(
-        self, inputs: MultimodalInput, positions: Positions | None
-    ) -> Iterator[Int[Tensor, "batch row"] | None]:
-        if positions is None:
-            yield None
-            return
-        if isinstance(positions, Sequence) and not positions:
-            rows = inputs.tokens.new_empty(len(inputs), 0)
-        else:
-            rows = resolve_positions(positions, inputs.attention_mask, name="query_positions")
-        with engines.attention_rows(self.engine, self.model, rows):
-            yield rows
 
     def _stop_tokens(self) -> list[int]:
         stops = getattr(getattr(self.hf_model, "generation_config", None), "eos_token_id", None)

@@ -2,9 +2,9 @@
 
 `config_fix` makes a HookedTransformer the language core of a Hugging Face model in memory;
 `embedding_input` lets it take merged embeddings wherever it takes tokens; `attention_rows` gives it the speed
-of SDPA, and patterns of chosen rows only; `logit_directions` makes `logit_attrs` sum to the logit without
-folding. Importing this package changes nothing: a patch acts on one instance, when it is applied, until it is
-removed.
+of SDPA, and patterns of chosen rows only; `logit_rows` gives logits of chosen positions; `logit_directions` makes
+`logit_attrs` sum to the logit without folding. Importing this package changes nothing: a patch acts on one
+instance, when it is applied, until it is removed.
 
     with EmbeddingInput(model):
         logits, cache = model.run_with_cache(embeds, tokens=tokens, attention_mask=mask)
@@ -18,6 +18,7 @@ PATCHES = {
     "ConfigFix": "lensplug.patches.config_fix",
     "EmbeddingInput": "lensplug.patches.embedding_input",
     "LogitDirections": "lensplug.patches.logit_directions",
+    "LogitRows": "lensplug.patches.logit_rows",
 }
 """Patch -> its module, imported when asked for: TransformerLens 4 has no HookedTransformer to import."""
 

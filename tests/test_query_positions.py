@@ -1,4 +1,4 @@
-"""run_with_cache(query_positions=...): the same model and the same analyses, with the rows that were asked for."""
+"""run_with_cache with chosen positions: the same model and the same analyses, with the rows that were asked for."""
 
 from __future__ import annotations
 
@@ -75,9 +75,7 @@ def test_positions_of_each_example(lens, batch, whole):
 
 def test_what_needs_other_rows_says_what_to_type(lens, batch):
     _, cache = lens.run_with_cache(batch, query_positions=[-1])
-    with pytest.raises(
-        LensplugError, match=r"reads the query positions .*, the cache holds .*query_positions= that has"
-    ):
+    with pytest.raises(LensplugError, match=r"reads the positions .*, the cache holds .*query_positions= that has"):
         analysis.head_specialization(cache, batch.modality, query=-2)
     with pytest.raises(LensplugError, match="attention_rollout needs every row: run without query_positions"):
         analysis.attention_rollout(cache, rows=-1)
@@ -88,7 +86,7 @@ def test_what_needs_other_rows_says_what_to_type(lens, batch):
 def test_no_rows_and_positions_that_are_none(lens, batch):
     _, cache = lens.run_with_cache(batch, query_positions=[])
     assert cache["pattern", 0].shape[2] == 0
-    with pytest.raises(LensplugError, match="reads the query positions"):
+    with pytest.raises(LensplugError, match="reads the positions"):
         analysis.attention_from(cache)
     with pytest.raises(LensplugError, match="position 999 is out of range"):
         lens.run_with_cache(batch, query_positions=999)
@@ -102,3 +100,46 @@ def test_an_edit_of_a_pattern_is_refused_and_leaves_nothing_behind(lens, batch, 
     finally:
         lens.model.reset_hooks()
     assert torch.equal(lens.run_with_cache(batch)[0], whole[0])
+
+
+def test_residuals_and_logits_at_chosen_positions(lens, batch, whole):
+    length = batch.tokens.shape[1]
+    needs = [analysis.head_specialization, analysis.logit_lens]
+    logits, cache = lens.run_with_cache(
+        batch, needs=needs, query_positions=[-1], residual_positions=[-1, -3], logit_positions=[-1, -2]
+    )
+    assert set(cache) == {name for name in whole[1] if any(one.needs(name) for one in needs)}
+    assert logits.shape == (3, 2, lens.model.cfg.d_vocab)
+    torch.testing.assert_close(logits, whole[0][:, [-1, -2]], atol=1e-3, rtol=1e-4)
+    for layer in range(6):
+        assert cache["resid_post", layer].shape == (3, 2, 96)
+        expected = whole[1]["resid_post", layer][:, [-1, -3]]
+        torch.testing.assert_close(cache["resid_post", layer], expected, atol=1e-4, rtol=1e-4)
+    for positions in (-1, [-3, -1]):
+        said, expected = (analysis.logit_lens(one, positions=positions) for one in (cache, whole[1]))
+        assert torch.equal(said.positions, expected.positions) and said.length == expected.length == length
+        torch.testing.assert_close(said.log_probability, expected.log_probability, atol=1e-3, rtol=1e-3)
+    with pytest.raises(LensplugError, match="logit_lens reads the positions .*residual_positions= that has them"):
+        analysis.logit_lens(cache, positions=-2)
+    with pytest.raises(LensplugError, match="logit_lens reads the positions"):
+        analysis.logit_lens(cache, positions=None)
+
+
+def test_the_whole_residual_with_one_need_and_on_the_cpu(lens, batch, whole):
+    logits, cache = lens.run_with_cache(
+        batch, needs=analysis.logit_lens, residual_positions=torch.tensor([[-1], [-2], [-1]]), device="cpu",
+        return_type=None,
+    )  # fmt: skip
+    assert logits is None and len(cache) == 7
+    torch.testing.assert_close(cache["resid_post", 3][1, 0], whole[1]["resid_post", 3][1, -2], atol=1e-4, rtol=1e-4)
+
+
+def test_options_that_do_not_go_together_are_refused(lens, batch):
+    for options, message in (
+        ({"needs": analysis.logit_lens, "names_filter": "hook_embed"}, "give one of them"),
+        ({"logit_positions": [-1], "return_type": "loss"}, "a loss needs the logits of every position"),
+        ({"residual_positions": [-1], "remove_batch_dim": True}, "remove_batch_dim cannot be given"),
+    ):
+        with pytest.raises(LensplugError, match=message):
+            lens.run_with_cache(batch, **options)
+    assert lens.run_with_cache(batch, logit_positions=[])[0].shape[1] == 0

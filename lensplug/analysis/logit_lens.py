@@ -29,7 +29,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs, read
+from lensplug.analysis.reading import (
+    Provenance,
+    Result,
+    attended,
+    check_example,
+    n_layers,
+    needs,
+    read_residual,
+    residual_shape,
+)
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions, resolve_positions
 from lensplug.tokens import single_token, token_texts
@@ -166,16 +175,12 @@ def logit_lens(
         LensplugError: If a residual is missing, a position is out of range, or the target is not one token.
     """
     model = _model(cache)
-    residuals = [read(cache, "blocks.0.hook_resid_pre", needed_by="logit_lens")]
-    residuals += [
-        read(cache, f"blocks.{layer}.hook_resid_post", needed_by="logit_lens") for layer in range(n_layers(cache))
-    ]
-    batch, length = residuals[0].shape[:2]
-    mask = attended(cache, (batch, length), attention_mask, residuals[0].device)
-    everywhere = torch.arange(length, device=mask.device).expand(batch, -1)
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(n_layers(cache)))]
+    batch, length = residual_shape(cache, needed_by="logit_lens")
+    mask = attended(cache, (batch, length), attention_mask, torch.device("cpu"))
+    everywhere = torch.arange(length).expand(batch, -1)
     at = everywhere if positions is None else resolve_positions(positions, mask)
-    examples = torch.arange(batch, device=at.device)[:, None].expand_as(at)
-    chosen = [residual[examples, at].flatten(0, 1) for residual in residuals]  # [row d_model]
+    chosen = [read_residual(cache, name, at, needed_by="logit_lens").flatten(0, 1) for name in names]  # [row d_model]
     vocabulary = model.unembed.W_U.shape[1]
     if not 1 <= top_k <= vocabulary:
         raise LensplugError(f"top_k is {top_k}, expected 1 to {vocabulary}.")

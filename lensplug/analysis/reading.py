@@ -190,15 +190,44 @@ def read_rows(
         pattern, at = read_pattern(cache, layer, needed_by=needed_by), index
     else:
         pattern = read(cache, f"blocks.{layer}.attn.hook_pattern", needed_by=needed_by).float()
-        same = held.to(index.device)[:, None, :] == index[:, :, None]  # [batch wanted held]
-        if not bool(same.any(dim=-1).all()):
-            raise LensplugError(
-                f"{needed_by} reads the query positions {index.tolist()}, the cache holds {held.tolist()}: run with"
-                " query_positions= that has them, or without it."
-            )
-        at = same.int().argmax(dim=-1)
+        at = _among(held, index, needed_by=needed_by, name="query_positions")
     at = at.to(pattern.device)[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])
     return pattern.gather(2, at)
+
+
+def read_residual(
+    cache: Any, name: str, index: Int[Tensor, "batch position"], *, needed_by: str
+) -> Float[Tensor, "batch position d_model"]:
+    """The residual stream at chosen positions, of a cache that holds these or all.
+
+    Raises:
+        LensplugError: If it is not there, or lacks one of the positions.
+    """
+    residual = read(cache, name, needed_by=needed_by)
+    held = getattr(cache, "residual_positions", None)
+    at = index if held is None else _among(held, index, needed_by=needed_by, name="residual_positions")
+    return residual.gather(1, at.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1]))
+
+
+def residual_shape(cache: Any, *, needed_by: str) -> tuple[int, int]:
+    """The number of examples and of positions of the input."""
+    residual = read(cache, "blocks.0.hook_resid_pre", needed_by=needed_by)
+    if getattr(cache, "residual_positions", None) is None:
+        return residual.shape[0], residual.shape[1]
+    return residual.shape[0], cache.attention_mask.shape[1]
+
+
+def _among(
+    held: Int[Tensor, "batch held"], index: Int[Tensor, "batch wanted"], *, needed_by: str, name: str
+) -> Int[Tensor, "batch wanted"]:
+    """Where the wanted positions are among those that a cache holds."""
+    same = held.to(index.device)[:, None, :] == index[:, :, None]
+    if not bool(same.any(dim=-1).all()):
+        raise LensplugError(
+            f"{needed_by} reads the positions {index.tolist()}, the cache holds {held.tolist()}: run with {name}= that"
+            " has them, or without it."
+        )
+    return same.int().argmax(dim=-1)
 
 
 def pattern_shape(cache: Any, *, needed_by: str) -> tuple[int, int]:

@@ -52,3 +52,15 @@ def attention_rows(engine: str, model: Any, rows: Int[Tensor, "batch row"]) -> A
     """
     context: AbstractContextManager[Any] = import_module(ENGINES[engine]).attention_rows(model, rows)
     return context
+
+
+def logit_rows(engine: str, model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextManager[Any]:
+    """While it lasts, a model of that engine makes logits at these positions only.
+
+    Args:
+        engine: A key of `ENGINES`.
+        model: A model that it made.
+        rows: For each example the positions, from the left.
+    """
+    context: AbstractContextManager[Any] = import_module(ENGINES[engine]).logit_rows(model, rows)
+    return context

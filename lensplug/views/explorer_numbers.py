@@ -24,7 +24,7 @@ from lensplug.views.style import visible
 STEPS = (255, 127, 63, 31, 15)
 """Attention is kept in as many steps as fit into `PACKED_BYTES`, the last of these at worst."""
 PACKED_BYTES = 3_600_000
-"""The most that the packed numbers may weigh: with its libraries and the figures of a report a page stays under 8 MB."""
+"""The most that the packed numbers may weigh: with its libraries and a report's figures a page stays under 8 MB."""
 LINES = 500
 """Boxes of patches are drawn on at most so many lines along each side."""
 CHIPS = 300

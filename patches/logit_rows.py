@@ -1,0 +1,49 @@
+"""HookedTransformer's logits at chosen positions only.
+
+The gap: HookedTransformer unembeds every position. For a prompt with an image that is 3,000 rows of a vocabulary of
+152,000, 1.8 GB in fp32, of which an analysis of the answer reads one. Under this patch the unembedding gets the
+chosen positions; the output, `unembed.hook_in` and `hook_out` are `[batch row ...]`. A loss needs every position: ask
+for logits.
+
+Checked against TransformerLens 3.9.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float, Int
+from lensplug.patches.errors import LensplugError
+from lensplug.patches.patch import Patch
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+
+class LogitRows(Patch):
+    """While applied, a model makes logits at chosen positions.
+
+    with LogitRows(model, rows):
+        logits = model(tokens)                     # [batch row d_vocab]
+    """
+
+    def __init__(self, model: HookedTransformer, rows: Int[Tensor, "batch row"]) -> None:
+        """Keep the unembedding of `model`; nothing is changed before `apply`.
+
+        Args:
+            model: The model.
+            rows: For each example the positions, from the left, whose logits are wanted.
+        """
+        super().__init__(model.unembed)
+        self._rows = rows
+
+    def _changes(self) -> dict[str, Any]:
+        self._forward = self.target.forward
+        return {"forward": self.forward}
+
+    def forward(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch row d_vocab"]:
+        """The logits of the rows."""
+        if len(residual) != len(self._rows):
+            raise LensplugError(f"rows are for {len(self._rows)} examples, the model runs on {len(residual)}.")
+        rows = self._rows.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1])
+        logits: Tensor = self._forward(residual.gather(1, rows))
+        return logits
