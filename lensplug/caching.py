@@ -23,6 +23,9 @@ from lensplug.positions import Positions, resolve_positions
 RESIDUALS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 """Hooks of the residual stream: `residual_positions` are kept of them."""
 
+HEAD_MEAN = "head_mean"
+"""The name, in each block's attention, under which the mean of its patterns over heads is kept."""
+
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 Rows = Int[Tensor, "batch row"] | None
 
@@ -36,6 +39,7 @@ def run_with_cache(
     query_positions: Positions | None,
     residual_positions: Positions | None,
     logit_positions: Positions | None,
+    head_mean: bool,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
     """Logits and cache, without gradients; see `MultimodalLens.run_with_cache`.
@@ -43,23 +47,41 @@ def run_with_cache(
     Raises:
         LensplugError: If a position is out of range, or options do not go together.
     """
-    rows = _rows(query_positions, inputs, "query_positions")
+    rows = _rows([] if head_mean and query_positions is None else query_positions, inputs, "query_positions")
     kept = _rows(residual_positions, inputs, "residual_positions")
     wanted = _rows(logit_positions, inputs, "logit_positions")
     if wanted is not None and kwargs.get("return_type", "logits") not in ("logits", None):
         raise LensplugError("a loss needs the logits of every position: leave logit_positions out.")
     with ExitStack() as stack, torch.no_grad():
+        means = _HeadMeans(inputs) if head_mean else None
         if rows is not None:
-            stack.enter_context(engines.attention_rows(engine, model, rows))
+            stack.enter_context(engines.attention_rows(engine, model, rows, means))
         if wanted is not None:
             stack.enter_context(engines.logit_rows(engine, model, wanted))
         if kept is None:
             logits, cache = model.run_with_cache(inputs, names_filter=names_filter, **kwargs)
         else:
             logits, cache = _keeping(model, inputs, names_filter, kept, **kwargs)
+    if means is not None:
+        device = kwargs.get("device")
+        cache.cache_dict |= {name: mean if device is None else mean.to(device) for name, mean in means.named.items()}
     cache.attention_mask = inputs.attention_mask  # analyses count positions from the last that is not padding
     cache.query_positions, cache.residual_positions = rows, kept
     return logits, cache
+
+
+class _HeadMeans:
+    """Collects the mean over heads of every layer's pattern, a block of rows at a time."""
+
+    def __init__(self, inputs: MultimodalInput) -> None:
+        self._shape = (*inputs.tokens.shape, inputs.tokens.shape[1])
+        self.named: dict[str, Float[Tensor, "batch query key"]] = {}
+
+    def __call__(self, layer: int, start: int, pattern: Float[Tensor, "batch head row key"]) -> None:
+        name = f"blocks.{layer}.attn.{HEAD_MEAN}"
+        if name not in self.named:
+            self.named[name] = pattern.new_zeros(self._shape)
+        self.named[name][:, start : start + pattern.shape[2]] = pattern.mean(dim=1)
 
 
 def _rows(positions: Positions | None, inputs: MultimodalInput, name: str) -> Rows:

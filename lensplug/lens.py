@@ -152,6 +152,7 @@ class MultimodalLens:
         query_positions: Positions | None = None,
         residual_positions: Positions | None = None,
         logit_positions: Positions | None = None,
+        head_mean: bool = False,
         **kwargs: Any,
     ) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
         """Logits and TransformerLens's ActivationCache, without gradients.
@@ -177,6 +178,10 @@ class MultimodalLens:
             residual_positions: Keep the residual stream at these positions only, `[batch row d_model]`
                 (`cache.residual_positions`).
             logit_positions: Make logits at these positions only, `[batch row d_vocab]`.
+            head_mean: Keep the mean of each layer's patterns over its heads, in fp32, `[batch query key]`, as
+                "blocks.0.attn.head_mean": what `attention_rollout` and `received_attention` read of all rows, a
+                head's share of the memory. It is summed up in blocks of rows; single heads are kept for
+                `query_positions` only.
             **kwargs: For TransformerLens's `run_with_cache` (`device="cpu"` moves what is kept;
                 `return_type="loss"` gives the loss in place of the logits).
 
@@ -200,6 +205,7 @@ class MultimodalLens:
             query_positions=query_positions,
             residual_positions=residual_positions,
             logit_positions=logit_positions,
+            head_mean=head_mean,
             **kwargs,
         )
 

@@ -143,3 +143,25 @@ def test_options_that_do_not_go_together_are_refused(lens, batch):
         with pytest.raises(LensplugError, match=message):
             lens.run_with_cache(batch, **options)
     assert lens.run_with_cache(batch, logit_positions=[])[0].shape[1] == 0
+
+
+def test_means_over_heads_serve_rollout_and_received_attention(lens, batch, whole):
+    needs = [analysis.attention_rollout, analysis.head_specialization]
+    _, cache = lens.run_with_cache(batch, needs=needs, query_positions=[-1], head_mean=True)
+    for layer in range(6):
+        mean = whole[1]["pattern", layer].mean(dim=1)
+        torch.testing.assert_close(cache[f"blocks.{layer}.attn.head_mean"], mean, atol=1e-5, rtol=0)
+    for rows in (-1, None):
+        chosen, expected = (analysis.attention_rollout(one, rows=rows) for one in (cache, whole[1]))
+        torch.testing.assert_close(chosen.values, expected.values, atol=1e-5, rtol=0)
+    chosen, expected = (analysis.received_attention(one, layer=3, exclude_sink=True) for one in (cache, whole[1]))
+    torch.testing.assert_close(chosen.values, expected.values, atol=1e-4, rtol=1e-3, equal_nan=True)
+    assert analysis.head_specialization(cache, batch.modality).mass.shape == (3, 6, 6, len(batch.modality.names) - 1)
+    for refused in (
+        lambda: analysis.attention_rollout(cache, head_fusion="max"),
+        lambda: analysis.received_attention(cache, head=1),
+    ):
+        with pytest.raises(LensplugError, match="needs every row: run without query_positions"):
+            refused()
+    _, alone = lens.run_with_cache(batch, names_filter=[], head_mean=True, device="cpu")
+    assert sorted(alone) == [f"blocks.{layer}.attn.head_mean" for layer in range(6)]

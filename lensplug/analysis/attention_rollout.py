@@ -14,6 +14,7 @@ fp32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs, read_pattern
+from lensplug.analysis.reading import (
+    Provenance,
+    Result,
+    attended,
+    check_example,
+    n_layers,
+    needs,
+    read_head_mean,
+    read_pattern,
+)
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions, resolve_positions
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FUSIONS = {
+FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda pattern: pattern.mean(dim=1),
     "max": lambda pattern: pattern.amax(dim=1),
     "min": lambda pattern: pattern.amin(dim=1),
@@ -90,7 +100,8 @@ def attention_rollout(
     """The product of all layers' attention, with the residual stream.
 
     Args:
-        cache: An ActivationCache with `hook_pattern` of every layer (`attention_rollout.needs`).
+        cache: An ActivationCache with `hook_pattern` of every layer (`attention_rollout.needs`), or with the mean over
+            heads (`lens.run_with_cache(..., head_mean=True)`).
         rows: Output positions; negative ones count from the last that is not padding. None: all.
         residual: Weight of the identity, 0 to 1 (0.5 in the paper).
         head_fusion: "mean" over heads (the paper), "max" or "min"; these two are then normalised to
@@ -105,17 +116,22 @@ def attention_rollout(
     if not 0 <= residual <= 1:
         raise LensplugError(f"residual is {residual}, expected a weight from 0 to 1.")
     layers = n_layers(cache)
-    last = read_pattern(cache, layers - 1, needed_by="attention_rollout")
+    last = _fused(cache, layers - 1, head_fusion)
     batch, length, device = last.shape[0], last.shape[-1], last.device
     mask = attended(cache, (batch, length), attention_mask, device)
     index = chosen_rows(rows, mask)
     values = torch.nn.functional.one_hot(index, length).float()
     for layer in reversed(range(layers)):
-        pattern = read_pattern(cache, layer, needed_by="attention_rollout")
-        values = _through(values, FUSIONS[head_fusion](pattern), residual)
+        values = _through(values, _fused(cache, layer, head_fusion), residual)
     convention = f"heads fused by {head_fusion}, residual weight {residual}, rows sum to 1"
     provenance = Provenance.of(cache, "attention_rollout", convention)
     return Rollout(values.cpu(), index.cpu(), residual, head_fusion, provenance)
+
+
+def _fused(cache: Any, layer: int, head_fusion: str) -> Float[Tensor, "batch query key"]:
+    if head_fusion == "mean":
+        return read_head_mean(cache, layer, needed_by="attention_rollout")
+    return FUSIONS[head_fusion](read_pattern(cache, layer, needed_by="attention_rollout"))
 
 
 def chosen_rows(rows: Positions | None, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row"]:

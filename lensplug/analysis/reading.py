@@ -167,7 +167,7 @@ def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "ba
     if getattr(cache, "query_positions", None) is not None:
         raise LensplugError(
             f"the cache holds the patterns of {cache.query_positions.shape[1]} query position(s) only, and {needed_by}"
-            " needs every row: run without query_positions."
+            " needs every row: run without query_positions, or, for means over heads, with head_mean=True."
         )
     if pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2]:
         raise LensplugError(
@@ -175,6 +175,19 @@ def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "ba
             f" {needed_by} needs every row (do not slice positions, and do not generate with a key-value cache)."
         )
     return pattern.float()
+
+
+def read_head_mean(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch query key"]:
+    """The mean of one layer's patterns over its heads, in fp32, of a cache that holds it or the patterns.
+
+    Raises:
+        LensplugError: If neither is there.
+    """
+    name = f"blocks.{layer}.attn.head_mean"
+    if name in cache.cache_dict:
+        mean: Tensor = cache.cache_dict[name]
+        return mean
+    return read_pattern(cache, layer, needed_by=needed_by).mean(dim=1)
 
 
 def read_rows(

@@ -26,7 +26,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs, read_pattern
+from lensplug.analysis.reading import (
+    Provenance,
+    Result,
+    attended,
+    check_example,
+    n_layers,
+    needs,
+    read_head_mean,
+    read_pattern,
+)
 from lensplug.errors import LensplugError
 from lensplug.modality import ModalityMap
 
@@ -130,7 +139,8 @@ def received_attention(
     """Column means of a layer's attention matrix.
 
     Args:
-        cache: An ActivationCache with the layer's `hook_pattern`.
+        cache: An ActivationCache with the layer's `hook_pattern`, or its mean over heads
+            (`lens.run_with_cache(..., head_mean=True)`).
         layer: Which layer; negative ones count from the last.
         head: "mean" over all heads, one head, or several to average.
         scale: "row-max" (every row divided by its largest entry) or "none".
@@ -147,19 +157,23 @@ def received_attention(
         raise LensplugError(f"layer is {layer}, the model has layers 0 to {layers - 1}.")
     if scale not in SCALES:
         raise LensplugError(f"scale is {scale!r}, expected 'row-max' or 'none'.")
-    pattern = read_pattern(cache, layer % layers, needed_by="received_attention")
-    shape = (pattern.shape[0], pattern.shape[-1])
+    if isinstance(head, str) and head == "mean":
+        fused = read_head_mean(cache, layer % layers, needed_by="received_attention")
+        heads: list[int] = []
+    else:
+        pattern = read_pattern(cache, layer % layers, needed_by="received_attention")
+        heads = _heads(head, pattern.shape[1])
+        fused = pattern[:, heads].mean(dim=1)
+    shape = (fused.shape[0], fused.shape[-1])
     modalities = _named(None if modality is None else modality.position_names, shape, "modality")
     texts = _named(str_tokens, shape, "str_tokens")
     if attention_mask is None and modality is not None:
         attention_mask = modality.attention_mask
-    mask = attended(cache, shape, attention_mask, pattern.device).bool()
-    heads = _heads(head, pattern.shape[1])
-    matrix = pattern[:, heads].mean(dim=1)
+    mask = attended(cache, shape, attention_mask, fused.device).bool()
     seen = mask
     if exclude_sink:
         seen = mask & (torch.arange(shape[1], device=mask.device) != mask.int().argmax(dim=1)[:, None])
-    matrix = (matrix * mask[:, :, None] * seen[:, None]).cpu()
+    matrix = (fused * mask[:, :, None] * seen[:, None]).cpu()
     if scale == "row-max":
         largest = matrix.amax(dim=-1, keepdim=True)
         matrix = torch.where(largest > 0, matrix / largest, 0.0)
@@ -184,9 +198,7 @@ def received_attention(
 def _heads(head: str | SupportsIndex | Sequence[SupportsIndex], n_heads: int) -> list[int]:
     """The heads that are meant, counted from 0."""
     if isinstance(head, str):
-        if head != "mean":
-            raise LensplugError(f"head is {head!r}, expected 'mean', a head, or a list of heads.")
-        return list(range(n_heads))
+        raise LensplugError(f"head is {head!r}, expected 'mean', a head, or a list of heads.")
     chosen = [index(one) for one in ([head] if isinstance(head, SupportsIndex) else head)]
     if not chosen or not all(-n_heads <= one < n_heads for one in chosen):
         raise LensplugError(f"head is {head}, the model has heads 0 to {n_heads - 1}.")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any
@@ -39,18 +40,24 @@ def build(
     return name, import_module(ENGINES[name]).build(core, tokenizer=tokenizer, process_weights=process_weights)
 
 
-def attention_rows(engine: str, model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextManager[Any]:
+def attention_rows(
+    engine: str,
+    model: Any,
+    rows: Int[Tensor, "batch row"],
+    each_block: Callable[[int, int, Tensor], None] | None = None,
+) -> AbstractContextManager[Any]:
     """While it lasts, a model of that engine makes scores and patterns of these query rows only, and runs fast.
 
     Args:
         engine: A key of `ENGINES`.
         model: A model that it made.
         rows: For each example the query positions, from the left; there may be none.
+        each_block: Shown every layer's pattern in blocks of rows: layer, first row, `[batch head row key]` in fp32.
 
     Raises:
         LensplugError: If the model's attention has something that cannot be computed so.
     """
-    context: AbstractContextManager[Any] = import_module(ENGINES[engine]).attention_rows(model, rows)
+    context: AbstractContextManager[Any] = import_module(ENGINES[engine]).attention_rows(model, rows, each_block)
     return context
 
 

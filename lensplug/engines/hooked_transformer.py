@@ -13,11 +13,11 @@ from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 
 
-def attention_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextManager[Any]:
+def attention_rows(model: Any, rows: Int[Tensor, "batch row"], each_block: Any = None) -> AbstractContextManager[Any]:
     """While it lasts, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
     from lensplug.patches.attention_rows import AttentionRows
 
-    patch: AbstractContextManager[Any] = AttentionRows(model, rows)
+    patch: AbstractContextManager[Any] = AttentionRows(model, rows, each_block=each_block)
     return patch
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from lensplug.patches import AttentionRows
@@ -60,6 +62,31 @@ def test_rows_residuals_and_logits_are_those_of_the_eager_model(name, padding):
             torch.testing.assert_close(fast[kind, layer], eager[kind, layer], atol=2e-4, rtol=1e-4)
     if padding == "left":  # it sees nothing and gets nothing, as in the eager model
         assert not bool(fast["z", 0][1][mask[1] == 0].any())
+
+
+def collect(seen, sizes, layer, start, pattern):
+    sizes.add(pattern.shape[2])
+    seen.setdefault(layer, torch.full((2, 4, LENGTH, LENGTH), torch.nan))
+    seen[layer][:, :, start : start + pattern.shape[2]] = pattern
+
+
+@pytest.mark.parametrize("padding", MASKS)
+@pytest.mark.parametrize("name", ["llama", "qwen2-window-some-layers", "qwen3-no-gqa-tied"])
+def test_blocks_of_rows_together_are_the_whole_pattern(name, padding, monkeypatch):
+    model, tokens, mask = hooked(text_model(name)), text_tokens(LENGTH, 2), mask_of(padding)
+    with torch.no_grad():
+        logits, eager = model.run_with_cache(tokens, attention_mask=mask)
+        for block_bytes in (1, 20_000, 2**27):
+            monkeypatch.setattr("lensplug.patches.attention_rows.BLOCK_BYTES", block_bytes)
+            seen, sizes = {}, set()
+            each_block = partial(collect, seen, sizes)
+            with AttentionRows(model, torch.empty(2, 0, dtype=torch.long), each_block=each_block):
+                shown = model(tokens, attention_mask=mask)
+            assert (max(sizes) == 1) == (block_bytes == 1) and (max(sizes) == LENGTH) == (block_bytes == 2**27)
+            for layer in range(3):
+                torch.testing.assert_close(seen[layer], eager["pattern", layer], atol=1e-5, rtol=0)
+            kept = torch.ones(2, LENGTH) if mask is None else mask
+            assert largest_difference(shown, logits, kept) < 1e-4
 
 
 def test_no_rows_at_all(model):
