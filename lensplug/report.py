@@ -14,7 +14,7 @@ from lensplug import analysis
 from lensplug.analysis import HeadSpecialization, LogitLens, Rollout
 from lensplug.lens import Answer, MultimodalLens
 from lensplug.parity import ParityReport
-from lensplug.report_sections import resampled, sections_of
+from lensplug.report_sections import ANSWER_TOKENS, resampled, sections_of
 from lensplug.views.page import Page
 
 
@@ -75,11 +75,15 @@ def report(
     progress("writing the answer")
     answer = lens.generate(inputs, max_new_tokens=max_new_tokens)
     progress("running the language core with its cache")
-    kept = (analysis.logit_lens.needs, analysis.attention_rollout.needs)
-    _, cache = lens.run_with_cache(answer.inputs, names_filter=lambda name: any(needs(name) for needs in kept))
-    progress("reading the cache")
     last = inputs.tokens.shape[1] - 1
     positions = range(max(0, last + 1 - context), answer.inputs.tokens.shape[1] - 1)
+    written = range(last, answer.inputs.tokens.shape[1] - 1)[:ANSWER_TOKENS]
+    # The rows that write the answer, and means over heads for what goes through all rows: not every pattern.
+    _, cache = lens.run_with_cache(
+        answer.inputs, needs=[analysis.logit_lens, analysis.attention_rollout],
+        query_positions=written, head_mean=True, logit_positions=[],
+    )  # fmt: skip
+    progress("reading the cache")
     logit_lens = analysis.logit_lens(cache, positions=list(positions))
     heads = analysis.head_specialization(cache, answer.inputs.modality, query=last)
     rollout = analysis.attention_rollout(cache, rows=last)

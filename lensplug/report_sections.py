@@ -49,8 +49,7 @@ def sections_of(
             (views.head_specialization(heads),),
         ),
     ]
-    written = range(query, inputs.tokens.shape[1] - 1)
-    looked = analysis.attention_from(cache, queries=written[:ANSWER_TOKENS])
+    looked = analysis.attention_from(cache, queries=range(query, inputs.tokens.shape[1] - 1)[:ANSWER_TOKENS])
     attention = looked.by_position()
     pictures = len(inputs.pictures())
     if medium in ("image", "video") and not inputs.modality.grids and not inputs.modality.video_grids:
@@ -74,13 +73,15 @@ def sections_of(
                 (views.received_attention(received),),
             )
         )
+    name = f"blocks.{looking}.attn.hook_pattern"  # the whole pattern of one layer: another run, but one layer's memory
+    _, patterns = lens.run_with_cache(inputs, names_filter=name, stop_at_layer=looking + 1)
     sections.append(
         Section(
             "Head by head",
             f"The heads of layer {looking}, which has the head that looks at the {medium} most. Words are alone, or in"
             " short runs where the prompt is long; image tokens are pooled by region of the picture (row, column),"
             " sounds by time.",
-            (views.attention_heads(cache, inputs, layer=looking),),
+            (views.attention_heads(patterns, inputs, layer=looking),),
         )
     )
     return tuple(sections)

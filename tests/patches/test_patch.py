@@ -143,6 +143,13 @@ def test_importing_the_patches_imports_no_transformer_lens():
     """TransformerLens 4 has no HookedTransformer: lensplug must still be importable beside it, and say so."""
     code = "import sys, lensplug.patches as p; print('lensplug.patches.config_fix' in sys.modules, *p.PATCHES)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["False", "ConfigFix", "EmbeddingInput", "LogitDirections"]
+    assert run.stdout.split() == [
+        "False",
+        "AttentionRows",
+        "ConfigFix",
+        "EmbeddingInput",
+        "LogitDirections",
+        "LogitRows",
+    ]
     with pytest.raises(ImportError, match="NoSuchPatch"):
         from lensplug.patches import NoSuchPatch  # noqa: F401
