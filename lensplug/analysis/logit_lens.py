@@ -20,8 +20,9 @@ a few at a time (`chunk_bytes`), and of each only the top k and a few numbers ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -186,35 +187,35 @@ def logit_lens(
         raise LensplugError(f"top_k is {top_k}, expected 1 to {vocabulary}.")
     given = _target(target, at, vocabulary, getattr(model, "tokenizer", None))
 
+    # For each row up to six of vocabulary size are alive at a time, in fp32: logits and log-probabilities, the last
+    # layer's probabilities, and what the entropies are summed from. All entries of a few positions are unembedded
+    # together: each product reads the whole unembedding, which for few rows takes longer than the rest.
+    budget = max(1, chunk_bytes // (vocabulary * 4 * 6))
+    together = budget >= len(chosen)
     parts: list[dict[str, Tensor]] = []
     with torch.no_grad():
-        # For each row up to six of vocabulary size are alive at a time, in fp32: this layer's logits and
-        # log-probabilities, the last layer's probabilities, and what the entropies are summed from.
-        for rows in _chunks(len(chosen[0]), max(1, chunk_bytes // (vocabulary * 4 * 6))):
-            final = unembed(model, chosen[-1][rows], final_norm=final_norm)
+        for rows in _chunks(len(chosen[0]), budget // len(chosen) if together else 1):
+            of_rows = partial(_logits, model, [one[rows] for one in chosen], final_norm)
+            groups = [of_rows(slice(None))] if together else map(of_rows, _chunks(len(chosen), budget))
+            final = groups[0][-1] if isinstance(groups, list) else of_rows(slice(-1, None))[-1]
             followed = final.argmax(dim=-1) if given is None else given.flatten()[rows].to(final.device)
             p_last = final.float().softmax(dim=-1)
-            del final
-            parts.append(
-                _stack(
-                    _statistics(unembed(model, residual[rows], final_norm=final_norm), p_last, followed, top_k)
-                    for residual in chosen
-                )
-                | {"target": followed.cpu()}
-            )
-    merged = {name: torch.cat([part[name] for part in parts], dim=0) for name in parts[0]}
-    result = {name: value.reshape(batch, at.shape[1], *value.shape[1:]) for name, value in merged.items()}
-    by_entry = {name: value.movedim(2, 1) for name, value in result.items() if name != "target"}
+            entries = [_statistics(logits, p_last, followed, top_k) for logits in groups]
+            parts.append({name: torch.cat([one[name] for one in entries]) for name in entries[0]})
+            parts[-1]["target"] = followed.cpu()[None]
+    merged = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}  # [entry row ...]
+    result = {name: value.reshape(len(value), *at.shape, *value.shape[2:]) for name, value in merged.items()}
+    by_entry = {name: value.movedim(1, 0) for name, value in result.items() if name != "target"}
     cross = by_entry.pop("cross")
     by_entry["kl_to_last"] = (cross - cross[:, -1:]).clamp(min=0)  # the last layer's cross-entropy is its own entropy
     tokenizer = getattr(model, "tokenizer", None)
     convention = "final norm with each layer's own statistics" if final_norm else "raw residual, no final norm"
     return LogitLens(
         **by_entry,
-        target=result["target"],
+        target=result["target"][0],
         positions=at.cpu(),
         top_texts=[[token_texts(entry, tokenizer) for entry in example] for example in by_entry["top_tokens"]],
-        target_texts=token_texts(result["target"], tokenizer),
+        target_texts=token_texts(result["target"][0], tokenizer),
         length=length,
         provenance=Provenance.of(cache, "logit_lens", convention),
     )
@@ -244,34 +245,37 @@ def unembed(
     return logits if cap <= 0 else cap * (logits / cap).tanh()
 
 
+def _logits(
+    model: Any, residuals: Sequence[Float[Tensor, "row d_model"]], final_norm: bool, which: slice
+) -> Float[Tensor, "entry row d_vocab"]:
+    """The logits of some entries at the same rows, in one product."""
+    chosen = residuals[which]
+    logits = unembed(model, torch.cat(list(chosen)), final_norm=final_norm)
+    return logits.view(len(chosen), -1, logits.shape[-1])
+
+
 def _statistics(
-    logits: Float[Tensor, "row d_vocab"],
+    logits: Float[Tensor, "entry row d_vocab"],
     p_last: Float[Tensor, "row d_vocab"],
     target: Int[Tensor, " row"],
     top_k: int,
 ) -> dict[str, Tensor]:
-    """What is kept of one layer's distribution. Beside the unembedding these passes are half of the time: few of them.
+    """What is kept of some layers' distributions, in few passes: beside the unembedding they are half of the time.
 
     `cross` below is the cross-entropy of the last layer and this one; KL is what it exceeds the last layer's entropy
     by (`logit_lens` takes that off).
     """
     log_p = logits.float().log_softmax(dim=-1)
-    of_target = log_p.gather(1, target[:, None])
+    of_target = log_p.gather(-1, target[None, :, None].expand(len(log_p), -1, -1))
     top = log_p.topk(top_k, dim=-1)
     return {
         "top_tokens": top.indices.cpu(),
         "top_probabilities": top.values.exp().cpu(),
         "rank": 1 + (log_p > of_target).sum(dim=-1, dtype=torch.int32).long().cpu(),
-        "log_probability": of_target[:, 0].cpu(),
+        "log_probability": of_target[..., 0].cpu(),
         "entropy": -(log_p.exp() * log_p).nansum(dim=-1).cpu(),
         "cross": -(p_last * log_p).nansum(dim=-1).cpu(),
     }
-
-
-def _stack(layers: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The layers' statistics with an entry axis after the rows."""
-    listed = list(layers)
-    return {name: torch.stack([layer[name] for layer in listed], dim=1) for name in listed[0]}
 
 
 def _chunks(rows: int, size: int) -> Iterator[slice]:
