@@ -192,30 +192,37 @@ def logit_lens(
     # together: each product reads the whole unembedding, which for few rows takes longer than the rest.
     budget = max(1, chunk_bytes // (vocabulary * 4 * 6))
     together = budget >= len(chosen)
-    parts: list[dict[str, Tensor]] = []
+    kept: dict[str, Tensor] = {}
+    followed = torch.zeros(len(chosen[0]), dtype=torch.long)
     with torch.no_grad():
         for rows in _chunks(len(chosen[0]), budget // len(chosen) if together else 1):
             of_rows = partial(_logits, model, [one[rows] for one in chosen], final_norm)
             groups = [of_rows(slice(None))] if together else map(of_rows, _chunks(len(chosen), budget))
             final = groups[0][-1] if isinstance(groups, list) else of_rows(slice(-1, None))[-1]
-            followed = final.argmax(dim=-1) if given is None else given.flatten()[rows].to(final.device)
-            p_last = final.float().softmax(dim=-1)
-            entries = [_statistics(logits, p_last, followed, top_k) for logits in groups]
-            parts.append({name: torch.cat([one[name] for one in entries]) for name in entries[0]})
-            parts[-1]["target"] = followed.cpu()[None]
-    merged = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}  # [entry row ...]
-    result = {name: value.reshape(len(value), *at.shape, *value.shape[2:]) for name, value in merged.items()}
-    by_entry = {name: value.movedim(1, 0) for name, value in result.items() if name != "target"}
+            target_here = final.argmax(dim=-1) if given is None else given.flatten()[rows].to(final.device)
+            followed[rows] = target_here.cpu()
+            p_last, entry = final.float().softmax(dim=-1), 0
+            for logits in groups:
+                for name, value in _statistics(logits, p_last, target_here, top_k).items():
+                    # Written into one tensor for each number: small results that stay would lie between the large
+                    # buffers that come and go, and the heap could not use their place again.
+                    if name not in kept:
+                        kept[name] = value.new_empty(len(chosen), len(chosen[0]), *value.shape[2:])
+                    kept[name][entry : entry + len(logits), rows] = value
+                entry += len(logits)
+    by_entry = {
+        name: value.reshape(len(value), *at.shape, *value.shape[2:]).movedim(1, 0) for name, value in kept.items()
+    }
     cross = by_entry.pop("cross")
     by_entry["kl_to_last"] = (cross - cross[:, -1:]).clamp(min=0)  # the last layer's cross-entropy is its own entropy
     tokenizer = getattr(model, "tokenizer", None)
     convention = "final norm with each layer's own statistics" if final_norm else "raw residual, no final norm"
     return LogitLens(
         **by_entry,
-        target=result["target"][0],
+        target=followed.reshape(at.shape),
         positions=at.cpu(),
         top_texts=[[token_texts(entry, tokenizer) for entry in example] for example in by_entry["top_tokens"]],
-        target_texts=token_texts(result["target"][0], tokenizer),
+        target_texts=token_texts(followed.reshape(at.shape), tokenizer),
         length=length,
         provenance=Provenance.of(cache, "logit_lens", convention),
     )
