@@ -104,7 +104,7 @@ def _keeping(
     """TransformerLens's cache, but of the residual stream only the chosen positions, cut out as it runs."""
     if unknown := set(kwargs) - {"return_type"}:
         raise LensplugError(f"with residual_positions, {', '.join(sorted(unknown))} cannot be given.")
-    wanted = _predicate(names_filter)
+    wanted = predicate(names_filter)
     kept_here: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: Any) -> None:
@@ -118,7 +118,8 @@ def _keeping(
     return logits, ActivationCache(kept_here, model)
 
 
-def _predicate(names_filter: NamesFilter) -> Callable[[str], bool]:
+def predicate(names_filter: NamesFilter) -> Callable[[str], bool]:
+    """What TransformerLens calls a names_filter, as a function of the name; None keeps everything."""
     if names_filter is None:
         return lambda name: True
     if callable(names_filter):

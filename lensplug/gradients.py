@@ -15,7 +15,7 @@ The memory is that of a training step without the parameters' gradients: pattern
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import ActivationCache
 
+from lensplug.caching import predicate
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.positions import resolve_position
@@ -43,7 +44,7 @@ def run_with_gradients(
     tokenizer: Any,
     target: Target,
     position: int = -1,
-    names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
+    names_filter: NamesFilter = None,
 ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache, ActivationCache]:
     """Logits, activations and gradients; see `MultimodalLens.run_with_gradients`.
 
@@ -60,7 +61,8 @@ def run_with_gradients(
         kept[hook.name] = value
         return value
 
-    hooks = [(_wanted(names_filter), keep)]
+    wanted = predicate((lambda name: name.endswith(PATTERNS)) if names_filter is None else names_filter)
+    hooks = [(wanted, keep)]
     with torch.inference_mode(False), torch.enable_grad(), _frozen(model), model.hooks(fwd_hooks=hooks):
         embeds = inputs.embeds.detach().clone().requires_grad_()
         logits = model(replace(inputs, embeds=embeds))
@@ -71,15 +73,6 @@ def run_with_gradients(
     grads = ActivationCache(gradients, model)
     cache.attention_mask = grads.attention_mask = inputs.attention_mask  # analyses count positions by it
     return logits.detach(), cache, grads
-
-
-def _wanted(names_filter: str | Sequence[str] | Callable[[str], bool] | None) -> Callable[[str], bool]:
-    if names_filter is None:
-        return lambda name: name.endswith(PATTERNS)
-    if callable(names_filter):
-        return names_filter
-    names = {names_filter} if isinstance(names_filter, str) else set(names_filter)
-    return lambda name: name in names
 
 
 def _logit_of(

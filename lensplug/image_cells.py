@@ -8,8 +8,10 @@ at the bottom that fill no patch are seen by none.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+
+from lensplug.geometry import ImageGrid
 
 
 def cells(count: int, size: int, *, scale: float, limit: int, origin: float = 0.0) -> Float[Tensor, "cell 2"]:
@@ -61,14 +63,15 @@ def squeezed(
     )
 
 
-def views_of(tiles: int, tokens_each: int, *, base: str | None) -> Int[Tensor, " token"]:
-    """The view of each token: the whole image is 0 and stands "first" or "last" (or is not there), tiles are 1 and on.
-
-    Args:
-        tiles: How many.
-        tokens_each: Positions of a view.
-        base: "first", "last" or None.
-    """
-    order = list(range(1, tiles + 1))
-    order = [0, *order] if base == "first" else [*order, 0] if base == "last" else order
-    return torch.tensor(order, dtype=torch.long).repeat_interleave(tokens_each)
+def tiles_and_whole(
+    height: int, width: int, *, view_px: int, side: int, cell_px: int, rows: int, columns: int
+) -> ImageGrid:
+    """The grid of an image that is seen in rows x columns tiles and then whole; whole alone if there are no tiles."""
+    geometry = {"view_px": view_px, "side": side, "cell_px": cell_px}
+    whole = squeezed(height, width, **geometry)
+    placed, order = whole, [0]
+    if rows * columns:
+        placed = torch.cat([squeezed(height, width, rows=rows, columns=columns, **geometry), whole])
+        order = [*range(1, rows * columns + 1), 0]
+    view = torch.tensor(order).repeat_interleave(len(whole))
+    return ImageGrid(placed.float(), view, torch.zeros(len(placed), dtype=torch.bool), width, height)

@@ -14,8 +14,8 @@ fp32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,11 +38,7 @@ from lensplug.positions import Positions, resolve_positions
 if TYPE_CHECKING:
     import pandas as pd
 
-FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda pattern: pattern.mean(dim=1),
-    "max": lambda pattern: pattern.amax(dim=1),
-    "min": lambda pattern: pattern.amin(dim=1),
-}
+FUSIONS = ("mean", "max", "min")
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,13 +112,14 @@ def attention_rollout(
     if not 0 <= residual <= 1:
         raise LensplugError(f"residual is {residual}, expected a weight from 0 to 1.")
     layers = n_layers(cache)
-    last = _fused(cache, layers - 1, head_fusion)
+    from_the_last = (_fused(cache, layer, head_fusion) for layer in reversed(range(layers)))
+    last = next(from_the_last)
     batch, length, device = last.shape[0], last.shape[-1], last.device
     mask = attended(cache, (batch, length), attention_mask, device)
     index = chosen_rows(rows, mask)
     values = torch.nn.functional.one_hot(index, length).float()
-    for layer in reversed(range(layers)):
-        values = _through(values, _fused(cache, layer, head_fusion), residual)
+    for fused in chain([last], from_the_last):
+        values = _through(values, fused, residual)
     convention = f"heads fused by {head_fusion}, residual weight {residual}, rows sum to 1"
     provenance = Provenance.of(cache, "attention_rollout", convention)
     return Rollout(values.cpu(), index.cpu(), residual, head_fusion, provenance)
@@ -131,7 +128,8 @@ def attention_rollout(
 def _fused(cache: Any, layer: int, head_fusion: str) -> Float[Tensor, "batch query key"]:
     if head_fusion == "mean":
         return read_head_mean(cache, layer, needed_by="attention_rollout")
-    return FUSIONS[head_fusion](read_pattern(cache, layer, needed_by="attention_rollout"))
+    pattern = read_pattern(cache, layer, needed_by="attention_rollout")
+    return pattern.amax(dim=1) if head_fusion == "max" else pattern.amin(dim=1)
 
 
 def chosen_rows(rows: Positions | None, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row"]:

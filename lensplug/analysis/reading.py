@@ -142,19 +142,23 @@ def read(cache: Any, name: str, *, needed_by: str) -> Tensor:
     Raises:
         LensplugError: If the cache does not hold it, or it holds NaN.
     """
-    if name not in cache.cache_dict:
-        raise LensplugError(
-            f"{needed_by} needs {name!r}, and the cache does not hold it: run with"
-            f" names_filter=analysis.{needed_by}.needs, or without names_filter."
-        )
-    value: Tensor = cache.cache_dict[name]
-    value = value if cache.has_batch_dim else value[None]
+    value = _held(cache, name, needed_by=needed_by)
     if bool(value.isnan().any()):
         raise LensplugError(
             f"{name!r} holds NaN: in fp16 attention scores can overflow (lens.check counts it); use bfloat16 or"
             " float32."
         )
     return value
+
+
+def _held(cache: Any, name: str, *, needed_by: str) -> Tensor:
+    if name not in cache.cache_dict:
+        raise LensplugError(
+            f"{needed_by} needs {name!r}, and the cache does not hold it: run with"
+            f" names_filter=analysis.{needed_by}.needs, or without names_filter."
+        )
+    value: Tensor = cache.cache_dict[name]
+    return value if cache.has_batch_dim else value[None]
 
 
 def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch head query key"]:
@@ -224,7 +228,7 @@ def read_residual(
 
 def residual_shape(cache: Any, *, needed_by: str) -> tuple[int, int]:
     """The number of examples and of positions of the input."""
-    residual = read(cache, "blocks.0.hook_resid_pre", needed_by=needed_by)
+    residual = _held(cache, "blocks.0.hook_resid_pre", needed_by=needed_by)
     if getattr(cache, "residual_positions", None) is None:
         return residual.shape[0], residual.shape[1]
     return residual.shape[0], cache.attention_mask.shape[1]
@@ -246,7 +250,7 @@ def _among(
 def pattern_shape(cache: Any, *, needed_by: str) -> tuple[int, int]:
     """The number of examples and of key positions of a cache's patterns."""
     n_layers(cache)  # an empty cache is told from one that lacks the pattern
-    pattern = read(cache, "blocks.0.attn.hook_pattern", needed_by=needed_by)
+    pattern = _held(cache, "blocks.0.attn.hook_pattern", needed_by=needed_by)
     return pattern.shape[0], pattern.shape[-1]
 
 

@@ -13,11 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from lensplug.families import MediaLayout, by_example, setting
 from lensplug.geometry import ImageGrid
-from lensplug.image_cells import squeezed, views_of
+from lensplug.image_cells import tiles_and_whole
 from lensplug.media import Media
 
 
@@ -50,10 +48,13 @@ def image_grid(config: Any, settings: Any, height: int, width: int) -> ImageGrid
     """
     view_px = setting(settings.max_image_size, "longest_edge") or config.vision_config.image_size
     patch, merged = config.vision_config.patch_size, config.scale_factor
-    geometry = {"view_px": view_px, "side": view_px // patch // merged, "cell_px": patch * merged}
-    placed = whole = squeezed(height, width, **geometry)
     _, rows, columns = settings.get_number_of_image_patches(height, width, {})
-    if rows * columns:
-        placed = torch.cat([squeezed(height, width, rows=rows, columns=columns, **geometry), whole])
-    view = views_of(rows * columns, len(whole), base="last")
-    return ImageGrid(placed.float(), view, torch.zeros(len(placed), dtype=torch.bool), width, height)
+    return tiles_and_whole(
+        height,
+        width,
+        view_px=view_px,
+        side=view_px // patch // merged,
+        cell_px=patch * merged,
+        rows=rows,
+        columns=columns,
+    )

@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
 from lensplug.families import MediaLayout, by_example
 from lensplug.geometry import ImageGrid
-from lensplug.image_cells import squeezed, views_of
+from lensplug.image_cells import tiles_and_whole
 from lensplug.media import Media
 
 
@@ -67,17 +66,13 @@ def image_grid(config: Any, settings: Any, height: int, width: int, *, positions
     """
     view_px, patch = config.vision_config.image_size[0], config.vision_config.patch_size[0]
     merged = round(1 / config.downsample_ratio)
-    side, cell_px = view_px // patch // merged, patch * merged
-    geometry = {"view_px": view_px, "side": side, "cell_px": cell_px}
-    whole = squeezed(height, width, **geometry)
-    if positions == len(whole):
-        placed, view = whole, views_of(0, len(whole), base="first")
-    else:
+    side = view_px // patch // merged
+    columns = rows = 0
+    if positions != side**2:
         columns, rows = get_optimal_tiled_canvas(
             (height, width), (view_px, view_px), settings.min_patches, settings.max_patches
         )
-        placed = torch.cat([squeezed(height, width, rows=rows, columns=columns, **geometry), whole])
-        view = views_of(rows * columns, len(whole), base="last")
-    if len(placed) != positions:
-        return None
-    return ImageGrid(placed.float(), view, torch.zeros(positions, dtype=torch.bool), width, height)
+    grid = tiles_and_whole(
+        height, width, view_px=view_px, side=side, cell_px=patch * merged, rows=rows, columns=columns
+    )
+    return grid if len(grid) == positions else None
