@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from caches import ROTARY, LiveMemory, cache_of_residuals, padded, run, text_model, tokens, word_tokenizer
 from torch.nn.functional import kl_div
+from transformer_lens import ActivationCache
 
 from lensplug.analysis import LogitLens, logit_lens
 from lensplug.errors import LensplugError
@@ -149,6 +152,24 @@ def test_small_chunks_give_the_same_and_hold_no_more_memory_than_allowed(monkeyp
             torch.testing.assert_close(getattr(small, name), getattr(whole, name), atol=2e-6, rtol=1e-5)
         assert memory.peak > 0 and (chunk_bytes == 1 or memory.peak <= chunk_bytes)
         assert max(rows) == 1 if chunk_bytes == 1 else max(rows) > 1
+
+
+def test_the_process_does_not_grow_with_every_chunk():
+    """Small results that stay between large buffers keep the heap from using their place again: LiveMemory, which
+    counts tensors, cannot see that."""
+    vocabulary, layers, positions = 152_000, 24, 48  # chunks just under what the C library takes from the system
+    generator = torch.Generator().manual_seed(0)
+    cfg = SimpleNamespace(
+        n_layers=layers, normalization_type=None, output_logits_soft_cap=0.0, dtype=torch.float32, model_name="wide"
+    )
+    unembed = SimpleNamespace(W_U=torch.randn(4, vocabulary, generator=generator), b_U=torch.zeros(vocabulary))
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(layers))]
+    residuals = {name: torch.randn(1, positions, 4, generator=generator) for name in names}
+    cache = ActivationCache(residuals, SimpleNamespace(cfg=cfg, unembed=unembed, tokenizer=None))
+    logit_lens(cache, positions=range(8))  # what a few chunks take may stay
+    before = psutil.Process().memory_info().rss
+    logit_lens(cache, positions=range(positions))
+    assert psutil.Process().memory_info().rss - before < 3e8
 
 
 def test_a_target_is_a_word_an_id_or_a_tensor():
