@@ -15,16 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from lensplug import engines
+from lensplug import engines, hook_names
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.positions import Positions, resolve_positions
 
 RESIDUALS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 """Hooks of the residual stream: `residual_positions` are kept of them."""
-
-HEAD_MEAN = "head_mean"
-"""The name, in each block's attention, under which the mean of its patterns over heads is kept."""
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 Rows = Int[Tensor, "batch row"] | None
@@ -78,7 +75,7 @@ class _HeadMeans:
         self.named: dict[str, Float[Tensor, "batch query key"]] = {}
 
     def __call__(self, layer: int, start: int, pattern: Float[Tensor, "batch head row key"]) -> None:
-        name = f"blocks.{layer}.attn.{HEAD_MEAN}"
+        name = hook_names.head_mean(layer)
         if name not in self.named:
             self.named[name] = pattern.new_zeros(self._shape)
         self.named[name][:, start : start + pattern.shape[2]] = pattern.mean(dim=1)

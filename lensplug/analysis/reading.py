@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensplug import hook_names
 from lensplug.errors import LensplugError
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def read_head_mean(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "
     Raises:
         LensplugError: If neither is there.
     """
-    name = f"blocks.{layer}.attn.head_mean"
+    name = hook_names.head_mean(layer)
     if name in cache.cache_dict:
         mean: Tensor = cache.cache_dict[name]
         return mean

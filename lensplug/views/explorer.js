@@ -4,10 +4,6 @@
   "use strict";
   const KINDS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array };
   const ORANGE = [[0, "#ffffff"], [0.5, "#f6c992"], [1, "#dd6b20"]];
-  const VEIL = [[0, "rgba(40,20,90,0.30)"], [0.35, "rgba(60,70,170,0.42)"], [0.7, "rgba(40,190,190,0.55)"],
-    [1, "rgba(255,235,70,0.82)"]];
-  const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif";
-  const MONO = "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace";
   const INK = "#22252a", SOFT = "#667080";
   const PARTS = ["the whole image", "tiles", "newline tokens", "tokens without a place"];  // as TOTALS in explorer.py
   const STEPS = 255;  // of what is always kept finely: probabilities, and attention to the prompt
@@ -35,6 +31,7 @@
   async function open(root) {
     const find = (selector) => root.querySelector(selector);
     const facts = JSON.parse(find(".explorer-facts").textContent);
+    const { veil, font, mono } = facts.style;  // those of style.py
     const buffer = await window.lensplug.unpack(find(".explorer-data").textContent);
     const data = {};
     for (const [name, { type, shape, at }] of Object.entries(facts.arrays)) {
@@ -87,8 +84,8 @@
 
     function figure(plot, traces, height, margin, layout) {
       return Plotly.react(plot, traces, {
-        height, margin, font: { family: FONT, size: 11, color: INK }, paper_bgcolor: "white", plot_bgcolor: "white",
-        dragmode: false, hovermode: "closest", hoverlabel: { font: { family: FONT } }, uirevision: 1, ...layout,
+        height, margin, font: { family: font, size: 11, color: INK }, paper_bgcolor: "white", plot_bgcolor: "white",
+        dragmode: false, hovermode: "closest", hoverlabel: { font: { family: font } }, uirevision: 1, ...layout,
       }, { displayModeBar: false, responsive: false, doubleClick: false, scrollZoom: false });
     }
 
@@ -104,7 +101,7 @@
       const side = plots.picture.clientWidth;
       const height = Math.round(Math.min(580, side * facts.height / facts.width)) + 34;
       figure(plots.picture, [{
-        type: "heatmap", x: data.x, y: data.y, ...rooted(shares, most), colorscale: VEIL, hoverongaps: false,
+        type: "heatmap", x: data.x, y: data.y, ...rooted(shares, most), colorscale: veil, hoverongaps: false,
         hovertemplate: "%{customdata:.3~%}<extra></extra>",
         colorbar: { orientation: "h", thickness: 8, len: 0.92, y: 0, yanchor: "top", ypad: 6, outlinewidth: 0,
           tickvals: FOURTHS.map((part) => part * Math.sqrt(most)),
@@ -157,7 +154,7 @@
         type: "heatmap", x: numbers, y: range(entries).map((entry) => entry - 1), z: cells((cell) => cell.probability),
         text: cells((cell) => escaped(clipped(cell.text, letters))), texttemplate: "%{text}",
         hovertext: cells(told), hovertemplate: "%{hovertext}<extra></extra>",
-        textfont: { family: MONO, size: 11, color: INK },
+        textfont: { family: mono, size: 11, color: INK },
         colorscale: ORANGE, zmin: 0, zmax: 1, xgap: 1, ygap: 1, showscale: false,
       }], across() * entries + top + bottom, { l: 56, r: 4, t: top, b: bottom }, {
         xaxis: axis({ title: { text: "most probable tokens, first to last", standoff: 4 }, tickvals: numbers }),

@@ -39,6 +39,7 @@ from lensplug.views.explorer_numbers import chips_of, fitted, on_chips, raster_o
 from lensplug.views.image import grid_of, picture_of
 from lensplug.views.overlay import data_url
 from lensplug.views.packing import json_for_script
+from lensplug.views.style import FONT, HEAT, MONO
 
 if TYPE_CHECKING:
     from lensplug.views.page import Page
@@ -117,6 +118,7 @@ def image_explorer(
         "arrays": layout, "steps": steps, "entries": logit_lens.entries, "start": start,
         "answers": [_answer(inputs, int(query), example) for query in attention.queries[example]],
         "chips": chips, "width": grid.width, "height": grid.height, "picture": data_url(picture),
+        "style": {"veil": HEAT, "font": FONT, "mono": MONO},
         "newlines": int(grid.newline.sum()), "convention": logit_lens.provenance.convention,
     }  # fmt: skip
     body = _template().render(
