@@ -14,8 +14,11 @@ from lensplug import analysis
 from lensplug.analysis import HeadSpecialization, LogitLens, Rollout
 from lensplug.lens import Answer, MultimodalLens
 from lensplug.parity import ParityReport
-from lensplug.report_sections import ANSWER_TOKENS, resampled, sections_of
+from lensplug.report_sections import resampled, sections_of
 from lensplug.views.page import Page
+
+ANSWER_TOKENS = 6
+"""The explorer has the attention of so many tokens of the answer: more would be kept in coarser steps."""
 
 
 @dataclass(frozen=True)

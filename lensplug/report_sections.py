@@ -14,8 +14,6 @@ from lensplug.prompts import encoder_rate
 from lensplug.views.image import NO_GRID
 from lensplug.views.page import Section
 
-ANSWER_TOKENS = 6
-"""The explorer has the attention of so many tokens of the answer: more would be kept in coarser steps."""
 PICTURES = 3
 """So many pictures of a prompt have an explorer of their own."""
 
@@ -30,7 +28,7 @@ def sections_of(
     medium: str,
 ) -> tuple[Section, ...]:
     """The sections of a prompt's page, in order."""
-    inputs, query = answer.inputs, int(heads.query[0])
+    inputs = answer.inputs
     looking = heads.top(medium if medium in heads.modalities else heads.modalities[0], k=1)[0][0]
     sections = [
         Section(
@@ -49,7 +47,7 @@ def sections_of(
             (views.head_specialization(heads),),
         ),
     ]
-    looked = analysis.attention_from(cache, queries=range(query, inputs.tokens.shape[1] - 1)[:ANSWER_TOKENS])
+    looked = analysis.attention_from(cache, queries=cache.query_positions)
     attention = looked.by_position()
     pictures = len(inputs.pictures())
     if medium in ("image", "video") and not inputs.modality.grids and not inputs.modality.video_grids:
