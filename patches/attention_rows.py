@@ -64,9 +64,6 @@ class AttentionRows(Patch):
             for layer, block in enumerate(model.blocks)
         ]
 
-    def _changes(self) -> dict[str, Any]:
-        return {}
-
     @property
     def applied(self) -> bool:
         """Whether the changes are in force."""

@@ -9,7 +9,7 @@ from lensplug.errors import LensplugError
 from lensplug.geometry import ImageGrid
 from lensplug.inputs import MultimodalInput
 from lensplug.media import load_image
-from lensplug.views.overlay import SIDE, below, buttons, heat, lay_out, slider
+from lensplug.views.overlay import SIDE, add_buttons, below, heat, lay_out, slider
 from lensplug.views.rows import Rows, rows_at
 from lensplug.views.style import figure
 
@@ -74,8 +74,7 @@ def image_overlay(
     lay_out(fig, grid.width, grid.height)
     fig.add_layout_image(below(picture, grid.width, grid.height))
     if len(offered) > 1:
-        menu = buttons([VIEW_NAMES[name] for name in offered], of_view)
-        fig.update_layout(updatemenus=[menu], height=fig.layout.height + 36, margin={"t": 84})
+        add_buttons(fig, [VIEW_NAMES[name] for name in offered], of_view)
     if len(rows) > 1:
         fig.update_layout(sliders=[slider(list(rows), of_row)], height=fig.layout.height + 60)
     return fig

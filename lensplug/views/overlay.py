@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import plotly.graph_objects as go
@@ -62,18 +62,33 @@ def below(picture: Image.Image, width: int, height: int, *, visible: bool = True
     }  # fmt: skip
 
 
-def slider(names: Sequence[str], each: Sequence[int], images: int = 0) -> dict[str, object]:
-    """One step for each name; trace i belongs to step `each[i]`, and image i (if there are several) to step i."""
-    steps = []
-    for step, name in enumerate(names):
-        pictures = {f"images[{i}].visible": i == step for i in range(images)} if images > 1 else {}
-        visible = {"visible": [own == step for own in each]}
-        steps.append({"label": name, "method": "update", "args": [visible, pictures]})
-    return {"steps": steps, "pad": {"t": 8}}
+def slider(
+    names: Sequence[str],
+    each: Sequence[int | None],
+    layouts: Sequence[Mapping[str, object]] | None = None,
+    *,
+    room: int = 8,
+) -> dict[str, object]:
+    """One step for each name: trace i belongs to step `each[i]` (None: to all), and each step may change the layout."""
+    steps = [
+        {
+            "label": name,
+            "method": "update",
+            "args": [
+                {"visible": [own is None or own == step for own in each]},
+                {} if layouts is None else layouts[step],
+            ],
+        }
+        for step, name in enumerate(names)
+    ]
+    return {"steps": steps, "pad": {"t": room}}
 
 
-def buttons(names: Sequence[str], each: Sequence[int], *, shown: int = 0) -> dict[str, object]:
-    """One button for each name; trace i belongs to button `each[i]`. They and a slider act on different attributes."""
+def add_buttons(fig: go.Figure, names: Sequence[str], each: Sequence[int]) -> None:
+    """One button for each name, over the picture: trace i belongs to button `each[i]`; the first is in force.
+
+    They and a slider act on different attributes.
+    """
     listed = [
         {
             "label": name,
@@ -88,11 +103,10 @@ def buttons(names: Sequence[str], each: Sequence[int], *, shown: int = 0) -> dic
         }
         for chosen, name in enumerate(names)
     ]
-    return {
-        "buttons": listed, "active": shown, "type": "buttons" if len(names) <= 3 else "dropdown", "direction": "right"
-        if len(names) <= 3 else "down", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 2},
-        "font": {"size": 11},
-    }  # fmt: skip
+    kind = {"type": "buttons", "direction": "right"} if len(names) <= 3 else {"type": "dropdown", "direction": "down"}
+    place = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 2}, "font": {"size": 11}}
+    menu = {"buttons": listed, "active": 0, **kind, **place}
+    fig.update_layout(updatemenus=[menu], height=fig.layout.height + 36, margin={"t": 84})
 
 
 def data_url(picture: Image.Image, side: int = 720) -> str:

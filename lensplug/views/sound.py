@@ -18,6 +18,7 @@ from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline
 from lensplug.inputs import MultimodalInput
 from lensplug.media import Sound, load_sound
+from lensplug.views.overlay import slider
 from lensplug.views.rows import Rows, rows_at
 from lensplug.views.style import FONT, MODALITY_COLORS, figure
 
@@ -182,12 +183,9 @@ def _lay_out(fig: go.Figure, title: str, rows: Mapping[str, Tensor], timeline: A
             annotation={"text": "padding", "font": {"family": FONT, "size": 11}}, annotation_position="top left",
         )  # fmt: skip
     if len(rows) > 1:
-        steps = []
-        for index, name in enumerate(rows):
-            visible = [which == index for which in range(len(rows)) for _ in range(2)] + [True, True]
-            layout = {"title.text": stated[name]}
-            steps.append({"label": name, "method": "update", "args": [{"visible": visible}, layout]})
-        fig.update_layout(sliders=[{"steps": steps, "pad": {"t": 40}}], height=500)
+        of_row = [index for index in range(len(rows)) for _ in ("bars", "heat")] + [None, None]  # and the sound itself
+        titles = [{"title.text": one} for one in stated.values()]
+        fig.update_layout(sliders=[slider(list(rows), of_row, titles, room=40)], height=500)
 
 
 def _padding_mass(row: Float[Tensor, " token"], timeline: AudioTimeline) -> str:

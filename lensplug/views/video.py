@@ -9,7 +9,7 @@ from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.media import load_video
 from lensplug.views.image import NO_GRID
-from lensplug.views.overlay import SIDE, below, buttons, heat, lay_out, scale_of, slider
+from lensplug.views.overlay import SIDE, add_buttons, below, heat, lay_out, scale_of, slider
 from lensplug.views.rows import Rows, rows_at
 from lensplug.views.style import figure
 
@@ -66,8 +66,10 @@ def video_overlay(
         fig.add_layout_image(below(frames.image(frame), grid.width, grid.height, visible=frame == 0))
     times = frames.times_s if frames.times_s is not None else torch.full((grid.n_frames,), torch.nan)
     names = [f"{frame}" if at != at else f"{frame} ({at:.1f} s)" for frame, at in enumerate(times.tolist())]
-    step = slider(names, of_frame, images=grid.n_frames)
-    fig.update_layout(sliders=[{**step, "currentvalue": {"prefix": "frame "}}], margin={"l": 30})
+    pictures = [{f"images[{i}].visible": i == frame for i in range(grid.n_frames)} for frame in range(grid.n_frames)]
+    fig.update_layout(
+        sliders=[{**slider(names, of_frame, pictures), "currentvalue": {"prefix": "frame "}}], margin={"l": 30}
+    )
     if len(rows) > 1:
-        fig.update_layout(updatemenus=[buttons(list(rows), of_row)], height=fig.layout.height + 36, margin={"t": 84})
+        add_buttons(fig, list(rows), of_row)
     return fig
