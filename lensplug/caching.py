@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from lensplug import engines, hook_names
+from lensplug import engines, reductions
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.positions import Positions, resolve_positions
+from lensplug.reductions import Keep
 
 RESIDUALS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 """Hooks of the residual stream: `residual_positions` are kept of them."""
@@ -33,10 +34,10 @@ def run_with_cache(
     inputs: MultimodalInput,
     *,
     names_filter: NamesFilter,
+    keep: Keep,
     query_positions: Positions | None,
     residual_positions: Positions | None,
     logit_positions: Positions | None,
-    head_mean: bool,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
     """Logits and cache, without gradients; see `MultimodalLens.run_with_cache`.
@@ -44,41 +45,34 @@ def run_with_cache(
     Raises:
         LensplugError: If a position is out of range, or options do not go together.
     """
-    rows = _rows([] if head_mean and query_positions is None else query_positions, inputs, "query_positions")
-    kept = _rows(residual_positions, inputs, "residual_positions")
+    kept = [one.begin(inputs, model.cfg.n_layers, model.cfg.n_heads) for one in reductions.chosen(keep)]
+    rows = _rows([] if kept and query_positions is None else query_positions, inputs, "query_positions")
+    residual_rows = _rows(residual_positions, inputs, "residual_positions")
     wanted = _rows(logit_positions, inputs, "logit_positions")
     if wanted is not None and kwargs.get("return_type", "logits") not in ("logits", None):
         raise LensplugError("a loss needs the logits of every position: leave logit_positions out.")
+
+    def each_block(layer: int, start: int, pattern: Float[Tensor, "batch head row key"]) -> None:
+        for one in kept:
+            one(layer, start, pattern)
+
     with ExitStack() as stack, torch.no_grad():
-        means = _HeadMeans(inputs) if head_mean else None
         if rows is not None:
-            stack.enter_context(engines.attention_rows(engine, model, rows, means))
+            stack.enter_context(engines.attention_rows(engine, model, rows, each_block=each_block if kept else None))
         if wanted is not None:
             stack.enter_context(engines.logit_rows(engine, model, wanted))
-        if kept is None:
+        if residual_rows is None:
             logits, cache = model.run_with_cache(inputs, names_filter=names_filter, **kwargs)
         else:
-            logits, cache = _keeping(model, inputs, names_filter, kept, **kwargs)
-    if means is not None:
-        device = kwargs.get("device")
-        cache.cache_dict |= {name: mean if device is None else mean.to(device) for name, mean in means.named.items()}
+            logits, cache = _keeping(model, inputs, names_filter, residual_rows, **kwargs)
+    device = kwargs.get("device")
+    for one in kept:
+        cache.cache_dict |= {name: value if device is None else value.to(device) for name, value in one.named.items()}
+        for name, value in one.noted.items():
+            setattr(cache, name, value)
     cache.attention_mask = inputs.attention_mask  # analyses count positions from the last that is not padding
-    cache.query_positions, cache.residual_positions = rows, kept
+    cache.query_positions, cache.residual_positions = rows, residual_rows
     return logits, cache
-
-
-class _HeadMeans:
-    """Collects the mean over heads of every layer's pattern, a block of rows at a time."""
-
-    def __init__(self, inputs: MultimodalInput) -> None:
-        self._shape = (*inputs.tokens.shape, inputs.tokens.shape[1])
-        self.named: dict[str, Float[Tensor, "batch query key"]] = {}
-
-    def __call__(self, layer: int, start: int, pattern: Float[Tensor, "batch head row key"]) -> None:
-        name = hook_names.head_mean(layer)
-        if name not in self.named:
-            self.named[name] = pattern.new_zeros(self._shape)
-        self.named[name][:, start : start + pattern.shape[2]] = pattern.mean(dim=1)
 
 
 def _rows(positions: Positions | None, inputs: MultimodalInput, name: str) -> Rows:

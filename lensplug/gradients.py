@@ -10,41 +10,48 @@ When not to use it: a gradient says what an infinitely small change would do. Wh
 probability near 1) it is nearly zero although the activation matters; take the logit, not the probability.
 
 The memory is that of a training step without the parameters' gradients: patterns and their gradients are
-`head x pos x pos` in every layer. It is reached through `lens.run_with_gradients`.
+`head x pos x pos` in every layer. With `keep="cam"` it is that of one block and a head's share of the patterns: the
+backward pass computes each block again, and makes patterns and gradients a few rows at a time.
+It is reached through `lens.run_with_gradients`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens import ActivationCache
 
+from lensplug import engines, reductions
 from lensplug.caching import NamesFilter, predicate
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.positions import resolve_position
+from lensplug.reductions import KeepGradients
 from lensplug.tokens import single_token
 
 Target = str | int | Tensor | Callable[[Tensor], Tensor]
 
 PATTERNS = "attn.hook_pattern"
 """What is kept by default: the hooks whose names end so."""
+SCORES = "attn.hook_attn_scores"
 
 
 def run_with_gradients(
     model: Any,
+    engine: str,
     inputs: MultimodalInput,
     *,
     tokenizer: Any,
     target: Target,
     position: int = -1,
     names_filter: NamesFilter = None,
+    keep: KeepGradients = None,
 ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache, ActivationCache]:
     """Logits, activations and gradients; see `MultimodalLens.run_with_gradients`.
 
@@ -52,34 +59,58 @@ def run_with_gradients(
         LensplugError: If the target is not one token for each example or no scalar with a gradient, no hook is
             kept, or a gradient is not finite.
     """
-    scalar = target if callable(target) else _logit_of(target, position, inputs, tokenizer, model.cfg.d_vocab_out)
+    reduced = [one.begin(inputs) for one in reductions.chosen(keep, reductions.GRADIENTS_BY_NAME)]
+    at = resolve_position(position, inputs.attention_mask)
+    # Logits of thousands of positions, and their gradient, are gigabytes: only a function may want more than one.
+    only_at = bool(reduced) and not callable(target)
+    read_at = torch.zeros_like(at) if only_at else at
+    scalar = target if callable(target) else _logit_of(target, read_at, tokenizer, model.cfg.d_vocab_out)
     kept: dict[str, Tensor] = {}
 
-    def keep(value: Tensor, hook: Any) -> Tensor:
+    def keep_activation(value: Tensor, hook: Any) -> Tensor:
+        if hook.name in kept:  # a block that is computed again
+            return value
         if value.is_floating_point() and not value.requires_grad:  # another hook has put a constant in its place
             value = value.detach().requires_grad_()
         kept[hook.name] = value
         return value
 
-    wanted = predicate((lambda name: name.endswith(PATTERNS)) if names_filter is None else names_filter)
-    hooks = [(wanted, keep)]
-    with torch.inference_mode(False), torch.enable_grad(), _frozen(model), model.hooks(fwd_hooks=hooks):
+    def each_gradient(layer: int, start: int, pattern: Tensor, gradient: Tensor) -> None:
+        for one in reduced:
+            one(layer, start, pattern, gradient)
+
+    default = (lambda name: False) if reduced else (lambda name: name.endswith(PATTERNS))
+    wanted = predicate(default if names_filter is None else names_filter)
+    if reduced and any(wanted(name) and name.endswith((PATTERNS, SCORES)) for name in model.hook_dict):
+        raise LensplugError("with keep, patterns and scores are not kept: leave them out of names_filter.")
+    hooks = [(wanted, keep_activation)]
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.enable_grad(), _frozen(model)):
+            stack.enter_context(context)
+        if reduced:
+            no_rows = inputs.tokens.new_empty(len(inputs), 0)
+            stack.enter_context(engines.attention_rows(engine, model, no_rows, each_gradient=each_gradient))
+            stack.enter_context(engines.checkpointed(engine, model))
+        if only_at:
+            stack.enter_context(engines.logit_rows(engine, model, at[:, None]))
+        stack.enter_context(model.hooks(fwd_hooks=hooks))
         embeds = inputs.embeds.detach().clone().requires_grad_()
         logits = model(replace(inputs, embeds=embeds))
-        if not kept:
+        if not kept and not reduced:
             raise LensplugError("names_filter keeps no hook that this run comes by: see lens.model.hook_dict.")
         gradients = _gradients(_checked(scalar(logits)), kept, embeds)
     cache = ActivationCache({name: value.detach() for name, value in kept.items()}, model)
+    for one in reduced:
+        cache.cache_dict |= one.named
     grads = ActivationCache(gradients, model)
     cache.attention_mask = grads.attention_mask = inputs.attention_mask  # analyses count positions by it
     return logits.detach(), cache, grads
 
 
 def _logit_of(
-    target: str | int | Tensor, position: int, inputs: MultimodalInput, tokenizer: Any, vocabulary: int
+    target: str | int | Tensor, at: Int[Tensor, " batch"], tokenizer: Any, vocabulary: int
 ) -> Callable[[Tensor], Tensor]:
     """The sum over the batch of the target's logit, as a function of the logits; refused before the model runs."""
-    at = resolve_position(position, inputs.attention_mask)
     if not isinstance(target, str | int | Tensor):
         raise LensplugError(
             f"target is a {type(target).__name__}, expected a word that is one token, a token id, a tensor of ids"

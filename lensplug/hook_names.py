@@ -1,6 +1,19 @@
 """Names in a cache that are not TransformerLens's own: who keeps something and who reads it say the same."""
 
+ROLLOUT = "rollout"
+"""The product of all layers' attention, `[batch query key]`."""
+
 
 def head_mean(layer: int) -> str:
     """The mean of one layer's patterns over its heads, `[batch query key]`."""
     return f"blocks.{layer}.attn.head_mean"
+
+
+def modality_mass(layer: int) -> str:
+    """What each query of one layer's heads gives to each modality, `[batch head query part measure]`."""
+    return f"blocks.{layer}.attn.modality_mass"
+
+
+def cam(layer: int, sign: str = "positive") -> str:
+    """The mean over one layer's heads of the positive (negative) part of gradient x pattern, `[batch query key]`."""
+    return f"blocks.{layer}.attn.cam_{sign}"

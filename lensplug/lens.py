@@ -27,6 +27,7 @@ from lensplug.inputs import MultimodalInput
 from lensplug.media import load_media
 from lensplug.parity import ParityReport
 from lensplug.positions import Positions
+from lensplug.reductions import Keep, KeepGradients
 from lensplug.tokens import token_texts
 
 
@@ -149,10 +150,10 @@ class MultimodalLens:
         *,
         names_filter: NamesFilter = None,
         needs: Needs | Sequence[Needs] | None = None,
+        keep: Keep = None,
         query_positions: Positions | None = None,
         residual_positions: Positions | None = None,
         logit_positions: Positions | None = None,
-        head_mean: bool = False,
         **kwargs: Any,
     ) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
         """Logits and TransformerLens's ActivationCache, without gradients.
@@ -172,16 +173,21 @@ class MultimodalLens:
             inputs: From `prepare` or `encode`.
             names_filter: Which hooks to keep: a name, several, or a function of the name; all by default.
             needs: In its place, the analyses that will read the cache: keeps the hooks that they say they need.
+            keep: What to keep of attention patterns that are too large to keep, made in blocks of rows while the model
+                runs; single heads' patterns are then kept for `query_positions` only. By name, or a reduction of
+                `lensplug.reductions` with options:
+
+                - "head_mean": the mean over heads, `[batch query key]` in each layer, in fp32
+                  ("blocks.0.attn.head_mean"): what `attention_rollout` and `received_attention` read of all rows.
+                - "rollout": `attention_rollout` itself, of all rows, one `[batch query key]` for all layers.
+                - "modality_mass": what each query of each head gives to each modality: `head_specialization` of any
+                  query position.
             query_positions: Keep scores and patterns of these query positions only, in fp32, `[batch head row key]`
                 in the order given (`cache.query_positions`). Attention then runs at the speed of SDPA, does not
                 overflow in fp16, and no `head x pos x pos` tensor is made.
             residual_positions: Keep the residual stream at these positions only, `[batch row d_model]`
                 (`cache.residual_positions`).
             logit_positions: Make logits at these positions only, `[batch row d_vocab]`.
-            head_mean: Keep the mean of each layer's patterns over its heads, in fp32, `[batch query key]`, as
-                "blocks.0.attn.head_mean": what `attention_rollout` and `received_attention` read of all rows, a
-                head's share of the memory. It is summed up in blocks of rows; single heads are kept for
-                `query_positions` only.
             **kwargs: For TransformerLens's `run_with_cache` (`device="cpu"` moves what is kept;
                 `return_type="loss"` gives the loss in place of the logits).
 
@@ -202,15 +208,21 @@ class MultimodalLens:
             self.engine,
             inputs,
             names_filter=names_filter,
+            keep=keep,
             query_positions=query_positions,
             residual_positions=residual_positions,
             logit_positions=logit_positions,
-            head_mean=head_mean,
             **kwargs,
         )
 
     def run_with_gradients(
-        self, inputs: MultimodalInput, *, target: gradients.Target, position: int = -1, names_filter: NamesFilter = None
+        self,
+        inputs: MultimodalInput,
+        *,
+        target: gradients.Target,
+        position: int = -1,
+        names_filter: NamesFilter = None,
+        keep: KeepGradients = None,
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache, ActivationCache]:
         """Logits, activations and the gradient of a token's logit with respect to each of them.
 
@@ -233,7 +245,13 @@ class MultimodalLens:
             position: Where the logit is read, the place before the one it is written to; negative ones count
                 from the last that is not padding.
             names_filter: Which hooks to keep, as in `run_with_cache`; by default every layer's `attn.hook_pattern`,
-                which `analysis.gradient_rollout` needs.
+                which `analysis.gradient_rollout` needs, or with `keep` none.
+            keep: What to keep in place of patterns and their gradients, for prompts of thousands of positions:
+                "cam" and "cam_negative", the mean over heads of the positive (negative) part of gradient x
+                attention, `[batch query key]` in each layer, in fp32, which `analysis.gradient_rollout` reads as
+                well. Attention runs at the speed of SDPA, blocks are computed again in the backward pass (hooks fire
+                again), and the logits are those of `position` alone, `[batch 1 d_vocab]`, unless the target is a
+                function.
 
         Raises:
             LensplugError: If a name is no hook, the target is not one token or has no gradient, the position is
@@ -241,7 +259,14 @@ class MultimodalLens:
         """
         self._refuse_unknown_hooks(names_filter)
         return gradients.run_with_gradients(
-            self.model, inputs, tokenizer=self.tokenizer, target=target, position=position, names_filter=names_filter
+            self.model,
+            self.engine,
+            inputs,
+            tokenizer=self.tokenizer,
+            target=target,
+            position=position,
+            names_filter=names_filter,
+            keep=keep,
         )
 
     def run_with_hooks(

@@ -84,7 +84,7 @@ def report(
     # The rows that write the answer, and means over heads for what goes through all rows: not every pattern.
     _, cache = lens.run_with_cache(
         answer.inputs, needs=[analysis.logit_lens, analysis.attention_rollout],
-        query_positions=written, head_mean=True, logit_positions=[],
+        query_positions=written, keep="head_mean", logit_positions=[],
     )  # fmt: skip
     progress("reading the cache")
     logit_lens = analysis.logit_lens(cache, positions=list(positions))

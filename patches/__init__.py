@@ -2,9 +2,10 @@
 
 `config_fix` makes a HookedTransformer the language core of a Hugging Face model in memory;
 `embedding_input` lets it take merged embeddings wherever it takes tokens; `attention_rows` gives it the speed
-of SDPA, and patterns of chosen rows only; `logit_rows` gives logits of chosen positions; `logit_directions` makes
-`logit_attrs` sum to the logit without folding. Importing this package changes nothing: a patch acts on one
-instance, when it is applied, until it is removed.
+of SDPA, and patterns of chosen rows only (`pattern_blocks` is its arithmetic); `logit_rows` gives logits of chosen
+positions; `gated_mlp` computes MLPs in place; `checkpointed_blocks` lets a backward pass keep the blocks' inputs only;
+`logit_directions` makes `logit_attrs` sum to the logit without folding. Importing this package changes nothing: a patch
+acts on one instance, when it is applied, until it is removed.
 
     with EmbeddingInput(model):
         logits, cache = model.run_with_cache(embeds, tokens=tokens, attention_mask=mask)
@@ -15,8 +16,10 @@ from typing import Any
 
 PATCHES = {
     "AttentionRows": "lensplug.patches.attention_rows",
+    "CheckpointedBlocks": "lensplug.patches.checkpointed_blocks",
     "ConfigFix": "lensplug.patches.config_fix",
     "EmbeddingInput": "lensplug.patches.embedding_input",
+    "GatedMLPInPlace": "lensplug.patches.gated_mlp",
     "LogitDirections": "lensplug.patches.logit_directions",
     "LogitRows": "lensplug.patches.logit_rows",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -83,6 +84,35 @@ class Patch:
     ) -> None:
         """Remove, whatever happened inside."""
         self.remove()
+
+
+class PatchOfParts(Patch):
+    """One patch that is made of several, one for each part of a model: in force in all of them or in none."""
+
+    def __init__(self, target: Any, parts: Sequence[Patch]) -> None:
+        """Keep the parts; nothing is changed before `apply`."""
+        super().__init__(target)
+        self._parts = parts
+
+    @property
+    def applied(self) -> bool:
+        """Whether the changes are in force."""
+        return any(part.applied for part in self._parts)
+
+    def apply(self) -> Patch:
+        """Make the changes, in every part or in none."""
+        try:
+            for part in self._parts:
+                part.apply()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def remove(self) -> None:
+        """Put back what was there before."""
+        for part in reversed(self._parts):
+            part.remove()
 
 
 def _own(target: Any, name: str) -> Any:

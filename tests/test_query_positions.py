@@ -147,7 +147,7 @@ def test_options_that_do_not_go_together_are_refused(lens, batch):
 
 def test_means_over_heads_serve_rollout_and_received_attention(lens, batch, whole):
     needs = [analysis.attention_rollout, analysis.head_specialization]
-    _, cache = lens.run_with_cache(batch, needs=needs, query_positions=[-1], head_mean=True)
+    _, cache = lens.run_with_cache(batch, needs=needs, query_positions=[-1], keep="head_mean")
     for layer in range(6):
         mean = whole[1]["pattern", layer].mean(dim=1)
         torch.testing.assert_close(cache[f"blocks.{layer}.attn.head_mean"], mean, atol=1e-5, rtol=0)
@@ -163,5 +163,5 @@ def test_means_over_heads_serve_rollout_and_received_attention(lens, batch, whol
     ):
         with pytest.raises(LensplugError, match="needs every row: run without query_positions"):
             refused()
-    _, alone = lens.run_with_cache(batch, names_filter=[], head_mean=True, device="cpu")
+    _, alone = lens.run_with_cache(batch, names_filter=[], keep="head_mean", device="cpu")
     assert sorted(alone) == [f"blocks.{layer}.attn.head_mean" for layer in range(6)]

@@ -8,20 +8,20 @@ each output position, if attention were all that happens. Rows sum to 1, and a c
 When not to use it: values, MLPs and the sign of contributions are not in it; deep products drift towards
 the first positions. It is a baseline for where information can have come from, not an attribution.
 
-Rows are carried from the last layer down as vectors, so one row costs layers x pos^2, not pos^3. All in
-fp32.
+Rows are carried from the last layer down as vectors, so one row costs layers x pos^2, not pos^3. All in fp32.
+Patterns of thousands of positions need not be kept: `lens.run_with_cache(inputs, keep="rollout")`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensplug import hook_names
 from lensplug.analysis.reading import (
     Provenance,
     Result,
@@ -29,16 +29,16 @@ from lensplug.analysis.reading import (
     check_example,
     n_layers,
     needs,
+    read,
     read_head_mean,
     read_pattern,
 )
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions, resolve_positions
+from lensplug.reductions.mixing import Heads, Mixing, keeps, measured_residual, value_gram
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FUSIONS = ("mean", "max", "min")
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,33 +52,48 @@ class Rollout(Result):
     """Of `attention_rollout` fractions, a row sums to 1; of `gradient_rollout` R, whose rows do not."""
     rows: Int[Tensor, "example row"]
     """The output positions, from the left."""
-    residual: float
+    residual: float | str
     """The weight of the identity in each layer; 1 where the identity is added, not mixed (`gradient_rollout`)."""
     head_fusion: str
     provenance: Provenance
     relevance: Float[Tensor, "example row pos"] | None = None
     """Of `gradient_rollout`, `values` without the identity (R - I), which is what is painted; else None."""
+    by_layer: Float[Tensor, "example layer row pos"] | None = None
+    """With `per_layer=True`, the rollout up to each layer, the last of which is `values`; else None."""
+    layers: tuple[int, ...] = ()
+    """The layers that were multiplied, first to last."""
 
     def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
-        """Each output position's row, of relevance where there is some: for overlays."""
+        """Each output position's row, of relevance where there is some, up to each layer if there are: for overlays."""
         check_example(example, len(self.values))
         shown = self.values if self.relevance is None else self.relevance
-        return {f"into position {int(at)}": row for at, row in zip(self.rows[example], shown[example], strict=True)}
+        names = [f"into position {int(at)}" for at in self.rows[example]]
+        if self.by_layer is None:
+            return dict(zip(names, shown[example], strict=True))
+        return {
+            f"{name}, layer {layer}": self.by_layer[example, index, row]
+            for row, name in enumerate(names)
+            for index, layer in enumerate(self.layers)
+        }
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row for each example, output position and input position."""
+        """One row for each example, output position and input position, and each layer if there are several."""
         import pandas as pd
 
+        shown = self.values[:, None] if self.by_layer is None else self.by_layer
         # Whole columns at once: a row of Python objects for each of pos x pos values takes minutes.
-        examples, rows, length = self.values.shape
+        examples, layers, rows, length = shown.shape
         table = pd.DataFrame(
             {
-                "example": torch.arange(examples).repeat_interleave(rows * length).numpy(),
-                "row": self.rows.flatten().repeat_interleave(length).numpy(),
-                "pos": torch.arange(length).repeat(examples * rows).numpy(),
-                "value": self.values.flatten().double().numpy(),
+                "example": torch.arange(examples).repeat_interleave(layers * rows * length).numpy(),
+                "row": self.rows[:, None].expand(-1, layers, -1).flatten().repeat_interleave(length).numpy(),
+                "pos": torch.arange(length).repeat(examples * layers * rows).numpy(),
+                "value": shown.flatten().double().numpy(),
             }
         )
+        if self.by_layer is not None:
+            layer = torch.tensor(self.layers).repeat_interleave(rows * length).repeat(examples)
+            table.insert(1, "layer", layer.numpy())
         if self.relevance is not None:
             table["relevance"] = self.relevance.flatten().double().numpy()
         return table
@@ -89,47 +104,145 @@ def attention_rollout(
     cache: Any,
     *,
     rows: Positions | None = None,
-    residual: float = 0.5,
+    residual: float | str = 0.5,
     head_fusion: str = "mean",
+    heads: Heads | None = None,
+    discard: float = 0.0,
+    exclude_first: bool = False,
+    layers: tuple[int, int] | None = None,
+    per_layer: bool = False,
     attention_mask: Int[Tensor, "batch pos"] | None = None,
 ) -> Rollout:
-    """The product of all layers' attention, with the residual stream.
+    """The product of the layers' attention, with the residual stream.
 
     Args:
-        cache: An ActivationCache with `hook_pattern` of every layer (`attention_rollout.needs`), or with the mean over
-            heads (`lens.run_with_cache(..., head_mean=True)`).
+        cache: An ActivationCache with `hook_pattern` of every layer (`attention_rollout.needs`), with the mean over
+            heads (`lens.run_with_cache(..., keep="head_mean")`), or with the rollout itself (`keep="rollout"`).
         rows: Output positions; negative ones count from the last that is not padding. None: all.
-        residual: Weight of the identity, 0 to 1 (0.5 in the paper).
-        head_fusion: "mean" over heads (the paper), "max" or "min"; these two are then normalised to
-            rows that sum to 1.
+        residual: Weight of the identity, 0 to 1 (0.5 in the paper, 0 for none), or "measured": in each row the share
+            of the stream in the norms of the stream and of what attention adds (needs `hook_resid_pre` and
+            `hook_attn_out`).
+        head_fusion: "mean" over heads (the paper), "max" or "min", or "value_weighted": the norm of what the heads
+            together bring from each position, values through W_O (Kobayashi et al. 2020, arXiv 2004.10102; needs
+            `hook_v`). All are then normalised to rows that sum to 1.
+        heads: Only these: heads of every layer, or pairs (layer, head), as `HeadSpecialization.top` gives them
+            without the ratio; a layer without any leaves everything in its place.
+        discard: The share (0 to 1) of each row's weights, the smallest, that is set to 0 before a row is normalised;
+            of equal weights at the edge none is.
+        exclude_first: Leave out the weight on the first position that is not padding, where many heads rest.
+        layers: The first and the last layer that are multiplied; all by default.
+        per_layer: Also give the rollout up to each layer (`by_layer`): what enters the rows from the first of `layers`
+            on. For chosen rows costs layers^2 x pos^2.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
 
     Raises:
-        LensplugError: If a pattern is missing, or an option is out of its range.
+        LensplugError: If something is missing in the cache, or an option is out of its range.
     """
-    if head_fusion not in FUSIONS:
-        raise LensplugError(f"head_fusion is {head_fusion!r}, expected one of {', '.join(map(repr, FUSIONS))}.")
-    if not 0 <= residual <= 1:
-        raise LensplugError(f"residual is {residual}, expected a weight from 0 to 1.")
-    layers = n_layers(cache)
-    from_the_last = (_fused(cache, layer, head_fusion) for layer in reversed(range(layers)))
-    last = next(from_the_last)
-    batch, length, device = last.shape[0], last.shape[-1], last.device
-    mask = attended(cache, (batch, length), attention_mask, device)
-    index = chosen_rows(rows, mask)
-    values = torch.nn.functional.one_hot(index, length).float()
-    for fused in chain([last], from_the_last):
-        values = _through(values, fused, residual)
-    convention = f"heads fused by {head_fusion}, residual weight {residual}, rows sum to 1"
-    provenance = Provenance.of(cache, "attention_rollout", convention)
-    return Rollout(values.cpu(), index.cpu(), residual, head_fusion, provenance)
+    mixing = Mixing(head_fusion, None if heads is None else tuple(heads), residual, discard, exclude_first)
+    first, last = _layers(layers, n_layers(cache))
+    if hook_names.ROLLOUT in cache.cache_dict and _is_of(cache, mixing, layers, per_layer):
+        product = cache.cache_dict[hook_names.ROLLOUT]
+        mask = attended(cache, tuple(product.shape[:2]), attention_mask, product.device)
+        index = chosen_rows(rows, mask)
+        values, by_layer = product.gather(1, index[:, :, None].expand(-1, -1, product.shape[2])), None
+    else:
+        index, up_to = _multiplied(cache, mixing, range(first, last + 1), rows, attention_mask, per_layer)
+        values, by_layer = up_to[:, -1], up_to.cpu() if per_layer else None
+    convention = f"{mixing.in_words}, layers {first} to {last}"
+    return Rollout(
+        values=values.cpu(),
+        rows=index.cpu(),
+        residual=residual,
+        head_fusion=head_fusion,
+        provenance=Provenance.of(cache, "attention_rollout", convention),
+        by_layer=by_layer,
+        layers=tuple(range(first, last + 1)),
+    )
 
 
-def _fused(cache: Any, layer: int, head_fusion: str) -> Float[Tensor, "batch query key"]:
-    if head_fusion == "mean":
+def _layers(layers: tuple[int, int] | None, n: int) -> tuple[int, int]:
+    if layers is None:
+        return 0, n - 1
+    first, last = (layer + n if layer < 0 else layer for layer in layers)
+    if not 0 <= first <= last < n:
+        raise LensplugError(f"layers is {layers}, expected the first and the last of 0 to {n - 1}, in this order.")
+    return first, last
+
+
+def _is_of(cache: Any, mixing: Mixing, layers: tuple[int, int] | None, per_layer: bool) -> bool:
+    """Whether the rollout that the cache holds is the one asked for.
+
+    Raises:
+        LensplugError: If it is not, and nothing is there to make that from.
+    """
+    if cache.rollout_mixing == mixing and layers is None and not per_layer:
+        return True
+    pattern = cache.cache_dict.get("blocks.0.attn.hook_pattern")
+    whole = pattern is not None and pattern.shape[-1] == pattern.shape[-2]
+    if whole or hook_names.head_mean(0) in cache.cache_dict:
+        return False
+    raise LensplugError(
+        f"the cache holds the rollout of all layers with {cache.rollout_mixing.in_words}: for other options run with"
+        " keep=[lensplug.reductions.RolloutProduct(Mixing(...))], for other layers or per_layer with keep='head_mean'."
+    )
+
+
+def _multiplied(
+    cache: Any,
+    mixing: Mixing,
+    layers: range,
+    rows: Positions | None,
+    attention_mask: Int[Tensor, "batch pos"] | None,
+    per_layer: bool,
+) -> tuple[Int[Tensor, "batch row"], Float[Tensor, "batch layer row pos"]]:
+    """The chosen rows, and the products up to each layer, or up to the last alone."""
+    index = values = None
+    for layer in reversed(layers):
+        fused = _fused(cache, mixing, layer)
+        if index is None or values is None:
+            batch, length = fused.shape[0], fused.shape[-1]
+            mask = attended(cache, (batch, length), attention_mask, fused.device)
+            index, first = chosen_rows(rows, mask), mask.argmax(dim=1)
+            one_hot = torch.nn.functional.one_hot(index, length).float()
+            values = one_hot[:, :0]
+        if per_layer or layer == layers[-1]:  # the rows of one more product begin here
+            values = torch.cat([one_hot, values], dim=1)
+        attention = mixing.attention(fused, first)
+        kept = keeps(attention, _residual(cache, mixing, layer))[:, None]
+        values = (values * (1 - kept)) @ attention + values * kept
+    assert index is not None and values is not None
+    return index, values.reshape(batch, -1, index.shape[1], length)
+
+
+def _fused(cache: Any, mixing: Mixing, layer: int) -> Float[Tensor, "batch query key"]:
+    if not mixing.needs_patterns:
         return read_head_mean(cache, layer, needed_by="attention_rollout")
     pattern = read_pattern(cache, layer, needed_by="attention_rollout")
-    return pattern.amax(dim=1) if head_fusion == "max" else pattern.amin(dim=1)
+    mixing.check_heads(n_layers(cache), pattern.shape[1])
+    gram = None
+    if mixing.head_fusion == "value_weighted":
+        v = _also(cache, f"blocks.{layer}.attn.hook_v", "head_fusion='value_weighted'")
+        if cache.model is None:
+            raise LensplugError("head_fusion='value_weighted' reads the model's W_O: cache.model = lens.model.")
+        gram = value_gram(v, cache.model.blocks[layer].attn.W_O.detach().to(v.device))
+    return mixing.fused(pattern, mixing.heads_of(layer), gram)
+
+
+def _residual(cache: Any, mixing: Mixing, layer: int) -> float | Float[Tensor, "batch pos"]:
+    if not isinstance(mixing.residual, str):
+        return mixing.residual
+    names = (f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_attn_out")
+    return measured_residual(*(_also(cache, name, "residual='measured'") for name in names))
+
+
+def _also(cache: Any, name: str, option: str) -> Tensor:
+    """An activation beside the patterns that an option needs."""
+    if name not in cache.cache_dict or getattr(cache, "residual_positions", None) is not None:
+        raise LensplugError(
+            f"{option} needs {name!r} of every position: run without names_filter, needs and residual_positions, or"
+            f" with names_filter=lambda name: name.endswith(('hook_pattern', {name.rpartition('.')[2]!r}, ...))."
+        )
+    return read(cache, name, needed_by="attention_rollout")
 
 
 def chosen_rows(rows: Positions | None, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row"]:
@@ -141,16 +254,3 @@ def chosen_rows(rows: Positions | None, attention_mask: Int[Tensor, "batch pos"]
     if rows is None:
         return torch.arange(attention_mask.shape[1], device=attention_mask.device).expand(len(attention_mask), -1)
     return resolve_positions(rows, attention_mask, name="rows")
-
-
-def _through(
-    values: Float[Tensor, "batch row pos"], fused: Float[Tensor, "batch query key"], residual: float
-) -> Float[Tensor, "batch row key"]:
-    """One layer down: values @ A', with A' = (1 - residual) A + residual I and rows of A' that sum to 1.
-
-    Padding attends to nothing in TransformerLens; such a row keeps only itself.
-    """
-    total = fused.sum(dim=-1)
-    scaled = values * torch.where(total > 0, (1 - residual) / total, 0.0)[:, None]
-    keeps = torch.where(total > 0, residual, 1.0)[:, None]
-    return scaled @ fused + values * keeps

@@ -27,10 +27,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensplug import hook_names
 from lensplug.analysis.attention_rollout import Rollout, chosen_rows
 from lensplug.analysis.reading import Provenance, attended, n_layers, needs, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions
+from lensplug.reductions.cam import SIGNS, weighted
+
+CONTRIBUTIONS = (*SIGNS, "signed")
 
 
 @needs("attn.hook_pattern")
@@ -39,6 +43,7 @@ def gradient_rollout(
     grads: Any,
     *,
     rows: Positions | None = None,
+    contributions: str = "positive",
     normalize: bool = False,
     attention_mask: Int[Tensor, "batch pos"] | None = None,
 ) -> Rollout:
@@ -50,9 +55,12 @@ def gradient_rollout(
     receives: its rows and columns of R are those of I.
 
     Args:
-        cache: An ActivationCache with `hook_pattern` of every layer.
+        cache: An ActivationCache with `hook_pattern` of every layer, or what is left of pattern and gradient together
+            (`lens.run_with_gradients(..., keep="cam")`).
         grads: The gradients of one scalar with respect to them, under the same names, as an ActivationCache or a
             dict: cache and grads are what `lens.run_with_gradients(inputs, target=...)` returns.
+        contributions: "positive": attention that raises the scalar, as in the paper; "negative": that lowers it,
+            without the sign; "signed": both, one minus the other, in each layer.
         rows: Output positions; negative ones count from the last that is not padding. None: all.
         normalize: Equations 8 and 9, which the paper has for models with two streams, after every layer, the last
             included: R becomes (R - I) / S + I, where S is the sum of each row of R - I; a row of zeros stays zeros.
@@ -64,16 +72,21 @@ def gradient_rollout(
     Raises:
         LensplugError: If a pattern or a gradient is missing or not finite, or their shapes differ.
     """
+    if contributions not in CONTRIBUTIONS:
+        expected = ", ".join(map(repr, CONTRIBUTIONS))
+        raise LensplugError(f"contributions is {contributions!r}, expected one of {expected}.")
+    if normalize and contributions == "signed":
+        raise LensplugError("rows of signed contributions have no sum to be normalised by: leave normalize out.")
     layers = n_layers(cache)
-    last = read_pattern(cache, layers - 1, needed_by="gradient_rollout")
+    last = _weighted(cache, grads, layers - 1, contributions)
     batch, length = last.shape[0], last.shape[-1]
     mask = attended(cache, (batch, length), attention_mask, last.device)
     index = chosen_rows(rows, mask)
     identity = torch.nn.functional.one_hot(index, length).float()
     if normalize:
-        relevance = torch.zeros((batch, length, length), device=last.device)
+        relevance = torch.zeros_like(last)
         for layer in range(layers):
-            cam = _cam(cache, grads, layer, mask)
+            cam = _cam(cache, grads, layer, contributions, mask)
             relevance = relevance + cam + cam @ relevance
             total = relevance.sum(dim=-1, keepdim=True)
             relevance = torch.where(total > 0, relevance / total, 0.0)
@@ -81,9 +94,10 @@ def gradient_rollout(
     else:
         relevance = torch.zeros_like(identity)
         for layer in reversed(range(layers)):
-            relevance = relevance + (identity + relevance) @ _cam(cache, grads, layer, mask)
+            relevance = relevance + (identity + relevance) @ _cam(cache, grads, layer, contributions, mask)
     form = "rows of R - I normalised in each layer" if normalize else "R - I not normalised"
-    convention = f"positive part of gradient x attention, mean over heads; {form}"
+    part = contributions if contributions == "signed" else f"{contributions} part of"
+    convention = f"{part} gradient x attention, mean over heads; {form}"
     return Rollout(
         values=(identity + relevance).cpu(),
         rows=index.cpu(),
@@ -94,13 +108,31 @@ def gradient_rollout(
     )
 
 
-def _cam(cache: Any, grads: Any, layer: int, mask: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch query key"]:
+def _cam(
+    cache: Any, grads: Any, layer: int, contributions: str, mask: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch query key"]:
     """Equation 5 for one layer, without padding."""
-    pattern = read_pattern(cache, layer, needed_by="gradient_rollout")
-    gradient = _gradient(grads, layer, pattern)
-    cam = (gradient * pattern).clamp_(min=0).mean(dim=1)
+    cam = _weighted(cache, grads, layer, contributions)
     keep = mask.to(cam.device).bool()
     return cam * (keep[:, :, None] & keep[:, None, :])
+
+
+def _weighted(cache: Any, grads: Any, layer: int, contributions: str) -> Float[Tensor, "batch query key"]:
+    """The mean over heads of gradient x attention: of the part that was kept, else from pattern and gradient."""
+    signs = SIGNS if contributions == "signed" else (contributions,)
+    names = [hook_names.cam(layer, sign) for sign in signs]
+    if all(name in cache.cache_dict for name in names):
+        parts: list[Tensor] = [cache.cache_dict[name] for name in names]
+    elif any(hook_names.cam(layer, sign) in cache.cache_dict for sign in SIGNS):
+        missing = ", ".join(repr("cam" if sign == "positive" else "cam_negative") for sign in signs)
+        raise LensplugError(
+            f"contributions={contributions!r} reads what keep=[{missing}] keeps, and the cache does not hold it."
+        )
+    else:
+        pattern = read_pattern(cache, layer, needed_by="gradient_rollout")
+        gradient = _gradient(grads, layer, pattern)
+        parts = [weighted(pattern, gradient, sign) for sign in signs]
+    return parts[0] if len(parts) == 1 else parts[0] - parts[1]
 
 
 def _gradient(

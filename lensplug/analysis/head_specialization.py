@@ -25,10 +25,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lensplug import hook_names
 from lensplug.analysis.reading import Provenance, Result, n_layers, needs, pattern_shape, read_rows
 from lensplug.errors import LensplugError
 from lensplug.modality import MODALITIES, ModalityMap
 from lensplug.positions import resolve_position
+from lensplug.reductions.modality_mass import PARTS, measure, parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,7 +184,9 @@ def head_specialization(
     """Attention mass from one query position onto each modality, by layer and head.
 
     Args:
-        cache: An ActivationCache with `hook_pattern` of every layer (`head_specialization.needs`).
+        cache: An ActivationCache with `hook_pattern` of every layer (`head_specialization.needs`), of every query
+            position or of this one, or what each query gives to each modality
+            (`lens.run_with_cache(..., keep="modality_mass")`).
         modality: Which position is what (`inputs.modality`).
         query: The position that looks; negative ones count from the last that is not padding.
         exclude_sink: Leave out the first position that is not padding, where many heads rest, and read
@@ -199,12 +203,13 @@ def head_specialization(
         )
     index = resolve_position(query, mask)
     names = tuple(name for name in modality.names if bool((modality.mask(name) & _seen(cache, mask, index)).any()))
-    member = torch.stack([modality.mask(name) for name in names], dim=1)  # [example modality pos]
+    member = parts(modality)
     layers = []
     for layer in range(n_layers(cache)):
-        row = read_rows(cache, layer, index[:, None], needed_by="head_specialization")[:, :, 0].cpu().double()
-        allowed = _allowed(cache, layer, mask, index, exclude_sink).cpu()
-        layers.append(_measure(row * allowed[:, None], member.cpu() & allowed[:, None]))
+        allowed = _allowed(cache, layer, mask, index)
+        given = _given(cache, layer, index, member).cpu()
+        count = (member & allowed[:, None]).sum(dim=-1).cpu()
+        layers.append(_by_modality(given, count, modality, names, exclude_sink))
     mass, chance, entropy, largest = (torch.stack(values, dim=1) for values in zip(*layers, strict=True))
     convention = "fraction of the query's attention mass over chance (uniform over allowed positions)"
     if exclude_sink:
@@ -213,28 +218,58 @@ def head_specialization(
     return HeadSpecialization(mass, chance, entropy, largest, names, index.cpu(), provenance)
 
 
-def _measure(
-    row: Float[Tensor, "example head key"], member: Bool[Tensor, "example modality key"]
+def _given(
+    cache: Any, layer: int, index: Int[Tensor, " batch"], member: Bool[Tensor, "batch part pos"]
+) -> Float[Tensor, "batch head part 3"]:
+    """What the query gives to each part, as `modality_mass.measure` has it: as kept, or of its row of the pattern."""
+    kept = cache.cache_dict.get(hook_names.modality_mass(layer))
+    if kept is None:
+        row = read_rows(cache, layer, index[:, None], needed_by="head_specialization").double()
+        return measure(row, member.to(row.device))[:, :, 0]
+    if not torch.equal(cache.modality_parts.to(member.device), member):
+        raise LensplugError("the cache's masses are of another modality map: use the map of the inputs that were run.")
+    at = index.to(kept.device)[:, None, None, None, None].expand(-1, kept.shape[1], -1, *kept.shape[3:])
+    given: Tensor = kept.gather(2, at)[:, :, 0].double()
+    return given
+
+
+def _by_modality(
+    given: Float[Tensor, "example head part 3"],
+    count: Int[Tensor, "example part"],
+    modality: ModalityMap,
+    names: tuple[str, ...],
+    exclude_sink: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mass, chance, entropy and largest weight of one layer, in double precision.
 
     Chance is a quotient of counts, and so is the mass of a uniform row over the row's sum: in double
     precision their ratio rounds to exactly 1.
     """
-    inside = row[:, :, None] * member[:, None]  # [example head modality key]
-    count = member.sum(dim=-1)
-    absent = (count == 0)[:, None].expand(inside.shape[:3])
-    mass = inside.sum(dim=-1)
-    share = inside / mass[..., None]
-    entropy = -torch.where(share > 0, share * share.log(), 0.0).sum(dim=-1)
+    belongs = torch.stack([_parts_of(name, modality, exclude_sink) for name in names], dim=1).cpu()  # [example n part]
+    within = given[:, :, None] * belongs[:, None, :, :, None]  # [example head modality part 3]
+    mass, information = within[..., 0].sum(dim=-1), within[..., 1].sum(dim=-1)
+    count = (count[:, None] * belongs).sum(dim=-1)
+    absent = (count == 0)[:, None].expand(mass.shape)
+    # The entropy of the shares p / m is log m minus the mean of log p.
+    entropy = (mass.log() - information / mass).clamp(min=0)
     chance = count.double() / count.sum(dim=-1, keepdim=True)
     gone = torch.nan
     return (
         mass.masked_fill(absent, gone),
         chance.masked_fill(count == 0, gone),
         entropy.masked_fill(absent | (mass == 0), gone),
-        inside.amax(dim=-1).masked_fill(absent, gone),
+        within[..., 2].amax(dim=-1).masked_fill(absent, gone),
     )
+
+
+def _parts_of(name: str, modality: ModalityMap, exclude_sink: bool) -> Bool[Tensor, "example part"]:
+    """Which parts make up a modality: its own, and the first position where that belongs to it."""
+    first = modality.attention_mask.argmax(dim=1, keepdim=True)
+    made = torch.zeros(len(first), len(PARTS), dtype=torch.bool)
+    made[:, PARTS.index(name)] = True
+    if not exclude_sink:
+        made[:, 0] = modality.mask(name).gather(1, first)[:, 0].cpu()
+    return made
 
 
 def _seen(cache: Any, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]) -> Bool[Tensor, "batch pos"]:
@@ -246,7 +281,7 @@ def _seen(cache: Any, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch
 
 
 def _allowed(
-    cache: Any, layer: int, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"], exclude_sink: bool
+    cache: Any, layer: int, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
 ) -> Bool[Tensor, "batch pos"]:
     """The key positions that a layer lets each query see."""
     cfg: Any = getattr(cache.model, "cfg", None)
@@ -254,6 +289,4 @@ def _allowed(
     allowed = _seen(cache, mask, index)
     if getattr(cfg, "use_local_attn", False) and cfg.attn_types[layer] == "local":
         allowed = allowed & (positions > index[:, None] - cfg.window_size)
-    if exclude_sink:
-        allowed = allowed & (positions != mask.argmax(dim=1)[:, None])
     return allowed

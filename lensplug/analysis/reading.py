@@ -172,7 +172,7 @@ def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "ba
     if getattr(cache, "query_positions", None) is not None:
         raise LensplugError(
             f"the cache holds the patterns of {cache.query_positions.shape[1]} query position(s) only, and {needed_by}"
-            " needs every row: run without query_positions, or, for means over heads, with head_mean=True."
+            " needs every row: run without query_positions, or, for means over heads, with keep='head_mean'."
         )
     if pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2]:
         raise LensplugError(
@@ -249,8 +249,11 @@ def _among(
 
 
 def pattern_shape(cache: Any, *, needed_by: str) -> tuple[int, int]:
-    """The number of examples and of key positions of a cache's patterns."""
+    """The number of examples and of key positions of a cache's patterns, or of the masses kept in their place."""
     n_layers(cache)  # an empty cache is told from one that lacks the pattern
+    kept = cache.cache_dict.get(hook_names.modality_mass(0))
+    if kept is not None:
+        return kept.shape[0], kept.shape[2]
     pattern = _held(cache, "blocks.0.attn.hook_pattern", needed_by=needed_by)
     return pattern.shape[0], pattern.shape[-1]
 

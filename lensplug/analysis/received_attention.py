@@ -140,7 +140,7 @@ def received_attention(
 
     Args:
         cache: An ActivationCache with the layer's `hook_pattern`, or its mean over heads
-            (`lens.run_with_cache(..., head_mean=True)`).
+            (`lens.run_with_cache(..., keep="head_mean")`).
         layer: Which layer; negative ones count from the last.
         head: "mean" over all heads, one head, or several to average.
         scale: "row-max" (every row divided by its largest entry) or "none".

@@ -44,7 +44,9 @@ def attention_rows(
     engine: str,
     model: Any,
     rows: Int[Tensor, "batch row"],
+    *,
     each_block: Callable[[int, int, Tensor], None] | None = None,
+    each_gradient: Callable[[int, int, Tensor, Tensor], None] | None = None,
 ) -> AbstractContextManager[Any]:
     """While it lasts, a model of that engine makes scores and patterns of these query rows only, and runs fast.
 
@@ -52,12 +54,23 @@ def attention_rows(
         engine: A key of `ENGINES`.
         model: A model that it made.
         rows: For each example the query positions, from the left; there may be none.
-        each_block: Shown every layer's pattern in blocks of rows: layer, first row, `[batch head row key]` in fp32.
+        each_block: Shown every layer's pattern in blocks of rows: layer, first row, `[batch head row key]` in fp32;
+            the last rows first, with the keys up to the block's last row.
+        each_gradient: Likewise while gradients are taken, and the gradient with respect to the pattern.
 
     Raises:
         LensplugError: If the model's attention has something that cannot be computed so.
     """
-    context: AbstractContextManager[Any] = import_module(ENGINES[engine]).attention_rows(model, rows, each_block)
+    module = import_module(ENGINES[engine])
+    context: AbstractContextManager[Any] = module.attention_rows(
+        model, rows, each_block=each_block, each_gradient=each_gradient
+    )
+    return context
+
+
+def checkpointed(engine: str, model: Any) -> AbstractContextManager[Any]:
+    """While it lasts, a backward pass through a model of that engine computes its blocks again, and keeps less."""
+    context: AbstractContextManager[Any] = import_module(ENGINES[engine]).checkpointed(model)
     return context
 
 

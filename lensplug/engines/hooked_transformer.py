@@ -13,11 +13,19 @@ from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 
 
-def attention_rows(model: Any, rows: Int[Tensor, "batch row"], each_block: Any = None) -> AbstractContextManager[Any]:
+def attention_rows(model: Any, rows: Int[Tensor, "batch row"], **shown: Any) -> AbstractContextManager[Any]:
     """While it lasts, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
     from lensplug.patches.attention_rows import AttentionRows
 
-    patch: AbstractContextManager[Any] = AttentionRows(model, rows, each_block=each_block)
+    patch: AbstractContextManager[Any] = AttentionRows(model, rows, **shown)
+    return patch
+
+
+def checkpointed(model: Any) -> AbstractContextManager[Any]:
+    """While it lasts, blocks are computed again in the backward pass."""
+    from lensplug.patches.checkpointed_blocks import CheckpointedBlocks
+
+    patch: AbstractContextManager[Any] = CheckpointedBlocks(model)
     return patch
 
 
@@ -43,6 +51,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
         )
     from lensplug.patches.config_fix import build_hooked_transformer
     from lensplug.patches.embedding_input import EmbeddingInput
+    from lensplug.patches.gated_mlp import GatedMLPInPlace
     from lensplug.patches.logit_directions import LogitDirections
 
     model = build_hooked_transformer(
@@ -53,6 +62,6 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
         process_weights=process_weights,
         model_name=core.name,
     )
-    for patch in (EmbeddingInput, LogitDirections):
+    for patch in (EmbeddingInput, GatedMLPInPlace, LogitDirections):
         patch(model).apply()
     return model

@@ -66,8 +66,11 @@ def test_rows_residuals_and_logits_are_those_of_the_eager_model(name, padding):
 
 def collect(seen, sizes, layer, start, pattern):
     sizes.add(pattern.shape[2])
-    seen.setdefault(layer, torch.full((2, 4, LENGTH, LENGTH), torch.nan))
-    seen[layer][:, :, start : start + pattern.shape[2]] = pattern
+    stop = start + pattern.shape[2]
+    assert pattern.shape[3] == stop  # causal: no key is later than the last row
+    seen.setdefault(layer, torch.zeros(2, 4, LENGTH, LENGTH))
+    assert not bool(seen[layer][:, :, start:stop].any()), "the same rows twice"
+    seen[layer][:, :, start:stop, :stop] = pattern
 
 
 @pytest.mark.parametrize("padding", MASKS)
@@ -77,7 +80,7 @@ def test_blocks_of_rows_together_are_the_whole_pattern(name, padding, monkeypatc
     with torch.no_grad():
         logits, eager = model.run_with_cache(tokens, attention_mask=mask)
         for block_bytes in (1, 20_000, 2**27):
-            monkeypatch.setattr("lensplug.patches.attention_rows.BLOCK_BYTES", block_bytes)
+            monkeypatch.setattr("lensplug.patches.pattern_blocks.BLOCK_BYTES", block_bytes)
             seen, sizes = {}, set()
             each_block = partial(collect, seen, sizes)
             with AttentionRows(model, torch.empty(2, 0, dtype=torch.long), each_block=each_block):

@@ -146,8 +146,10 @@ def test_importing_the_patches_imports_no_transformer_lens():
     assert run.stdout.split() == [
         "False",
         "AttentionRows",
+        "CheckpointedBlocks",
         "ConfigFix",
         "EmbeddingInput",
+        "GatedMLPInPlace",
         "LogitDirections",
         "LogitRows",
     ]

@@ -1,0 +1,62 @@
+"""Gradient x attention, the mean over heads of its positive or its negative part: what gradient rollout reads.
+
+Kept while gradients are taken: the backward pass makes each block of rows of a pattern and its gradient anew, shows
+both, and forgets them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lensplug import hook_names
+from lensplug.errors import LensplugError
+from lensplug.inputs import MultimodalInput
+
+SIGNS = ("positive", "negative")
+
+
+@dataclass(frozen=True)
+class Cam:
+    """Keep `[batch query key]` of every layer, in fp32: equation 5 of Chefer et al. 2021, or its counterpart."""
+
+    sign: str = "positive"
+
+    def __post_init__(self) -> None:
+        """Refuse another sign."""
+        if self.sign not in SIGNS:
+            raise LensplugError(f"sign is {self.sign!r}, expected {' or '.join(map(repr, SIGNS))}.")
+
+    def begin(self, inputs: MultimodalInput) -> _Cams:
+        """Empty, for one run."""
+        return _Cams(self.sign, inputs.tokens.shape[1])
+
+
+@dataclass
+class _Cams:
+    sign: str
+    length: int
+    named: dict[str, Float[Tensor, "batch query key"]] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        layer: int,
+        start: int,
+        pattern: Float[Tensor, "batch head row key"],
+        gradient: Float[Tensor, "batch head row key"],
+    ) -> None:
+        name = hook_names.cam(layer, self.sign)
+        if name not in self.named:
+            self.named[name] = pattern.new_zeros(len(pattern), self.length, self.length)
+        rows, keys = pattern.shape[2:]
+        self.named[name][:, start : start + rows, :keys] = weighted(pattern, gradient, self.sign)
+
+
+def weighted(
+    pattern: Float[Tensor, "batch head row key"], gradient: Float[Tensor, "batch head row key"], sign: str
+) -> Float[Tensor, "batch row key"]:
+    """The mean over heads of the positive part of gradient x attention, or of the negative one, without its sign."""
+    product = gradient * pattern
+    return (product.clamp_(min=0) if sign == "positive" else product.clamp_(max=0).neg_()).mean(dim=1)

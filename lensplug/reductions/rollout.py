@@ -1,0 +1,69 @@
+"""The rollout of all rows, multiplied up while the model runs: one `pos x pos` matrix in place of one for each layer.
+
+A row of the new product needs the rows before it of the old one (attention is causal), and the last rows come first:
+the product is written over the old one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug import hook_names
+from lensplug.errors import LensplugError
+from lensplug.inputs import MultimodalInput
+from lensplug.reductions.mixing import Mixing, keeps
+
+
+@dataclass(frozen=True)
+class RolloutProduct:
+    """Keep `[batch query key]`, the product of all layers' mixtures, last to first, in fp32.
+
+    `analysis.attention_rollout` reads it for the same options.
+    """
+
+    mixing: Mixing = Mixing()
+
+    def __post_init__(self) -> None:
+        """Refuse what needs more than patterns."""
+        if self.mixing.head_fusion == "value_weighted" or self.mixing.residual == "measured":
+            raise LensplugError(
+                "values and norms are not at hand while attention runs: for head_fusion='value_weighted' or"
+                " residual='measured' run without keep and give the whole cache to analysis.attention_rollout."
+            )
+
+    def begin(self, inputs: MultimodalInput, layers: int, heads: int) -> _Product:
+        """The identity, for one run."""
+        self.mixing.check_heads(layers, heads)
+        return _Product(self.mixing, inputs.attention_mask)
+
+    def numbers(self, inputs: MultimodalInput, layers: int, heads: int) -> int:
+        """How many numbers will be kept."""
+        batch, length = inputs.tokens.shape
+        return batch * length**2
+
+
+class _Product:
+    def __init__(self, mixing: Mixing, attention_mask: Int[Tensor, "batch pos"]) -> None:
+        self.mixing, self.noted = mixing, {"rollout_mixing": mixing}
+        self._first = attention_mask.argmax(dim=1)
+        self._shape = attention_mask.shape
+        self.named: dict[str, Float[Tensor, "batch query key"]] = {}
+
+    def __call__(self, layer: int, start: int, pattern: Float[Tensor, "batch head row key"]) -> None:
+        if hook_names.ROLLOUT not in self.named:
+            batch, length = self._shape
+            self.named[hook_names.ROLLOUT] = torch.eye(length, device=pattern.device).repeat(batch, 1, 1)
+        product = self.named[hook_names.ROLLOUT]
+        rows, keys = pattern.shape[2:]
+        fused = self.mixing.fused(pattern, self.mixing.heads_of(layer))
+        attention = self.mixing.attention(fused, self._first.to(pattern.device))
+        assert not isinstance(self.mixing.residual, str)
+        kept = keeps(attention, self.mixing.residual)[:, :, None]
+        # Nothing before this row block has been written yet; columns behind its last row are zero.
+        new = attention @ product[:, :keys, :keys]
+        new.mul_(1 - kept).add_(kept * product[:, start : start + rows, :keys])
+        product[:, start : start + rows, :keys] = new

@@ -1,0 +1,144 @@
+"""Any rows of one block's attention pattern, in fp32, from its queries and keys: never more than a block of rows.
+
+Not a patch but what `attention_rows` is made with: the scores of some rows, the whole pattern a block of rows at a
+time, and a backward pass that shows pattern and gradient of each block of rows before it forgets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK_BYTES = 2**26
+"""About what a block of rows takes, in fp32, with what it is made from."""
+
+Show = Callable[[int, Float[Tensor, "batch head row key"], Float[Tensor, "batch head row key"]], None]
+
+
+@dataclass(frozen=True)
+class PatternBlocks:
+    """The queries and keys of one block's attention, and what each query sees."""
+
+    q: Float[Tensor, "batch head pos d_head"]
+    k: Float[Tensor, "batch kv_head key d_head"]
+    scale: float
+    """What scores are divided by."""
+    window: int | None = None
+    """A query sees so many positions, its own among them; None: all before it."""
+    causal: bool = False
+    padding: Bool[Tensor, "batch key"] | None = None
+    """False where a key is padding."""
+
+    @property
+    def length(self) -> int:
+        """The number of positions."""
+        return self.k.shape[2]
+
+    def scores(
+        self, q: Float[Tensor, "batch head row d_head"], keys: int | None = None
+    ) -> Float[Tensor, "batch head row key"]:
+        """Of some queries, with the first `keys` keys; in fp32, nothing masked.
+
+        Query heads of a group share their keys: one product for each group, and no copy of the keys.
+        """
+        k = self.k[:, :, :keys].float()
+        return ungrouped(grouped(q.float(), k) @ k.transpose(2, 3), q.shape[1]).div_(self.scale)
+
+    def seen(self, rows: Int[Tensor, "rows_of row"], keys: int | None = None) -> Bool[Tensor, "example 1 row key"]:
+        """What queries at these positions see of the first `keys` keys: causal, in the window, no padding."""
+        key = torch.arange(self.length if keys is None else keys, device=rows.device)
+        at = rows[:, :, None]
+        seen = key <= at if self.causal else torch.ones_like(key <= at)
+        if self.causal and self.window is not None:
+            seen = seen & (key > at - self.window)
+        if self.padding is not None:
+            seen = seen & self.padding[:, None, :keys]
+        return seen[:, None]
+
+    def __iter__(self) -> Iterator[tuple[int, Float[Tensor, "batch head row key"]]]:
+        """The whole pattern: the first row of each block, and the block, the last rows first.
+
+        Of a causal pattern a block has the keys up to its last row; the others are not seen.
+        """
+        batch, heads = self.q.shape[:2]
+        size = max(1, BLOCK_BYTES // (batch * heads * self.length * 4 * 3))
+        for stop in range(self.length, 0, -size):
+            start = max(0, stop - size)
+            keys = stop if self.causal else self.length
+            scores = self.scores(self.q[:, :, start:stop], keys)
+            rows = torch.arange(start, stop, device=scores.device)[None]
+            scores.masked_fill_(~self.seen(rows, keys), -torch.inf)
+            yield start, scores.softmax(dim=-1).nan_to_num_(0.0)
+
+    def attend(self, v: Float[Tensor, "batch kv_head key d_head"]) -> Float[Tensor, "batch head pos d_head"]:
+        """The output of SDPA."""
+        windowed = self.window is not None and self.window < self.length
+        if self.padding is None and not windowed:
+            # Key heads are shared by the query heads of a group without a copy.
+            grouped_heads = self.q.shape[1] != v.shape[1]
+            return F.scaled_dot_product_attention(
+                self.q, self.k, v, is_causal=self.causal, scale=1 / self.scale, enable_gqa=grouped_heads
+            )
+        # With a mask, kernels of some devices do not know shared key heads, and fall back to one that makes all scores.
+        k, v = (one.repeat_interleave(self.q.shape[1] // one.shape[1], dim=1) for one in (self.k, v))
+        mask = self.seen(torch.arange(self.length, device=v.device)[None])
+        sees = mask.any(dim=-1, keepdim=True)  # padding sees nothing, and then gets nothing
+        return F.scaled_dot_product_attention(self.q, k, v, attn_mask=mask | ~sees, scale=1 / self.scale) * sees
+
+    def attend_and_show(
+        self, v: Float[Tensor, "batch kv_head key d_head"], show: Show
+    ) -> Float[Tensor, "batch head pos d_head"]:
+        """The output of SDPA; the backward pass calls `show` with each block of rows.
+
+        `show` gets the first row, the pattern and the gradient with respect to the pattern, as a free number.
+        """
+        output: Tensor = _ShownBackward.apply(self.q, self.k, v, self, show)
+        return output
+
+
+class _ShownBackward(torch.autograd.Function):
+    """SDPA whose backward pass recomputes the pattern, a block of rows at a time, in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: PatternBlocks, show: Show) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        # Queries and keys are kept by save_for_backward alone, which checkpointing can replace by recomputing.
+        ctx.rest, ctx.show = (blocks.scale, blocks.window, blocks.causal, blocks.padding), show
+        return blocks.attend(v)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v = ctx.saved_tensors
+        blocks = PatternBlocks(q, k, *ctx.rest)
+        heads = q.shape[1]
+        grad_q, grad_k, grad_v = (torch.zeros_like(one, dtype=torch.float32) for one in (q, k, v))
+        for start, pattern in blocks:
+            stop, keys = start + pattern.shape[2], pattern.shape[3]
+            k_seen, v_seen = k[:, :, :keys].float(), v[:, :, :keys].float()
+            of_z = grouped(grad_output[:, :, start:stop].float(), v_seen)
+            gradient = ungrouped(of_z @ v_seen.transpose(2, 3), heads)
+            ctx.show(start, pattern, gradient)
+            of_scores = gradient - (gradient * pattern).sum(dim=-1, keepdim=True)
+            of_scores = grouped(of_scores.mul_(pattern).div_(blocks.scale), k_seen)
+            grad_q[:, :, start:stop] = ungrouped(of_scores @ k_seen, heads)
+            grad_k[:, :, :keys] += of_scores.transpose(2, 3) @ grouped(q[:, :, start:stop].float(), k_seen)
+            grad_v[:, :, :keys] += grouped(pattern, v_seen).transpose(2, 3) @ of_z
+        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
+
+
+def grouped(
+    by_head: Float[Tensor, "batch head row x"], shared: Float[Tensor, "batch kv_head key d_head"]
+) -> Float[Tensor, "batch kv_head rows x"]:
+    """The rows of all heads that share a key head, under each other."""
+    return by_head.reshape(len(by_head), shared.shape[1], -1, by_head.shape[3])
+
+
+def ungrouped(rows: Float[Tensor, "batch kv_head rows x"], heads: int) -> Float[Tensor, "batch head row x"]:
+    """The inverse of `grouped`."""
+    return rows.reshape(len(rows), heads, -1, rows.shape[3])
