@@ -6,9 +6,10 @@ an image most of them are never read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -19,63 +20,113 @@ from lensplug import engines, reductions
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.positions import Positions, resolve_positions
-from lensplug.reductions import Keep
+from lensplug.reductions import Keep, Reduction
 
 RESIDUALS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 """Hooks of the residual stream: `residual_positions` are kept of them."""
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
-Rows = Int[Tensor, "batch row"] | None
+
+
+@runtime_checkable
+class Needs(Protocol):
+    """An analysis, as far as running is concerned: it says which hooks it reads."""
+
+    needs: Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run keeps, and where: the options of `MultimodalLens.run_with_cache`, held against its inputs."""
+
+    wanted: Callable[[str], bool]
+    """Which hooks."""
+    reductions: Sequence[Reduction]
+    query_rows: Int[Tensor, "batch query"] | None
+    """Positions from the left; None: all."""
+    residual_rows: Int[Tensor, "batch residual"] | None
+    logit_rows: Int[Tensor, "batch logit"] | None
+    device: Any
+    """Where to; None: where it is made."""
+    others: Mapping[str, Any]
+    """For TransformerLens."""
+
+    @classmethod
+    def of(
+        cls,
+        inputs: MultimodalInput,
+        *,
+        names_filter: NamesFilter = None,
+        needs: Needs | Sequence[Needs] | None = None,
+        keep: Keep = None,
+        query_positions: Positions | None = None,
+        residual_positions: Positions | None = None,
+        logit_positions: Positions | None = None,
+        device: Any = None,
+        **others: Any,
+    ) -> Plan:
+        """The plan that these options mean.
+
+        Raises:
+            LensplugError: If a position is out of range, or options do not go together.
+        """
+        wanted = predicate(names_filter)
+        if needs is not None:
+            if names_filter is not None:
+                raise LensplugError("needs and names_filter both say what to keep: give one of them.")
+            analyses = [needs] if isinstance(needs, Needs) else list(needs)
+            wanted = lambda name: any(one.needs(name) for one in analyses)  # noqa: E731
+        if logit_positions is not None and others.get("return_type", "logits") not in ("logits", None):
+            raise LensplugError("a loss needs the logits of every position: leave logit_positions out.")
+        if residual_positions is not None and (unknown := set(others) - {"return_type"}):
+            raise LensplugError(f"with residual_positions, {', '.join(sorted(unknown))} cannot be given.")
+        chosen = reductions.chosen(keep)
+        return cls(
+            wanted,
+            chosen,
+            _rows([] if chosen and query_positions is None else query_positions, inputs, "query_positions"),
+            _rows(residual_positions, inputs, "residual_positions"),
+            _rows(logit_positions, inputs, "logit_positions"),
+            device,
+            others,
+        )
 
 
 def run_with_cache(
-    model: Any,
-    engine: str,
-    inputs: MultimodalInput,
-    *,
-    names_filter: NamesFilter,
-    keep: Keep,
-    query_positions: Positions | None,
-    residual_positions: Positions | None,
-    logit_positions: Positions | None,
-    **kwargs: Any,
+    model: Any, engine: str, inputs: MultimodalInput, plan: Plan
 ) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
-    """Logits and cache, without gradients; see `MultimodalLens.run_with_cache`.
-
-    Raises:
-        LensplugError: If a position is out of range, or options do not go together.
-    """
-    kept = [one.begin(inputs, model.cfg.n_layers, model.cfg.n_heads) for one in reductions.chosen(keep)]
-    rows = _rows([] if kept and query_positions is None else query_positions, inputs, "query_positions")
-    residual_rows = _rows(residual_positions, inputs, "residual_positions")
-    wanted = _rows(logit_positions, inputs, "logit_positions")
-    if wanted is not None and kwargs.get("return_type", "logits") not in ("logits", None):
-        raise LensplugError("a loss needs the logits of every position: leave logit_positions out.")
+    """Logits and cache, without gradients; see `MultimodalLens.run_with_cache`."""
+    kept = [one.begin(inputs, model.cfg.n_layers, model.cfg.n_heads) for one in plan.reductions]
 
     def each_block(layer: int, start: int, pattern: Float[Tensor, "batch head row key"]) -> None:
         for one in kept:
             one(layer, start, pattern)
 
     with ExitStack() as stack, torch.no_grad():
-        if rows is not None:
-            stack.enter_context(engines.attention_rows(engine, model, rows, each_block=each_block if kept else None))
-        if wanted is not None:
-            stack.enter_context(engines.logit_rows(engine, model, wanted))
-        if residual_rows is None:
-            logits, cache = model.run_with_cache(inputs, names_filter=names_filter, **kwargs)
+        if plan.query_rows is not None:
+            shown = each_block if kept else None
+            stack.enter_context(engines.attention_rows(engine, model, plan.query_rows, each_block=shown))
+        if plan.logit_rows is not None:
+            stack.enter_context(engines.logit_rows(engine, model, plan.logit_rows))
+        if plan.residual_rows is None:
+            logits, cache = model.run_with_cache(
+                inputs,
+                names_filter=plan.wanted,
+                **({} if plan.device is None else {"device": plan.device}),
+                **plan.others,
+            )
         else:
-            logits, cache = _keeping(model, inputs, names_filter, residual_rows, **kwargs)
-    device = kwargs.get("device")
+            logits, cache = _keeping(model, inputs, plan, plan.residual_rows)
     for one in kept:
-        cache.cache_dict |= {name: value if device is None else value.to(device) for name, value in one.named.items()}
+        cache.cache_dict |= {name: value.to(plan.device or value.device) for name, value in one.named.items()}
         for name, value in one.noted.items():
             setattr(cache, name, value)
     cache.attention_mask = inputs.attention_mask  # analyses count positions from the last that is not padding
-    cache.query_positions, cache.residual_positions = rows, residual_rows
+    cache.query_positions, cache.residual_positions = plan.query_rows, plan.residual_rows
     return logits, cache
 
 
-def _rows(positions: Positions | None, inputs: MultimodalInput, name: str) -> Rows:
+def _rows(positions: Positions | None, inputs: MultimodalInput, name: str) -> Int[Tensor, "batch row"] | None:
     if positions is None:
         return None
     if isinstance(positions, Sequence) and not positions:
@@ -84,28 +135,19 @@ def _rows(positions: Positions | None, inputs: MultimodalInput, name: str) -> Ro
 
 
 def _keeping(
-    model: Any,
-    inputs: MultimodalInput,
-    names_filter: NamesFilter,
-    kept: Int[Tensor, "batch row"],
-    *,
-    device: Any = None,
-    **kwargs: Any,
+    model: Any, inputs: MultimodalInput, plan: Plan, residual_rows: Int[Tensor, "batch row"]
 ) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
     """TransformerLens's cache, but of the residual stream only the chosen positions, cut out as it runs."""
-    if unknown := set(kwargs) - {"return_type"}:
-        raise LensplugError(f"with residual_positions, {', '.join(sorted(unknown))} cannot be given.")
-    wanted = predicate(names_filter)
     kept_here: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: Any) -> None:
         activation = activation.detach()
         if hook.name.endswith(RESIDUALS):
-            rows = kept.to(activation.device)[:, :, None].expand(-1, -1, activation.shape[-1])
+            rows = residual_rows.to(activation.device)[:, :, None].expand(-1, -1, activation.shape[-1])
             activation = activation.gather(1, rows)
-        kept_here[hook.name] = activation if device is None else activation.to(device)
+        kept_here[hook.name] = activation.to(plan.device or activation.device)
 
-    logits = model.run_with_hooks(inputs, fwd_hooks=[(wanted, keep)], **kwargs)
+    logits = model.run_with_hooks(inputs, fwd_hooks=[(plan.wanted, keep)], **plan.others)
     return logits, ActivationCache(kept_here, model)
 
 

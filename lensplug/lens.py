@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,22 +20,16 @@ from transformer_lens import ActivationCache
 
 from lensplug import caching, gradients, parity, prompts
 from lensplug import inputs as _inputs
-from lensplug.caching import NamesFilter
+from lensplug.caching import NamesFilter, Needs, Plan
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
+from lensplug.estimate import Estimate
 from lensplug.inputs import MultimodalInput
 from lensplug.media import load_media
 from lensplug.parity import ParityReport
 from lensplug.positions import Positions
 from lensplug.reductions import Keep, KeepGradients
 from lensplug.tokens import token_texts
-
-
-@runtime_checkable
-class Needs(Protocol):
-    """An analysis, as far as running is concerned: it says which hooks it reads."""
-
-    needs: Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -192,28 +186,40 @@ class MultimodalLens:
                 `return_type="loss"` gives the loss in place of the logits).
 
         Raises:
-            LensplugError: If a name is no hook of the model, options do not go together, or, with
-                `query_positions`, a hook of yours edits scores or patterns: the output would not change.
+            LensplugError: If a name is no hook of the model, options do not go together, the run would need more
+                memory than is free (see `estimate`), or, with `query_positions`, a hook of yours edits scores or
+                patterns: the output would not change.
         """
-        if needs is not None:
-            if names_filter is not None:
-                raise LensplugError("needs and names_filter both say what to keep: give one of them.")
-            chosen = [needs] if isinstance(needs, Needs) else list(needs)
-            names_filter = lambda name: any(one.needs(name) for one in chosen)  # noqa: E731
         self._refuse_unknown_hooks(names_filter)
-        if isinstance(names_filter, Sequence) and not isinstance(names_filter, str):
-            names_filter = list(names_filter)
-        return caching.run_with_cache(
-            self.model,
-            self.engine,
+        plan = Plan.of(
             inputs,
             names_filter=names_filter,
+            needs=needs,
             keep=keep,
             query_positions=query_positions,
             residual_positions=residual_positions,
             logit_positions=logit_positions,
             **kwargs,
         )
+        Estimate.of(self.model, inputs, plan).refuse_too_large()
+        return caching.run_with_cache(self.model, self.engine, inputs, plan)
+
+    def estimate(self, inputs: MultimodalInput, **options: Any) -> Estimate:
+        """The memory that a run would take, from shapes alone: nothing is run.
+
+            print(lens.estimate(inputs, needs=[analysis.head_specialization], query_positions=[-1]))
+
+        `run_with_cache` asks the same before it runs, and refuses what does not fit into free memory.
+
+        Args:
+            inputs: From `prepare` or `encode`.
+            **options: As for `run_with_cache`.
+
+        Raises:
+            LensplugError: As `run_with_cache`.
+        """
+        self._refuse_unknown_hooks(options.get("names_filter"))
+        return Estimate.of(self.model, inputs, Plan.of(inputs, **options))
 
     def run_with_gradients(
         self,
