@@ -2,7 +2,8 @@
 
 A LLaVA-OneVision core of the real 0.5B size with random weights, fp32, at several lengths. Time is the median of
 `ROUNDS`, all modes taking turns in one process; peak memory above the weights is measured in a process of its own
-for each. The plain forward of Hugging Face (SDPA, last logit only) is 1.
+for each. The plain forward of Hugging Face (SDPA, last logit only) is 1. A TransformerBridge has a model of its own,
+since it changes the one that it is made of.
 
     python benchmarks/light.py [tokens ...]
 """
@@ -10,16 +11,13 @@ for each. The plain forward of Hugging Face (SDPA, last logit only) is 1.
 from __future__ import annotations
 
 import json
-import statistics
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
-import psutil
 import torch
+from measuring import in_a_process, peak, seconds, setting
 from rich.console import Console
 from rich.table import Table
 
@@ -27,17 +25,8 @@ LENGTHS = (750, 1500, 3000)
 ROUNDS = 5
 LARGEST = 1500
 """The modes that keep every pattern or activation are run up to this length."""
-
-
-def setting(length: int) -> tuple[Any, Any]:
-    """The lens, and inputs of so many tokens."""
-    from wrap import build
-
-    import lensplug
-
-    torch.manual_seed(0)
-    lens = lensplug.wrap(build(), check=False)
-    return lens, lens.encode({"input_ids": torch.randint(0, 100_000, (1, length))})
+PLAIN = "Hugging Face, SDPA"
+BRIDGE = "TransformerBridge, patterns"
 
 
 def modes(lens: Any, inputs: Any) -> dict[str, Callable[[], Any]]:
@@ -69,6 +58,9 @@ def modes(lens: Any, inputs: Any) -> dict[str, Callable[[], Any]]:
         ]
         return logits, mass
 
+    def bridge() -> Any:
+        return bridged(lens).run_with_cache(inputs.tokens, names_filter=lambda name: name.endswith("hook_pattern"))
+
     def lensplug_way() -> Any:
         _, cache = lens.run_with_cache(
             inputs, needs=[analysis.head_specialization, analysis.logit_lens],
@@ -76,48 +68,34 @@ def modes(lens: Any, inputs: Any) -> dict[str, Callable[[], Any]]:
         )  # fmt: skip
         return analysis.head_specialization(cache, inputs.modality), analysis.logit_lens(cache)
 
-    ways = {"Hugging Face, SDPA": plain, "lensplug": lensplug_way}
+    ways = {PLAIN: plain, "lensplug": lensplug_way}
     if inputs.tokens.shape[1] <= LARGEST:
         ways |= {
             "Hugging Face, eager, output_attentions": eager,
             "TransformerLens, patterns": patterns,
+            BRIDGE: bridge,
             "TransformerLens, full cache and a loop over heads": notebook,
         }
     return ways
 
 
-def peak(length: int, name: str) -> float:
-    """Memory of one run above what was there before, in bytes."""
+@lru_cache(maxsize=1)
+def bridged(lens: Any) -> Any:
+    """A TransformerBridge of a copy of the language core."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformers import Qwen2ForCausalLM
+
+    shell = Qwen2ForCausalLM(lens.core.text_config).eval()
+    shell.set_attn_implementation("eager")
+    return build_bridge_from_module(shell, "Qwen2ForCausalLM", hf_config=shell.config)
+
+
+def measured_peak(length: int, name: str) -> int:
     lens, inputs = setting(length)
-    process, seen, ended = psutil.Process(), [], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.005):
-            seen.append(process.memory_info().rss)
-
+    short = lens.encode({"input_ids": inputs.tokens[:, :16]})
     with torch.no_grad():
-        modes(lens, lens.encode({"input_ids": inputs.tokens[:, :16]}))[name]()  # first-call costs are not the mode's
-        before = process.memory_info().rss
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        modes(lens, inputs)[name]()
-        ended.set()
-        watcher.join()
-    return max(seen) - before
-
-
-def seconds(length: int) -> dict[str, float]:
-    """The median time of every mode."""
-    lens, inputs = setting(length)
-    ways, times = modes(lens, inputs), {}
-    with torch.no_grad():
-        for turn in range(ROUNDS + 1):
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way()
-                if turn:  # the first is for warming up
-                    times.setdefault(name, []).append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in times.items()}
+        modes(lens, short)[name]()  # first-call costs are not the mode's
+    return peak(modes(lens, inputs)[name])
 
 
 def main(lengths: tuple[int, ...]) -> None:
@@ -125,26 +103,21 @@ def main(lengths: tuple[int, ...]) -> None:
     for column in ("tokens", "way", "seconds", "x time", "GB above weights", "x memory"):
         table.add_column(column, justify="left" if column == "way" else "right")
     for length in lengths:
-        times = _in_a_process("seconds", length)
-        memory = {name: _in_a_process("peak", length, name) for name in times}
-        base_time, base_memory = times["Hugging Face, SDPA"], memory["Hugging Face, SDPA"]
+        times = in_a_process(__file__, "seconds", length)
+        memory = {name: in_a_process(__file__, "peak", length, name) for name in times}
         for name in times:
             table.add_row(
-                f"{length:,}", name, f"{times[name]:.1f}", f"{times[name] / base_time:.2f}",
-                f"{memory[name] / 1e9:.2f}", f"{memory[name] / base_memory:.2f}",
+                f"{length:,}", name, f"{times[name]:.1f}", f"{times[name] / times[PLAIN]:.2f}",
+                f"{memory[name] / 1e9:.2f}", f"{memory[name] / memory[PLAIN]:.2f}",
             )  # fmt: skip
     Console(width=120).print(table)
 
 
-def _in_a_process(*arguments: Any) -> Any:
-    run = subprocess.run([sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True, check=True)
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 if __name__ == "__main__":
     if sys.argv[1:2] == ["seconds"]:
-        print(json.dumps(seconds(int(sys.argv[2]))))
+        lens, inputs = setting(int(sys.argv[2]))
+        print(json.dumps(seconds(modes(lens, inputs), ROUNDS)))
     elif sys.argv[1:2] == ["peak"]:
-        print(json.dumps(peak(int(sys.argv[2]), sys.argv[3])))
+        print(json.dumps(measured_peak(int(sys.argv[2]), sys.argv[3])))
     else:
         main(tuple(map(int, sys.argv[1:])) or LENGTHS)

@@ -24,6 +24,8 @@ from lensplug.reductions import Keep, Reduction
 
 RESIDUALS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 """Hooks of the residual stream: `residual_positions` are kept of them."""
+ROWS = ("hook_attn_scores", "hook_pattern")
+"""Hooks that have `query_positions` only."""
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
@@ -108,15 +110,11 @@ def run_with_cache(
             stack.enter_context(engines.attention_rows(engine, model, plan.query_rows, each_block=shown))
         if plan.logit_rows is not None:
             stack.enter_context(engines.logit_rows(engine, model, plan.logit_rows))
-        if plan.residual_rows is None:
-            logits, cache = model.run_with_cache(
-                inputs,
-                names_filter=plan.wanted,
-                **({} if plan.device is None else {"device": plan.device}),
-                **plan.others,
-            )
+        if set(plan.others) <= {"return_type"}:
+            logits, cache = _keeping(model, inputs, plan)
         else:
-            logits, cache = _keeping(model, inputs, plan, plan.residual_rows)
+            elsewhere = {} if plan.device is None else {"device": plan.device}
+            logits, cache = model.run_with_cache(inputs, names_filter=plan.wanted, **elsewhere, **plan.others)
     for one in kept:
         cache.cache_dict |= {name: value.to(plan.device or value.device) for name, value in one.named.items()}
         for name, value in one.noted.items():
@@ -134,18 +132,30 @@ def _rows(positions: Positions | None, inputs: MultimodalInput, name: str) -> In
     return resolve_positions(positions, inputs.attention_mask, name=name)
 
 
-def _keeping(
-    model: Any, inputs: MultimodalInput, plan: Plan, residual_rows: Int[Tensor, "batch row"]
-) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
-    """TransformerLens's cache, but of the residual stream only the chosen positions, cut out as it runs."""
+def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
+    """TransformerLens's cache, but of the residual stream only the chosen positions, cut out as it runs.
+
+    The rows of all layers lie in one tensor. Each by itself would stay between activations that come and go, and leave
+    holes that the heap cannot use for the next: at thousands of positions more than all rows together.
+    """
     kept_here: dict[str, Tensor] = {}
+    cut = (RESIDUALS if plan.residual_rows is not None else ()) + (ROWS if plan.query_rows is not None else ())
+    same_kind = {kind: [name for name in model.hook_dict if name.endswith(kind) and plan.wanted(name)] for kind in cut}
+    together: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: Any) -> None:
-        activation = activation.detach()
-        if hook.name.endswith(RESIDUALS):
-            rows = residual_rows.to(activation.device)[:, :, None].expand(-1, -1, activation.shape[-1])
-            activation = activation.gather(1, rows)
-        kept_here[hook.name] = activation.to(plan.device or activation.device)
+        activation, kind = activation.detach(), hook.name.rpartition(".")[2]
+        device = plan.device or activation.device
+        if kind not in cut:
+            kept_here[hook.name] = activation.to(device)
+            return
+        if kind in RESIDUALS and plan.residual_rows is not None:
+            at = plan.residual_rows.to(activation.device)[:, :, None].expand(-1, -1, activation.shape[-1])
+            activation = activation.gather(1, at)
+        names = same_kind[kind]
+        if kind not in together:
+            together[kind] = torch.empty(len(names), *activation.shape, dtype=activation.dtype, device=device)
+        kept_here[hook.name] = together[kind][names.index(hook.name)].copy_(activation)
 
     logits = model.run_with_hooks(inputs, fwd_hooks=[(plan.wanted, keep)], **plan.others)
     return logits, ActivationCache(kept_here, model)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lensplug.caching import RESIDUALS, Plan
+from lensplug.caching import RESIDUALS, ROWS, Plan
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.memory import free_bytes
@@ -143,7 +143,7 @@ class _Sizes:
         if last == "hook_resid_pre" and plan.residual_rows is None and self._is_held_as(name):
             return 0
         rows, width, item = self.batch * self.length, self._width(name), self.item
-        if last in ("hook_attn_scores", "hook_pattern"):
+        if last in ROWS:
             rows, item = self._rows(plan.query_rows), item if plan.query_rows is None else 4
         elif last in ("hook_scale", "hook_normalized"):
             item = max(4, item)  # fp32 in every model, until the norm's weight
@@ -191,7 +191,7 @@ class _Sizes:
             "hook_scale": 1,
             **dict.fromkeys(("hook_q", "hook_rot_q", "hook_z"), heads * cfg.d_head),
             **dict.fromkeys(("hook_k", "hook_v", "hook_rot_k"), kv_heads * cfg.d_head),
-            **dict.fromkeys(("hook_attn_scores", "hook_pattern"), heads * self.length),
+            **dict.fromkeys(ROWS, heads * self.length),
             **dict.fromkeys(("hook_pre", "hook_pre_linear", "hook_post"), cfg.d_mlp),
             # These fire only where the model was told so.
             "hook_mlp_in": cfg.d_model * cfg.use_hook_mlp_in,
