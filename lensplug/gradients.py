@@ -20,10 +20,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import ActivationCache
 
@@ -31,11 +31,8 @@ from lensplug import engines, reductions
 from lensplug.caching import NamesFilter, predicate
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
-from lensplug.positions import resolve_position
 from lensplug.reductions import KeepGradients
-from lensplug.tokens import single_token
-
-Target = str | int | Tensor | Callable[[Tensor], Tensor]
+from lensplug.targets import Target, terms_of
 
 PATTERNS = "attn.hook_pattern"
 """What is kept by default: the hooks whose names end so."""
@@ -60,11 +57,18 @@ def run_with_gradients(
             kept, or a gradient is not finite.
     """
     reduced = [one.begin(inputs) for one in reductions.chosen(keep, reductions.GRADIENTS_BY_NAME)]
-    at = resolve_position(position, inputs.attention_mask)
-    # Logits of thousands of positions, and their gradient, are gigabytes: only a function may want more than one.
-    only_at = bool(reduced) and not callable(target)
-    read_at = torch.zeros_like(at) if only_at else at
-    scalar = target if callable(target) else _logit_of(target, read_at, tokenizer, model.cfg.d_vocab_out)
+    # Logits of thousands of positions, and their gradient, are gigabytes: only a function may want all of them.
+    terms = None if callable(target) else terms_of(target, position, inputs, tokenizer, model.cfg.d_vocab_out)
+    rows = terms.rows if reduced and terms is not None else None
+
+    def scalar(logits: Tensor) -> Any:
+        if terms is None:
+            return cast("Callable[[Tensor], Tensor]", target)(logits)
+        if rows is None:
+            examples = torch.arange(len(logits), device=logits.device)[:, None]
+            logits = logits[examples, terms.rows.to(logits.device).clone()]
+        return terms.of(logits).sum()
+
     kept: dict[str, Tensor] = {}
 
     def keep_activation(value: Tensor, hook: Any) -> Tensor:
@@ -91,8 +95,8 @@ def run_with_gradients(
             no_rows = inputs.tokens.new_empty(len(inputs), 0)
             stack.enter_context(engines.attention_rows(engine, model, no_rows, each_gradient=each_gradient))
             stack.enter_context(engines.checkpointed(engine, model))
-        if only_at:
-            stack.enter_context(engines.logit_rows(engine, model, at[:, None]))
+        if rows is not None:
+            stack.enter_context(engines.logit_rows(engine, model, rows))
         stack.enter_context(model.hooks(fwd_hooks=hooks))
         embeds = inputs.embeds.detach().clone().requires_grad_()
         logits = model(replace(inputs, embeds=embeds))
@@ -105,30 +109,6 @@ def run_with_gradients(
     grads = ActivationCache(gradients, model)
     cache.attention_mask = grads.attention_mask = inputs.attention_mask  # analyses count positions by it
     return logits.detach(), cache, grads
-
-
-def _logit_of(
-    target: str | int | Tensor, at: Int[Tensor, " batch"], tokenizer: Any, vocabulary: int
-) -> Callable[[Tensor], Tensor]:
-    """The sum over the batch of the target's logit, as a function of the logits; refused before the model runs."""
-    if not isinstance(target, str | int | Tensor):
-        raise LensplugError(
-            f"target is a {type(target).__name__}, expected a word that is one token, a token id, a tensor of ids"
-            " [batch], or a function logits -> scalar."
-        )
-    ids = torch.as_tensor(single_token(target, tokenizer) if isinstance(target, str) else target)
-    if ids.ndim > 1 or (ids.ndim == 1 and len(ids) != len(at)):
-        raise LensplugError(f"target has the shape {list(ids.shape)}, expected one id or [{len(at)}], one an example.")
-    whole = not ids.is_floating_point() and ids.dtype != torch.bool
-    if not whole or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
-        raise LensplugError(f"target ids must be whole numbers from 0 to {vocabulary - 1}, got {ids.tolist()}.")
-
-    examples, places, tokens = range(len(at)), at.tolist(), ids.long().expand(len(at)).tolist()
-
-    def logit(logits: Tensor) -> Tensor:
-        return logits[list(examples), places, tokens].float().sum()
-
-    return logit
 
 
 def _checked(scalar: Any) -> Tensor:

@@ -29,6 +29,7 @@ from lensplug.media import load_media
 from lensplug.parity import ParityReport
 from lensplug.positions import Positions
 from lensplug.reductions import Keep, KeepGradients
+from lensplug.targets import Target
 from lensplug.tokens import token_texts
 
 
@@ -225,7 +226,7 @@ class MultimodalLens:
         self,
         inputs: MultimodalInput,
         *,
-        target: gradients.Target,
+        target: Target,
         position: int = -1,
         names_filter: NamesFilter = None,
         keep: KeepGradients = None,
@@ -246,8 +247,9 @@ class MultimodalLens:
 
         Args:
             inputs: From `prepare` or `encode`.
-            target: Whose logit: a word that is one token, a token id, a tensor of ids [batch]; or a function that
-                makes one number of the logits [batch pos d_vocab] (`position` is then not used).
+            target: Whose logit: a word that is one token, a token id, a tensor of ids [batch]; a pair of them, for the
+                difference of two logits; an answer of `generate` (run on `answer.inputs`), for the sum over its tokens;
+                or a function that makes one number of the logits [batch pos d_vocab]. `position` is for the first two.
             position: Where the logit is read, the place before the one it is written to; negative ones count
                 from the last that is not padding.
             names_filter: Which hooks to keep, as in `run_with_cache`; by default every layer's `attn.hook_pattern`,
@@ -256,8 +258,7 @@ class MultimodalLens:
                 "cam" and "cam_negative", the mean over heads of the positive (negative) part of gradient x
                 attention, `[batch query key]` in each layer, in fp32, which `analysis.gradient_rollout` reads as
                 well. Attention runs at the speed of SDPA, blocks are computed again in the backward pass (hooks fire
-                again), and the logits are those of `position` alone, `[batch 1 d_vocab]`, unless the target is a
-                function.
+                again), and the logits are those that the target needs, `[batch row d_vocab]`, unless it is a function.
 
         Raises:
             LensplugError: If a name is no hook, the target is not one token or has no gradient, the position is

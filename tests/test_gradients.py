@@ -374,3 +374,42 @@ def test_what_does_not_go_with_what_is_kept_is_refused(lens, inputs):
         analysis.gradient_rollout(kept, none, contributions="all")
     with pytest.raises(LensplugError, match="leave normalize out"):
         analysis.gradient_rollout(kept, none, contributions="signed", normalize=True)
+
+
+@pytest.mark.parametrize("keep", [None, "cam"])
+def test_the_difference_of_two_logits(lens, batch, keep):
+    ids, others = torch.tensor([TOKEN, 11, 42]), single_token("Red", lens.tokenizer)
+
+    def difference(logits):
+        return sum(logits[example, -3, token] - logits[example, -3, others] for example, token in enumerate(ids))
+
+    found, expected = (
+        lens.run_with_gradients(batch, target=target, position=-3, keep=keep) for target in ((ids, "Red"), difference)
+    )
+    name = "blocks.2.attn.cam_positive" if keep else pattern(2)
+    found, expected = ((one[1] if keep else one[2])[name] for one in (found, expected))
+    assert relative_difference(found, expected) < 1e-4
+    alone = lens.run_with_gradients(batch, target=ids, position=-3, keep=keep)[1 if keep else 2][name]
+    assert relative_difference(alone, expected) > 0.01, "this test can fail"
+
+
+@pytest.mark.parametrize("keep", [None, "cam"])
+def test_the_sum_over_an_answer(lens, batch, keep, monkeypatch):
+    stop = int(lens.generate(batch, max_new_tokens=5).tokens[0, 1])
+    monkeypatch.setattr(lens.hf_model.generation_config, "eos_token_id", stop)
+    answer = lens.generate(batch, max_new_tokens=5)
+    written = answer.inputs.modality.mask("generated")[:, -5:]
+    assert not bool(written.all()), "an answer ends early"
+
+    def total(logits):
+        own = logits[:, -6:-1].gather(2, answer.tokens[:, :, None])[..., 0]
+        return (own * written).sum()
+
+    logits, cache, grads = lens.run_with_gradients(answer.inputs, target=answer, keep=keep)
+    _, expected_cache, expected = lens.run_with_gradients(answer.inputs, target=total, keep=keep)
+    name = "blocks.2.attn.cam_positive" if keep else pattern(2)
+    found, expected = (grads[name], expected[name]) if not keep else (cache[name], expected_cache[name])
+    assert relative_difference(found, expected) < 1e-4
+    assert logits.shape[1] == (5 if keep else answer.inputs.tokens.shape[1])
+    with pytest.raises(LensplugError, match="the target is an answer to other inputs: run on answer.inputs"):
+        lens.run_with_gradients(batch, target=answer)

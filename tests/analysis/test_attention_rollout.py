@@ -141,3 +141,157 @@ def test_options_out_of_range_are_refused(options, message):
     cache = cache_of_patterns(causal_patterns(layers=2, batch=1, heads=1, length=4))
     with pytest.raises(LensplugError, match=message):
         attention_rollout(cache, **options)
+
+
+def reference(patterns, *, heads=None, discard=0.0, exclude_first=False, residual=0.5, norms=None, layers=None):
+    """Every option by a plain loop over examples and rows, in double precision: `[example layer row pos]`.
+
+    `norms` are `[layer][example head pos head]` inner products for value weights; `residual` may be `[layer][example
+    pos]`.
+    """
+    batch, _, length, _ = patterns[0].shape
+    first, last = layers or (0, len(patterns) - 1)
+    result = np.zeros((batch, last - first + 1, length, length))
+    for example in range(batch):
+        product = np.eye(length)
+        for layer in range(first, last + 1):
+            pattern = patterns[layer][example].double().numpy()
+            chosen = [h for h in range(len(pattern)) if heads is None or (layer, h) in heads or h in heads]
+            mixed = np.zeros((length, length))
+            for row in range(length):
+                if norms is None:
+                    weights = sum((pattern[h, row] for h in chosen), np.zeros(length)) / max(1, len(chosen))
+                else:
+                    brought = np.einsum("hk,khm->km", pattern[chosen, row], norms[layer][example][:, chosen])
+                    weights = np.sqrt((brought**2).sum(axis=-1))
+                weights = weights.copy()
+                if exclude_first:
+                    weights[0] = 0
+                there = np.flatnonzero(weights)
+                order = there[np.argsort(weights[there], kind="stable")]
+                weights[order[: int(len(there) * discard)]] = 0
+                own = np.eye(length)[row]
+                r = residual if isinstance(residual, float) else residual[layer][example, row]
+                mixed[row] = (1 - r) * weights / weights.sum() + r * own if weights.any() else own
+            product = mixed @ product
+            result[example, layer - first] = product
+    return result
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"heads": (0, 2)},
+        {"heads": ((0, 1), (0, 3), (3, 2))},
+        {"discard": 0.4},
+        {"discard": 0.9, "residual": 0.0},
+        {"exclude_first": True},
+        {"exclude_first": True, "discard": 0.5, "heads": (1,), "residual": 0.2},
+        {"layers": (1, 3)},
+        {"layers": (2, 2)},
+    ],
+    ids=str,
+)
+def test_every_option_is_what_a_plain_loop_gives(options):
+    patterns = causal_patterns(layers=5, batch=2, heads=4, length=9)
+    expected = reference(patterns, **options)
+    cache = cache_of_patterns(patterns)
+    result = attention_rollout(cache, per_layer=True, **options)
+    np.testing.assert_allclose(result.by_layer.numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(result.values.numpy(), expected[:, -1], atol=1e-6)
+    np.testing.assert_allclose(expected.sum(axis=-1), 1, atol=1e-9)
+    last = attention_rollout(cache, rows=[-1, 3], per_layer=True, **options)
+    np.testing.assert_allclose(last.by_layer.numpy(), expected[:, :, [8, 3]], atol=1e-6)
+    assert attention_rollout(cache, **options).by_layer is None
+    assert float(np.abs(expected[:, -1] - plain(patterns)).max()) > 0.01, "this test can fail"
+
+
+def test_the_convention_says_what_was_left_out():
+    cache = cache_of_patterns(causal_patterns(layers=3, batch=1, heads=2, length=5))
+    said = attention_rollout(cache, heads=[0], discard=0.25, exclude_first=True, layers=(-2, -1)).provenance.convention
+    for words in ("heads 0", "smallest 25%", "first position left out", "layers 1 to 2"):
+        assert words in said
+    assert "first position kept" in attention_rollout(cache).provenance.convention
+
+
+@pytest.mark.parametrize("form", [{}, ROTARY, {**ROTARY, "n_key_value_heads": 1}], ids=["gpt2", "rotary-rms", "gqa"])
+@pytest.mark.parametrize("heads", [None, (0, 2)])
+def test_value_weighted_heads_are_weighted_by_what_they_bring(form, heads):
+    model = text_model(**form)
+    _, cache = run(model, tokens(2, 10))
+    n = range(model.cfg.n_layers)
+    patterns = [cache["pattern", layer] for layer in n]
+    brought = []
+    for layer in n:
+        v = cache["v", layer].repeat_interleave(3 // cache["v", layer].shape[2], dim=2)
+        W_O = model.blocks[layer].attn.W_O.detach()
+        brought.append(torch.einsum("bkhd,hdm->bkhm", v, W_O).double().numpy())
+    result = attention_rollout(cache, head_fusion="value_weighted", heads=heads)
+    expected = reference(patterns, norms=brought, heads=heads)
+    np.testing.assert_allclose(result.values.numpy(), expected[:, -1], atol=2e-6)
+    assert float(np.abs(expected[:, -1] - plain(patterns)).max()) > 0.02, "this test can fail"
+
+
+def test_the_residual_as_it_is_measured():
+    model = text_model(**ROTARY)
+    _, cache = run(model, tokens(2, 10))
+    n = range(model.cfg.n_layers)
+    norms = [
+        [cache[f"blocks.{layer}.{name}"].norm(dim=-1).double().numpy() for name in ("hook_resid_pre", "hook_attn_out")]
+        for layer in n
+    ]
+    shares = [stream / (stream + added) for stream, added in norms]
+    result = attention_rollout(cache, residual="measured")
+    expected = reference([cache["pattern", layer] for layer in n], residual=shares)
+    np.testing.assert_allclose(result.values.numpy(), expected[:, -1], atol=1e-6)
+    assert result.residual == "measured" and float(np.ptp(np.stack(shares))) > 0.05
+
+
+def test_a_padded_batch_without_its_first_position_equals_each_example_alone():
+    model = text_model()
+    rows = [tokens(1, n, seed=n)[0] for n in (5, 9)]
+    ids, mask = padded(rows, left=True)
+    options = {"exclude_first": True, "discard": 0.3, "residual": "measured", "head_fusion": "value_weighted"}
+    every = attention_rollout(run(model, ids, mask)[1], attention_mask=mask, **options)
+    for example, row in enumerate(rows):
+        own = mask[example].bool()
+        alone = attention_rollout(run(model, row[None])[1], **options).values[0]
+        torch.testing.assert_close(every.values[example][own][:, own], alone, atol=5e-6, rtol=0)
+
+
+def test_equal_weights_at_the_edge_are_all_kept():
+    uniform = torch.ones(1, 1, 6, 6).tril()
+    cache = cache_of_patterns([uniform / uniform.sum(dim=-1, keepdim=True)])
+    assert torch.equal(attention_rollout(cache, discard=0.5).values, attention_rollout(cache).values)
+
+
+def test_the_table_of_every_layer():
+    cache = cache_of_patterns(causal_patterns(layers=3, batch=2, heads=1, length=4))
+    result = attention_rollout(cache, rows=[0, -1], per_layer=True, layers=(1, 2))
+    table = result.to_dataframe()
+    assert len(table) == 2 * 2 * 2 * 4 and set(table["layer"]) == {1, 2}
+    at = (table["example"] == 1) & (table["layer"] == 2) & (table["row"] == 3) & (table["pos"] == 2)
+    assert table[at]["value"].item() == pytest.approx(float(result.by_layer[1, 1, 1, 2]))
+    named = result.by_position(1)
+    assert list(named) == [f"into position {row}, layer {layer}" for row in (0, 3) for layer in (1, 2)]
+    assert torch.equal(named["into position 3, layer 1"], result.by_layer[1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": (2,)}, "heads has 2, the model has layers 0 to 2 and heads 0 to 1"),
+        ({"heads": ((3, 0),)}, r"heads has \(3, 0\)"),
+        ({"heads": ()}, "heads is empty"),
+        ({"discard": 1.0}, "discard is 1.0, expected a share from 0 to below 1"),
+        ({"residual": "norms"}, "residual is 'norms', expected a weight from 0 to 1, or 'measured'"),
+        ({"layers": (2, 1)}, "layers is .* the first and the last of 0 to 2"),
+        ({"layers": (0, 3)}, "layers is"),
+        ({"residual": "measured"}, "residual='measured' needs 'blocks.2.hook_resid_pre'"),
+        ({"head_fusion": "value_weighted"}, "head_fusion='value_weighted' needs 'blocks.2.attn.hook_v'"),
+    ],
+)
+def test_more_options_out_of_range_are_refused(options, message):
+    cache = cache_of_patterns(causal_patterns(layers=3, batch=1, heads=2, length=4))
+    with pytest.raises(LensplugError, match=message):
+        attention_rollout(cache, **options)
