@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from lensplug import caching, gradients, parity, prompts
+from lensplug import caching, engines, gradients, parity, prompts
 from lensplug import inputs as _inputs
 from lensplug.caching import NamesFilter, Needs, Plan
 from lensplug.core import LanguageCore
@@ -275,6 +276,23 @@ class MultimodalLens:
             names_filter=names_filter,
             keep=keep,
         )
+
+    def logits_at(
+        self, inputs: Any, rows: Int[Tensor, "batch row"], *, hidden: Bool[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch row d_vocab"]:
+        """Logits at a few positions, at the speed of SDPA, with some positions hidden from all others.
+
+        Args:
+            inputs: From `prepare` or `encode`, or anything with `embeds`, `tokens` and `attention_mask`.
+            rows: For each example the positions, from the left.
+            hidden: Positions that no query sees, in any layer; they keep their place, so that nothing else moves.
+        """
+        no_rows = rows[:, :0]
+        with torch.no_grad(), ExitStack() as stack:
+            stack.enter_context(engines.attention_rows(self.engine, self.model, no_rows, hidden=hidden))
+            stack.enter_context(engines.logit_rows(self.engine, self.model, rows))
+            logits: Tensor = self.model(inputs)
+        return logits
 
     def run_with_hooks(
         self,

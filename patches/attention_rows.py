@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.patch import Patch, PatchOfParts
 from lensplug.patches.pattern_blocks import PatternBlocks
@@ -48,6 +48,7 @@ class AttentionRows(PatchOfParts):
         model: HookedTransformer,
         rows: Int[Tensor, "batch row"],
         *,
+        hidden: Bool[Tensor, "batch key"] | None = None,
         each_block: EachBlock | None = None,
         each_gradient: EachGradient | None = None,
     ) -> None:
@@ -57,6 +58,7 @@ class AttentionRows(PatchOfParts):
             model: The model.
             rows: For each example the query positions, from the left, whose scores and patterns are wanted; there
                 may be none (`[batch 0]`).
+            hidden: Positions that no query sees, in any block: they keep their place, and nothing is read from them.
             each_block: Shown the whole pattern of every layer, a block of rows at a time, the last rows first, in fp32:
                 for sums and means over it, of which no more than one block is ever there. A block has the keys up to
                 its last row. Costs about half of what eager attention does.
@@ -71,7 +73,7 @@ class AttentionRows(PatchOfParts):
         super().__init__(
             model,
             [
-                _BlockRows(block.attn, rows, *(one and partial(one, layer) for one in each))
+                _BlockRows(block.attn, rows, hidden, *(one and partial(one, layer) for one in each))
                 for layer, block in enumerate(model.blocks)
             ],
         )
@@ -88,11 +90,12 @@ class _BlockRows(Patch):
         self,
         attn: Any,
         rows: Int[Tensor, "batch row"],
+        hidden: Bool[Tensor, "batch key"] | None,
         each_block: Callable[[int, Tensor], None] | None,
         each_gradient: Callable[[int, Tensor, Tensor], None] | None,
     ) -> None:
         super().__init__(attn)
-        self._rows, self._each_block, self._each_gradient = rows, each_block, each_gradient
+        self._rows, self._hidden, self._each_block, self._each_gradient = rows, hidden, each_block, each_gradient
 
     def _changes(self) -> dict[str, Any]:
         return {
@@ -120,7 +123,9 @@ class _BlockRows(Patch):
         past_kv_pos_offset: int = 0,
         attention_mask: Int[Tensor, "batch key"] | None = None,
     ) -> Float[Tensor, "batch head row key"]:
-        padding = None if attention_mask is None else attention_mask.bool().to(scores.device)
+        masks = [attention_mask, None if self._hidden is None else ~self._hidden]
+        seen = [mask.bool().to(scores.device) for mask in masks if mask is not None]
+        padding = torch.stack(seen).all(dim=0) if seen else None
         self._pattern = replace(self._pattern, causal=True, padding=padding)
         return self._kept(scores.masked_fill(~self._pattern.seen(self._rows.to(scores.device)), -torch.inf))
 

@@ -33,7 +33,7 @@ class PatternBlocks:
     """A query sees so many positions, its own among them; None: all before it."""
     causal: bool = False
     padding: Bool[Tensor, "batch key"] | None = None
-    """False where a key is padding."""
+    """False where a key is padding, or hidden."""
 
     @property
     def length(self) -> int:

@@ -4,12 +4,16 @@ None of them imports a model, an engine or a picture library; each takes a cache
 made alone just as well, and says in `needs` which hooks it reads, for `names_filter`.
 """
 
+from lensplug.analysis.agreement import Agreement as Agreement
+from lensplug.analysis.agreement import agreement as agreement
 from lensplug.analysis.attention_from import AttentionFrom as AttentionFrom
 from lensplug.analysis.attention_from import attention_from as attention_from
 from lensplug.analysis.attention_rollout import Rollout as Rollout
 from lensplug.analysis.attention_rollout import attention_rollout as attention_rollout
 from lensplug.analysis.compare import Comparison as Comparison
 from lensplug.analysis.compare import compare as compare
+from lensplug.analysis.deletion_curve import DeletionCurve as DeletionCurve
+from lensplug.analysis.deletion_curve import deletion_curve as deletion_curve
 from lensplug.analysis.gradient_rollout import gradient_rollout as gradient_rollout
 from lensplug.analysis.head_specialization import HeadSpecialization as HeadSpecialization
 from lensplug.analysis.head_specialization import head_specialization as head_specialization

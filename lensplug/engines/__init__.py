@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lensplug.core import LanguageCore
@@ -45,6 +45,7 @@ def attention_rows(
     model: Any,
     rows: Int[Tensor, "batch row"],
     *,
+    hidden: Bool[Tensor, "batch key"] | None = None,
     each_block: Callable[[int, int, Tensor], None] | None = None,
     each_gradient: Callable[[int, int, Tensor, Tensor], None] | None = None,
 ) -> AbstractContextManager[Any]:
@@ -54,6 +55,7 @@ def attention_rows(
         engine: A key of `ENGINES`.
         model: A model that it made.
         rows: For each example the query positions, from the left; there may be none.
+        hidden: Positions that no query sees.
         each_block: Shown every layer's pattern in blocks of rows: layer, first row, `[batch head row key]` in fp32;
             the last rows first, with the keys up to the block's last row.
         each_gradient: Likewise while gradients are taken, and the gradient with respect to the pattern.
@@ -63,7 +65,7 @@ def attention_rows(
     """
     module = import_module(ENGINES[engine])
     context: AbstractContextManager[Any] = module.attention_rows(
-        model, rows, each_block=each_block, each_gradient=each_gradient
+        model, rows, hidden=hidden, each_block=each_block, each_gradient=each_gradient
     )
     return context
 

@@ -10,6 +10,8 @@ from lensplug.views.circuits import Widget as Widget
 from lensplug.views.circuits import attention_heads as attention_heads
 from lensplug.views.circuits import colored_tokens as colored_tokens
 from lensplug.views.comparison import comparison as comparison
+from lensplug.views.deletion import agreement as agreement
+from lensplug.views.deletion import deletion_curve as deletion_curve
 from lensplug.views.draw import draw as draw
 from lensplug.views.explorer import Explorer as Explorer
 from lensplug.views.explorer import image_explorer as image_explorer

@@ -7,8 +7,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from lensplug.analysis.agreement import Agreement
 from lensplug.analysis.attention_rollout import Rollout
 from lensplug.analysis.compare import Comparison
+from lensplug.analysis.deletion_curve import DeletionCurve
 from lensplug.analysis.head_specialization import HeadSpecialization
 from lensplug.analysis.logit_lens import LogitLens
 from lensplug.analysis.modality_ablation import ModalityAblation
@@ -16,6 +18,7 @@ from lensplug.analysis.received_attention import ReceivedAttention
 from lensplug.errors import LensplugError
 from lensplug.views.ablation import modality_ablation
 from lensplug.views.comparison import comparison
+from lensplug.views.deletion import agreement, deletion_curve
 from lensplug.views.heads import head_specialization
 from lensplug.views.lens_table import logit_lens
 from lensplug.views.received import received_attention
@@ -38,3 +41,5 @@ draw.register(Rollout, attention_rollout)
 draw.register(ReceivedAttention, received_attention)
 draw.register(Comparison, comparison)
 draw.register(ModalityAblation, modality_ablation)
+draw.register(DeletionCurve, deletion_curve)
+draw.register(Agreement, agreement)

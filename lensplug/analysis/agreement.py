@@ -1,0 +1,114 @@
+"""Do methods agree about one example? The rank correlation of their maps.
+
+Idea: each method gives every position a value (attention, rollout, flow, gradient rollout, the logit lens); Spearman's
+correlation compares their orders, whatever their units. Methods that rank the same positions highly may still be
+wrong together: `deletion_curve` asks the model.
+
+When not to use it: over all positions of a prompt the first one, a sink, and the words dominate; give `positions` to
+compare within the image or the sound. Few positions give correlations by chance.
+
+    analysis.agreement({"rollout": rollout, "attention": looked.by_position()["mean of layers"]}, positions=mask)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lensplug.analysis.reading import Provenance, Result
+from lensplug.errors import LensplugError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False)
+class Agreement(Result):
+    """Spearman's rank correlation of every two methods."""
+
+    label_columns = ("method", "other")
+    main_number = "rank_correlation"
+
+    methods: tuple[str, ...]
+    rank_correlation: Float[Tensor, "method method"]
+    """-1 to 1; NaN where a method gives every position the same value."""
+    count: int
+    """Of positions that were ranked."""
+    provenance: Provenance
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each pair."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"method": one, "other": other, "rank_correlation": float(self.rank_correlation[i, j])}
+            for i, one in enumerate(self.methods)
+            for j, other in enumerate(self.methods)
+            if i < j
+        )
+
+
+def agreement(
+    results: Mapping[str, Result | Float[Tensor, " pos"]],
+    *,
+    example: int = 0,
+    positions: Bool[Tensor, " chosen"] | None = None,
+) -> Agreement:
+    """Rank correlations between maps of the same example.
+
+    Args:
+        results: Name -> a value for each position: a tensor, or a result with one map (a rollout of one row, received
+            attention); one with several maps says which there are.
+        example: Which example of the results.
+        positions: Compare at these only, such as `inputs.modality.mask("image")[0]`; positions that a method gives NaN
+            are left out.
+
+    Raises:
+        LensplugError: If there are fewer than two methods, their lengths differ, or fewer than three positions are
+            left.
+    """
+    if len(results) < 2:
+        raise LensplugError(f"agreement compares at least two methods, got {list(results)}.")
+    maps = {name: _map(name, result, example) for name, result in results.items()}
+    lengths = {name: len(values) for name, values in maps.items()}
+    if len(set(lengths.values())) > 1:
+        raise LensplugError(f"the methods have different numbers of positions: {lengths}.")
+    values = torch.stack([one.detach().cpu().double() for one in maps.values()])
+    ranked = ~values.isnan().any(dim=0)
+    if positions is not None:
+        if tuple(positions.shape) != tuple(ranked.shape):
+            raise LensplugError(f"positions has the shape {list(positions.shape)}, the maps have {len(ranked)}.")
+        ranked &= positions.cpu()
+    if int(ranked.sum()) < 3:
+        raise LensplugError(f"{int(ranked.sum())} positions are left to rank, expected at least three.")
+    import pandas as pd
+
+    correlation = pd.DataFrame(values[:, ranked].T.numpy()).corr(method="spearman").to_numpy()
+    where = "all positions" if positions is None else "chosen positions"
+    made = [result.provenance for result in results.values() if isinstance(result, Result)]
+    provenance = made[0] if made else Provenance.of_model(None, "agreement", "")
+    convention = f"Spearman's rank correlation over {int(ranked.sum())} of {where}"
+    return Agreement(
+        methods=tuple(maps),
+        rank_correlation=torch.tensor(correlation, dtype=torch.float32),
+        count=int(ranked.sum()),
+        provenance=Provenance("agreement", provenance.model, provenance.dtype, convention, provenance.versions),
+    )
+
+
+def _map(name: str, result: Any, example: int) -> Float[Tensor, " pos"]:
+    if isinstance(result, Tensor):
+        if result.ndim != 1:
+            raise LensplugError(f"{name} has the shape {list(result.shape)}, expected one value for each position.")
+        return result
+    maps: dict[str, Tensor] = result.by_position(example)
+    if len(maps) != 1:
+        raise LensplugError(
+            f"{name} has {len(maps)} maps ({', '.join(list(maps)[:4])}, ...): give one, result.by_position()[...]."
+        )
+    return next(iter(maps.values()))
