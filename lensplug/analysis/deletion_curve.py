@@ -3,8 +3,8 @@
 Idea (Samek et al. 2017, arXiv 1509.06321; for rollouts Chefer et al. 2021, arXiv 2103.15679): positions of the
 image or the sound are deleted most relevant first, and, in another run, least relevant first: nobody attends to them,
 and their embeddings are replaced by the mean. A map that finds what the answer hangs on makes the target's
-log-probability fall early in the first order and late in the second. The area under each curve is held against orders drawn at
-random: a map that is no better than these says nothing, however it looks.
+log-probability fall early in the first order and late in the second. The area under each curve is held against
+orders drawn at random: a map that is no better than these says nothing, however it looks.
 
 When not to use it: a prompt with half an image is none that the model was trained on, and a fall can also mean that
 it was thrown off; positions are deleted one by one, and what stands in two of them twice is not missed before both are
