@@ -4,6 +4,8 @@ None of them imports a model, an engine or a picture library; each takes a cache
 made alone just as well, and says in `needs` which hooks it reads, for `names_filter`.
 """
 
+from lensplug.analysis.attention_flow import Flow as Flow
+from lensplug.analysis.attention_flow import attention_flow as attention_flow
 from lensplug.analysis.attention_from import AttentionFrom as AttentionFrom
 from lensplug.analysis.attention_from import attention_from as attention_from
 from lensplug.analysis.attention_rollout import Rollout as Rollout

@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from lensplug.analysis.attention_flow import Flow
 from lensplug.analysis.attention_rollout import Rollout
 from lensplug.analysis.compare import Comparison
 from lensplug.analysis.head_specialization import HeadSpecialization
@@ -16,6 +17,7 @@ from lensplug.analysis.received_attention import ReceivedAttention
 from lensplug.errors import LensplugError
 from lensplug.views.ablation import modality_ablation
 from lensplug.views.comparison import comparison
+from lensplug.views.flow import attention_flow
 from lensplug.views.heads import head_specialization
 from lensplug.views.lens_table import logit_lens
 from lensplug.views.received import received_attention
@@ -35,6 +37,7 @@ def draw(result: Any) -> go.Figure:
 draw.register(HeadSpecialization, head_specialization)
 draw.register(LogitLens, logit_lens)
 draw.register(Rollout, attention_rollout)
+draw.register(Flow, attention_flow)
 draw.register(ReceivedAttention, received_attention)
 draw.register(Comparison, comparison)
 draw.register(ModalityAblation, modality_ablation)
