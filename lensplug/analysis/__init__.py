@@ -6,6 +6,8 @@ made alone just as well, and says in `needs` which hooks it reads, for `names_fi
 
 from lensplug.analysis.agreement import Agreement as Agreement
 from lensplug.analysis.agreement import agreement as agreement
+from lensplug.analysis.attention_flow import Flow as Flow
+from lensplug.analysis.attention_flow import attention_flow as attention_flow
 from lensplug.analysis.attention_from import AttentionFrom as AttentionFrom
 from lensplug.analysis.attention_from import attention_from as attention_from
 from lensplug.analysis.attention_rollout import Rollout as Rollout

@@ -22,20 +22,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug import hook_names
-from lensplug.analysis.reading import (
-    Provenance,
-    Result,
-    attended,
-    check_example,
-    n_layers,
-    needs,
-    read,
-    read_head_mean,
-    read_pattern,
-)
+from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
+from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions, resolve_positions
-from lensplug.reductions.mixing import Heads, Mixing, keeps, measured_residual, value_gram
+from lensplug.reductions.mixing import Heads, Mixing, keeps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,16 +130,16 @@ def attention_rollout(
         LensplugError: If something is missing in the cache, or an option is out of its range.
     """
     mixing = Mixing(head_fusion, None if heads is None else tuple(heads), residual, discard, exclude_first)
-    first, last = _layers(layers, n_layers(cache))
+    chosen = layer_range(layers, n_layers(cache))
     if hook_names.ROLLOUT in cache.cache_dict and _is_of(cache, mixing, layers, per_layer):
         product = cache.cache_dict[hook_names.ROLLOUT]
         mask = attended(cache, tuple(product.shape[:2]), attention_mask, product.device)
         index = chosen_rows(rows, mask)
         values, by_layer = product.gather(1, index[:, :, None].expand(-1, -1, product.shape[2])), None
     else:
-        index, up_to = _multiplied(cache, mixing, range(first, last + 1), rows, attention_mask, per_layer)
+        index, up_to = _multiplied(cache, mixing, chosen, rows, attention_mask, per_layer)
         values, by_layer = up_to[:, -1], up_to.cpu() if per_layer else None
-    convention = f"{mixing.in_words}, layers {first} to {last}"
+    convention = f"{mixing.in_words}, layers {chosen[0]} to {chosen[-1]}"
     return Rollout(
         values=values.cpu(),
         rows=index.cpu(),
@@ -156,17 +147,8 @@ def attention_rollout(
         head_fusion=head_fusion,
         provenance=Provenance.of(cache, "attention_rollout", convention),
         by_layer=by_layer,
-        layers=tuple(range(first, last + 1)),
+        layers=tuple(chosen),
     )
-
-
-def _layers(layers: tuple[int, int] | None, n: int) -> tuple[int, int]:
-    if layers is None:
-        return 0, n - 1
-    first, last = (layer + n if layer < 0 else layer for layer in layers)
-    if not 0 <= first <= last < n:
-        raise LensplugError(f"layers is {layers}, expected the first and the last of 0 to {n - 1}, in this order.")
-    return first, last
 
 
 def _is_of(cache: Any, mixing: Mixing, layers: tuple[int, int] | None, per_layer: bool) -> bool:
@@ -198,7 +180,7 @@ def _multiplied(
     """The chosen rows, and the products up to each layer, or up to the last alone."""
     index = values = None
     for layer in reversed(layers):
-        fused = _fused(cache, mixing, layer)
+        fused = read_fused(cache, mixing, layer, needed_by="attention_rollout")
         if index is None or values is None:
             batch, length = fused.shape[0], fused.shape[-1]
             mask = attended(cache, (batch, length), attention_mask, fused.device)
@@ -208,41 +190,11 @@ def _multiplied(
         if per_layer or layer == layers[-1]:  # the rows of one more product begin here
             values = torch.cat([one_hot, values], dim=1)
         attention = mixing.attention(fused, first)
-        kept = keeps(attention, _residual(cache, mixing, layer))[:, None]
+        residual = read_residual_weight(cache, mixing, layer, needed_by="attention_rollout")
+        kept = keeps(attention, residual)[:, None]
         values = (values * (1 - kept)) @ attention + values * kept
     assert index is not None and values is not None
     return index, values.reshape(batch, -1, index.shape[1], length)
-
-
-def _fused(cache: Any, mixing: Mixing, layer: int) -> Float[Tensor, "batch query key"]:
-    if not mixing.needs_patterns:
-        return read_head_mean(cache, layer, needed_by="attention_rollout")
-    pattern = read_pattern(cache, layer, needed_by="attention_rollout")
-    mixing.check_heads(n_layers(cache), pattern.shape[1])
-    gram = None
-    if mixing.head_fusion == "value_weighted":
-        v = _also(cache, f"blocks.{layer}.attn.hook_v", "head_fusion='value_weighted'")
-        if cache.model is None:
-            raise LensplugError("head_fusion='value_weighted' reads the model's W_O: cache.model = lens.model.")
-        gram = value_gram(v, cache.model.blocks[layer].attn.W_O.detach().to(v.device))
-    return mixing.fused(pattern, mixing.heads_of(layer), gram)
-
-
-def _residual(cache: Any, mixing: Mixing, layer: int) -> float | Float[Tensor, "batch pos"]:
-    if not isinstance(mixing.residual, str):
-        return mixing.residual
-    names = (f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_attn_out")
-    return measured_residual(*(_also(cache, name, "residual='measured'") for name in names))
-
-
-def _also(cache: Any, name: str, option: str) -> Tensor:
-    """An activation beside the patterns that an option needs."""
-    if name not in cache.cache_dict or getattr(cache, "residual_positions", None) is not None:
-        raise LensplugError(
-            f"{option} needs {name!r} of every position: run without names_filter, needs and residual_positions, or"
-            f" with names_filter=lambda name: name.endswith(('hook_pattern', {name.rpartition('.')[2]!r}, ...))."
-        )
-    return read(cache, name, needed_by="attention_rollout")
 
 
 def chosen_rows(rows: Positions | None, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row"]:

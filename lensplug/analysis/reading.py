@@ -190,8 +190,7 @@ def read_head_mean(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "
     """
     name = hook_names.head_mean(layer)
     if name in cache.cache_dict:
-        mean: Tensor = cache.cache_dict[name]
-        return mean
+        return read(cache, name, needed_by=needed_by)
     return read_pattern(cache, layer, needed_by=needed_by).mean(dim=1)
 
 

@@ -120,7 +120,7 @@ def keeps(
     attention: Float[Tensor, "batch row key"], residual: float | Float[Tensor, "batch row"]
 ) -> Float[Tensor, "batch row"]:
     """How much of itself each row keeps: the residual's weight, all of it where it attends to nothing."""
-    return torch.where(attention.any(dim=-1), residual, 1.0)
+    return torch.where(attention.any(dim=-1), residual, attention.new_ones(()))
 
 
 def value_gram(

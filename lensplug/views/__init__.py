@@ -15,6 +15,7 @@ from lensplug.views.deletion import deletion_curve as deletion_curve
 from lensplug.views.draw import draw as draw
 from lensplug.views.explorer import Explorer as Explorer
 from lensplug.views.explorer import image_explorer as image_explorer
+from lensplug.views.flow import attention_flow as attention_flow
 from lensplug.views.heads import head_specialization as head_specialization
 from lensplug.views.image import image_overlay as image_overlay
 from lensplug.views.lens_table import logit_lens as logit_lens

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from lensplug.analysis.reading import read_pattern
 from lensplug.errors import LensplugError
+from lensplug.groups import group_positions
 from lensplug.inputs import MultimodalInput
-from lensplug.views.groups import group_positions
 from lensplug.views.rows import rows_at
 
 ATTENTION_BYTES = 300_000
@@ -76,7 +76,7 @@ def attention_heads(cache: Any, inputs: MultimodalInput, *, layer: int, example:
     pattern = read_pattern(cache, layer % layers, needed_by="attention_rollout")[example]
     run = 1
     while True:
-        groups = group_positions(inputs, example=example, blocks=blocks, text_run=run)
+        groups = group_positions(inputs.modality, inputs.str_tokens, example=example, blocks=blocks, text_run=run)
         if len(pattern) * len(groups.names) ** 2 * 7 <= ATTENTION_BYTES or run >= inputs.tokens.shape[1]:
             break
         run += 1
@@ -105,7 +105,7 @@ def colored_tokens(
         LensplugError: If the values are not one for each position.
     """
     (row,) = rows_at(values, inputs).values()
-    groups = group_positions(inputs, example=example, blocks=blocks)
+    groups = group_positions(inputs.modality, inputs.str_tokens, example=example, blocks=blocks)
     kept = groups.of_position >= 0
     sums = row.new_zeros(len(groups.names)).index_add_(0, groups.of_position[kept], row[kept])
     tokens = [_harmless(_shown(name)) for name in groups.names]

@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from lensplug.analysis.agreement import Agreement
+from lensplug.analysis.attention_flow import Flow
 from lensplug.analysis.attention_rollout import Rollout
 from lensplug.analysis.compare import Comparison
 from lensplug.analysis.deletion_curve import DeletionCurve
@@ -19,6 +20,7 @@ from lensplug.errors import LensplugError
 from lensplug.views.ablation import modality_ablation
 from lensplug.views.comparison import comparison
 from lensplug.views.deletion import agreement, deletion_curve
+from lensplug.views.flow import attention_flow
 from lensplug.views.heads import head_specialization
 from lensplug.views.lens_table import logit_lens
 from lensplug.views.received import received_attention
@@ -38,6 +40,7 @@ def draw(result: Any) -> go.Figure:
 draw.register(HeadSpecialization, head_specialization)
 draw.register(LogitLens, logit_lens)
 draw.register(Rollout, attention_rollout)
+draw.register(Flow, attention_flow)
 draw.register(ReceivedAttention, received_attention)
 draw.register(Comparison, comparison)
 draw.register(ModalityAblation, modality_ablation)

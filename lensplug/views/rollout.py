@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
 
 from lensplug.analysis.attention_rollout import Rollout
 from lensplug.inputs import MultimodalInput
@@ -23,19 +27,34 @@ def attention_rollout(
         example: Which example.
     """
     shown, unit = (result.values, "share") if result.relevance is None else (result.relevance, "relevance")
-    values = shown[example, row].numpy()
+    values = shown[example, row]
     if inputs is None:
-        colors, texts = [MODALITY_COLORS["text"]] * len(values), [""] * len(values)
+        names, texts = ["text"] * len(values), [""] * len(values)
     else:
-        colors = [MODALITY_COLORS[name] for name in inputs.modality.position_names[example]]
+        names = inputs.modality.position_names[example]
         texts = [visible(text) for text in inputs.str_tokens[example]]
-    bars = go.Bar(
-        x=list(range(len(values))), y=values, marker={"color": colors, "line": {"width": 0}}, customdata=texts,
-        hovertemplate="%{customdata} (position %{x}): %{y:.4g}<extra></extra>",
-    )  # fmt: skip
     title = f"Rollout into position {int(result.rows[example, row])} ({result.provenance.convention})"
-    fig = figure(bars, title=title, height=260)
+    return bars(values, names, texts, title=title, unit=unit)
+
+
+def bars(
+    values: Float[Tensor, " bar"],
+    modalities: Sequence[str],
+    texts: Sequence[str],
+    *,
+    title: str,
+    unit: str,
+    axis: str = "position",
+) -> go.Figure:
+    """A bar for each position, or for each of what `axis` names, in the colour of its modality; texts are `visible`."""
+    colors = [MODALITY_COLORS[name] for name in modalities]
+    drawn = go.Bar(
+        x=list(range(len(values))), y=values.numpy(), marker={"color": colors, "line": {"width": 0}},
+        customdata=list(texts),
+        hovertemplate=f"%{{customdata}} ({axis} %{{x}}): %{{y:.4g}}<extra></extra>",
+    )  # fmt: skip
+    fig = figure(drawn, title=title, height=260)
     fig.update_layout(bargap=0)
-    fig.update_xaxes(title="position")
+    fig.update_xaxes(title=axis)
     fig.update_yaxes(title=unit, rangemode="tozero", gridcolor="#eceef0")
     return fig

@@ -10,7 +10,7 @@ import torch
 from caches import ROTARY, cache_of_patterns, causal_patterns, padded, run, text_model, tokens
 from transformer_lens import ActivationCache
 
-from lensplug.analysis import attention_rollout, head_specialization, logit_lens
+from lensplug.analysis import attention_flow, attention_rollout, head_specialization, logit_lens
 from lensplug.analysis.reading import Provenance, attended, n_layers
 from lensplug.errors import LensplugError
 from lensplug.modality import ModalityMap
@@ -28,6 +28,7 @@ ANALYSES: dict[str, tuple[Callable[[Any], Any], Any, str]] = {
     "head_specialization": (specialization, head_specialization, "blocks.1.attn.hook_pattern"),
     "attention_rollout": (attention_rollout, attention_rollout, "blocks.1.attn.hook_pattern"),
     "logit_lens": (logit_lens, logit_lens, "blocks.1.hook_resid_post"),
+    "attention_flow": (attention_flow, attention_flow, "blocks.1.attn.hook_pattern"),
 }
 """Name -> how to run it, the analysis itself, one hook that it reads."""
 

@@ -11,7 +11,7 @@ from image_families import lens
 from PIL import Image
 
 from lensplug import LensplugError, views
-from lensplug.views.groups import group_positions
+from lensplug.groups import group_positions
 
 
 def properties(widget, key):
@@ -21,7 +21,7 @@ def properties(widget, key):
 
 
 def test_groups_cover_every_position_and_pooling_keeps_rows_summing_to_one(seen):
-    groups = group_positions(seen.inputs)
+    groups = group_positions(seen.inputs.modality, seen.inputs.str_tokens)
     assert groups.of_position.min() == 0
     assert groups.of_position.unique().tolist() == list(range(len(groups.names)))
     pooled = groups.pool(seen.cache["blocks.0.attn.hook_pattern"][0])
@@ -39,20 +39,22 @@ def test_groups_cover_every_position_and_pooling_keeps_rows_summing_to_one(seen)
 )
 def test_the_positions_of_every_family_have_regions(name, expected):
     picture = Image.new("RGB", (500, 300), (90, 50, 30))
-    groups = group_positions(lens(name).prepare("What is this ?", images=[picture, picture]), blocks=3)
+    inputs = lens(name).prepare("What is this ?", images=[picture, picture])
+    groups = group_positions(inputs.modality, inputs.str_tokens, blocks=3)
     assert expected <= set(groups.names) and "[image]" not in groups.names
     assert groups.of_position.unique().tolist() == list(range(len(groups.names)))
 
 
 def test_the_positions_of_a_video_are_pooled_by_frame():
     video = np.zeros((3, 60, 80, 3), np.uint8)
-    groups = group_positions(lens("llava-onevision").prepare("What is this ?", videos=[video]))
+    inputs = lens("llava-onevision").prepare("What is this ?", videos=[video])
+    groups = group_positions(inputs.modality, inputs.str_tokens)
     assert groups.names[:4] == ["[frame 0]", "[frame 1]", "[frame 2]", "[newline]"]
     assert (groups.of_position == 1).sum() == 196
 
 
 def test_pooling_sums_keys_and_averages_queries_by_hand(seen):
-    groups = group_positions(seen.inputs)
+    groups = group_positions(seen.inputs.modality, seen.inputs.str_tokens)
     pattern = seen.cache["blocks.2.attn.hook_pattern"][0]
     pooled = groups.pool(pattern)
     region = groups.names.index("[image·2,2]")
@@ -65,7 +67,7 @@ def test_pooling_sums_keys_and_averages_queries_by_hand(seen):
 
 def test_attention_heads_hold_the_pooled_pattern_and_stay_small(seen):
     widget = views.attention_heads(seen.cache, seen.inputs, layer=-1)
-    groups = group_positions(seen.inputs)
+    groups = group_positions(seen.inputs.modality, seen.inputs.str_tokens)
     shown = torch.tensor(properties(widget, "attention"))
     expected = groups.pool(seen.cache["blocks.5.attn.hook_pattern"][0])
     torch.testing.assert_close(shown, expected, atol=6e-5, rtol=0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lensplug import LensplugError, analysis, views
+from lensplug.views.style import MODALITY_COLORS, visible
 
 
 def test_head_map_shows_log2_of_the_ratio_one_modality_at_a_time(seen):
@@ -95,7 +96,8 @@ def test_every_result_with_a_value_for_each_position_can_be_laid_over_the_image(
     received = analysis.received_attention(seen.cache, layer=2)
     _, cache, grads = seen.lens.run_with_gradients(seen.inputs, target="Red")
     relevance = analysis.gradient_rollout(cache, grads, rows=-1)
-    for result, count in ((patches, 7), (looked, 6), (received, 1), (seen.rollout, 1), (relevance, 1)):
+    flow = analysis.attention_flow(cache, groups="modality", modality=seen.inputs.modality)
+    for result, count in ((patches, 7), (looked, 6), (received, 1), (seen.rollout, 1), (relevance, 1), (flow, 1)):
         fig = views.image_overlay(result, seen.inputs, view="base")
         assert len(fig.data) == count * 3
         row = list(result.by_position().values())[-1]
@@ -147,6 +149,29 @@ def test_rollout_bars_are_the_row(seen):
     np.testing.assert_allclose(np.asarray(fig.data[0].y), seen.rollout.values[0, -1].numpy())
 
 
+def test_flow_bars_are_positions_or_groups_in_the_colour_of_their_modality(seen):
+    flow = analysis.attention_flow(seen.cache, row=20)  # the third word is at 2, then comes the image
+    fig = views.attention_flow(flow, inputs=seen.inputs)
+    np.testing.assert_array_equal(np.asarray(fig.data[0].y), flow.values[0].numpy())
+    colors = [MODALITY_COLORS[name] for name in seen.inputs.modality.position_names[0]]
+    assert list(fig.data[0].marker.color) == colors and fig.layout.xaxis.title.text == "position"
+    assert fig.data[0].customdata[1] == visible(seen.inputs.str_tokens[0][1])
+    assert set(views.draw(flow).data[0].marker.color) == {MODALITY_COLORS["text"]}  # nobody said what is what
+    merged = analysis.attention_flow(seen.cache, groups="modality", modality=seen.inputs.modality)
+    fig = views.draw(merged)
+    np.testing.assert_array_equal(np.asarray(fig.data[0].y), merged.values[0].numpy())
+    assert list(fig.data[0].marker.color) == [MODALITY_COLORS[name] for name in merged.modalities[0]]
+    of_region = merged.labels[0].index("[tiles·2,2]")
+    assert fig.data[0].customdata[of_region] == "[tiles·2,2], 4 positions"
+    assert fig.layout.xaxis.title.text == "group" and "upper bound" in fig.layout.title.text
+    named = views.attention_flow(merged, inputs=seen.inputs, normalized=True).data[0]
+    assert np.asarray(named.y).sum() == pytest.approx(1)
+    assert named.customdata[-1] == visible(seen.inputs.str_tokens[0][-1])
+    assert named.customdata[of_region] == fig.data[0].customdata[of_region]
+    with pytest.raises(LensplugError, match="example is 1"):
+        views.attention_flow(merged, example=1)
+
+
 def test_every_result_has_a_picture_in_a_notebook(seen, monkeypatch):
     monkeypatch.setattr("plotly.io.renderers.default", "plotly_mimetype")  # what Jupyter and VS Code read
     for result in (seen.heads, seen.logit_lens, seen.rollout):
@@ -157,8 +182,6 @@ def test_every_result_has_a_picture_in_a_notebook(seen, monkeypatch):
 
 
 def test_token_text_cannot_act_on_the_page():
-    from lensplug.views.style import visible
-
     assert visible("<img src=x onerror=alert(1)>") == "&lt;img src=x onerror=alert(1)&gt;"
     assert visible(" a\n") == "·a⏎" and visible("") == "∅"
 

@@ -13,7 +13,7 @@ import torch
 
 from lensplug import LensplugError, analysis, views
 from lensplug.geometry import AudioTimeline
-from lensplug.views.groups import group_positions
+from lensplug.groups import group_positions
 from lensplug.views.style import MODALITY_COLORS, visible
 
 
@@ -227,7 +227,7 @@ def test_ablation_draws_three_confusion_tables(heard):
 
 
 def test_audio_positions_are_grouped_by_time(heard):
-    groups = group_positions(heard.inputs)
+    groups = group_positions(heard.inputs.modality)
     line = heard.inputs.modality.audio_timeline()
     named = [name for name in groups.names if name.endswith(" s]")]
     assert named == [f"[{float(center):.2f} s]" for center in line.center_s]

@@ -1,20 +1,21 @@
 """Positions pooled into groups that a person can read: each word alone, image tokens by region, sounds by time.
 
-Attention between thousands of image tokens cannot be drawn, nor read. A group of key positions gets the
-sum of their attention, a group of query positions the mean of theirs, so that pooled rows still sum to 1.
+Attention between thousands of image tokens cannot be drawn, nor read, nor searched for flows. When a pattern is
+pooled, a group of key positions gets the sum of their attention, a group of query positions the mean of theirs, so
+that pooled rows still sum to 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.geometry import ImageGrid
-from lensplug.inputs import MultimodalInput
-from lensplug.modality import Span
+from lensplug.geometry import AudioTimeline, ImageGrid
+from lensplug.modality import ModalityMap, Span
 
 BLOCKS = 3
 """A view is cut into BLOCKS x BLOCKS regions."""
@@ -30,6 +31,15 @@ class Groups:
     """The group of each position; -1 for padding."""
     names: list[str]
 
+    @property
+    def members(self) -> list[list[int]]:
+        """The positions of each group."""
+        members: list[list[int]] = [[] for _ in self.names]
+        for position, group in enumerate(self.of_position.tolist()):
+            if group >= 0:
+                members[group].append(position)
+        return members
+
     def pool(self, pattern: Float[Tensor, "head query key"]) -> Float[Tensor, "head group group"]:
         """Sum over the keys of a group, mean over its queries."""
         kept = self.of_position >= 0
@@ -38,59 +48,79 @@ class Groups:
         return (member / member.sum(dim=0)).T @ attention @ member
 
 
-def group_positions(inputs: MultimodalInput, *, example: int = 0, blocks: int = BLOCKS, text_run: int = 1) -> Groups:
+def group_positions(
+    modality: ModalityMap,
+    str_tokens: Sequence[Sequence[str]] | None = None,
+    *,
+    example: int = 0,
+    blocks: int = BLOCKS,
+    stretches: int = STRETCHES,
+    text_run: int = 1,
+    join_newlines: bool = False,
+) -> Groups:
     """Text by runs of tokens; image tokens by view and region, or whole spans where there is no geometry.
 
     Args:
-        inputs: The inputs that were run.
+        modality: Of the inputs.
+        str_tokens: Their texts, to name words; without them a word is named by its position.
         example: Which example.
         blocks: Regions along each side of a view.
+        stretches: Of a sound.
         text_run: Neighbouring text tokens pooled into one group; 1 keeps each alone.
+        join_newlines: Put the tokens that end a row of an image into the region that they end; by default they are a
+            group of their own, from all over the prompt.
     """
-    of_position = torch.full((inputs.tokens.shape[1],), -1)
+    length = modality.labels.shape[1]
+    texts = [f"position {at}" for at in range(length)] if str_tokens is None else str_tokens[example]
+    of_position = torch.full((length,), -1)
     names: list[str] = []
-    for span in inputs.modality.spans:
+    for span in modality.spans:
         if span.example != example or span.modality == "pad":
             continue
         at = torch.arange(span.start, span.stop)
         if span.modality in ("text", "generated"):
-            texts = inputs.str_tokens[example][span.start : span.stop]
-            labels = ["".join(texts[first : first + text_run]) for first in range(0, len(texts), text_run)]
+            own = texts[span.start : span.stop]
+            labels = ["".join(own[first : first + text_run]) for first in range(0, len(own), text_run)]
             keys = torch.arange(len(at)) // text_run
         else:
-            labels, keys = _regions(inputs, span, blocks)
+            labels, keys = _regions(modality, span, blocks, stretches, join_newlines)
         of_position[at] = keys + len(names)
         names += labels
     return Groups(of_position, names)
 
 
-def _regions(inputs: MultimodalInput, span: Span, blocks: int) -> tuple[list[str], Int[Tensor, " token"]]:
+def _regions(
+    modality: ModalityMap, span: Span, blocks: int, stretches: int, join_newlines: bool
+) -> tuple[list[str], Int[Tensor, " token"]]:
     """The names of the regions of a run of one medium, in order of first appearance, and the region of each token."""
     length = span.stop - span.start
     place = (span.example, -1 if span.media_index is None else span.media_index)
     if span.modality == "audio":
-        return _stretches(inputs, span.media_index, span.example, length)
-    if span.modality == "image" and (grid := inputs.modality.grids.get(place)) is not None:
-        keys = _of_image(grid, blocks)
-        at = inputs.modality.image_positions(place[1], place[0]).tolist()
-    elif span.modality == "video" and (video := inputs.modality.video_grids.get(place)) is not None:
+        return _stretches(modality.timelines.get(place), length, stretches)
+    if span.modality == "image" and (grid := modality.grids.get(place)) is not None:
+        keys = _of_image(grid, blocks, join_newlines)
+        at = modality.image_positions(place[1], place[0]).tolist()
+    elif span.modality == "video" and (video := modality.video_grids.get(place)) is not None:
         keys = [f"[frame {frame}]" if frame >= 0 else "[newline]" for frame in video.frame.tolist()]
-        at = inputs.modality.video_positions(place[1], place[0]).tolist()
+        at = modality.video_positions(place[1], place[0]).tolist()
     else:
         return [f"[{span.modality}]"], torch.zeros(length, dtype=torch.long)
     own = [key for position, key in zip(at, keys, strict=True) if span.start <= position < span.stop]
-    names = list(dict.fromkeys(own))
-    return names, torch.tensor([names.index(key) for key in own])
+    number = {name: index for index, name in enumerate(dict.fromkeys(own))}
+    return list(number), torch.tensor([number[key] for key in own])
 
 
-def _of_image(grid: ImageGrid, blocks: int) -> list[str]:
+def _of_image(grid: ImageGrid, blocks: int, join_newlines: bool) -> list[str]:
     """The region of each token of an image."""
-    keys = []
+    keys: list[str] = []
     for view, newline, (x0, y0, x1, y1) in zip(
         grid.view.tolist(), grid.newline.tolist(), grid.boxes.tolist(), strict=True
     ):
-        if newline or x0 != x0:  # a class token has no place either
-            keys.append("[newlines]" if newline else "[class token]")
+        if newline:
+            keys.append(keys[-1] if join_newlines and keys else "[newlines]")
+            continue
+        if x0 != x0:
+            keys.append("[class token]")  # has no place either
             continue
         column = min(int((x0 + x1) / 2 / grid.width * blocks), blocks - 1)
         row = min(int((y0 + y1) / 2 / grid.height * blocks), blocks - 1)
@@ -99,14 +129,11 @@ def _of_image(grid: ImageGrid, blocks: int) -> list[str]:
     return keys
 
 
-def _stretches(
-    inputs: MultimodalInput, media_index: int | None, example: int, length: int
-) -> tuple[list[str], Int[Tensor, " token"]]:
+def _stretches(timeline: AudioTimeline | None, length: int, stretches: int) -> tuple[list[str], Int[Tensor, " token"]]:
     """The names of the stretches of a sound, in seconds, and the stretch of each token."""
-    timeline = inputs.modality.timelines.get((example, -1 if media_index is None else media_index))
     if timeline is None or len(timeline) != length:
         return ["[audio]"], torch.zeros(length, dtype=torch.long)
-    count = min(length, STRETCHES)
+    count = min(length, stretches)
     keys = torch.arange(length) * count // length
     firsts = [int((keys == stretch).nonzero()[0]) for stretch in range(count)]
     return [f"[{float(timeline.center_s[first]):.2f} s]" for first in firsts], keys
