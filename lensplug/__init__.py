@@ -15,6 +15,7 @@ from lensplug.errors import LensplugError as LensplugError
 from lensplug.geometry import AudioTimeline as AudioTimeline
 from lensplug.geometry import ImageGrid as ImageGrid
 from lensplug.geometry import VideoGrid as VideoGrid
+from lensplug.groups import Groups as Groups
 from lensplug.inputs import MultimodalInput as MultimodalInput
 from lensplug.lens import Answer as Answer
 from lensplug.lens import MultimodalLens as MultimodalLens
@@ -23,5 +24,6 @@ from lensplug.loading import wrap as wrap
 from lensplug.modality import ModalityMap as ModalityMap
 from lensplug.modality import Span as Span
 from lensplug.parity import ParityReport as ParityReport
+from lensplug.words import join_pieces as join_pieces
 
 __version__ = "0.1.0"

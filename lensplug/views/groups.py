@@ -1,41 +1,26 @@
 """Positions pooled into groups that a person can read: each word alone, image tokens by region, sounds by time.
 
-Attention between thousands of image tokens cannot be drawn, nor read. A group of key positions gets the
-sum of their attention, a group of query positions the mean of theirs, so that pooled rows still sum to 1.
+Attention between thousands of image tokens cannot be drawn, nor read; between groups it can.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from lensplug.geometry import ImageGrid
+from lensplug.groups import Groups
 from lensplug.inputs import MultimodalInput
 from lensplug.modality import Span
+from lensplug.words import running_text
 
 BLOCKS = 3
 """A view is cut into BLOCKS x BLOCKS regions."""
 STRETCHES = 12
 """A sound of more positions is cut into so many stretches of equally many."""
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Groups of the positions of one example, in the order of the prompt. Padding is in none."""
-
-    of_position: Int[Tensor, " pos"]
-    """The group of each position; -1 for padding."""
-    names: list[str]
-
-    def pool(self, pattern: Float[Tensor, "head query key"]) -> Float[Tensor, "head group group"]:
-        """Sum over the keys of a group, mean over its queries."""
-        kept = self.of_position >= 0
-        member = torch.nn.functional.one_hot(self.of_position[kept], len(self.names)).float()
-        attention = pattern[:, kept][:, :, kept].float().cpu()
-        return (member / member.sum(dim=0)).T @ attention @ member
 
 
 def group_positions(inputs: MultimodalInput, *, example: int = 0, blocks: int = BLOCKS, text_run: int = 1) -> Groups:
@@ -62,6 +47,15 @@ def group_positions(inputs: MultimodalInput, *, example: int = 0, blocks: int = 
         of_position[at] = keys + len(names)
         names += labels
     return Groups(of_position, names)
+
+
+def group_runs(texts: Sequence[str], run: int) -> Groups:
+    """Neighbouring positions of a text in runs of so many; those without text by their number."""
+    named = [text or str(position) for position, text in enumerate(texts)]
+    read = named if run == 1 else running_text(named)
+    names = ["".join(read[first : first + run]).strip() for first in range(0, len(read), run)]
+    # CircuitsVis takes all white space out of a name.
+    return Groups(torch.arange(len(named)) // run, [name.replace(" ", "·") or "·" for name in names])
 
 
 def _regions(inputs: MultimodalInput, span: Span, blocks: int) -> tuple[list[str], Int[Tensor, " token"]]:
