@@ -11,6 +11,8 @@ analysis.head_specialization(cache, inputs.modality, query=-1)
 
 from lensplug import analysis as analysis
 from lensplug import tiny as tiny
+from lensplug.attentions import cache_from_attentions as cache_from_attentions
+from lensplug.attentions import grads_from_attentions as grads_from_attentions
 from lensplug.errors import LensplugError as LensplugError
 from lensplug.geometry import AudioTimeline as AudioTimeline
 from lensplug.geometry import ImageGrid as ImageGrid
