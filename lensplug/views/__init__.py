@@ -22,6 +22,7 @@ from lensplug.views.matrix import attention_matrix as attention_matrix
 from lensplug.views.received import received_attention as received_attention
 from lensplug.views.ribbon import modality_ribbon as modality_ribbon
 from lensplug.views.rollout import attention_rollout as attention_rollout
+from lensplug.views.signal import attention_over_signal as attention_over_signal
 from lensplug.views.sound import sound_overlay as sound_overlay
 from lensplug.views.sound import sound_player as sound_player
 from lensplug.views.video import video_overlay as video_overlay
