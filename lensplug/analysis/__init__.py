@@ -10,6 +10,8 @@ from lensplug.analysis.attention_flow import Flow as Flow
 from lensplug.analysis.attention_flow import attention_flow as attention_flow
 from lensplug.analysis.attention_from import AttentionFrom as AttentionFrom
 from lensplug.analysis.attention_from import attention_from as attention_from
+from lensplug.analysis.attention_matrix import AttentionMatrix as AttentionMatrix
+from lensplug.analysis.attention_matrix import attention_matrix as attention_matrix
 from lensplug.analysis.attention_rollout import Rollout as Rollout
 from lensplug.analysis.attention_rollout import attention_rollout as attention_rollout
 from lensplug.analysis.compare import Comparison as Comparison

@@ -11,6 +11,7 @@ When not to use it: attention is where a head looks, not what it moves from ther
     looked = attention_from(cache, queries=[-2, -1])
     looked.values[0, :, :, 1]                             # [layer head key] of the last position
     views.image_overlay(looked.by_position(query=1), inputs)     # a slider over the layers
+    views.attention_by_layer(looked, row=1, inputs=inputs)       # layer x position
 """
 
 from __future__ import annotations
@@ -92,10 +93,6 @@ class AttentionFrom(Result):
                 "attention": self.values.flatten().double().numpy(),
             }
         )
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        # Rows alone have no picture: `views.image_overlay` and `views.image_explorer` draw them over the inputs.
-        return {"text/plain": repr(self)}
 
 
 @needs("attn.hook_pattern")

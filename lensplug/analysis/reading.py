@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -271,3 +271,25 @@ def attended(
     if tuple(mask.shape) != shape:
         raise LensplugError(f"attention_mask has the shape {list(mask.shape)}, the cache is {list(shape)}.")
     return mask.long().to(device)
+
+
+def texts_of(
+    cache: Any, given: Sequence[Sequence[Any]] | None, shape: tuple[int, int], name: str = "str_tokens"
+) -> tuple[tuple[str, ...], ...]:
+    """The text of each position: as given, else as it was left on the cache, else "".
+
+    Raises:
+        LensplugError: If it is not one text for each position.
+    """
+    texts = given if given is not None else getattr(cache, "str_tokens", None)
+    if texts is None:
+        return (("",) * shape[1],) * shape[0]
+    if len(texts) != shape[0] or any(len(row) != shape[1] for row in texts):
+        found = [len(texts), len(texts[0]) if len(texts) else 0]
+        raise LensplugError(f"{name} is for {found} positions, the cache is {list(shape)}: give that of its inputs.")
+    other = [text for row in texts for text in row if not isinstance(text, str)]
+    if other:
+        raise LensplugError(
+            f"{name} holds a {type(other[0]).__name__}, expected texts: tokenizer.convert_ids_to_tokens(ids)."
+        )
+    return tuple(tuple(row) for row in texts)

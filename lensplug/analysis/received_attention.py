@@ -7,9 +7,9 @@ columns of words, as studies of audio-LLaMAs do (does the model use the audio to
 
 When not to use it: in a causal model the token at position i of n is seen by n - i rows, its own among them, so
 a late token's value is the mean of few entries and noisy (the last token's is one entry, how much it looks at
-itself); `count` says of how many. Every row counts, those of a generated answer too. The first token is a sink in
-most models (`exclude_sink`). Attention is where a head looks, not what it moves; for one answer's view of the
-prompt use `head_specialization` or a rollout.
+itself); `count` says of how many. In an encoder every row sees every token. Every row counts, those of a
+generated answer too. The first token is a sink in most models (`exclude_sink`). Attention is where a head looks,
+not what it moves; for one answer's view of the prompt use `head_specialization` or a rollout.
 
     result = analysis.received_attention(cache, layer=0, modality=inputs.modality, str_tokens=inputs.str_tokens)
     result.table(k=25).to_csv("received.csv")
@@ -19,23 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import (
-    Provenance,
-    Result,
-    attended,
-    check_example,
-    n_layers,
-    needs,
-    read_head_mean,
-    read_pattern,
-)
+from lensplug.analysis.one_layer import Head, read_layer
+from lensplug.analysis.reading import Provenance, Result, attended, check_example, needs, texts_of
 from lensplug.errors import LensplugError
 from lensplug.modality import ModalityMap
 
@@ -129,7 +120,7 @@ def received_attention(
     cache: Any,
     *,
     layer: int = 0,
-    head: str | SupportsIndex | Sequence[SupportsIndex] = "mean",
+    head: Head = "mean",
     scale: str = "row-max",
     exclude_sink: bool = False,
     modality: ModalityMap | None = None,
@@ -146,27 +137,19 @@ def received_attention(
         scale: "row-max" (every row divided by its largest entry) or "none".
         exclude_sink: Leave out the first position that is not padding; rows are scaled by the largest of the rest.
         modality: `inputs.modality`, to name media.
-        str_tokens: `inputs.str_tokens`, to name tokens.
+        str_tokens: `inputs.str_tokens`, to name tokens; a cache made with `tokens` has its own.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
 
     Raises:
         LensplugError: If the layer or a head is not there, or what names the positions does not fit.
     """
-    layers = n_layers(cache)
-    if not -layers <= layer < layers:
-        raise LensplugError(f"layer is {layer}, the model has layers 0 to {layers - 1}.")
     if scale not in SCALES:
         raise LensplugError(f"scale is {scale!r}, expected 'row-max' or 'none'.")
-    if isinstance(head, str) and head == "mean":
-        fused = read_head_mean(cache, layer % layers, needed_by="received_attention")
-        heads: list[int] = []
-    else:
-        pattern = read_pattern(cache, layer % layers, needed_by="received_attention")
-        heads = _heads(head, pattern.shape[1])
-        fused = pattern[:, heads].mean(dim=1)
+    one = read_layer(cache, layer, head, needed_by="received_attention")
+    fused = one.attention
     shape = (fused.shape[0], fused.shape[-1])
-    modalities = _named(None if modality is None else modality.position_names, shape, "modality")
-    texts = _named(str_tokens, shape, "str_tokens")
+    modalities = _modalities(modality, shape)
+    texts = texts_of(cache, str_tokens, shape)
     if attention_mask is None and modality is not None:
         attention_mask = modality.attention_mask
     mask = attended(cache, shape, attention_mask, fused.device).bool()
@@ -179,15 +162,14 @@ def received_attention(
         matrix = torch.where(largest > 0, matrix / largest, 0.0)
     count = (matrix > 0).sum(dim=1)
     values = (matrix.sum(dim=1) / count.clamp(min=1)).masked_fill(~seen.cpu(), torch.nan)
-    convention = f"layer {layer % layers}, {_heads_in_words(head, heads)}, "
-    convention += "rows scaled to maximum 1" if scale == "row-max" else "rows as they are"
+    convention = f"{one.in_words}, " + ("rows scaled to maximum 1" if scale == "row-max" else "rows as they are")
     convention += "; first position left out" if exclude_sink else ""
     return ReceivedAttention(
         values=values,
         count=count,
         matrix=matrix,
-        layer=int(layer % layers),
-        head="mean" if head == "mean" else ", ".join(map(str, heads)),
+        layer=one.layer,
+        head=one.head,
         scale=scale,
         modalities=modalities,
         str_tokens=texts,
@@ -195,26 +177,11 @@ def received_attention(
     )
 
 
-def _heads(head: str | SupportsIndex | Sequence[SupportsIndex], n_heads: int) -> list[int]:
-    """The heads that are meant, counted from 0."""
-    if isinstance(head, str):
-        raise LensplugError(f"head is {head!r}, expected 'mean', a head, or a list of heads.")
-    chosen = [index(one) for one in ([head] if isinstance(head, SupportsIndex) else head)]
-    if not chosen or not all(-n_heads <= one < n_heads for one in chosen):
-        raise LensplugError(f"head is {head}, the model has heads 0 to {n_heads - 1}.")
-    return [one % n_heads for one in chosen]
-
-
-def _heads_in_words(head: Any, heads: Sequence[int]) -> str:
-    if isinstance(head, str):
-        return "mean of all heads"
-    return f"head {heads[0]}" if len(heads) == 1 else f"mean of heads {' and '.join(map(str, heads))}"
-
-
-def _named(names: Sequence[Sequence[str]] | None, shape: tuple[int, int], what: str) -> tuple[tuple[str, ...], ...]:
-    if names is None:
+def _modalities(modality: ModalityMap | None, shape: tuple[int, int]) -> tuple[tuple[str, ...], ...]:
+    """The modality of each position, "" where it was not given."""
+    if modality is None:
         return (("",) * shape[1],) * shape[0]
-    if len(names) != shape[0] or any(len(row) != shape[1] for row in names):
-        found = [len(names), len(names[0]) if len(names) else 0]
-        raise LensplugError(f"{what} is for {found} positions, the cache is {list(shape)}: give that of its inputs.")
-    return tuple(tuple(row) for row in names)
+    if tuple(modality.attention_mask.shape) != shape:
+        found = list(modality.attention_mask.shape)
+        raise LensplugError(f"modality is for {found} positions, the cache is {list(shape)}: give that of its inputs.")
+    return tuple(map(tuple, modality.position_names))

@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import circuitsvis
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.reading import read_pattern
+from lensplug.analysis.reading import attended, check_example, n_layers, read_pattern, texts_of
 from lensplug.errors import LensplugError
-from lensplug.groups import group_positions
+from lensplug.groups import Groups, group_positions
 from lensplug.inputs import MultimodalInput
+from lensplug.views.groups import group_runs
+from lensplug.views.heatmap import texts_for
 from lensplug.views.rows import rows_at
+from lensplug.words import running_text
 
 ATTENTION_BYTES = 300_000
 """The most that the numbers of one attention component may weigh; text tokens are pooled until they fit."""
@@ -55,30 +60,49 @@ def script() -> str:
     return text.replace("</script>", "<\\/script>")
 
 
-def attention_heads(cache: Any, inputs: MultimodalInput, *, layer: int, example: int = 0, blocks: int = 3) -> Widget:
+def attention_heads(
+    cache: Any,
+    inputs: MultimodalInput | None = None,
+    *,
+    layer: int,
+    example: int = 0,
+    blocks: int = 3,
+    str_tokens: Sequence[Sequence[str]] | None = None,
+) -> Widget:
     """The heads of one layer between tokens, image tokens pooled by region of the picture.
 
-    Groups of keys have the sum of their attention, groups of queries the mean: rows sum to 1.
+    Long texts are pooled in short runs of tokens, until the page stays small. Groups of keys have the sum of their
+    attention, groups of queries the mean: rows sum to 1.
 
     Args:
         cache: An ActivationCache with the layer's `hook_pattern`.
-        inputs: The inputs that were run.
+        inputs: The inputs that were run; not needed for a cache of `lensplug.cache_from_attentions`.
         layer: Which layer; negative ones count from the last.
         example: Which example.
         blocks: Regions along each side of the picture.
+        str_tokens: The text of each position, without inputs; a cache made with `tokens` has its own.
 
     Raises:
-        LensplugError: If there is no such layer or its pattern is missing.
+        LensplugError: If there is no such layer or example, its pattern is missing, or texts do not fit.
     """
-    layers = cache.model.cfg.n_layers
+    layers = n_layers(cache)
     if not -layers <= layer < layers:
         raise LensplugError(f"layer is {layer}, the model has layers 0 to {layers - 1}.")
-    pattern = read_pattern(cache, layer % layers, needed_by="attention_rollout")[example]
+    patterns = read_pattern(cache, layer % layers, needed_by="attention_rollout")
+    check_example(example, len(patterns))
+    pattern, length = patterns[example], patterns.shape[-1]
+    if inputs is None:
+        shape = (len(patterns), length)
+        texts = texts_of(cache, str_tokens, shape)[example]
+        kept = attended(cache, shape, None, torch.device("cpu"))[example].bool()
+
+    def groups_of(run: int) -> Groups:
+        if inputs is None:
+            return group_runs(texts, run).only(kept)
+        return group_positions(inputs.modality, inputs.str_tokens, example=example, blocks=blocks, text_run=run)
+
     run = 1
-    while True:
-        groups = group_positions(inputs.modality, inputs.str_tokens, example=example, blocks=blocks, text_run=run)
-        if len(pattern) * len(groups.names) ** 2 * 7 <= ATTENTION_BYTES or run >= inputs.tokens.shape[1]:
-            break
+    while len(pattern) * len((groups := groups_of(run)).names) ** 2 * 7 > ATTENTION_BYTES and run < length:
         run += 1
     pooled = groups.pool(pattern)
     component = circuitsvis.attention.attention_heads(
@@ -91,7 +115,12 @@ def attention_heads(cache: Any, inputs: MultimodalInput, *, layer: int, example:
 
 
 def colored_tokens(
-    values: Float[Tensor, " pos"], inputs: MultimodalInput, *, example: int = 0, blocks: int = 3
+    values: Float[Tensor, " pos"],
+    inputs: MultimodalInput | None = None,
+    *,
+    example: int = 0,
+    blocks: int = 3,
+    str_tokens: Sequence[Sequence[str]] | None = None,
 ) -> Widget:
     """The prompt with each token coloured by a value; image regions have the sum of theirs.
 
@@ -100,14 +129,19 @@ def colored_tokens(
         inputs: The inputs that were analysed.
         example: Which example.
         blocks: Regions along each side of the picture.
+        str_tokens: The text of each position, without inputs: `cache.str_tokens` of a cache made with `tokens`.
 
     Raises:
         LensplugError: If the values are not one for each position.
     """
-    (row,) = rows_at(values, inputs).values()
-    groups = group_positions(inputs.modality, inputs.str_tokens, example=example, blocks=blocks)
-    kept = groups.of_position >= 0
-    sums = row.new_zeros(len(groups.names)).index_add_(0, groups.of_position[kept], row[kept])
+    if inputs is None:
+        row = values.detach().float().cpu()
+        texts = texts_for(len(row), inputs=None, str_tokens=str_tokens, example=example)
+        groups = Groups(torch.arange(len(row)), running_text([text or str(at) for at, text in enumerate(texts)]))
+    else:
+        (row,) = rows_at(values, inputs).values()
+        groups = group_positions(inputs.modality, inputs.str_tokens, example=example, blocks=blocks)
+    sums = groups.sums(row)
     tokens = [_harmless(_shown(name)) for name in groups.names]
     component = circuitsvis.tokens.colored_tokens(tokens=tokens, values=_rounded(sums))
     return _widget(component, height=160)

@@ -14,7 +14,7 @@ from lensplug.errors import LensplugError
 from lensplug.views.blocks import block_means, block_size
 from lensplug.views.style import DIVERGING, figure, visible
 
-MAPS = (("layer", "head"), ("entry", "position"), ("row", "pos"))
+MAPS = (("layer", "head"), ("entry", "position"), ("row", "pos"), ("query", "key"))
 """Pairs of labels that are drawn as a map: what goes down, what goes across."""
 CELLS = 120
 """A larger map is drawn in blocks, each its mean."""

@@ -9,6 +9,8 @@ import plotly.graph_objects as go
 
 from lensplug.analysis.agreement import Agreement
 from lensplug.analysis.attention_flow import Flow
+from lensplug.analysis.attention_from import AttentionFrom
+from lensplug.analysis.attention_matrix import AttentionMatrix
 from lensplug.analysis.attention_rollout import Rollout
 from lensplug.analysis.compare import Comparison
 from lensplug.analysis.deletion_curve import DeletionCurve
@@ -18,11 +20,13 @@ from lensplug.analysis.modality_ablation import ModalityAblation
 from lensplug.analysis.received_attention import ReceivedAttention
 from lensplug.errors import LensplugError
 from lensplug.views.ablation import modality_ablation
+from lensplug.views.by_layer import attention_by_layer
 from lensplug.views.comparison import comparison
 from lensplug.views.deletion import agreement, deletion_curve
 from lensplug.views.flow import attention_flow
 from lensplug.views.heads import head_specialization
 from lensplug.views.lens_table import logit_lens
+from lensplug.views.matrix import attention_matrix
 from lensplug.views.received import received_attention
 from lensplug.views.rollout import attention_rollout
 
@@ -37,10 +41,16 @@ def draw(result: Any) -> go.Figure:
     raise LensplugError(f"no view draws a {type(result).__name__}.")
 
 
+def _rollout(result: Rollout) -> go.Figure:
+    return attention_rollout(result) if result.by_layer is None else attention_by_layer(result)
+
+
 draw.register(HeadSpecialization, head_specialization)
 draw.register(LogitLens, logit_lens)
-draw.register(Rollout, attention_rollout)
+draw.register(Rollout, _rollout)
 draw.register(Flow, attention_flow)
+draw.register(AttentionMatrix, attention_matrix)
+draw.register(AttentionFrom, attention_by_layer)
 draw.register(ReceivedAttention, received_attention)
 draw.register(Comparison, comparison)
 draw.register(ModalityAblation, modality_ablation)

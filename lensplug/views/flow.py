@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import wrap
-
 import plotly.graph_objects as go
 
 from lensplug.analysis.attention_flow import Flow
@@ -12,9 +10,6 @@ from lensplug.groups import Groups
 from lensplug.inputs import MultimodalInput
 from lensplug.views.rollout import bars
 from lensplug.views.style import visible
-
-LINE = 110
-"""Letters of a line of the title."""
 
 
 def attention_flow(
@@ -40,10 +35,8 @@ def attention_flow(
                 label = inputs.str_tokens[example][members[0]]
         names.append(modality.partition("+")[0] or "text")
         texts.append(visible(label) + (f", {len(members)} positions" if len(members) > 1 else ""))
-    lines = wrap(f"Flow into position {int(result.row[example])} ({result.provenance.convention})", LINE)
-    fig = bars(
-        (result.normalized if normalized else result.values)[example], names, texts, title="<br>".join(lines),
+    return bars(
+        (result.normalized if normalized else result.values)[example], names, texts,
+        title=f"Flow into position {int(result.row[example])}", notes=result.provenance.convention,
         unit="share of the flows" if normalized else "maximum flow", axis="group" if result.upper_bound else "position",
     )  # fmt: skip
-    fig.update_layout(height=240 + 20 * len(lines), margin={"t": 28 + 20 * len(lines)})
-    return fig

@@ -10,11 +10,17 @@ from torch import Tensor
 
 from lensplug.analysis.attention_rollout import Rollout
 from lensplug.inputs import MultimodalInput
-from lensplug.views.style import MODALITY_COLORS, figure, visible
+from lensplug.views.heatmap import texts_for
+from lensplug.views.style import MODALITY_COLORS, figure, titled, visible
 
 
 def attention_rollout(
-    result: Rollout, *, inputs: MultimodalInput | None = None, row: int = -1, example: int = 0
+    result: Rollout,
+    *,
+    inputs: MultimodalInput | None = None,
+    row: int = -1,
+    example: int = 0,
+    str_tokens: Sequence[Sequence[str]] | None = None,
 ) -> go.Figure:
     """One row of a rollout: how much of each input position is in the chosen output position.
 
@@ -25,16 +31,19 @@ def attention_rollout(
         inputs: For the text and the modality of the positions.
         row: Which of the result's rows.
         example: Which example.
+        str_tokens: The text of the positions, without inputs: `cache.str_tokens` of a cache made with `tokens`.
+
+    Raises:
+        LensplugError: If the texts are not one for each position.
     """
     shown, unit = (result.values, "share") if result.relevance is None else (result.relevance, "relevance")
-    values = shown[example, row]
-    if inputs is None:
-        names, texts = ["text"] * len(values), [""] * len(values)
-    else:
-        names = inputs.modality.position_names[example]
-        texts = [visible(text) for text in inputs.str_tokens[example]]
-    title = f"Rollout into position {int(result.rows[example, row])} ({result.provenance.convention})"
-    return bars(values, names, texts, title=title, unit=unit)
+    names = ["text"] * shown.shape[2] if inputs is None else inputs.modality.position_names[example]
+    known = texts_for(shown.shape[2], inputs=inputs, str_tokens=str_tokens, example=example)
+    texts = [visible(text) if text else "" for text in known]
+    at = int(result.rows[example, row])
+    whose = f"{texts[at]} (position {at})" if texts[at] else f"position {at}"
+    title = f"Rollout into {whose}"
+    return bars(shown[example, row], names, texts, title=title, notes=result.provenance.convention, unit=unit)
 
 
 def bars(
@@ -43,6 +52,7 @@ def bars(
     texts: Sequence[str],
     *,
     title: str,
+    notes: str,
     unit: str,
     axis: str = "position",
 ) -> go.Figure:
@@ -53,7 +63,8 @@ def bars(
         customdata=list(texts),
         hovertemplate=f"%{{customdata}} ({axis} %{{x}}): %{{y:.4g}}<extra></extra>",
     )  # fmt: skip
-    fig = figure(drawn, title=title, height=260)
+    fig = figure(drawn, title="", height=210)
+    titled(fig, title, notes)
     fig.update_layout(bargap=0)
     fig.update_xaxes(title=axis)
     fig.update_yaxes(title=unit, rangemode="tozero", gridcolor="#eceef0")

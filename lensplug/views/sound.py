@@ -20,7 +20,7 @@ from lensplug.inputs import MultimodalInput
 from lensplug.media import Sound, load_sound
 from lensplug.views.overlay import slider
 from lensplug.views.rows import Rows, rows_at
-from lensplug.views.style import FONT, MODALITY_COLORS, figure
+from lensplug.views.style import FONT, MODALITY_COLORS, WHITE_TO_ORANGE, figure
 
 BINS = 200
 """Columns of the heat map, and about so many of the spectrogram."""
@@ -32,7 +32,6 @@ PLAYED_HZ = 16000
 """What the player plays: enough for speech, and small."""
 RANGE_DB = 60.0
 """The spectrogram shows what is at most so far below its loudest."""
-HEAT = [[0.0, "#ffffff"], [0.5, "#f6c992"], [1.0, "#dd6b20"]]
 
 
 def sound_overlay(
@@ -130,7 +129,7 @@ def _heat(row: Float[Tensor, " token"], timeline: AudioTimeline, highest: float,
     step = timeline.duration_s / BINS
     return go.Heatmap(
         z=[painted.tolist()], x0=step / 2, dx=step, y0=0, dy=2.1, visible=shown, showscale=False,
-        colorscale=HEAT, zmin=0, zmax=highest, hovertemplate="%{x:.2f} s: %{z:.4f}<extra></extra>",
+        colorscale=WHITE_TO_ORANGE, zmin=0, zmax=highest, hovertemplate="%{x:.2f} s: %{z:.4f}<extra></extra>",
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
@@ -22,6 +23,8 @@ HEAT = [
     [1.0, "rgba(255, 235, 70, 0.82)"],
 ]
 """Over pictures: a faint veil where there is little, so that the picture stays to be seen."""
+WHITE_TO_ORANGE = [[0.0, "#ffffff"], [0.5, "#f6c992"], [1.0, "#dd6b20"]]
+"""Behind waveforms and channels."""
 DIVERGING = [[0.0, "#2b5c8a"], [0.5, "#f7f6f3"], [1.0, "#c2541b"]]
 """Below chance blue, above it orange; chance itself is the colour of paper."""
 
@@ -43,6 +46,15 @@ def figure(*traces: Any, title: str, height: int, width: int | None = None) -> g
         hoverlabel={"font": {"family": FONT}},
     )
     return fig
+
+
+def titled(fig: go.Figure, title: str, notes: str) -> None:
+    """Put a title over a figure, and below it notes in lines that fit 480 pixels; the figure grows by them."""
+    lines = wrap(notes, 62)
+    text = title + "".join(f"<br><sub>{line}</sub>" for line in lines)
+    room = 76 + 18 * len(lines)  # below the buttons that plotly shows, which would lie on the title
+    fig.update_layout(title={"text": text, "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 46}})
+    fig.update_layout(margin={"t": room}, height=fig.layout.height + room)
 
 
 def visible(token: str) -> str:

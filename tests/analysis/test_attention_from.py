@@ -89,4 +89,4 @@ def test_what_is_refused():
     result = analysis.attention_from(cache)
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.values = None
-    assert "AttentionFrom(values [1, 1, 2, 1, 5]" in result._repr_mimebundle_()["text/plain"]
+    assert "AttentionFrom(values [1, 1, 2, 1, 5]" in repr(result)

@@ -1,0 +1,81 @@
+"""One row of attention, or of a rollout, in every layer: layer x position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensplug.analysis.attention_from import AttentionFrom
+from lensplug.analysis.attention_rollout import Rollout
+from lensplug.analysis.reading import check_example
+from lensplug.errors import LensplugError
+from lensplug.groups import Groups
+from lensplug.inputs import MultimodalInput
+from lensplug.views.heatmap import heatmap, numbered, texts_for
+from lensplug.views.style import visible
+
+
+def attention_by_layer(
+    result: AttentionFrom | Rollout,
+    *,
+    row: int = -1,
+    head: str | int = "mean",
+    example: int = 0,
+    inputs: MultimodalInput | None = None,
+    str_tokens: Sequence[Sequence[str]] | None = None,
+    groups: Groups | None = None,
+) -> go.Figure:
+    """Where one position looks in each layer, or what a rollout up to each layer has in it.
+
+    The row of [CLS] for a classifier, of the answer for a decoder. Colour goes by the square root of the weight, as in
+    `attention_matrix`.
+
+    Args:
+        result: From `analysis.attention_from`, or from `analysis.attention_rollout(..., per_layer=True)`.
+        row: Which of the result's rows, in the order asked for.
+        head: Of `attention_from`, "mean" over all heads, or one head.
+        example: Which example.
+        inputs: For the text of the positions.
+        str_tokens: The same without inputs: `cache.str_tokens` of a cache made with `tokens`.
+        groups: To sum the weights of a group's positions: words from `lensplug.join_pieces`, or
+            `views.group_positions`.
+
+    Raises:
+        LensplugError: If the result has no such row or nothing by layer, or texts or groups do not fit.
+    """
+    values, position, layers = _rows(result, row, head, example)
+    texts = texts_for(values.shape[1], inputs=inputs, str_tokens=str_tokens, example=example)
+    whose = f"{visible(texts[position])} (position {position})" if texts[position] else f"position {position}"
+    if groups is not None:
+        values, texts = groups.sums(values), tuple(groups.names)
+    if isinstance(result, AttentionFrom):
+        heads = "mean of all heads" if head == "mean" else f"head {head}"
+        title, notes = f"Where {whose} looks in each layer", f"fraction of its attention, {heads}"
+    else:
+        title, notes = f"Rollout into {whose} up to each layer", result.provenance.convention
+    fig = heatmap(
+        values, [str(layer) for layer in layers], numbered(texts, range(len(texts))), title=title, notes=notes,
+        hover="layer %{y}, <b>%{x}</b>", height=100 + 22 * len(layers),
+    )  # fmt: skip
+    fig.update_yaxes(title={"text": "layer"})
+    return fig
+
+
+def _rows(
+    result: AttentionFrom | Rollout, row: int, head: str | int, example: int
+) -> tuple[Float[Tensor, "layer pos"], int, Sequence[int]]:
+    """The row in each layer, its position, and the layers."""
+    check_example(example, len(result.values))
+    if isinstance(result, AttentionFrom):
+        values = torch.stack(list(result.by_position(example, query=row, head=head).values()))
+        return values, int(result.queries[example, row]), range(len(values))
+    if result.by_layer is None:
+        raise LensplugError("this rollout is of all layers: analysis.attention_rollout(..., per_layer=True) has each.")
+    rows = result.by_layer.shape[2]
+    if not -rows <= row < rows:
+        raise LensplugError(f"row is {row}, the result has {rows}, counted from 0 in the order asked for.")
+    return result.by_layer[example, :, row], int(result.rows[example, row]), result.layers

@@ -1,0 +1,41 @@
+"""One layer's attention matrix as a heat map."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from lensplug.analysis.attention_matrix import AttentionMatrix
+from lensplug.analysis.reading import check_example
+from lensplug.views.heatmap import heatmap, numbered
+
+TALLEST = 660
+"""Pixels, where there is room: a matrix is a square."""
+
+
+def attention_matrix(result: AttentionMatrix, *, example: int = 0) -> go.Figure:
+    """Queries down, keys across, a square; hover tells both texts and the weight.
+
+    Colour goes by the square root of the weight; where a few columns have nearly all of it, the scale ends below the
+    largest, and the notes say where. Padding is left out.
+
+    Args:
+        result: From `analysis.attention_matrix`.
+        example: Which example.
+
+    Raises:
+        LensplugError: If there is no such example, or it has too many positions to draw.
+    """
+    check_example(example, len(result.values))
+    values = result.values[example]
+    at = (~values.diagonal().isnan()).nonzero()[:, 0]
+    names = numbered([result.texts[example][i] for i in at.tolist()], at.tolist())
+    heads = "mean of all heads" if result.head == "mean" else f"head {result.head}"
+    pooled = "; grouped: sum over keys, mean over queries" if result.grouped else ""
+    fig = heatmap(
+        values[at][:, at], names, names, title=f"Attention in layer {result.layer}, {heads}",
+        notes=f"rows (queries) look at columns (keys), each row sums to 1{pooled}",
+        hover="<b>%{y}</b> looks at <b>%{x}</b>", height=min(TALLEST, 320 + 4 * len(at)),
+    )  # fmt: skip
+    fig.update_xaxes(constrain="domain", constraintoward="left")
+    fig.update_yaxes(scaleanchor="x", constrain="domain", constraintoward="top")
+    return fig
