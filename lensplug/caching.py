@@ -19,7 +19,7 @@ from transformer_lens import ActivationCache
 from lensplug import engines, reductions
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
-from lensplug.positions import Positions, resolve_positions
+from lensplug.positions import Positions, resolve_positions, watched_rows
 from lensplug.reductions import Keep, Reduction
 
 RESIDUALS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
@@ -80,9 +80,10 @@ class Plan:
             wanted = lambda name: any(one.needs(name) for one in analyses)  # noqa: E731
         if logit_positions is not None and others.get("return_type", "logits") not in ("logits", None):
             raise LensplugError("a loss needs the logits of every position: leave logit_positions out.")
-        if residual_positions is not None and (unknown := set(others) - {"return_type"}):
-            raise LensplugError(f"with residual_positions, {', '.join(sorted(unknown))} cannot be given.")
         chosen = reductions.chosen(keep)
+        if (residual_positions is not None or chosen) and (unknown := set(others) - {"return_type"}):
+            cut = "residual_positions" if residual_positions is not None else "keep"  # of all layers, or it lies
+            raise LensplugError(f"with {cut}, {', '.join(sorted(unknown))} cannot be given.")
         return cls(
             wanted,
             chosen,
@@ -106,8 +107,9 @@ def run_with_cache(
 
     with ExitStack() as stack, torch.no_grad():
         if plan.query_rows is not None:
+            rows = plan.query_rows if plan.query_rows.shape[1] else watched_rows(inputs.tokens)
             shown = each_block if kept else None
-            stack.enter_context(engines.attention_rows(engine, model, plan.query_rows, each_block=shown))
+            stack.enter_context(engines.attention_rows(engine, model, rows, each_block=shown))
         if plan.logit_rows is not None:
             stack.enter_context(engines.logit_rows(engine, model, plan.logit_rows))
         if set(plan.others) <= {"return_type"}:
@@ -115,6 +117,11 @@ def run_with_cache(
         else:
             elsewhere = {} if plan.device is None else {"device": plan.device}
             logits, cache = model.run_with_cache(inputs, names_filter=plan.wanted, **elsewhere, **plan.others)
+            if plan.query_rows is not None:
+                rows_kept = plan.query_rows.shape[1]
+                cache.cache_dict |= {
+                    name: value[..., :rows_kept, :] for name, value in cache.items() if name.endswith(ROWS)
+                }
     for one in kept:
         cache.cache_dict |= {name: value.to(plan.device or value.device) for name, value in one.named.items()}
         for name, value in one.noted.items():
@@ -152,6 +159,8 @@ def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Ten
         if kind in RESIDUALS and plan.residual_rows is not None:
             at = plan.residual_rows.to(activation.device)[:, :, None].expand(-1, -1, activation.shape[-1])
             activation = activation.gather(1, at)
+        elif plan.query_rows is not None:
+            activation = activation[:, :, : plan.query_rows.shape[1]]
         names = same_kind[kind]
         if kind not in together:
             together[kind] = torch.empty(len(names), *activation.shape, dtype=activation.dtype, device=device)

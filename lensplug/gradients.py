@@ -31,6 +31,7 @@ from lensplug import engines, reductions
 from lensplug.caching import NamesFilter, predicate
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
+from lensplug.positions import watched_rows
 from lensplug.reductions import KeepGradients
 from lensplug.targets import Target, terms_of
 
@@ -92,8 +93,8 @@ def run_with_gradients(
         for context in (torch.inference_mode(False), torch.enable_grad(), _frozen(model)):
             stack.enter_context(context)
         if reduced:
-            no_rows = inputs.tokens.new_empty(len(inputs), 0)
-            stack.enter_context(engines.attention_rows(engine, model, no_rows, each_gradient=each_gradient))
+            rows_shown = watched_rows(inputs.tokens)
+            stack.enter_context(engines.attention_rows(engine, model, rows_shown, each_gradient=each_gradient))
             stack.enter_context(engines.checkpointed(engine, model))
         if rows is not None:
             stack.enter_context(engines.logit_rows(engine, model, rows))

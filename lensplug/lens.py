@@ -278,20 +278,29 @@ class MultimodalLens:
         )
 
     def logits_at(
-        self, inputs: Any, rows: Int[Tensor, "batch row"], *, hidden: Bool[Tensor, "batch pos"] | None = None
+        self,
+        inputs: Any,
+        rows: Int[Tensor, "batch row"],
+        *,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        hidden: Bool[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch row d_vocab"]:
         """Logits at a few positions, at the speed of SDPA, with some positions hidden from all others.
 
         Args:
-            inputs: From `prepare` or `encode`, or anything with `embeds`, `tokens` and `attention_mask`.
+            inputs: From `prepare` or `encode`, or merged embeddings `[batch pos d_model]`.
             rows: For each example the positions, from the left.
+            attention_mask: Of embeddings, where there is padding; inputs have their own.
             hidden: Positions that no query sees, in any layer; they keep their place, so that nothing else moves.
+
+        Raises:
+            LensplugError: If a hook of yours edits scores or patterns: the logits would not change.
         """
-        no_rows = rows[:, :0]
+        # The patterns of the rows are made as well, so that an edit is noticed.
         with torch.no_grad(), ExitStack() as stack:
-            stack.enter_context(engines.attention_rows(self.engine, self.model, no_rows, hidden=hidden))
+            stack.enter_context(engines.attention_rows(self.engine, self.model, rows, hidden=hidden))
             stack.enter_context(engines.logit_rows(self.engine, self.model, rows))
-            logits: Tensor = self.model(inputs)
+            logits: Tensor = self.model(inputs, attention_mask=attention_mask)
         return logits
 
     def run_with_hooks(

@@ -14,6 +14,14 @@ Positions = int | Sequence[int] | Int[Tensor, " *axes"]
 """One position, several, or a tensor `[position]` or `[example position]`."""
 
 
+def watched_rows(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch 1"]:
+    """The last position of every example, padding or not: what is looked at where no row is kept.
+
+    Attention rows that nobody keeps still show whether a hook edits patterns, which would change nothing.
+    """
+    return torch.full_like(tokens[:, :1], tokens.shape[1] - 1)
+
+
 def resolve_position(position: int, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
     """A position of every example as an index from the left.
 

@@ -86,6 +86,8 @@ def test_what_needs_other_rows_says_what_to_type(lens, batch):
 def test_no_rows_and_positions_that_are_none(lens, batch):
     _, cache = lens.run_with_cache(batch, query_positions=[])
     assert cache["pattern", 0].shape[2] == 0
+    _, cache = lens.run_with_cache(batch, query_positions=[], remove_batch_dim=False)
+    assert cache["pattern", 0].shape[2] == cache["attn_scores", 0].shape[2] == 0
     with pytest.raises(LensplugError, match="reads the positions"):
         analysis.attention_from(cache)
     with pytest.raises(LensplugError, match="position 999 is out of range"):
@@ -97,6 +99,33 @@ def test_an_edit_of_a_pattern_is_refused_and_leaves_nothing_behind(lens, batch, 
     try:
         with pytest.raises(LensplugError, match="a hook edits attention scores or patterns"):
             lens.run_with_cache(batch, query_positions=[-1])
+    finally:
+        lens.model.reset_hooks()
+    assert torch.equal(lens.run_with_cache(batch)[0], whole[0])
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda lens, batch: lens.run_with_cache(batch, query_positions=[]),
+        lambda lens, batch: lens.run_with_cache(batch, query_positions=[], remove_batch_dim=False),
+        lambda lens, batch: lens.run_with_cache(batch, names_filter=[], keep="rollout"),
+        lambda lens, batch: lens.run_with_gradients(batch, target=7, keep="cam"),
+        lambda lens, batch: lens.logits_at(batch, torch.full((3, 1), batch.tokens.shape[1] - 1)),
+    ],
+    ids=["no rows", "no rows, an option of TransformerLens", "keep", "gradients", "logits"],
+)
+@pytest.mark.parametrize("name", ["hook_pattern", "hook_attn_scores"])
+def test_an_edit_is_noticed_where_no_row_is_kept(lens, batch, whole, run, name):
+    def hide_the_image(value, hook):
+        value[..., 5:20] = 0 if hook.name.endswith("pattern") else -torch.inf
+        return value
+
+    run(lens, batch)
+    lens.model.add_hook(f"blocks.1.attn.{name}", hide_the_image)
+    try:
+        with pytest.raises(LensplugError, match="a hook edits attention scores or patterns"):
+            run(lens, batch)
     finally:
         lens.model.reset_hooks()
     assert torch.equal(lens.run_with_cache(batch)[0], whole[0])
@@ -139,6 +168,7 @@ def test_options_that_do_not_go_together_are_refused(lens, batch):
         ({"needs": analysis.logit_lens, "names_filter": "hook_embed"}, "give one of them"),
         ({"logit_positions": [-1], "return_type": "loss"}, "a loss needs the logits of every position"),
         ({"residual_positions": [-1], "remove_batch_dim": True}, "remove_batch_dim cannot be given"),
+        ({"keep": "rollout", "stop_at_layer": 2}, "with keep, stop_at_layer cannot be given"),
     ):
         with pytest.raises(LensplugError, match=message):
             lens.run_with_cache(batch, **options)

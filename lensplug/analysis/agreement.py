@@ -7,7 +7,7 @@ wrong together: `deletion_curve` asks the model.
 When not to use it: over all positions of a prompt the first one, a sink, and the words dominate; give `positions` to
 compare within the image or the sound. Few positions give correlations by chance.
 
-    analysis.agreement({"rollout": rollout, "attention": looked.by_position()["mean of layers"]}, positions=mask)
+    analysis.agreement({"rollout": rollout, "attention": looked.by_position()["layer 3"]}, positions=mask)
 """
 
 from __future__ import annotations

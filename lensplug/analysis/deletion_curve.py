@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lensplug.analysis.reading import Provenance, Result
 from lensplug.errors import LensplugError
-from lensplug.targets import LogitTarget, Terms, terms_of
+from lensplug.targets import LogitTarget, Terms, Written, terms_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,15 +128,6 @@ class DeletionCurve(Result):
         )
 
 
-@dataclass(frozen=True)
-class _Variants:
-    """One example with several sets of positions deleted, as the core takes it."""
-
-    embeds: Float[Tensor, "variant pos d_model"]
-    tokens: Int[Tensor, "variant pos"]
-    attention_mask: Int[Tensor, "variant pos"]
-
-
 def deletion_curve(
     lens: Any,
     inputs: Any,
@@ -155,9 +146,8 @@ def deletion_curve(
     Args:
         lens: From `lensplug.load`, `wrap` or `tiny`.
         inputs: From `prepare` or `encode` (`answer.inputs` for an answer).
-        relevance: A value for each position of each example, as `Rollout.values[:, 0]` or
-            `HeadSpecialization`'s rows have it; only its order among the deleted positions counts, and equal values
-            are put in a random order.
+        relevance: A value for each position of each example, such as `Rollout.values[:, 0]`; only its order among the
+            deleted positions counts, and equal values are put in a random order.
         target: What is watched: a word that is one token, an id, ids `[example]`, a pair (the difference of two
             log-probabilities), or an answer (the sum over its tokens).
         position: Where a token's probability is read; negative ones count from the last that is not padding.
@@ -198,7 +188,8 @@ def deletion_curve(
             _log_probabilities(lens, inputs, example, deleted.flatten(0, 1), chosen[example], terms, batch_size)
         )
     stacked = torch.stack(curves).reshape(len(inputs), 2 + draws, steps + 1)
-    convention = f"{what} hidden from attention and replaced by their mean, nats at position {position}"
+    read = "over the answer" if isinstance(target, Written) else f"at position {position}"
+    convention = f"{what} hidden from attention and replaced by their mean, nats {read}"
     return DeletionCurve(
         fractions=fractions,
         most_first=stacked[:, 0],
@@ -250,15 +241,14 @@ def _log_probabilities(
     batch_size: int,
 ) -> Float[Tensor, " variant"]:
     """The target's, with each set of positions deleted."""
-    embeds, tokens, mask = inputs.embeds[example], inputs.tokens[example], inputs.attention_mask[example]
+    embeds, mask = inputs.embeds[example], inputs.attention_mask[example]
     mean = embeds[chosen].float().mean(dim=0).to(embeds.dtype)
     results = []
     for gone in torch.split(deleted, batch_size):
         n = len(gone)
         own = Terms(*(part[example].expand(n, *part.shape[1:]) for part in (terms.rows, terms.ids, terms.weights)))
         changed = torch.where(gone[:, :, None], mean, embeds)
-        variants = _Variants(changed, tokens.expand(n, -1), mask.expand(n, -1))
-        logits = lens.logits_at(variants, own.rows, hidden=gone)
+        logits = lens.logits_at(changed, own.rows, attention_mask=mask.expand(n, -1), hidden=gone)
         results.append(own.of(logits.float().log_softmax(dim=-1)).cpu())
     found = torch.cat(results)
     if bool(found.isnan().any()):
