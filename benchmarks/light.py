@@ -10,14 +10,13 @@ since it changes the one that it is made of.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
-from measuring import in_a_process, peak, seconds, setting
+from measuring import answer, measured, peak, setting
 from rich.console import Console
 from rich.table import Table
 
@@ -103,8 +102,7 @@ def main(lengths: tuple[int, ...]) -> None:
     for column in ("tokens", "way", "seconds", "x time", "GB above weights", "x memory"):
         table.add_column(column, justify="left" if column == "way" else "right")
     for length in lengths:
-        times = in_a_process(__file__, "seconds", length)
-        memory = {name: in_a_process(__file__, "peak", length, name) for name in times}
+        times, memory = measured(__file__, length)
         for name in times:
             table.add_row(
                 f"{length:,}", name, f"{times[name]:.1f}", f"{times[name] / times[PLAIN]:.2f}",
@@ -114,10 +112,5 @@ def main(lengths: tuple[int, ...]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["seconds"]:
-        lens, inputs = setting(int(sys.argv[2]))
-        print(json.dumps(seconds(modes(lens, inputs), ROUNDS)))
-    elif sys.argv[1:2] == ["peak"]:
-        print(json.dumps(measured_peak(int(sys.argv[2]), sys.argv[3])))
-    else:
+    if not answer(modes, measured_peak, ROUNDS):
         main(tuple(map(int, sys.argv[1:])) or LENGTHS)

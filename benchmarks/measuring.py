@@ -57,7 +57,22 @@ def peak(way: Callable[[], Any]) -> int:
     return max([before, *seen]) - before
 
 
-def in_a_process(file: str, *arguments: Any) -> Any:
+def measured(file: str, length: int) -> tuple[dict[str, float], dict[str, int]]:
+    """The seconds of every way, all in one process, and the bytes of each in a process of its own."""
+    times = _in_a_process(file, "seconds", length)
+    return times, {name: _in_a_process(file, "peak", length, name) for name in times}
+
+
+def answer(modes: Callable[[Any, Any], Mapping[str, Callable[[], Any]]], peak_of: Any, rounds: int) -> bool:
+    """In one of these processes, print what was asked for; False where nobody asked."""
+    if sys.argv[1:2] == ["seconds"]:
+        print(json.dumps(seconds(modes(*setting(int(sys.argv[2]))), rounds)))
+    elif sys.argv[1:2] == ["peak"]:
+        print(json.dumps(peak_of(int(sys.argv[2]), sys.argv[3])))
+    return sys.argv[1:2] in (["seconds"], ["peak"])
+
+
+def _in_a_process(file: str, *arguments: Any) -> Any:
     """What a benchmark's file prints last, as JSON, when it is called with arguments."""
     run = subprocess.run([sys.executable, file, *map(str, arguments)], capture_output=True, text=True, check=False)
     if run.returncode:

@@ -200,7 +200,7 @@ class _Sizes:
             "hook_q_input": heads * cfg.d_model * cfg.use_split_qkv_input,
             **dict.fromkeys(("hook_k_input", "hook_v_input"), kv_heads * cfg.d_model * cfg.use_split_qkv_input),
         }
-        return int(widths[name.rpartition(".")[2]])
+        return int(widths.get(name.rpartition(".")[2], 0))  # a hook that the user has added is not known
 
 
 def _is_reached(name: str, stop_at_layer: int | None) -> bool:

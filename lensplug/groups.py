@@ -60,12 +60,12 @@ class Groups:
         return values.float().cpu() @ self._member(values.shape[-1])
 
     def only(self, kept: Bool[Tensor, " pos"]) -> Groups:
-        """The groups of some positions; the others are in none, and a group without any is gone."""
+        """The groups of some positions, numbered as the prompt has them; a group without any is gone."""
         of_position = self.of_position.masked_fill(~kept.cpu(), -1)
-        left = torch.unique(of_position[of_position >= 0])
-        renumbered = torch.full((len(self.names) + 1,), -1)
-        renumbered[left] = torch.arange(len(left))
-        return Groups(renumbered[of_position], [self.names[group] for group in left.tolist()])
+        left = list(dict.fromkeys(of_position[of_position >= 0].tolist()))
+        number = torch.full((len(self.names) + 1,), -1)  # its last entry is for -1
+        number[left] = torch.arange(len(left))
+        return Groups(number[of_position], [self.names[group] for group in left])
 
     def _member(self, length: int) -> Float[Tensor, "pos group"]:
         """1 where a position is in a group."""

@@ -74,6 +74,12 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     return {"held": held, "modules": list(model._modules.items()), "hooks": hooks}
 
 
+def three_prompts(lens):
+    """For the trained image model: prompts of different lengths, with a square picture, a tall one, and none."""
+    prompts = ["What is the color? Answer single word.", "What is the shape? Answer in a phrase.", "What?"]
+    return lens.prepare(prompts, images=[[scene(96, 96)], [scene(48, 96, 1)], []])
+
+
 def scene(width: int, height: int, seed: int = 0) -> Image.Image:
     """A picture of the given size, different for each seed."""
     return draw_scene(random.Random(seed), size=(width, height)).image

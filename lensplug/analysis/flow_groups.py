@@ -87,10 +87,6 @@ def _with_row_alone(groups: Groups, kept: Shaped[Tensor, " pos"], row: int) -> G
             f"position {at} is not padding and in no group (its number is {int(groups.of_position[at])}): what is left"
             " out would make flows too small. Give every position a number from 0."
         )
-    of_position = groups.of_position.masked_fill(~kept, -1)
+    of_position = groups.of_position.clone()
     of_position[row] = len(groups.names)
-    names = [*groups.names, f"position {row}"]
-    there = list(dict.fromkeys(of_position[kept].tolist()))
-    number = torch.full((len(names) + 1,), -1)  # its last entry is for -1
-    number[there] = torch.arange(len(there))
-    return Groups(number[of_position], [names[old] for old in there])
+    return Groups(of_position, [*groups.names, f"position {row}"]).only(kept)

@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.reading import n_layers, read_head_mean, read_pattern
+from lensplug.analysis.reading import layer_index, read_head_mean, read_pattern
 from lensplug.errors import LensplugError
 
 Head = str | SupportsIndex | Sequence[SupportsIndex]
@@ -34,10 +34,7 @@ def read_layer(cache: Any, layer: int, head: Head, *, needed_by: str) -> OneLaye
     Raises:
         LensplugError: If there is no such layer or head, or the pattern is missing.
     """
-    layers = n_layers(cache)
-    if not -layers <= layer < layers:
-        raise LensplugError(f"layer is {layer}, the model has layers 0 to {layers - 1}.")
-    layer = int(layer % layers)
+    layer = layer_index(cache, layer)
     if isinstance(head, str) and head == "mean":
         fused = read_head_mean(cache, layer, needed_by=needed_by)
         return OneLayer(fused, layer, "mean", f"layer {layer}, mean of all heads")

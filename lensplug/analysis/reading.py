@@ -137,6 +137,18 @@ def n_layers(cache: Any) -> int:
     return max(found) + 1
 
 
+def layer_index(cache: Any, layer: int) -> int:
+    """A layer counted from 0; negative ones count from the last.
+
+    Raises:
+        LensplugError: If the model has no such layer.
+    """
+    layers = n_layers(cache)
+    if not -layers <= layer < layers:
+        raise LensplugError(f"layer is {layer}, the model has layers 0 to {layers - 1}.")
+    return int(layer % layers)
+
+
 def read(cache: Any, name: str, *, needed_by: str) -> Tensor:
     """One activation of the cache, with its batch axis.
 

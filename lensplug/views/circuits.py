@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.reading import attended, check_example, n_layers, read_pattern, texts_of
+from lensplug.analysis.reading import attended, check_example, layer_index, read_pattern, texts_of
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups, group_positions
 from lensplug.inputs import MultimodalInput
@@ -85,10 +85,8 @@ def attention_heads(
     Raises:
         LensplugError: If there is no such layer or example, its pattern is missing, or texts do not fit.
     """
-    layers = n_layers(cache)
-    if not -layers <= layer < layers:
-        raise LensplugError(f"layer is {layer}, the model has layers 0 to {layers - 1}.")
-    patterns = read_pattern(cache, layer % layers, needed_by="attention_rollout")
+    layer = layer_index(cache, layer)
+    patterns = read_pattern(cache, layer, needed_by="attention_rollout")
     check_example(example, len(patterns))
     pattern, length = patterns[example], patterns.shape[-1]
     if inputs is None:
@@ -108,7 +106,7 @@ def attention_heads(
     component = circuitsvis.attention.attention_heads(
         attention=_rounded(pooled),
         tokens=[_shown(name) for name in groups.names],
-        attention_head_names=[f"L{layer % layers}H{head}" for head in range(len(pooled))],
+        attention_head_names=[f"L{layer}H{head}" for head in range(len(pooled))],
         mask_upper_tri=False,  # a region of the picture is not one position: its rows see within it
     )
     return _widget(component, height=640)

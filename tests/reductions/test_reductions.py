@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import scene
+from models import three_prompts
 
 import lensplug
 from lensplug import LensplugError, analysis
@@ -29,10 +29,7 @@ def lens():
 
 @pytest.fixture(scope="module")
 def batch(lens):
-    return lens.prepare(
-        ["What is the color? Answer single word.", "What is the shape? Answer in a phrase.", "What?"],
-        images=[[scene(96, 96)], [scene(48, 96, 1)], []],
-    )
+    return three_prompts(lens)
 
 
 @pytest.fixture(scope="module")
