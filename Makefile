@@ -24,7 +24,7 @@ bench: $(BIN)/lensplug
 	$(BIN)/python benchmarks/answers.py
 	$(BIN)/python benchmarks/listening.py
 	$(BIN)/python benchmarks/pointing.py
-	$(BIN)/python benchmarks/patches.py
+	$(BIN)/python benchmarks/logit_lens.py
 	$(BIN)/python benchmarks/flow.py
 
 $(BIN)/lensplug: pyproject.toml

@@ -98,7 +98,8 @@ class LiveMemory(TorchDispatchMode):
         self.vocabulary, self.live, self.peak = vocabulary, {}, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        old = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, torch.Tensor)}
+        given = (*args, *(kwargs or {}).values())  # out= is a keyword
+        old = {tensor.untyped_storage().data_ptr() for tensor in given if isinstance(tensor, torch.Tensor)}
         out = func(*args, **(kwargs or {}))
         if isinstance(out, torch.Tensor) and out.shape[-1:] == (self.vocabulary,):
             storage = out.untyped_storage()

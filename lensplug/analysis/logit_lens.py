@@ -20,9 +20,8 @@ a few at a time (`chunk_bytes`), and of each only the top k and a few numbers ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from lensplug.analysis.reading import (
     read_residual,
     residual_shape,
 )
+from lensplug.analysis.vocabulary import CACHE_BYTES, chunks, statistics
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions, resolve_positions
 from lensplug.tokens import single_token, token_texts
@@ -187,32 +187,9 @@ def logit_lens(
         raise LensplugError(f"top_k is {top_k}, expected 1 to {vocabulary}.")
     given = _target(target, at, vocabulary, getattr(model, "tokenizer", None))
 
-    # For each row up to six of vocabulary size are alive at a time, in fp32: logits and log-probabilities, the last
-    # layer's probabilities, and what the entropies are summed from. All entries of a few positions are unembedded
-    # together: each product reads the whole unembedding, which for few rows takes longer than the rest.
-    budget = max(1, chunk_bytes // (vocabulary * 4 * 6))
-    together = budget >= len(chosen)
-    kept: dict[str, Tensor] = {}
-    followed = torch.zeros(len(chosen[0]), dtype=torch.long)
-    with torch.no_grad():
-        for rows in _chunks(len(chosen[0]), budget // len(chosen) if together else 1):
-            of_rows = partial(_logits, model, [one[rows] for one in chosen], final_norm)
-            groups = [of_rows(slice(None))] if together else map(of_rows, _chunks(len(chosen), budget))
-            final = groups[0][-1] if isinstance(groups, list) else of_rows(slice(-1, None))[-1]
-            target_here = final.argmax(dim=-1) if given is None else given.flatten()[rows].to(final.device)
-            followed[rows] = target_here.cpu()
-            p_last, entry = final.float().softmax(dim=-1), 0
-            for logits in groups:
-                for name, value in _statistics(logits, p_last, target_here, top_k).items():
-                    # Written into one tensor for each number: small results that stay would lie between the large
-                    # buffers that come and go, and the heap could not use their place again.
-                    if name not in kept:
-                        kept[name] = value.new_empty(len(chosen), len(chosen[0]), *value.shape[2:])
-                    kept[name][entry : entry + len(logits), rows] = value
-                entry += len(logits)
-    by_entry = {
-        name: value.reshape(len(value), *at.shape, *value.shape[2:]).movedim(1, 0) for name, value in kept.items()
-    }
+    flat = None if given is None else given.flatten()
+    kept, followed = _numbers(model, chosen, flat, top_k, final_norm, chunk_bytes)
+    by_entry = {name: value.view(*at.shape, *value.shape[1:]).transpose(1, 2) for name, value in kept.items()}
     cross = by_entry.pop("cross")
     by_entry["kl_to_last"] = (cross - cross[:, -1:]).clamp(min=0)  # the last layer's cross-entropy is its own entropy
     tokenizer = getattr(model, "tokenizer", None)
@@ -229,14 +206,19 @@ def logit_lens(
 
 
 def unembed(
-    model: Any, residual: Float[Tensor, "row d_model"], *, final_norm: bool = True
+    model: Any,
+    residual: Float[Tensor, "row d_model"],
+    *,
+    final_norm: bool = True,
+    out: Float[Tensor, "row d_vocab"] | None = None,
 ) -> Float[Tensor, "row d_vocab"]:
-    """The model's final norm and unembedding, without firing its hooks.
+    """The model's final norm and unembedding, without firing its hooks; for use under `no_grad`.
 
     Written out for the norms of HookedTransformer (LN, LNPre, RMS, RMSPre, none), with the same order
     of operations and dtypes, so that the last residual gives the model's own logits.
     """
-    cfg, x = model.cfg, residual.to(model.unembed.W_U.device)
+    cfg, W_U, b_U = model.cfg, model.unembed.W_U, model.unembed.b_U
+    x = residual.to(W_U.device)
     if final_norm and cfg.normalization_type is not None:
         # TransformerLens normalises in fp32 and returns to the model's dtype before the weight.
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -247,46 +229,54 @@ def unembed(
             x = x * model.ln_final.w
         if cfg.normalization_type == "LN" and not cfg.final_rms:
             x = x + model.ln_final.b
-    logits = torch.nn.functional.linear(x, model.unembed.W_U.T, model.unembed.b_U)
+    # HookedTransformer has a bias of zeros where the model has none: adding that would be one more pass over the rows.
+    logits = torch.addmm(b_U, x, W_U, out=out) if bool(b_U.any()) else torch.mm(x, W_U, out=out)
     cap = cfg.output_logits_soft_cap
-    return logits if cap <= 0 else cap * (logits / cap).tanh()
+    return logits if cap <= 0 else logits.div_(cap).tanh_().mul_(cap)
 
 
-def _logits(
-    model: Any, residuals: Sequence[Float[Tensor, "row d_model"]], final_norm: bool, which: slice
-) -> Float[Tensor, "entry row d_vocab"]:
-    """The logits of some entries at the same rows, in one product."""
-    chosen = residuals[which]
-    logits = unembed(model, torch.cat(list(chosen)), final_norm=final_norm)
-    return logits.view(len(chosen), -1, logits.shape[-1])
-
-
-def _statistics(
-    logits: Float[Tensor, "entry row d_vocab"],
-    p_last: Float[Tensor, "row d_vocab"],
-    target: Int[Tensor, " row"],
+def _numbers(
+    model: Any,
+    residuals: Sequence[Float[Tensor, "position d_model"]],
+    target: Int[Tensor, " position"] | None,
     top_k: int,
-) -> dict[str, Tensor]:
-    """What is kept of some layers' distributions, in few passes: beside the unembedding they are half of the time.
-
-    `cross` below is the cross-entropy of the last layer and this one; KL is what it exceeds the last layer's entropy
-    by (`logit_lens` takes that off).
-    """
-    log_p = logits.float().log_softmax(dim=-1)
-    of_target = log_p.gather(-1, target[None, :, None].expand(len(log_p), -1, -1))
-    top = log_p.topk(top_k, dim=-1)
-    return {
-        "top_tokens": top.indices.cpu(),
-        "top_probabilities": top.values.exp().cpu(),
-        "rank": 1 + (log_p > of_target).sum(dim=-1, dtype=torch.int32).long().cpu(),
-        "log_probability": of_target[..., 0].cpu(),
-        "entropy": -(log_p.exp() * log_p).nansum(dim=-1).cpu(),
-        "cross": -(p_last * log_p).nansum(dim=-1).cpu(),
-    }
-
-
-def _chunks(rows: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, rows, size))
+    final_norm: bool,
+    chunk_bytes: int,
+) -> tuple[dict[str, Tensor], Int[Tensor, " position"]]:
+    """`statistics` of every entry's residuals, as `[position entry ...]`, and the tokens that were followed."""
+    W_U = model.unembed.W_U
+    positions, entries, vocabulary = len(residuals[0]), len(residuals), W_U.shape[1]
+    # Rows in fp32 that there is memory for: logits, the last layer's logits and probabilities, and twice the few that
+    # `statistics` works on at a time, which a processor's cache should hold.
+    budget = chunk_bytes // (4 * vocabulary)
+    few = max(1, budget // 4)
+    if W_U.device.type == "cpu":
+        few = min(few, max(1, CACHE_BYTES // (4 * vocabulary)))
+    many = max(1, (budget - 2 * few) * entries // (entries + 2))
+    place = W_U.new_empty(min(many, positions * entries), vocabulary)  # fresh memory costs a tenth of the product
+    kept: dict[str, Tensor] = {}
+    followed = torch.empty(positions, dtype=torch.long)
+    with torch.no_grad():
+        for rows in chunks(positions, max(1, many // entries)):
+            here = torch.stack([one[rows] for one in residuals], dim=1)
+            # All entries in one product where they fit: each reads the whole unembedding, which for few rows takes
+            # longer than the rest. The last layer comes first: the others are compared with it.
+            for group in reversed(list(chunks(entries, many))):
+                x = here[:, group].flatten(0, 1)
+                logits = unembed(model, x, final_norm=final_norm, out=place[: len(x)]).view(len(here), -1, vocabulary)
+                if group.stop == entries:
+                    last = logits[:, -1]
+                    p_last = last.float().softmax(dim=-1)
+                    target_here = last.argmax(dim=-1) if target is None else target[rows].to(last.device)
+                    followed[rows] = target_here.cpu()
+                numbers = statistics(logits, p_last, target_here, top_k=top_k, few=few)
+                for name, value in numbers.items():
+                    # Into one tensor for each number: small results that stay would lie between the large buffers that
+                    # come and go, and the heap could not use their place again.
+                    if name not in kept:
+                        kept[name] = value.new_empty(positions, entries, *value.shape[2:], device="cpu")
+                    kept[name][rows, group] = value
+    return kept, followed
 
 
 def _target(
