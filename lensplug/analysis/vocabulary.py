@@ -16,7 +16,7 @@ from torch import Tensor
 BLOCK = 64
 """Columns of which `largest` first takes only the maximum."""
 
-CACHE_BYTES = 2**23
+CACHE_BYTES = 2**22
 """Of logits that a processor's cache keeps, with as much again beside them, while they are worked on."""
 
 

@@ -88,6 +88,15 @@ def test_a_change_of_a_shared_weight_is_seen_by_both():
     assert largest_difference(shared(tokens), reference_logits(model, {"input_ids": tokens})) < 1e-4
 
 
+def test_layers_share_one_table_of_rotations_also_when_it_grows():
+    model = text_model("qwen2", max_position_embeddings=4096)
+    shared = build_hooked_transformer(*parts(model))
+    tokens = torch.arange(2100)[None] % 300  # TransformerLens begins with 2,048 positions
+    assert largest_difference(shared(tokens), reference_logits(model, {"input_ids": tokens})) < 1e-4
+    tables = [(block.attn.rotary_sin.data_ptr(), len(block.attn.rotary_sin)) for block in shared.blocks]
+    assert len(tables) > 1 and len(set(tables)) == 1 and tables[0][1] >= 2100
+
+
 def test_the_configuration_is_read_not_looked_up():
     config = text_config("Qwen3", head_dim=16, vocab_size=77)
     cfg = hooked_transformer_config(config, d_vocab=80)
