@@ -64,6 +64,11 @@ class MultimodalInput:
         """The number of examples."""
         return len(self.tokens)
 
+    @property
+    def shape(self) -> torch.Size:
+        """[batch, pos], as of tokens: `transformer_lens.patching` asks."""
+        return self.tokens.shape
+
     def __repr__(self) -> str:
         """Shape and modalities."""
         batch, pos, width = self.embeds.shape

@@ -9,8 +9,8 @@ the lens wherever it takes tokens.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -296,12 +296,35 @@ class MultimodalLens:
         Raises:
             LensplugError: If a hook of yours edits scores or patterns: the logits would not change.
         """
-        # The patterns of the rows are made as well, so that an edit is noticed.
-        with torch.no_grad(), ExitStack() as stack:
-            stack.enter_context(engines.attention_rows(self.engine, self.model, rows, hidden=hidden))
-            stack.enter_context(engines.logit_rows(self.engine, self.model, rows))
+        with torch.no_grad(), self.logits_only(rows, hidden=hidden):
             logits: Tensor = self.model(inputs, attention_mask=attention_mask)
         return logits
+
+    @contextmanager
+    def logits_only(
+        self,
+        rows: Int[Tensor, "batch row"],
+        *,
+        hidden: Bool[Tensor, "batch pos"] | None = None,
+        whole_patterns: bool = False,
+    ) -> Iterator[None]:
+        """While it lasts, `lens.model` makes logits at a few positions only, at the speed of SDPA.
+
+        For many runs with hooks of which nothing but these logits is read (`analysis.activation_patching`).
+
+        Args:
+            rows: For each example the positions, from the left.
+            hidden: As for `logits_at`.
+            whole_patterns: Make scores and patterns of all rows, as slowly as without: for hooks that edit them. Else
+                those of `rows` are made, so that an edit, which would change nothing, is noticed and refused.
+        """
+        with ExitStack() as stack:
+            if not whole_patterns:
+                stack.enter_context(engines.attention_rows(self.engine, self.model, rows, hidden=hidden))
+            elif hidden is not None:
+                raise LensplugError("positions cannot be hidden where whole patterns are made.")
+            stack.enter_context(engines.logit_rows(self.engine, self.model, rows))
+            yield
 
     def run_with_hooks(
         self,

@@ -4,6 +4,8 @@ None of them imports a model, an engine or a picture library; each takes a cache
 made alone just as well, and says in `needs` which hooks it reads, for `names_filter`.
 """
 
+from lensplug.analysis.activation_patching import ActivationPatching as ActivationPatching
+from lensplug.analysis.activation_patching import activation_patching as activation_patching
 from lensplug.analysis.agreement import Agreement as Agreement
 from lensplug.analysis.agreement import agreement as agreement
 from lensplug.analysis.attention_flow import Flow as Flow

@@ -28,12 +28,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.analysis.flow_groups import flow_groups
 from lensplug.analysis.layered_graph import LayeredGraph
 from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
+from lensplug.analysis.position_groups import Merge
 from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
@@ -135,7 +136,7 @@ def attention_flow(
     *,
     row: int = -1,
     residual: float | str = 0.5,
-    groups: str | Shaped[Tensor, ...] | None = None,
+    groups: Merge = None,
     head_fusion: str = "mean",
     heads: Heads | None = None,
     discard: float = 0.0,
@@ -155,8 +156,8 @@ def attention_flow(
             `head_fusion` to `layers` are those of `attention_rollout`, which tells more of them.
         groups: None: no position is merged, and flows are exact. "modality": images are merged by view and region,
             videos by frame, sounds by time, as finely as makes at most 128 groups, each text or generated token stays
-            alone. Or your own, whole numbers from 0, `[pos]` or `[batch pos]`: equal numbers are merged. The row is
-            always alone.
+            alone. Or your own: a list of `views.group_positions(...)`, one for each example, or whole numbers from 0,
+            `[pos]` or `[batch pos]`: equal numbers are merged. The row is always alone.
         head_fusion: "mean", "max", "min" or "value_weighted".
         heads: Only these: heads of every layer, or pairs (layer, head).
         discard: The share of each row's weights, the smallest, that is left out.
@@ -259,7 +260,7 @@ def _refuse_hours(
     )
 
 
-def _into(groups: str | Shaped[Tensor, ...] | None) -> str:
+def _into(groups: Merge) -> str:
     """For a result's provenance."""
     if groups is None:
         return "into each position alone, exact"

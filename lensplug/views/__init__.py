@@ -7,6 +7,7 @@ network, and the text of tokens is escaped.
 
 from lensplug.groups import group_positions as group_positions
 from lensplug.views.ablation import modality_ablation as modality_ablation
+from lensplug.views.activation_patching import activation_patching as activation_patching
 from lensplug.views.by_layer import attention_by_layer as attention_by_layer
 from lensplug.views.circuits import Widget as Widget
 from lensplug.views.circuits import attention_heads as attention_heads

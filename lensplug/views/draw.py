@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from lensplug.analysis.activation_patching import ActivationPatching
 from lensplug.analysis.agreement import Agreement
 from lensplug.analysis.attention_flow import Flow
 from lensplug.analysis.attention_from import AttentionFrom
@@ -20,6 +21,7 @@ from lensplug.analysis.modality_ablation import ModalityAblation
 from lensplug.analysis.received_attention import ReceivedAttention
 from lensplug.errors import LensplugError
 from lensplug.views.ablation import modality_ablation
+from lensplug.views.activation_patching import activation_patching
 from lensplug.views.by_layer import attention_by_layer
 from lensplug.views.comparison import comparison
 from lensplug.views.deletion import agreement, deletion_curve
@@ -56,3 +58,4 @@ draw.register(Comparison, comparison)
 draw.register(ModalityAblation, modality_ablation)
 draw.register(DeletionCurve, deletion_curve)
 draw.register(Agreement, agreement)
+draw.register(ActivationPatching, activation_patching)

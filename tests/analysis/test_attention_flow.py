@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lensplug import hook_names
 from lensplug.analysis import attention_flow, attention_rollout, compare
-from lensplug.analysis.flow_groups import GROUPS
+from lensplug.analysis.position_groups import GROUPS
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
 from lensplug.modality import ModalityMap

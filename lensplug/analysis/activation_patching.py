@@ -1,0 +1,276 @@
+"""Activation patching between two pictures or two sounds: which activation carries what they differ in?
+
+Idea (Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262; Heimersheim and Nanda 2024,
+arXiv 2404.15255): run the clean prompt and keep an activation; run the corrupt prompt, and at one layer and place put
+the clean activation in. If the answer comes back, what makes the difference went through there.
+
+    red, blue = (lens.prepare("What is the color? Answer single word.", images=[picture]) for picture in pair)
+    patched = analysis.activation_patching(lens, red, blue, ("Red", "Blue"))       # every layer and position
+    patched.recovered                                                              # 1 = as clean, 0 = as corrupt
+    views.image_overlay(patched, blue)                                             # where in the picture, by layer
+    analysis.activation_patching(lens, red, blue, ("Red", "Blue"), activation="z", by="head")
+
+When to use it: beside attention and rollouts, which say where a model looks; this says what its answer hangs on. Choose
+pairs that differ in one thing only. When not to use it: another way that carries the same information hides an effect,
+and a prompt that is half one picture and half another is none that the model was trained on. Each place takes a run of
+its own: merge positions (`groups="modality"`) where there are thousands.
+
+The loop is `transformer_lens.patching.generic_activation_patch`. All of `transformer_lens.patching` takes the inputs of
+the lens in place of tokens, too, where both prompts have the same positions:
+
+    patching.get_act_patch_resid_pre(lens.model, blue, cache_of_red, metric)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import patching
+from transformer_lens.utilities import get_act_name
+
+from lensplug.alignment import counterparts
+from lensplug.analysis.mixtures import layer_range
+from lensplug.analysis.position_groups import Merge, position_groups
+from lensplug.analysis.reading import Provenance, Result, check_example
+from lensplug.errors import LensplugError
+from lensplug.groups import Groups
+from lensplug.targets import Target, terms_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+HEADS = ("q", "k", "v", "z", "pattern")
+BY = ("position", "head", "head_and_position")
+
+
+@dataclass(frozen=True, repr=False)
+class ActivationPatching(Result):
+    """What is measured on the corrupt prompt when one activation is the clean one."""
+
+    label_columns = ("example", "layer", "group", "label", "head")
+    main_number = "recovered"
+
+    values: Float[Tensor, "example layer group head"]
+    """The target, patched. An axis that is patched as a whole has one entry."""
+    clean: Float[Tensor, " example"]
+    """The target of the clean prompt."""
+    corrupt: Float[Tensor, " example"]
+    groups: Int[Tensor, "example pos"]
+    """The group of each position of the corrupt prompt; -1 where nothing is patched."""
+    labels: tuple[tuple[str, ...], ...]
+    """Of each example's groups."""
+    layers: tuple[int, ...]
+    activation: str
+    by: str
+    provenance: Provenance
+
+    @property
+    def recovered(self) -> Float[Tensor, "example layer group head"]:
+        """How much of the way from corrupt (0) to clean (1); NaN where the two prompts have the same value."""
+        clean, corrupt = (each[:, None, None, None] for each in (self.clean, self.corrupt))
+        return (self.values - corrupt) / (clean - corrupt).masked_fill(clean == corrupt, torch.nan)
+
+    def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
+        """What each position's group recovers in each layer, for overlays; NaN where nothing is patched.
+
+        Raises:
+            LensplugError: If it was not patched by position, with all heads together.
+        """
+        check_example(example, len(self.values))
+        if self.by != "position":
+            raise LensplugError(f"this was patched by {self.by}: an overlay needs by='position'.")
+        own = self.groups[example]
+        rows = self.recovered[example, :, :, 0][:, own.clamp(min=0)].masked_fill(own < 0, torch.nan)
+        return {f"layer {layer}": row for layer, row in zip(self.layers, rows, strict=True)}
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each example, layer, group and head; head -1 is all of them."""
+        import pandas as pd
+
+        examples, layers, groups, heads = self.values.shape
+        recovered = self.recovered
+        return pd.DataFrame(
+            {
+                "example": example,
+                "layer": self.layers[layer],
+                "group": group,
+                "label": self.labels[example][group],
+                "head": -1 if self.by == "position" else head,
+                "value": float(self.values[example, layer, group, head]),
+                "recovered": float(recovered[example, layer, group, head]),
+            }
+            for example, layer, group, head in product(range(examples), range(layers), range(groups), range(heads))
+        )
+
+
+def activation_patching(
+    lens: Any,
+    clean: Any,
+    corrupt: Any,
+    target: Target,
+    *,
+    activation: str = "resid_pre",
+    by: str = "position",
+    groups: Merge = None,
+    layers: tuple[int, int] | None = None,
+    position: int = -1,
+) -> ActivationPatching:
+    """Put clean activations into the corrupt run, one place at a time.
+
+    Args:
+        lens: From `lensplug.load`, `wrap` or `tiny`.
+        clean: Inputs of `prepare` or `encode`; one example or several.
+        corrupt: As many, pairwise with the same places for text and media.
+        target: What is measured: the logit of a token (a word that is one token, an id, ids `[example]`), the
+            difference of two, or, as in `transformer_lens.patching`, a function that makes a number, or one for
+            each example, of all logits `[batch pos d_vocab]`.
+        activation: TransformerLens's short name: "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"; of
+            heads "q", "k", "v", "z", "pattern".
+        by: "position": each position (all heads at once); of heads also "head" (at all positions) and
+            "head_and_position". For "pattern" a position is the one that looks.
+        groups: Positions that are patched together. None: each alone. "modality": images by view and region, sounds by
+            time, as finely as makes at most 128, each text token alone. Or your own, of the corrupt prompt: a list of
+            `views.group_positions(...)`, one for each example, or whole numbers from 0, `[pos]` or `[batch pos]`; what
+            has -1 is left alone.
+        layers: The first and the last layer to patch; all by default.
+        position: Where a token's logit is read; negative ones count from the last that is not padding.
+
+    Raises:
+        LensplugError: If the positions cannot be aligned, the target is none, or an option is not known.
+    """
+    _refuse_bad_options(activation, by)
+    aligned, model = counterparts(clean, corrupt), lens.model
+    chosen, merged = layer_range(layers, model.cfg.n_layers), _groups(groups, by, corrupt)
+    of_clean, of_corrupt = (_Measured(lens, inputs, target, position) for inputs in (clean, corrupt))
+    names, pattern = [get_act_name(activation, layer) for layer in chosen], activation == "pattern"
+    logits, cache = lens.run_with_cache(clean, names_filter=names, logit_positions=of_clean.rows)
+    value_of_clean = of_clean(logits)
+    kept = {name: _moved(cache[name], aligned, (2, 3) if pattern else (1,)) for name in names}
+    heads = 1 if by == "position" else kept[names[0]].shape[1 if pattern else 2]
+    shape = (len(chosen), len(merged[0].names), heads)
+
+    setter = _Setter(torch.stack([own.of_position for own in merged]), pattern=pattern, one_head=by != "position")
+    values: list[Float[Tensor, " example"]] = []
+
+    def metric(logits: Tensor) -> Tensor:
+        values.append(of_corrupt(logits))
+        return values[-1].mean()
+
+    rows = of_corrupt.rows
+    with torch.no_grad(), nullcontext() if rows is None else lens.logits_only(rows, whole_patterns=pattern):
+        value_of_corrupt = of_corrupt(model(corrupt))
+        places = _places(chosen, *shape[1:])
+        patching.generic_activation_patch(model, corrupt, kept, metric, setter, activation, index_df=places)
+    convention = f"clean {activation} into corrupt by {by}, {of_corrupt.in_words}"
+    return ActivationPatching(
+        values=torch.stack(values, dim=1).view(-1, *shape),
+        clean=value_of_clean,
+        corrupt=value_of_corrupt,
+        groups=setter.of_position,
+        labels=tuple(tuple(own.names) for own in merged),
+        layers=tuple(chosen),
+        activation=activation,
+        by=by,
+        provenance=Provenance.of_model(model, "activation_patching", convention),
+    )
+
+
+class _Measured:
+    """The target of some inputs: logits to a number for each example."""
+
+    def __init__(self, lens: Any, inputs: Any, target: Target, position: int) -> None:
+        self._examples = len(inputs)
+        self.rows: Int[Tensor, "batch row"] | None = None
+        self._of: Callable[[Tensor], Tensor]
+        if callable(target):
+            self._of, self.in_words = target, "a function of the logits"
+        else:
+            terms = terms_of(target, position, inputs, lens.tokenizer, lens.model.cfg.d_vocab_out)
+            self._of, self.rows, self.in_words = terms.of, terms.rows, f"logit at position {position}"
+
+    def __call__(self, logits: Float[Tensor, "batch row d_vocab"]) -> Float[Tensor, " example"]:
+        found = torch.as_tensor(self._of(logits)).detach().float().cpu().reshape(-1)
+        if len(found) not in (1, self._examples):
+            raise LensplugError(
+                f"the target makes {len(found)} numbers of {self._examples} example(s), expected one, or one for each."
+            )
+        if bool(found.isnan().any()):
+            raise LensplugError("the target is NaN: in fp16 attention scores can overflow; use bfloat16 or float32.")
+        return found
+
+
+@dataclass(frozen=True)
+class _Setter:
+    """What TransformerLens calls a patch_setter: the clean activation where a group, and a head, is."""
+
+    of_position: Int[Tensor, "example pos"]
+    pattern: bool
+    one_head: bool
+
+    def __call__(self, corrupted: Tensor, index: Sequence[int], clean: Tensor) -> Tensor:
+        _, group, head = index
+        at_position, at_head = (2, 1) if self.pattern else (1, 2)
+        here = (self.of_position == group).to(corrupted.device)
+        where = here.view(_along(corrupted, 0, at_position))
+        if self.one_head:
+            heads = torch.arange(corrupted.shape[at_head], device=corrupted.device)
+            where = where & (heads == head).view(_along(corrupted, at_head))
+        return torch.where(where, clean.to(corrupted), corrupted)
+
+
+def _along(tensor: Tensor, *axes: int) -> list[int]:
+    """Its shape with 1 in place of every axis but these."""
+    return [size if axis in axes else 1 for axis, size in enumerate(tensor.shape)]
+
+
+def _moved(activation: Tensor, aligned: Int[Tensor, "batch pos"], axes: Sequence[int]) -> Tensor:
+    """A clean activation with its positions in the places of the corrupt prompt; 0 where that has padding."""
+    known = aligned.to(activation.device)
+    for axis in axes:
+        shape = list(activation.shape)
+        shape[axis] = known.shape[1]
+        index = known.view([size if at in (0, axis) else 1 for at, size in enumerate(shape)])
+        activation = activation.gather(axis, index.clamp(min=0).expand(shape)).masked_fill(index < 0, 0)
+    return activation
+
+
+def _groups(groups: Merge, by: str, corrupt: Any) -> list[Groups]:
+    mask = corrupt.attention_mask.cpu()
+    if by == "head":
+        if groups is not None:
+            raise LensplugError("by='head' patches all positions: leave groups out, or use by='head_and_position'.")
+        return [Groups(own.long() - 1, ["all positions"]) for own in mask]
+    merged = position_groups(groups, mask, modality=corrupt.modality.to("cpu"), str_tokens=corrupt.str_tokens)
+    kept = [own.only(there.bool()) for own, there in zip(merged, mask, strict=True)]
+    counts = [len(own.names) for own in kept]
+    if len(set(counts)) > 1:
+        raise LensplugError(
+            f"the examples have {', '.join(map(str, counts))} groups of positions: patch them one at a time, or give"
+            " groups= as many in each."
+        )
+    if not counts[0]:
+        raise LensplugError("no position is in a group: there is nothing to patch.")
+    return kept
+
+
+def _places(layers: Sequence[int], groups: int, heads: int) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(product(layers, range(groups), range(heads)), columns=["layer", "group", "head"])
+
+
+def _refuse_bad_options(activation: str, by: str) -> None:
+    if activation not in (*STREAM, *HEADS):
+        raise LensplugError(f"activation is {activation!r}, expected one of {', '.join(map(repr, STREAM + HEADS))}.")
+    if by not in BY:
+        raise LensplugError(f"by is {by!r}, expected one of {', '.join(map(repr, BY))}.")
+    if by != "position" and activation not in HEADS:
+        raise LensplugError(f"{activation!r} has no heads: by='position', or one of {', '.join(map(repr, HEADS))}.")
