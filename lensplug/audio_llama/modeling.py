@@ -248,6 +248,7 @@ class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMi
         input_ids: Tensor | None = None,
         input_values: Tensor | None = None,
         input_features: Tensor | None = None,
+        sounds: Tensor | None = None,
         audio_attention_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -264,6 +265,8 @@ class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMi
             input_ids: `[batch pos]`, with as many audio tokens as the sounds have vectors.
             input_values: Waveforms `[sound sample]`, all sounds of the batch in the order of the prompts.
             input_features: Instead, for Whisper: log-mel spectrograms `[sound mel time]`.
+            sounds: Instead of these two, whichever the encoder takes: a TransformerBridge passes nothing on that is
+                called `input_values`.
             audio_attention_mask: `[sound sample]` (`[sound time]`), 0 where a sound is padded.
             attention_mask: `[batch pos]`, 0 where a prompt is padded.
             position_ids: `[batch pos]`.
@@ -274,6 +277,10 @@ class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMi
             logits_to_keep: The last so many positions (0: all), or these positions.
             **kwargs: For the language model.
         """
+        if sounds is not None:
+            if input_values is not None or input_features is not None:
+                raise LensplugError("sounds are given twice: give input_values, input_features or sounds.")
+            input_values, input_features = (sounds, None) if self.config.takes_waveforms else (None, sounds)
         outputs = self.model(
             input_ids=input_ids,
             input_values=input_values,
@@ -305,6 +312,6 @@ class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMi
         past = kwargs.get("past_key_values")
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
         if past is not None and past.get_seq_length() > 0:
-            for name in ("input_values", "input_features", "audio_attention_mask"):
+            for name in ("input_values", "input_features", "sounds", "audio_attention_mask"):
                 inputs.pop(name, None)
         return inputs
