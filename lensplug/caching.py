@@ -127,6 +127,7 @@ def run_with_cache(
         for name, value in one.noted.items():
             setattr(cache, name, value)
     cache.attention_mask = inputs.attention_mask  # analyses count positions from the last that is not padding
+    cache.str_tokens = tuple(map(tuple, inputs.str_tokens))  # and name positions
     cache.query_positions, cache.residual_positions = plan.query_rows, plan.residual_rows
     return logits, cache
 

@@ -109,6 +109,7 @@ def run_with_gradients(
         cache.cache_dict |= one.named
     grads = ActivationCache(gradients, model)
     cache.attention_mask = grads.attention_mask = inputs.attention_mask  # analyses count positions by it
+    cache.str_tokens = tuple(map(tuple, inputs.str_tokens))
     return logits.detach(), cache, grads
 
 

@@ -60,9 +60,7 @@ def sections_of(
     if medium == "audio" and (0, 0) in inputs.modality.timelines:
         sections.append(_when_in_the_sound(inputs, rollout, attention))
     if medium == "audio":
-        received = analysis.received_attention(
-            cache, layer=looking, modality=inputs.modality, str_tokens=inputs.str_tokens
-        )
+        received = analysis.received_attention(cache, layer=looking, modality=inputs.modality)
         sections.append(
             Section(
                 "What each token receives",

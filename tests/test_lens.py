@@ -8,6 +8,7 @@ from models import QUESTION, largest_difference, llava, reference_logits, scene,
 from torch.nn import functional as F
 
 import lensplug
+from lensplug import analysis
 from lensplug.tokens import single_token
 
 
@@ -146,6 +147,18 @@ def test_keeps_what_is_asked_for(lens, inputs, unchanged):
     assert names("blocks.1.attn.hook_pattern") == {"blocks.1.attn.hook_pattern"}
     assert names(("hook_embed", "blocks.0.hook_resid_post")) == {"hook_embed", "blocks.0.hook_resid_post"}
     assert names(lambda name: name.endswith("hook_z")) == {f"blocks.{layer}.attn.hook_z" for layer in range(6)}
+
+
+def test_caches_know_the_texts_of_their_positions(lens, batch, unchanged):
+    """Of every way to run, so that results are named without being told."""
+    expected = tuple(map(tuple, batch.str_tokens))
+    gradients = lens.run_with_gradients(batch, target=7)[1]
+    for options in ({}, {"query_positions": [-1]}, {"keep": "head_mean"}):
+        cache = lens.run_with_cache(batch, **options)[1]
+        assert cache.str_tokens == gradients.str_tokens == expected
+    assert analysis.received_attention(cache).str_tokens == expected
+    assert analysis.received_attention(cache, str_tokens=[["x"] * len(expected[0])] * 3).str_tokens[0][0] == "x"
+    assert "color?" in analysis.attention_matrix(gradients, layer=0, groups="words").texts[0], "pieces are joined"
 
 
 @pytest.mark.parametrize("where", ["filter", "list", "hooks"])

@@ -95,7 +95,7 @@ def attention_matrix(
         head: "mean" over all heads, one head, or several to average.
         groups: "words" to join the pieces of the tokens by their marks; or one `Groups` for each example, from
             `lensplug.join_pieces` (which takes a fast tokenizer's word ids) or `views.group_positions`.
-        str_tokens: `inputs.str_tokens`, to name positions; a cache made with `tokens` has its own.
+        str_tokens: To name positions, for a cache that has none: of TransformerLens alone, or made without `tokens`.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
 
     Raises:

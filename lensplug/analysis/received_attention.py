@@ -11,7 +11,7 @@ itself); `count` says of how many. In an encoder every row sees every token. Eve
 generated answer too. The first token is a sink in most models (`exclude_sink`). Attention is where a head looks,
 not what it moves; for one answer's view of the prompt use `head_specialization` or a rollout.
 
-    result = analysis.received_attention(cache, layer=0, modality=inputs.modality, str_tokens=inputs.str_tokens)
+    result = analysis.received_attention(cache, layer=0, modality=inputs.modality)
     result.table(k=25).to_csv("received.csv")
 """
 
@@ -137,7 +137,7 @@ def received_attention(
         scale: "row-max" (every row divided by its largest entry) or "none".
         exclude_sink: Leave out the first position that is not padding; rows are scaled by the largest of the rest.
         modality: `inputs.modality`, to name media.
-        str_tokens: `inputs.str_tokens`, to name tokens; a cache made with `tokens` has its own.
+        str_tokens: To name tokens, for a cache that has none: of TransformerLens alone, or made without `tokens`.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
 
     Raises:

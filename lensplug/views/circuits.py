@@ -80,7 +80,7 @@ def attention_heads(
         layer: Which layer; negative ones count from the last.
         example: Which example.
         blocks: Regions along each side of the picture.
-        str_tokens: The text of each position, without inputs; a cache made with `tokens` has its own.
+        str_tokens: The text of each position, for a cache that has none, without inputs.
 
     Raises:
         LensplugError: If there is no such layer or example, its pattern is missing, or texts do not fit.
