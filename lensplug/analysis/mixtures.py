@@ -65,6 +65,11 @@ def read_residual_weight(
 
 def _also(cache: Any, name: str, option: str, needed_by: str) -> Tensor:
     """An activation beside the patterns that an option needs."""
+    if name not in cache.cache_dict and cache.model is not None and not hasattr(cache.model, "blocks"):
+        raise LensplugError(
+            f"{option} needs {name!r}, and a cache made of attentions alone can have none: leave the option out, or run"
+            " the model under lensplug.wrap where that takes it."
+        )
     if name not in cache.cache_dict or getattr(cache, "residual_positions", None) is not None:
         raise LensplugError(
             f"{option} needs {name!r} of every position: run without names_filter, needs and residual_positions, or"
