@@ -156,7 +156,7 @@ def deletion_curve(
         steps: In how many equal steps.
         draws: How many random orders; 0 for none (for other maps of examples whose random orders are known).
         seed: Of the random orders.
-        batch_size: How many variants run at once.
+        batch_size: How many variants run at once, of all examples together.
 
     Raises:
         LensplugError: If relevance does not fit the inputs or holds NaN where it is read, there is nothing to delete,
@@ -177,17 +177,15 @@ def deletion_curve(
         raise LensplugError("relevance is NaN at positions that are to be deleted: give among= a mask of those it has.")
     fractions = torch.linspace(0, 1, steps + 1)
     generator = torch.Generator().manual_seed(seed)
-    curves = []
+    deleted = []
     for example in range(len(inputs)):
         orders = _orders(values[example], chosen[example], draws, generator)
         cuts = (fractions * orders.shape[1]).round().long()
         rank = torch.full((len(orders), values.shape[1]), orders.shape[1], device=orders.device)
         rank.scatter_(1, orders, torch.arange(orders.shape[1], device=orders.device).expand_as(orders))
-        deleted = rank[:, None] < cuts.to(rank.device)[None, :, None]  # [order step pos]
-        curves.append(
-            _log_probabilities(lens, inputs, example, deleted.flatten(0, 1), chosen[example], terms, batch_size)
-        )
-    stacked = torch.stack(curves).reshape(len(inputs), 2 + draws, steps + 1)
+        deleted.append((rank[:, None] < cuts.to(rank.device)[None, :, None]).flatten(0, 1))  # [order-step pos]
+    curves = _log_probabilities(lens, inputs, torch.stack(deleted), chosen, terms, batch_size)
+    stacked = curves.reshape(len(inputs), 2 + draws, steps + 1)
     read = "over the answer" if isinstance(target, Written) else f"at position {position}"
     convention = f"{what} hidden from attention and replaced by their mean, nats {read}"
     return DeletionCurve(
@@ -234,23 +232,29 @@ def _orders(
 def _log_probabilities(
     lens: Any,
     inputs: Any,
-    example: int,
-    deleted: Bool[Tensor, "variant pos"],
-    chosen: Bool[Tensor, " pos"],
+    deleted: Bool[Tensor, "example variant pos"],
+    chosen: Bool[Tensor, "example pos"],
     terms: Terms,
     batch_size: int,
-) -> Float[Tensor, " variant"]:
-    """The target's, with each set of positions deleted."""
-    embeds, mask = inputs.embeds[example], inputs.attention_mask[example]
-    mean = embeds[chosen].float().mean(dim=0).to(embeds.dtype)
+) -> Float[Tensor, "example variant"]:
+    """The target's, with each set of positions deleted.
+
+    Variants of different examples run together, since of small models a call costs more than what it computes; what
+    several orders delete alike, such as nothing and everything, runs once.
+    """
+    counts = chosen.sum(dim=1, keepdim=True)
+    mean = ((inputs.embeds.float() * chosen[:, :, None]).sum(dim=1) / counts).to(inputs.embeds.dtype)
+    each = torch.arange(len(deleted), device=deleted.device).repeat_interleave(deleted.shape[1])
+    rows = torch.cat([each[:, None], deleted.flatten(0, 1)], dim=1)
+    variants, which = torch.unique(rows, dim=0, return_inverse=True)
     results = []
-    for gone in torch.split(deleted, batch_size):
-        n = len(gone)
-        own = Terms(*(part[example].expand(n, *part.shape[1:]) for part in (terms.rows, terms.ids, terms.weights)))
-        changed = torch.where(gone[:, :, None], mean, embeds)
-        logits = lens.logits_at(changed, own.rows, attention_mask=mask.expand(n, -1), hidden=gone)
+    for some in torch.split(variants, batch_size):
+        example, gone = some[:, 0], some[:, 1:].bool()
+        own = Terms(*(part[example.to(part.device)] for part in (terms.rows, terms.ids, terms.weights)))
+        changed = torch.where(gone[:, :, None], mean[example, None], inputs.embeds[example])
+        logits = lens.logits_at(changed, own.rows, attention_mask=inputs.attention_mask[example], hidden=gone)
         results.append(own.of(logits.float().log_softmax(dim=-1)).cpu())
     found = torch.cat(results)
     if bool(found.isnan().any()):
         raise LensplugError("the model gives NaN: use bfloat16 or float32.")
-    return found
+    return found[which.cpu()].reshape(deleted.shape[:2])

@@ -141,3 +141,18 @@ def test_nothing_is_left_behind(lens, batch, relevance):
     analysis.deletion_curve(lens, batch, relevance, "Red", steps=1, draws=0)
     with torch.no_grad():
         assert torch.equal(lens.model(batch), before)
+
+
+def test_what_several_orders_delete_alike_is_run_once(lens, batch, relevance, monkeypatch):
+    runs, logits_at = [], lens.logits_at
+
+    def counting(changed, *args, **options):
+        runs.append(len(changed))
+        return logits_at(changed, *args, **options)
+
+    monkeypatch.setattr(lens, "logits_at", counting)
+    curve = analysis.deletion_curve(lens, batch, relevance, "Red", steps=2, draws=3, batch_size=4)
+    # For each of two examples: nothing, everything, and half of the positions in five orders.
+    assert runs == [4, 4, 4, 2]
+    assert bool((curve.random[:, :, 0] == curve.most_first[:, :1]).all())
+    assert len(set(curve.random[0, :, 1].tolist())) == 3, "random orders are not alike"
