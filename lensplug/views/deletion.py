@@ -24,7 +24,10 @@ def deletion_curve(result: DeletionCurve) -> go.Figure:
         spread = 1.96 * drawn.std(dim=0) if len(drawn) > 1 else drawn[0] * 0
         low, high = (drawn.mean(dim=0) - spread).tolist(), (drawn.mean(dim=0) + spread).tolist()
         band = {"fill": "toself", "fillcolor": "rgba(154, 158, 166, 0.25)", "line": {"width": 0}}
-        traces.append(go.Scatter(x=x + x[::-1], y=high + low[::-1], hoverinfo="skip", showlegend=False, **band))
+        # Of few points plotly would draw each as a marker.
+        traces.append(
+            go.Scatter(x=x + x[::-1], y=high + low[::-1], mode="lines", hoverinfo="skip", showlegend=False, **band)
+        )
     curves = {"most relevant first": result.most_first, "least relevant first": result.least_first}
     if result.random.shape[1]:
         curves["random"] = result.random.mean(dim=1)

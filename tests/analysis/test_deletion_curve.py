@@ -102,6 +102,7 @@ def test_areas_random_orders_and_their_interval(lens, batch, relevance):
     assert both.deleted.shape == (4,) and both.summary().examples.tolist() == [4, 4, 4]
     mean = both.summary().loc["most relevant first", "area"]
     assert mean == pytest.approx(float(curve.area["most relevant first"].mean()), rel=1e-5)
+    assert views.draw(both).data[0].mode == "lines", "a band has no markers"
     assert "area" in views.draw(both).data[1].name and "96 examples" not in views.draw(both).layout.title.text
     with pytest.raises(LensplugError, match="curves of different steps"):
         analysis.DeletionCurve.combine([curve, analysis.deletion_curve(lens, batch, relevance, "Red", steps=2)])
