@@ -33,6 +33,14 @@ from lensplug.reductions import Keep, KeepGradients
 from lensplug.targets import Target
 from lensplug.tokens import token_texts
 
+NEED_A_SETTING = {
+    "hook_result": "use_attn_result",
+    "hook_attn_in": "use_attn_in",
+    "hook_mlp_in": "use_hook_mlp_in",
+    **dict.fromkeys(("hook_q_input", "hook_k_input", "hook_v_input"), "use_split_qkv_input"),
+}
+"""Hooks that are silent without a setting of the TransformerLens model."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -397,10 +405,13 @@ class MultimodalLens:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
     def _refuse_unknown_hooks(self, names: NamesFilter) -> None:
-        """TransformerLens 3.9 ignores a misspelt name silently."""
+        """TransformerLens 3.9 ignores a misspelt name silently, and one that does not fire without a setting."""
         if names is None or callable(names):
             return
         for name in [names] if isinstance(names, str) else names:
+            setting = NEED_A_SETTING.get(name.rpartition(".")[2])
+            if setting is not None and not getattr(self.model.cfg, setting, False):
+                raise LensplugError(f"{name!r} fires only after lens.model.set_{setting}(True).")
             if name not in self.model.hook_dict:
                 near = difflib.get_close_matches(name, self.model.hook_dict, n=3)
                 hint = f" Did you mean {', '.join(map(repr, near))}?" if near else " See lens.model.hook_dict."

@@ -73,7 +73,8 @@ def wrap(
     Args:
         hf_model: A multimodal model (or a plain language model), in evaluation mode, on one device.
         processor: Its processor, for `lens.prepare`; a tokenizer for a plain language model.
-        engine: "hooked_transformer", or "auto".
+        engine: "hooked_transformer" (TransformerLens 3.x), "bridge" (a TransformerBridge, 3.9 and 4.x), or "auto":
+            HookedTransformer where it is installed and computes the core exactly, else the bridge.
         process_weights: Fold the norms into the weights after them, centre the unembedding, fold the
             value biases, as TransformerLens does by default. The weights are then a copy; without it
             they are shared with `hf_model`. Logits are then centred at each position.

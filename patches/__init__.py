@@ -1,11 +1,20 @@
-"""What HookedTransformer lacks, one gap per file, each patch reversible and usable by itself.
+"""What TransformerLens lacks, one gap per file, each patch reversible and usable by itself.
+
+For HookedTransformer:
 
 `config_fix` makes a HookedTransformer the language core of a Hugging Face model in memory;
 `embedding_input` lets it take merged embeddings wherever it takes tokens; `attention_rows` gives it the speed
-of SDPA, and patterns of chosen rows only (`pattern_blocks` is its arithmetic); `logit_rows` gives logits of chosen
-positions; `gated_mlp` computes MLPs in place; `checkpointed_blocks` lets a backward pass keep the blocks' inputs only;
-`logit_directions` makes `logit_attrs` sum to the logit without folding. Importing this package changes nothing: a patch
-acts on one instance, when it is applied, until it is removed.
+of SDPA, and patterns of chosen rows only (`pattern_blocks` is its arithmetic); `gated_mlp` computes MLPs in place.
+
+For TransformerBridge: `bridge_core` makes a bridge of such a core, and leaves the Hugging Face model whole;
+`bridge_input`, `bridge_attention_rows` do for it what the former do for a HookedTransformer; `hook_names` gives its
+hooks HookedTransformer's names, one each; `bridge_padding` keeps padding from attending; `bridge_cache` finds the
+key-value cache when it generates.
+
+For both: `logit_rows` gives logits of chosen positions; `checkpointed_blocks` lets a backward pass keep the blocks'
+inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding.
+
+Importing this package changes nothing: a patch acts on one instance, when it is applied, until it is removed.
 
     with EmbeddingInput(model):
         logits, cache = model.run_with_cache(embeds, tokens=tokens, attention_mask=mask)
@@ -16,10 +25,15 @@ from typing import Any
 
 PATCHES = {
     "AttentionRows": "lensplug.patches.attention_rows",
+    "BridgeAttentionRows": "lensplug.patches.bridge_attention_rows",
+    "BridgeCache": "lensplug.patches.bridge_cache",
+    "BridgeEmbeddingInput": "lensplug.patches.bridge_input",
+    "BridgePadding": "lensplug.patches.bridge_padding",
     "CheckpointedBlocks": "lensplug.patches.checkpointed_blocks",
     "ConfigFix": "lensplug.patches.config_fix",
     "EmbeddingInput": "lensplug.patches.embedding_input",
     "GatedMLPInPlace": "lensplug.patches.gated_mlp",
+    "HookNames": "lensplug.patches.hook_names",
     "LogitDirections": "lensplug.patches.logit_directions",
     "LogitRows": "lensplug.patches.logit_rows",
 }

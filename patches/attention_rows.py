@@ -22,17 +22,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from lensplug.patches.attention_kinds import EachBlock, EachGradient
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.patch import Patch, PatchOfParts
-from lensplug.patches.pattern_blocks import PatternBlocks
+from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
 from torch import Tensor
 from transformer_lens import HookedTransformer
-
-EachBlock = Callable[[int, int, Float[Tensor, "batch head row key"]], None]
-"""Called with the layer, the first query position of a block of rows, and the pattern of the block."""
-
-EachGradient = Callable[[int, int, Float[Tensor, "batch head row key"], Float[Tensor, "batch head row key"]], None]
-"""Likewise, and with the gradient with respect to the pattern."""
 
 
 class AttentionRows(PatchOfParts):
@@ -132,7 +127,7 @@ class _BlockRows(Patch):
     def _z(
         self, v: Float[Tensor, "batch key kv_head d_head"], pattern: Float[Tensor, "batch head row key"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        self._refuse_edits(pattern)
+        refuse_edits(pattern, self._scores_kept)
         of_rows, v = self._pattern, v.transpose(1, 2)
         del self._pattern, self._scores_kept
         if self._each_block is not None:
@@ -145,14 +140,6 @@ class _BlockRows(Patch):
     def _kept(self, scores: Tensor) -> Tensor:
         self._scores_kept = scores.clone()  # hooks may write into what they get
         return scores
-
-    def _refuse_edits(self, pattern: Tensor) -> None:
-        expected = self._scores_kept.softmax(dim=-1).nan_to_num(0.0).to(pattern.dtype)
-        if not torch.equal(expected, pattern):
-            raise LensplugError(
-                "a hook edits attention scores or patterns, and with chosen rows the output does not come from them:"
-                " run without query_positions (without AttentionRows)."
-            )
 
 
 def _refuse(cfg: Any) -> None:

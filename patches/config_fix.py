@@ -23,6 +23,7 @@ import einops
 import torch
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.patch import Patch
+from lensplug.patches.windows import sliding_windows
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
@@ -110,7 +111,7 @@ def hooked_transformer_config(
         dtype=dtype,
         device=str(device),
         **_rotary_arguments(text_config),
-        **_sliding_window_arguments(text_config),
+        **sliding_windows(text_config),
     )
 
 
@@ -342,17 +343,6 @@ def _rotary_arguments(text_config: Any) -> dict[str, Any]:
     return {"rotary_base": rope["rope_theta"], **scaling}
 
 
-def _sliding_window_arguments(text_config: Any) -> dict[str, Any]:
-    window = getattr(text_config, "sliding_window", None)
-    if window is None:
-        return {}
-    layers = getattr(text_config, "layer_types", None) or ["sliding_attention"] * text_config.num_hidden_layers
-    types = ["local" if layer == "sliding_attention" else "global" for layer in layers]
-    if window >= text_config.max_position_embeddings or "local" not in types:
-        return {}  # the window is never left
-    return {"use_local_attn": True, "window_size": window, "attn_types": types}
-
-
 def _refuse_unknown_attributes(text_config: Any) -> None:
     """Raise for anything that could change the computation and is not handled here."""
     family = getattr(text_config, "model_type", None)
@@ -386,6 +376,6 @@ def _unknown_rotary(text_config: Any) -> dict[str, Any]:
     rope = {key: value for key, value in rope.items() if key != "type"}  # the old name of rope_type
     if kind not in ROPE_KEYS or set(rope) - ROPE_KEYS[kind]:
         return {"rope_parameters": dict(text_config.rope_parameters)}
-    if kind == "linear" and _sliding_window_arguments(text_config):
+    if kind == "linear" and sliding_windows(text_config):
         return {"sliding_window together with linear rotary scaling": text_config.sliding_window}
     return {}

@@ -15,24 +15,14 @@ Checked against transformer-lens 3.9.0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lensplug.patches.errors import LensplugError
+from lensplug.patches.merged import Merged, is_merged, padded, refuse_long_answer
 from lensplug.patches.patch import Patch
 from torch import Tensor
-from torch.nn import functional as F
 from transformer_lens import HookedTransformer
-
-
-@dataclass(frozen=True)
-class _Merged:
-    """Merged embeddings on their way through HookedTransformer.forward to input_to_embed."""
-
-    embeds: Tensor
-    tokens: Tensor | None
-    attention_mask: Tensor | None
 
 
 class EmbeddingInput(Patch):
@@ -62,9 +52,9 @@ class EmbeddingInput(Patch):
         is_residual = kwargs.get("start_at_layer") is not None
         if is_residual and not isinstance(input, Tensor):
             raise LensplugError("start_at_layer takes a residual stream: give inputs.embeds, or leave it out.")
-        if is_residual or not _is_merged(input):
+        if is_residual or not is_merged(input):
             return self._forward(input, *args, tokens=tokens, attention_mask=attention_mask, **kwargs)
-        merged = self._merged(input, tokens, attention_mask)
+        merged = Merged.of(self.target, input, tokens, attention_mask)
         if merged.tokens is None and (args[0] if args else kwargs.get("return_type")) in ("loss", "both"):
             raise LensplugError("the loss needs the tokens: model(embeds, return_type='loss', tokens=tokens).")
         return self._forward(merged, *args, attention_mask=merged.attention_mask, **kwargs)
@@ -78,7 +68,7 @@ class EmbeddingInput(Patch):
         past_kv_cache: Any = None,
     ) -> tuple[Tensor, Tensor | None, None, Tensor | None]:
         """HookedTransformer.input_to_embed: the first residual stream, tokens, (no) positions, mask."""
-        if not isinstance(input, _Merged) and not _is_merged(input):
+        if not isinstance(input, Merged) and not is_merged(input):
             return self._input_to_embed(
                 input,
                 prepend_bos=prepend_bos,
@@ -86,7 +76,7 @@ class EmbeddingInput(Patch):
                 attention_mask=attention_mask,
                 past_kv_cache=past_kv_cache,
             )
-        merged = input if isinstance(input, _Merged) else self._merged(input, None, attention_mask)
+        merged = input if isinstance(input, Merged) else Merged.of(self.target, input, None, attention_mask)
         mask = merged.attention_mask
         if past_kv_cache is not None:
             mask = torch.ones(merged.embeds.shape[:2], dtype=torch.long) if mask is None else mask
@@ -100,48 +90,18 @@ class EmbeddingInput(Patch):
         With the tokens known (an object that carries them), `return_type` "input" and "tokens" give
         prompt and answer tokens; else TransformerLens's own meaning holds: only new tokens, or embeddings.
         """
-        if attention_mask is not None and (not _is_merged(input) or self._stacked):
+        if attention_mask is not None and (not is_merged(input) or self._stacked):
             kwargs["attention_mask"] = attention_mask
-        if not _is_merged(input) or self._stacked:
+        if not is_merged(input) or self._stacked:
             return self._generate(input, *args, **kwargs)
-        merged = self._merged(input, None, attention_mask)
-        if merged.attention_mask is not None and not bool(merged.attention_mask[:, -1].all()):
-            raise LensplugError(
-                "the prompt is padded at its right, and the answer would begin behind the padding: pad at the left"
-                " (tokenizer.padding_side = 'left')."
-            )
+        merged = Merged.of(self.target, input, None, attention_mask)
+        merged.refuse_padding_at_the_end()
         with_prompt = merged.tokens is not None and kwargs.get("return_type", "input") in ("input", "tokens")
         if with_prompt:
             kwargs["return_type"] = "tokens"
         with _GenerationSteps(self.target, merged.attention_mask):
             output = self._generate(merged.embeds, *args, **kwargs)
         return torch.cat([merged.tokens, output], dim=1) if with_prompt and isinstance(output, Tensor) else output
-
-    def _merged(self, input: Any, tokens: Tensor | None, attention_mask: Tensor | None) -> _Merged:
-        """Check what came, against the model and against each other."""
-        if not isinstance(input, Tensor):
-            tokens = input.tokens if tokens is None else tokens
-            attention_mask = input.attention_mask if attention_mask is None else attention_mask
-            input = input.embeds
-        weight = self.target.embed.W_E
-        if input.ndim != 3 or input.shape[-1] != self.target.cfg.d_model:
-            raise LensplugError(
-                f"embeddings have the shape {list(input.shape)}, expected [batch, pos, {self.target.cfg.d_model}]."
-            )
-        if input.dtype != weight.dtype:
-            raise LensplugError(
-                f"embeddings are {input.dtype}, the model is {weight.dtype}: give embeds.to({weight.dtype})."
-            )
-        if input.shape[1] > self.target.cfg.n_ctx:
-            raise LensplugError(f"{input.shape[1]} positions, but the model has a context of {self.target.cfg.n_ctx}.")
-        for name, tensor in (("tokens", tokens), ("attention_mask", attention_mask)):
-            if tensor is not None and tensor.shape != input.shape[:2]:
-                raise LensplugError(f"{name} has the shape {list(tensor.shape)}, expected {list(input.shape[:2])}.")
-        if attention_mask is not None:
-            _refuse_holes(attention_mask)
-            # Without padding the mask says nothing; without it attention is cheaper.
-            attention_mask = None if bool(attention_mask.all()) else attention_mask.long().to(weight.device)
-        return _Merged(input.to(weight.device), None if tokens is None else tokens.to(weight.device), attention_mask)
 
 
 class _GenerationSteps(Patch):
@@ -161,28 +121,7 @@ class _GenerationSteps(Patch):
     def forward(self, residual: Tensor, *, past_kv_cache: Any = None, **kwargs: Any) -> Any:
         seen = past_kv_cache[0].past_keys.shape[1] if past_kv_cache is not None else 0
         length = seen + residual.shape[1]
-        if length > self.target.cfg.n_ctx:
-            raise LensplugError(
-                f"the answer reaches {length} positions, but the model has a context of {self.target.cfg.n_ctx}: give a"
-                " smaller max_new_tokens."
-            )
+        refuse_long_answer(length, self.target.cfg.n_ctx)
         if self._mask is not None:
-            kwargs["attention_mask"] = F.pad(self._mask, (0, length - self._mask.shape[1]), value=1)
+            kwargs["attention_mask"] = padded(self._mask, length)
         return self._forward(self.target.hook_embed(residual.clone()), past_kv_cache=past_kv_cache, **kwargs)
-
-
-def _refuse_holes(attention_mask: Tensor) -> None:
-    """TransformerLens counts attended positions only, Hugging Face all of them: behind a hole they differ."""
-    attended = attention_mask.bool()
-    starts = attended[:, :1].sum(dim=1) + (attended[:, 1:] & ~attended[:, :-1]).sum(dim=1)
-    if bool((starts > 1).any()):
-        example = int((starts > 1).nonzero()[0])
-        raise LensplugError(
-            f"attention_mask has a hole in example {example}: only padding at the left or at the right is known."
-        )
-
-
-def _is_merged(input: Any) -> bool:
-    if isinstance(input, Tensor):
-        return input.is_floating_point()
-    return hasattr(input, "embeds") and hasattr(input, "attention_mask")

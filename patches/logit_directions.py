@@ -8,7 +8,7 @@ folded it changes nothing.
 
 What stays outside, as with folding: the bias of a LayerNorm and of the unembedding.
 
-Checked against transformer-lens 3.9.0.
+Of a HookedTransformer or a TransformerBridge. Checked against transformer-lens 3.9.0, and 4.3.0 for the bridge.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 from lensplug.patches.patch import Patch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 
 class LogitDirections(Patch):
@@ -27,7 +26,7 @@ class LogitDirections(Patch):
         attributions = cache.logit_attrs(cache.decompose_resid(), tokens=answer)
     """
 
-    def __init__(self, model: HookedTransformer) -> None:
+    def __init__(self, model: Any) -> None:
         """Keep `model`; nothing is changed before `apply`."""
         super().__init__(model)
 

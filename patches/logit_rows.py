@@ -1,11 +1,11 @@
-"""HookedTransformer's logits at chosen positions only.
+"""Logits at chosen positions only, of a HookedTransformer or a TransformerBridge.
 
-The gap: HookedTransformer unembeds every position. For a prompt with an image that is 3,000 rows of a vocabulary of
+The gap: TransformerLens unembeds every position. For a prompt with an image that is 3,000 rows of a vocabulary of
 152,000, 1.8 GB in fp32, of which an analysis of the answer reads one. Under this patch the unembedding gets the
 chosen positions; the output, `unembed.hook_in` and `hook_out` are `[batch row ...]`. A loss needs every position: ask
 for logits.
 
-Checked against TransformerLens 3.9.
+Checked against TransformerLens 3.9, and 4.3 for the bridge.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.patch import Patch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 
 class LogitRows(Patch):
@@ -26,11 +25,11 @@ class LogitRows(Patch):
         logits = model(tokens)                     # [batch row d_vocab]
     """
 
-    def __init__(self, model: HookedTransformer, rows: Int[Tensor, "batch row"]) -> None:
+    def __init__(self, model: Any, rows: Int[Tensor, "batch row"]) -> None:
         """Keep the unembedding of `model`; nothing is changed before `apply`.
 
         Args:
-            model: The model.
+            model: A HookedTransformer or a TransformerBridge.
             rows: For each example the positions, from the left, whose logits are wanted.
         """
         super().__init__(model.unembed)

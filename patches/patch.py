@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from lensplug.patches.errors import LensplugError
+from torch import nn
 
 _ABSENT = object()
 
@@ -43,7 +44,7 @@ class Patch:
             try:
                 for name, value in changes.items():
                     old = _own(self.target, name)
-                    setattr(self.target, name, value)
+                    _put(self.target, name, value)
                     self._undo.append((name, old, value))
                 self._settle()
             except BaseException:
@@ -72,7 +73,7 @@ class Patch:
             if old is _ABSENT:
                 delattr(self.target, name)
             else:
-                setattr(self.target, name, old)
+                _put(self.target, name, old)
         self._settle()
 
     def __enter__(self) -> Patch:
@@ -113,6 +114,15 @@ class PatchOfParts(Patch):
         """Put back what was there before."""
         for part in reversed(self._parts):
             part.remove()
+
+
+def _put(target: Any, name: str, value: Any) -> None:
+    """Give the instance itself a value.
+
+    A bridge's component hands what its wrapped module also has (`forward`) on to that: not what a patch of it means.
+    """
+    is_module = isinstance(value, nn.Module) or name in target.__dict__.get("_modules", {})
+    (setattr if is_module else object.__setattr__)(target, name, value)
 
 
 def _own(target: Any, name: str) -> Any:

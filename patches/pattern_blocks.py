@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from lensplug.patches.errors import LensplugError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +35,8 @@ class PatternBlocks:
     causal: bool = False
     padding: Bool[Tensor, "batch key"] | None = None
     """False where a key is padding, or hidden."""
+    mask: Bool[Tensor, "example 1 pos key"] | None = None
+    """In place of all that, what each query sees; with `causal`, that no key is later than its query."""
 
     @property
     def length(self) -> int:
@@ -52,6 +55,10 @@ class PatternBlocks:
 
     def seen(self, rows: Int[Tensor, "rows_of row"], keys: int | None = None) -> Bool[Tensor, "example 1 row key"]:
         """What queries at these positions see of the first `keys` keys: causal, in the window, no padding."""
+        if self.mask is not None:
+            mask = self.mask[..., :keys].expand(len(rows), -1, -1, -1) if len(self.mask) == 1 else self.mask[..., :keys]
+            at = rows.expand(len(mask), -1)[:, None, :, None]
+            return mask.gather(2, at.expand(-1, -1, -1, mask.shape[3]))
         key = torch.arange(self.length if keys is None else keys, device=rows.device)
         at = rows[:, :, None]
         seen = key <= at if self.causal else torch.ones_like(key <= at)
@@ -79,7 +86,7 @@ class PatternBlocks:
     def attend(self, v: Float[Tensor, "batch kv_head key d_head"]) -> Float[Tensor, "batch head pos d_head"]:
         """The output of SDPA."""
         windowed = self.window is not None and self.window < self.length
-        if self.padding is None and not windowed:
+        if self.padding is None and self.mask is None and not windowed:
             # Key heads are shared by the query heads of a group without a copy.
             grouped_heads = self.q.shape[1] != v.shape[1]
             return F.scaled_dot_product_attention(
@@ -87,7 +94,8 @@ class PatternBlocks:
             )
         # With a mask, kernels of some devices do not know shared key heads, and fall back to one that makes all scores.
         k, v = (one.repeat_interleave(self.q.shape[1] // one.shape[1], dim=1) for one in (self.k, v))
-        mask = self.seen(torch.arange(self.length, device=v.device)[None])
+        everyone = torch.arange(self.length, device=v.device)[None]
+        mask = self.seen(everyone) if self.mask is None else self.mask
         sees = mask.any(dim=-1, keepdim=True)  # padding sees nothing, and then gets nothing
         return F.scaled_dot_product_attention(self.q, k, v, attn_mask=mask | ~sees, scale=1 / self.scale) * sees
 
@@ -109,7 +117,8 @@ class _ShownBackward(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: PatternBlocks, show: Show) -> Tensor:
         ctx.save_for_backward(q, k, v)
         # Queries and keys are kept by save_for_backward alone, which checkpointing can replace by recomputing.
-        ctx.rest, ctx.show = (blocks.scale, blocks.window, blocks.causal, blocks.padding), show
+        rest = (blocks.scale, blocks.window, blocks.causal, blocks.padding, blocks.mask)
+        ctx.rest, ctx.show = rest, show
         return blocks.attend(v)
 
     @staticmethod
@@ -130,6 +139,19 @@ class _ShownBackward(torch.autograd.Function):
             grad_k[:, :, :keys] += of_scores.transpose(2, 3) @ grouped(q[:, :, start:stop].float(), k_seen)
             grad_v[:, :, :keys] += grouped(pattern, v_seen).transpose(2, 3) @ of_z
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
+
+
+def refuse_edits(pattern: Float[Tensor, "batch head row key"], scores: Float[Tensor, "batch head row key"]) -> None:
+    """Raise if the pattern of some rows, after all hooks, is not that of their scores before any.
+
+    Raises:
+        LensplugError: Then a hook edits what the output does not come from.
+    """
+    if not torch.equal(scores.softmax(dim=-1).nan_to_num(0.0).to(pattern.dtype), pattern):
+        raise LensplugError(
+            "a hook edits attention scores or patterns, and with chosen rows the output does not come from them:"
+            " run without query_positions (without AttentionRows)."
+        )
 
 
 def grouped(

@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
+from built import HOOKED, ONLY_HOOKED
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig
+from transformer_lens import ActivationCache
 from transformers import PreTrainedTokenizerFast
 
 
-def text_model(seed: int = 0, **changes: Any) -> HookedTransformer:
-    """A small text model of TransformerLens with random weights, biases and norms; GPT-2's form by default."""
+def text_model(seed: int = 0, **changes: Any) -> Any:
+    """A small HookedTransformer with random weights, biases and norms; GPT-2's form by default."""
+    if not HOOKED:
+        pytest.skip(ONLY_HOOKED)
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
     form = {
         "n_layers": 3, "d_model": 24, "n_heads": 3, "d_head": 8, "d_mlp": 32, "n_ctx": 64, "d_vocab": 50,
         "act_fn": "gelu_new", "normalization_type": "LN", "device": "cpu", "model_name": "text-model",
@@ -54,7 +61,7 @@ def padded(rows: Sequence[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
     return torch.stack([pad(row) for row in rows]), torch.stack([pad(torch.ones_like(row)) for row in rows])
 
 
-def run(model: HookedTransformer, ids: Tensor, mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Any]:
+def run(model: Any, ids: Tensor, mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Any]:
     """Logits and cache, as a user of TransformerLens alone gets them."""
     with torch.no_grad():
         return model.run_with_cache(ids, attention_mask=mask, **kwargs)
@@ -62,8 +69,9 @@ def run(model: HookedTransformer, ids: Tensor, mask: Tensor | None = None, **kwa
 
 def cache_of_patterns(patterns: Sequence[Tensor], model: Any = None, **changes: Any) -> ActivationCache:
     """A cache that holds the given pattern `[batch head query key]` for each layer."""
-    if model is None:
-        model = text_model(n_layers=len(patterns), n_heads=patterns[0].shape[1], **changes)
+    if model is None:  # analyses of patterns read no more of it
+        form = {"n_layers": len(patterns), "n_heads": patterns[0].shape[1], "dtype": torch.float32, **changes}
+        model = SimpleNamespace(cfg=SimpleNamespace(model_name="text-model", **form))
     named = {f"blocks.{layer}.attn.hook_pattern": pattern for layer, pattern in enumerate(patterns)}
     return ActivationCache(named, model)
 
@@ -76,7 +84,7 @@ def causal_patterns(layers: int, batch: int, heads: int, length: int, seed: int 
     return [score.masked_fill(hidden, -math.inf).softmax(dim=-1) for score in scores]
 
 
-def cache_of_residuals(residuals: Sequence[Tensor], model: HookedTransformer) -> ActivationCache:
+def cache_of_residuals(residuals: Sequence[Tensor], model: Any) -> ActivationCache:
     """A cache that holds the given residuals `[batch pos d_model]`: of the embedding, then after each block."""
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(len(residuals) - 1))]
     return ActivationCache(dict(zip(names, residuals, strict=True)), model)

@@ -1,14 +1,41 @@
-"""The random tiny LLaVA-OneVision, wrapped once for all tests; nobody may leave a change on it."""
+"""The random tiny LLaVA-OneVision, wrapped once for all tests; nobody may leave a change on it.
+
+`LENSPLUG_ENGINE=bridge` runs the tests with the bridge wherever they do not ask for an engine; TransformerLens 4 has
+no other.
+"""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+from built import HOOKED, ONLY_HOOKED
 from models import QUESTION, llava_onevision, scene, snapshot
 
 import lensplug
+from lensplug import engines
+
+if engine := os.environ.get("LENSPLUG_ENGINE"):
+    engines.ENGINES = {engine: engines.ENGINES[engine], **engines.ENGINES}  # "auto" takes the first
 
 torch.set_num_threads(1)  # the models are tiny: threads that wait for each other made it thirty times slower
+
+
+OF_HOOKED_TRANSFORMER = {
+    "test_config_fix.py", "test_embedding_input.py", "test_gated_mlp.py", "test_logit_directions.py",
+}  # fmt: skip
+"""Tests that cannot even be imported beside TransformerLens 4."""
+
+
+class _Skipped(pytest.Module):
+    def collect(self):
+        pytest.skip(ONLY_HOOKED, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if not HOOKED and module_path.name in OF_HOOKED_TRANSFORMER:
+        return _Skipped.from_parent(parent, path=module_path)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
+from built import HOOKED, ONLY_HOOKED
 from models import (
     IMAGE_FAMILIES,
     TEXT_CORES,
@@ -12,6 +13,7 @@ from models import (
     llava,
     llava_next,
     llava_onevision,
+    randomise,
     reference_logits,
     text_config,
     text_model,
@@ -182,11 +184,22 @@ CHANGED = {
 }
 
 
+@pytest.mark.skipif(not HOOKED, reason=ONLY_HOOKED)
 @pytest.mark.parametrize("message", CHANGED)
 def test_refuses_a_configuration_that_it_does_not_know(message):
     model = hf.LlamaForCausalLM(text_config("Llama", **CHANGED[message])).eval()
     with pytest.raises(lensplug.LensplugError, match=message):
-        lensplug.wrap(model)
+        lensplug.wrap(model, engine="hooked_transformer")
+
+
+@pytest.mark.parametrize("message", set(CHANGED) - {"partial_rotary_factor"})  # that Hugging Face's Llama cannot run
+def test_a_bridge_computes_what_a_configuration_asks_of_hugging_face(message):
+    model = randomise(hf.LlamaForCausalLM(text_config("Llama", **CHANGED[message])))
+    lens = lensplug.wrap(model)
+    assert lens.engine == "bridge"
+    tokens = text_tokens(100, batch=2)
+    reference = reference_logits(model, {"input_ids": tokens})
+    assert largest_difference(wrapped_logits(lens, tokens), reference) < 1e-4
 
 
 SMALL_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -249,7 +262,7 @@ def _gpt_neox():
         (_qwen2_vl, "Qwen2VLForConditionalGeneration.*three parts"),
         (_qwen2_5_vl, "Qwen2_5_VLForConditionalGeneration.*three parts"),
         (_qwen3_vl, "Qwen3VLForConditionalGeneration.*between blocks"),
-        (_gpt_neox, "GPTNeoXModel.*cannot be a HookedTransformer.*LlamaModel"),
+        (_gpt_neox, "a 'gpt_neox' decoder cannot be bridged exactly"),
     ],
 )
 def test_refuses_other_ways_to_merge_by_name_and_reason(build, message):

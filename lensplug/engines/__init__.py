@@ -1,6 +1,7 @@
 """How a LanguageCore becomes a TransformerLens model, one file for each way.
 
-`hooked_transformer` (TransformerLens 3.x) computes Llama, Qwen2, Mistral and Qwen3 cores exactly.
+`hooked_transformer` (TransformerLens 3.x) and `bridge` (3.x and 4.x) compute Llama, Qwen2, Mistral and Qwen3 cores
+exactly, under the same names of hooks.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 
-ENGINES = {"hooked_transformer": "lensplug.engines.hooked_transformer"}
-"""Name -> the module whose `build(core, ...)` makes the model."""
+ENGINES = {"hooked_transformer": "lensplug.engines.hooked_transformer", "bridge": "lensplug.engines.bridge"}
+"""Name -> the module whose `build(core, ...)` makes the model; "auto" takes the first that computes a core exactly."""
 
 
 def build(
@@ -34,10 +35,15 @@ def build(
     Raises:
         LensplugError: If the engine is unknown, not installed, or cannot compute this core exactly.
     """
-    name = "hooked_transformer" if engine == "auto" else engine
-    if name not in ENGINES:
+    if engine != "auto" and engine not in ENGINES:
         raise LensplugError(f"engine is {engine!r}, expected 'auto' or one of {', '.join(map(repr, ENGINES))}.")
-    return name, import_module(ENGINES[name]).build(core, tokenizer=tokenizer, process_weights=process_weights)
+    reasons = []
+    for name in ENGINES if engine == "auto" else [engine]:
+        try:
+            return name, import_module(ENGINES[name]).build(core, tokenizer=tokenizer, process_weights=process_weights)
+        except LensplugError as refused:
+            reasons.append(refused)
+    raise reasons[0] if len(reasons) == 1 else LensplugError(" And: ".join(map(str, reasons)))
 
 
 def attention_rows(

@@ -47,7 +47,8 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     installed = version("transformer-lens")
     if int(installed.split(".")[0]) >= 4:
         raise LensplugError(
-            f"TransformerLens {installed} has no HookedTransformer (3.9.0 is the last): pip install 'lensplug[hooked]'."
+            f"TransformerLens {installed} has no HookedTransformer (3.9.0 is the last): pip install 'lensplug[hooked]',"
+            " or engine='bridge'."
         )
     from lensplug.patches.config_fix import build_hooked_transformer
     from lensplug.patches.embedding_input import EmbeddingInput

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lensplug.patches import AttentionRows, CheckpointedBlocks
-from lensplug.patches.config_fix import build_hooked_transformer
+from built import ENGINES, attention_rows, built
+from lensplug.patches import CheckpointedBlocks
 from models import TEXT_CORES, snapshot, text_model, text_tokens
 
 LENGTH = 24
 TOKENS = text_tokens(LENGTH, 2)
 MASKS = {"none": None, "left": slice(0, 5), "right": slice(19, LENGTH)}
 NO_ROWS = torch.empty(2, 0, dtype=torch.long)
-
-
-def hooked(name):
-    hf = text_model(name)
-    return build_hooked_transformer(hf.get_decoder(), hf.get_output_embeddings(), hf.config)
 
 
 def gradients_of(model, mask):
@@ -26,9 +21,10 @@ def gradients_of(model, mask):
     return [one.grad.clone() for one in model.blocks.parameters() if one.grad is not None]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["llama", "qwen3-no-gqa-tied"])
-def test_gradients_are_the_same_to_the_bit(name):
-    model = hooked(name)
+def test_gradients_are_the_same_to_the_bit(engine, name):
+    model = built(engine, text_model(name))
     expected, before = gradients_of(model, None), snapshot(model)
     with CheckpointedBlocks(model) as patch:
         assert patch.applied
@@ -37,8 +33,9 @@ def test_gradients_are_the_same_to_the_bit(name):
     assert not patch.applied and snapshot(model) == before
 
 
-def test_a_backward_pass_keeps_the_inputs_of_blocks_only():
-    model, kept = hooked("llama"), {}
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_backward_pass_keeps_the_inputs_of_blocks_only(engine):
+    model, kept = built(engine, text_model("llama")), {}
     for name in ("plain", "checkpointed"):
         sizes = kept.setdefault(name, [])
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
@@ -55,10 +52,11 @@ SIZES += [(name, size) for name in ("llama", "qwen2-window-some-layers") for siz
 
 
 @pytest.mark.parametrize("padding", MASKS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("name", "block_bytes"), SIZES)
-def test_patterns_and_their_gradients_are_those_of_the_eager_model(name, padding, block_bytes, monkeypatch):
+def test_patterns_and_their_gradients_are_those_of_the_eager_model(engine, name, padding, block_bytes, monkeypatch):
     monkeypatch.setattr("lensplug.patches.pattern_blocks.BLOCK_BYTES", block_bytes)
-    model, mask = hooked(name), None
+    model, mask = built(engine, text_model(name)), None
     if MASKS[padding] is not None:
         mask = torch.ones(2, LENGTH, dtype=torch.long)
         mask[1, MASKS[padding]] = 0
@@ -77,7 +75,7 @@ def test_patterns_and_their_gradients_are_those_of_the_eager_model(name, padding
         stop, keys = start + pattern.shape[2], pattern.shape[3]
         own[0, :, :, start:stop, :keys], own[1, :, :, start:stop, :keys] = pattern, gradient
 
-    with CheckpointedBlocks(model), AttentionRows(model, NO_ROWS, each_gradient=show):
+    with CheckpointedBlocks(model), attention_rows(engine)(model, NO_ROWS, each_gradient=show):
         fast = gradients_of(model, mask)
     for one, other in zip(fast, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=1e-4)

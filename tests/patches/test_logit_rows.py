@@ -2,17 +2,17 @@
 
 import pytest
 import torch
+from built import ENGINES, built
 from lensplug.patches import LogitRows
-from lensplug.patches.config_fix import build_hooked_transformer
 from models import snapshot, text_model, text_tokens
 
 from lensplug import LensplugError
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("cap", [0.0, 2.0])
-def test_logits_of_rows_and_before_is_after(cap):
-    hf = text_model("llama")
-    model = build_hooked_transformer(hf.get_decoder(), hf.get_output_embeddings(), hf.config)
+def test_logits_of_rows_and_before_is_after(engine, cap):
+    model = built(engine, text_model("llama"))
     model.cfg.output_logits_soft_cap = cap
     tokens, rows = text_tokens(12, 2), torch.tensor([[11, 3], [0, 3]])
     before, held, logits = snapshot(model), dict(model.unembed.__dict__), model(tokens)

@@ -146,10 +146,15 @@ def test_importing_the_patches_imports_no_transformer_lens():
     assert run.stdout.split() == [
         "False",
         "AttentionRows",
+        "BridgeAttentionRows",
+        "BridgeCache",
+        "BridgeEmbeddingInput",
+        "BridgePadding",
         "CheckpointedBlocks",
         "ConfigFix",
         "EmbeddingInput",
         "GatedMLPInPlace",
+        "HookNames",
         "LogitDirections",
         "LogitRows",
     ]

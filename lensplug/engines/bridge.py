@@ -1,0 +1,61 @@
+"""TransformerLens 3.x and 4.x: the core as a TransformerBridge around copies of the modules that share the weights."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from lensplug.core import LanguageCore
+
+
+def attention_rows(model: Any, rows: Int[Tensor, "batch row"], **shown: Any) -> AbstractContextManager[Any]:
+    """While it lasts, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
+    from lensplug.patches.bridge_attention_rows import BridgeAttentionRows
+
+    patch: AbstractContextManager[Any] = BridgeAttentionRows(model, rows, **shown)
+    return patch
+
+
+def checkpointed(model: Any) -> AbstractContextManager[Any]:
+    """While it lasts, blocks are computed again in the backward pass."""
+    from lensplug.patches.checkpointed_blocks import CheckpointedBlocks
+
+    patch: AbstractContextManager[Any] = CheckpointedBlocks(model)
+    return patch
+
+
+def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextManager[Any]:
+    """While it lasts, the model makes logits at these positions only."""
+    from lensplug.patches.logit_rows import LogitRows
+
+    patch: AbstractContextManager[Any] = LogitRows(model, rows)
+    return patch
+
+
+def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = False) -> Any:
+    """A TransformerBridge of the core, with the patches that make it a multimodal model's.
+
+    Raises:
+        LensplugError: If the core is one that a bridge is not known to compute exactly.
+    """
+    from lensplug.patches.bridge_cache import BridgeCache
+    from lensplug.patches.bridge_core import build_language_bridge
+    from lensplug.patches.bridge_input import BridgeEmbeddingInput
+    from lensplug.patches.bridge_padding import BridgePadding
+    from lensplug.patches.hook_names import HookNames
+    from lensplug.patches.logit_directions import LogitDirections
+
+    model = build_language_bridge(
+        core.decoder,
+        core.head,
+        core.text_config,
+        tokenizer=tokenizer,
+        process_weights=process_weights,
+        model_name=core.name,
+    )
+    for patch in (HookNames, BridgeCache, BridgePadding, BridgeEmbeddingInput, LogitDirections):
+        patch(model).apply()
+    return model

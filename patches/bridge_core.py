@@ -1,0 +1,145 @@
+"""The gap: a TransformerBridge of a multimodal model shows the placeholders' embeddings, and takes the model apart.
+
+`boot_transformers` wants a name, a tokenizer from the hub and a configuration it knows; the bridge of a full
+multimodal model shows in `hook_embed` what the image has since replaced; and bridging puts the bridge's components into
+the Hugging Face model, for good: its state dict gets other names, `save_pretrained` and `output_attentions` fail, and a
+second bridge around it is silently wrong in 3.9.
+
+`build_language_bridge` bridges the language core alone: a causal language model (LlamaForCausalLM, ...) around *copies
+of the modules* of decoder and head, whose parameters are the same memory. No weight is copied, nothing is looked up,
+and the model that the core came from never notices.
+
+Checked against transformer-lens 3.9.0 and 4.3.0, transformers 5.23 and 5.24.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+import transformers
+from lensplug.patches.errors import LensplugError
+from lensplug.patches.windows import sliding_windows
+from torch import nn
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+"""`model_type` of a decoder's configuration -> the causal language model that a bridge is built around."""
+
+
+def build_language_bridge(
+    decoder: nn.Module,
+    head: nn.Module,
+    text_config: Any,
+    *,
+    tokenizer: Any = None,
+    process_weights: bool = False,
+    model_name: str = "",
+) -> Any:
+    """A TransformerBridge that computes what `head(decoder(...))` computes.
+
+    Args:
+        decoder: A Hugging Face LlamaModel, Qwen2Model, MistralModel or Qwen3Model.
+        head: The linear layer from the decoder's output to the vocabulary.
+        text_config: The decoder's configuration.
+        tokenizer: Kept as it is (TransformerLens would make another).
+        process_weights: Fold the norms, centre the unembedding, fold the value biases, in a copy of the weights.
+        model_name: For `cfg.model_name`.
+
+    Raises:
+        LensplugError: If the decoder is another class, or a bridge's already.
+    """
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    shell = causal_shell(decoder, head, text_config)
+    model = build_bridge_from_module(
+        shell, type(shell).__name__, hf_config=shell.config, model_name=model_name or text_config.model_type
+    )
+    # Hugging Face's own attention is not run, and its weights are not there to be returned.
+    model.adapter.supports_hf_output_attentions = False
+    model.cfg.d_vocab, model.cfg.d_vocab_out = decoder.embed_tokens.weight.shape[0], head.weight.shape[0]
+    model.cfg.default_prepend_bos = False  # the chat template decides what a prompt begins with
+    for name, value in sliding_windows(text_config).items():  # the bridge leaves them to its model; analyses read them
+        setattr(model.cfg, name, value)
+    model.tokenizer = tokenizer
+    model.cfg.tokenizer_prepends_bos = tokenizer is not None and len(tokenizer("")["input_ids"]) > 0
+    if process_weights:
+        _process(model)
+    for module in model.modules():
+        # The other way computes norms twice, and gives hooks on the first a gradient of zero.
+        if hasattr(type(module), "_python_norm_forward"):
+            module.use_native_layernorm_autograd = False
+    return model
+
+
+def causal_shell(decoder: nn.Module, head: nn.Module, text_config: Any) -> Any:
+    """A causal language model around copies of decoder and head that share their memory.
+
+    Raises:
+        LensplugError: If the decoder is another class, or a bridge's already.
+    """
+    architecture = ARCHITECTURES.get(getattr(text_config, "model_type", ""))
+    if architecture is None:
+        raise LensplugError(
+            f"a {getattr(text_config, 'model_type', None)!r} decoder cannot be bridged exactly: known are"
+            f" {', '.join(ARCHITECTURES)}."
+        )
+    _refuse_bridged(decoder)
+    decoder, head = shared_copy(decoder), shared_copy(head)
+    config = decoder.config
+    # The bridge computes attention itself; what SDPA decides is the mask: none where it is plainly causal, else a
+    # byte for each pair of positions in place of a number.
+    config._attn_implementation = "sdpa"
+    config.use_cache = False  # keys and values of a single pass are read by nobody; generating asks for them
+    with torch.device("meta"):
+        shell = getattr(transformers, architecture)(config)
+    if type(shell.model) is not type(decoder):
+        raise LensplugError(
+            f"{type(decoder).__name__} with model_type {text_config.model_type!r} cannot be bridged: expected"
+            f" {type(shell.model).__name__}."
+        )
+    shell.model, shell.lm_head = decoder, head
+    return shell.train(decoder.training)
+
+
+def shared_copy(module: nn.Module) -> nn.Module:
+    """A copy of a module whose parameters and buffers are the same memory.
+
+    Parameters are new objects: a gradient that reaches one is not the other's.
+    """
+    shared: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
+    for parameter in module.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    copied = copy.deepcopy(module, shared)
+    for part in copied.modules():  # hooks were put on the original, and see what happens there
+        for name, hooks in vars(part).items():
+            if name.endswith("_hooks") and isinstance(hooks, dict):
+                hooks.clear()
+    return copied
+
+
+def _refuse_bridged(decoder: nn.Module) -> None:
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    if any(isinstance(module, GeneralizedComponent) for module in decoder.modules()):
+        raise LensplugError(
+            f"there is a TransformerBridge around this {type(decoder).__name__} already, which has put its components"
+            " into it: load the model anew, and wrap that."
+        )
+
+
+def _process(model: Any) -> None:
+    if model.cfg.dtype not in (torch.float32, torch.float64):
+        raise LensplugError(
+            f"a bridge with processed weights is known for float32, the model is {model.cfg.dtype}: load it with"
+            " dtype='float32', or leave process_weights out."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of names that HookNames makes
+        model.enable_compatibility_mode(disable_warnings=True, center_writing_weights=False)

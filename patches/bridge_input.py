@@ -1,0 +1,129 @@
+"""The gap: a TransformerBridge takes embeddings, but neither shows nor pads nor generates from them.
+
+Floats go past `hook_embed`, so that `decompose_resid` and its relatives lack the embedding; generating forgets the
+padding after the first step. While this patch is applied to a bridge of a decoder, merged embeddings go wherever tokens
+go, as under `EmbeddingInput` on a HookedTransformer: `model(x)`, `run_with_cache(x)`, `run_with_hooks(x)`,
+`generate(x)`. `x` is a float tensor `[batch pos d_model]` or any object with `embeds`, `tokens` and `attention_mask` (a
+lensplug MultimodalInput). `hook_embed` fires with the merged embeddings, and hooks on it may edit them.
+
+Strings and token ids go the old way, untouched. Positions are counted as Hugging Face counts them where it is given
+none. `return_type="loss"` needs the tokens: `tokens=`.
+
+Checked against transformer-lens 3.9.0 and 4.3.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+import torch
+from lensplug.patches.errors import LensplugError
+from lensplug.patches.merged import Merged, is_merged, padded, refuse_long_answer
+from lensplug.patches.patch import Patch, PatchOfParts
+from torch import Tensor
+
+
+class BridgeEmbeddingInput(Patch):
+    """While applied, a TransformerBridge accepts merged embeddings wherever it accepts tokens.
+
+    with BridgeEmbeddingInput(bridge):
+        loss = bridge(embeds, return_type="loss", tokens=tokens, attention_mask=mask)
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Keep `model`, a TransformerBridge; nothing is changed before `apply`."""
+        super().__init__(model)
+
+    def _changes(self) -> dict[str, Any]:
+        self._forward = self.target.forward
+        self._generate = self.target.generate
+        # A second patch of this kind leaves everything to the first: hook_embed must fire once.
+        self._stacked = isinstance(getattr(self._forward, "__self__", None), BridgeEmbeddingInput)
+        return {"forward": self.forward, "generate": self.generate}
+
+    def forward(
+        self,
+        input: Any,
+        return_type: str | None = "logits",
+        loss_per_token: bool = False,
+        *args: Any,
+        tokens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """TransformerBridge.forward, for merged embeddings too."""
+        if attention_mask is not None:
+            kwargs["attention_mask"] = attention_mask
+        is_residual = kwargs.get("start_at_layer") is not None
+        if is_residual and not isinstance(input, Tensor):
+            raise LensplugError("start_at_layer takes a residual stream: give inputs.embeds, or leave it out.")
+        if self._stacked or is_residual or not is_merged(input):
+            given = {} if tokens is None else {"tokens": tokens}
+            return self._forward(input, return_type, loss_per_token, *args, **given, **kwargs)
+        merged = Merged.of(self.target, input, tokens, kwargs.pop("attention_mask", None))
+        of_loss = return_type in ("loss", "both")
+        if merged.tokens is None and of_loss:
+            raise LensplugError("the loss needs the tokens: model(embeds, return_type='loss', tokens=tokens).")
+        # A copy: hooks may write into what they get, as they may with looked-up tokens, and the inputs stay whole.
+        embeds, mask = self.target.embed.hook_out(merged.embeds.clone()), merged.attention_mask
+        output = self._forward(embeds, "logits" if of_loss else return_type, attention_mask=mask, **kwargs)
+        if not of_loss:
+            return output
+        loss = self.target.loss_fn(output, merged.tokens, attention_mask=mask, per_token=loss_per_token)
+        return loss if return_type == "loss" else (output, loss)
+
+    def generate(self, input: Any = "", *args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """TransformerBridge.generate; from merged embeddings it returns tokens or text as asked.
+
+        With the tokens known (an object that carries them), `return_type` "input" and "tokens" give prompt and answer
+        tokens; else TransformerLens's own meaning holds: only new tokens.
+        """
+        if self._stacked or not is_merged(input):
+            given = {} if attention_mask is None else {"attention_mask": attention_mask}
+            return self._generate(input, *args, **given, **kwargs)
+        merged = Merged.of(self.target, input, None, attention_mask)
+        merged.refuse_padding_at_the_end()
+        with_prompt = merged.tokens is not None and kwargs.get("return_type", "input") in ("input", "tokens")
+        with _GenerationSteps(self.target, merged.attention_mask, self._forward):
+            output = self._generate(merged.embeds, *args, **kwargs)
+        return torch.cat([merged.tokens, output], dim=1) if with_prompt and isinstance(output, Tensor) else output
+
+
+class _GenerationSteps(PatchOfParts):
+    """While a bridge generates from embeddings: every step gets the padding mask and fires hook_embed once."""
+
+    def __init__(self, model: Any, attention_mask: Tensor | None, forward: Callable[..., Any]) -> None:
+        steps = _Step(model, attention_mask, forward)
+        super().__init__(model, [steps, _WordEmbedding(model.original_model, model.embed.original_component)])
+
+
+class _Step(Patch):
+    def __init__(self, model: Any, attention_mask: Tensor | None, forward: Callable[..., Any]) -> None:
+        super().__init__(model)
+        self._mask, self._forward = attention_mask, forward
+
+    def _changes(self) -> dict[str, Any]:
+        return {"forward": self.forward}
+
+    def forward(self, embeds: Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        length = seen + embeds.shape[1]
+        refuse_long_answer(length, self.target.cfg.n_ctx)
+        kwargs["attention_mask"] = padded(self._mask, length)
+        if past_key_values is not None:  # transformers has renamed it, and warns of the old name at every step
+            renamed = "cache" in signature(type(self.target.original_model).forward).parameters
+            kwargs["cache" if renamed else "past_key_values"] = past_key_values
+        return self._forward(self.target.embed.hook_out(embeds.clone()), *args, **kwargs)
+
+
+class _WordEmbedding(Patch):
+    """The bridge asks its model for the embedding of a new word, and would fire hook_embed for that too."""
+
+    def __init__(self, hf_model: Any, embedding: Any) -> None:
+        super().__init__(hf_model)
+        self._embedding = embedding
+
+    def _changes(self) -> dict[str, Any]:
+        return {"get_input_embeddings": lambda: self._embedding}

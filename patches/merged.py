@@ -1,0 +1,102 @@
+"""Merged embeddings on their way into a model, checked against it and against each other.
+
+Not a patch but what `embedding_input` and `bridge_input` have in common: which inputs are embeddings, and which of them
+a model can take.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lensplug.patches.errors import LensplugError
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Embeddings, their tokens where they are known, their mask where there is padding; on the model's device."""
+
+    embeds: Tensor
+    tokens: Tensor | None
+    attention_mask: Tensor | None
+
+    @classmethod
+    def of(cls, model: Any, input: Any, tokens: Tensor | None, attention_mask: Tensor | None) -> Merged:
+        """What came, for this model.
+
+        Args:
+            model: A HookedTransformer or a TransformerBridge.
+            input: Float `[batch pos d_model]`, or an object with `embeds`, `tokens` and `attention_mask`.
+            tokens: In place of the object's.
+            attention_mask: In place of the object's.
+
+        Raises:
+            LensplugError: If shapes, dtype or length do not fit, or the mask has a hole.
+        """
+        if not isinstance(input, Tensor):
+            tokens = input.tokens if tokens is None else tokens
+            attention_mask = input.attention_mask if attention_mask is None else attention_mask
+            input = input.embeds
+        weight = model.embed.W_E
+        if input.ndim != 3 or input.shape[-1] != model.cfg.d_model:
+            raise LensplugError(
+                f"embeddings have the shape {list(input.shape)}, expected [batch, pos, {model.cfg.d_model}]."
+            )
+        if input.dtype != weight.dtype:
+            raise LensplugError(
+                f"embeddings are {input.dtype}, the model is {weight.dtype}: give embeds.to({weight.dtype})."
+            )
+        if input.shape[1] > model.cfg.n_ctx:
+            raise LensplugError(f"{input.shape[1]} positions, but the model has a context of {model.cfg.n_ctx}.")
+        for name, tensor in (("tokens", tokens), ("attention_mask", attention_mask)):
+            if tensor is not None and tensor.shape != input.shape[:2]:
+                raise LensplugError(f"{name} has the shape {list(tensor.shape)}, expected {list(input.shape[:2])}.")
+        if attention_mask is not None:
+            _refuse_holes(attention_mask)
+            # Without padding the mask says nothing; without it attention is cheaper.
+            attention_mask = None if bool(attention_mask.all()) else attention_mask.long().to(weight.device)
+        return cls(input.to(weight.device), None if tokens is None else tokens.to(weight.device), attention_mask)
+
+    def refuse_padding_at_the_end(self) -> None:
+        """Raise if an answer would begin behind padding."""
+        if self.attention_mask is not None and not bool(self.attention_mask[:, -1].all()):
+            raise LensplugError(
+                "the prompt is padded at its right, and the answer would begin behind the padding: pad at the left"
+                " (tokenizer.padding_side = 'left')."
+            )
+
+
+def is_merged(input: Any) -> bool:
+    """Whether an input is embeddings (not words, not token ids)."""
+    if isinstance(input, Tensor):
+        return input.is_floating_point()
+    return hasattr(input, "embeds") and hasattr(input, "attention_mask")
+
+
+def refuse_long_answer(length: int, n_ctx: int) -> None:
+    """Raise if an answer has left the context."""
+    if length > n_ctx:
+        raise LensplugError(
+            f"the answer reaches {length} positions, but the model has a context of {n_ctx}: give a smaller"
+            " max_new_tokens."
+        )
+
+
+def _refuse_holes(attention_mask: Tensor) -> None:
+    """TransformerLens counts attended positions only, Hugging Face all of them: behind a hole they differ."""
+    attended = attention_mask.bool()
+    starts = attended[:, :1].sum(dim=1) + (attended[:, 1:] & ~attended[:, :-1]).sum(dim=1)
+    if bool((starts > 1).any()):
+        example = int((starts > 1).nonzero()[0])
+        raise LensplugError(
+            f"attention_mask has a hole in example {example}: only padding at the left or at the right is known."
+        )
+
+
+def padded(attention_mask: Tensor | None, length: int) -> Tensor | None:
+    """The mask of a prompt with an answer behind it."""
+    if attention_mask is None:
+        return None
+    return torch.nn.functional.pad(attention_mask, (0, length - attention_mask.shape[1]), value=1)

@@ -1,0 +1,46 @@
+"""A TransformerLens model of a plain language model, in each way that the installed TransformerLens has."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+HOOKED = int(version("transformer-lens").split(".")[0]) < 4
+ONLY_HOOKED = "HookedTransformer ends with TransformerLens 3.9"
+ENGINES = [
+    pytest.param("hooked_transformer", marks=pytest.mark.skipif(not HOOKED, reason=ONLY_HOOKED)),
+    "bridge",
+]
+"""For `pytest.mark.parametrize("engine", ENGINES)`."""
+
+
+def built(engine: str, hf: Any, **options: Any) -> Any:
+    """The model without the patches that take embeddings, under HookedTransformer's names."""
+    parts = hf.get_decoder(), hf.get_output_embeddings(), hf.config
+    if engine == "hooked_transformer":
+        from lensplug.patches.config_fix import build_hooked_transformer
+
+        return build_hooked_transformer(*parts, **options)
+    from lensplug.patches import BridgeCache, BridgePadding, HookNames
+    from lensplug.patches.bridge_core import build_language_bridge
+
+    model = build_language_bridge(*parts, **options)
+    for patch in (HookNames, BridgeCache, BridgePadding):
+        patch(model).apply()
+    return model
+
+
+def embedding_input(engine: str) -> Any:
+    """The patch that takes embeddings."""
+    from lensplug import patches
+
+    return patches.EmbeddingInput if engine == "hooked_transformer" else patches.BridgeEmbeddingInput
+
+
+def attention_rows(engine: str) -> Any:
+    """The patch that makes rows of patterns."""
+    from lensplug import patches
+
+    return patches.AttentionRows if engine == "hooked_transformer" else patches.BridgeAttentionRows

@@ -1,0 +1,95 @@
+"""HookNames: HookedTransformer's names, one for each hook of a bridge; before = after."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from built import ENGINES, built
+from lensplug.patches import HookNames
+from lensplug.patches.bridge_core import build_language_bridge
+from models import largest_difference, snapshot, text_model, text_tokens
+
+from lensplug import LensplugError
+
+GATED = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in", "attn.hook_result")
+
+
+@pytest.fixture
+def bridge():
+    hf = text_model("qwen3")
+    return build_language_bridge(hf.model, hf.lm_head, hf.config)
+
+
+@pytest.mark.parametrize("engine", ENGINES[:1])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_names_are_those_of_hooked_transformer(engine, name):
+    hf = text_model(name)
+    theirs, ours = built(engine, hf), built("bridge", hf)
+    assert [n for n in theirs.hook_dict if not n.endswith(GATED)] == list(ours.hook_dict)
+    tokens = text_tokens(9)
+    assert list(theirs.run_with_cache(tokens)[1]) == list(ours.run_with_cache(tokens)[1])
+
+
+def test_every_hook_has_one_name_and_is_told_it(bridge):
+    told, tokens = [], text_tokens(9)
+    with HookNames(bridge):
+        names = bridge.hook_dict
+        assert len({id(point) for point in names.values()}) == len(names) > 60
+        assert all(point.name == name for name, point in names.items())
+        _, cache = bridge.run_with_cache(tokens)
+        assert set(cache) == set(names)
+        bridge.run_with_hooks(tokens, fwd_hooks=[(lambda name: True, lambda value, hook: told.append(hook.name))])
+        assert told == list(cache)
+        _, some = bridge.run_with_cache(tokens, names_filter="blocks.1.hook_resid_mid")
+        assert list(some) == ["blocks.1.hook_resid_mid"]
+        torch.testing.assert_close(some["resid_mid", 1], cache["resid_mid", 1])
+
+
+def test_before_is_after(bridge):
+    names = {name: point.name for name, point in bridge.hook_dict.items()}
+    before = snapshot(bridge)
+    with pytest.raises(ZeroDivisionError), HookNames(bridge):
+        assert set(bridge.hook_dict) != set(names)
+        raise ZeroDivisionError
+    assert snapshot(bridge) == before
+    assert {name: point.name for name, point in bridge.hook_dict.items()} == names
+
+
+@pytest.mark.parametrize("layer", [0, 1, -1])
+def test_a_pass_stops_at_a_layer(bridge, layer):
+    tokens = text_tokens(9)
+    with HookNames(bridge):
+        _, whole = bridge.run_with_cache(tokens)
+        residual, cache = bridge.run_with_cache(tokens, stop_at_layer=layer)
+        assert bridge.run_with_cache(tokens)[0].shape[-1] == bridge.cfg.d_vocab, "the next pass goes to the end"
+    torch.testing.assert_close(residual, whole["resid_pre", layer % 3])
+    assert not any(name.startswith(f"blocks.{layer % 3}") for name in cache)
+
+
+def test_after_the_last_layer_there_is_the_residual_stream_and_no_logits(bridge):
+    tokens = text_tokens(9)
+    with HookNames(bridge):
+        logits, whole = bridge.run_with_cache(tokens)
+        residual, cache = bridge.run_with_cache(tokens, stop_at_layer=3)
+        for given in (residual, bridge(tokens, stop_at_layer=3), bridge.run_with_hooks(tokens, stop_at_layer=3)):
+            torch.testing.assert_close(given, whole["resid_post", 2])
+        assert set(whole) - set(cache) == {name for name in whole if name.startswith(("ln_final", "unembed"))}
+        assert torch.equal(bridge(tokens), logits), "the next pass goes to the end"
+
+
+def test_hooks_that_need_a_setting_are_there_after_it(bridge):
+    tokens = text_tokens(9)
+    with HookNames(bridge):
+        assert not any(name.endswith(GATED) for name in bridge.hook_dict)
+        logits = bridge(tokens)
+        bridge.set_use_attn_result(True)
+        again, cache = bridge.run_with_cache(tokens)
+        bridge.set_use_attn_result(False)
+    assert cache["blocks.2.attn.hook_result"].shape == (1, 9, 4, 32)
+    assert largest_difference(again, logits) < 1e-4
+    torch.testing.assert_close(cache["result", 2].sum(2), cache["attn_out", 2], atol=1e-4, rtol=1e-4)
+
+
+def test_compatibility_mode_is_refused(bridge):
+    with HookNames(bridge), pytest.raises(LensplugError, match=r"wrap again with lensplug.wrap\(..., process_weights"):
+        bridge.enable_compatibility_mode()
