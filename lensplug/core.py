@@ -6,6 +6,8 @@ one family. What cannot be read exactly by a TransformerLens model is refused he
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,20 @@ from lensplug.errors import LensplugError
 PLACEHOLDERS = ("image", "video", "audio")
 
 UNSUITABLE = {
-    "gemma3_text": "its attention is bidirectional over the image, which a causal core cannot express",
     "paligemma": "its attention is bidirectional over the image and the prompt",
-    "qwen2_vl_text": "its rotary positions have three parts (time, height, width)",
-    "qwen2_5_vl_text": "its rotary positions have three parts (time, height, width)",
     "qwen3_vl_text": "it adds image features to the residual stream between blocks",
 }
-"""Models, and text cores, that merge by other rules than one sequence of embeddings, by `model_type`."""
+"""Models, and text cores, that merge by rules that no engine computes, by `model_type`."""
+
+BESIDE = {
+    "gemma3_text": (
+        "attention_mask",
+        "its attention is bidirectional over the image, which a causal core cannot express",
+    ),
+    "qwen2_vl_text": ("position_ids", "its rotary positions have three parts (time, height, width)"),
+    "qwen2_5_vl_text": ("position_ids", "its rotary positions have three parts (time, height, width)"),
+}
+"""Text cores whose model gives them more than embeddings and padding, by `model_type`: under which name, and why."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,14 @@ class LanguageCore:
         return cls(_short_name(hf_model), decoder, head, text_config, placeholder_ids)
 
     @property
+    def beside(self) -> str | None:
+        """The argument in which its model gives the decoder more than embeddings and padding; None: there is none.
+
+        "attention_mask": one of its own, and not a row for each example; "position_ids": positions of several parts.
+        """
+        return BESIDE[self.text_config.model_type][0] if self.text_config.model_type in BESIDE else None
+
+    @property
     def d_model(self) -> int:
         """The width of the residual stream."""
         return int(self.decoder.embed_tokens.weight.shape[1])
@@ -88,6 +105,18 @@ class LanguageCore:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.head.weight.device
+
+
+@contextmanager
+def sdpa(core: LanguageCore) -> Iterator[None]:
+    """The decoder attends by `scaled_dot_product_attention` inside, as before outside."""
+    config = core.decoder.config
+    before = config._attn_implementation
+    config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def _short_name(hf_model: Any) -> str:

@@ -41,7 +41,9 @@ class MultimodalInput:
     str_tokens: list[list[str]] = field(repr=False)
     """The text of every token."""
     model_inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """What the full model takes for the same input (`lens.check` runs it); empty after `generate`."""
+    """What the full model takes for the same input (`lens.check` runs it); mostly empty after `generate`."""
+    decoder_inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What its model gives the core besides: positions of three parts (Qwen2-VL), masks of its own (Gemma 3)."""
     images: tuple[tuple[Image.Image, ...], ...] = field(default=(), repr=False)
     """The pictures of each example, where `prepare` was given them; views draw over them."""
     videos: tuple[tuple[Video, ...], ...] = field(default=(), repr=False)
@@ -91,7 +93,31 @@ class MultimodalInput:
             modality=self.modality.appended(generated),
             str_tokens=[old + new for old, new in zip(self.str_tokens, str_tokens, strict=True)],
             model_inputs={},
+            decoder_inputs={},
         )
+
+
+def continued(
+    hf_model: Any, core: LanguageCore, inputs: MultimodalInput, tokens: Tensor, generated: Tensor
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """What the full model takes for an input with an answer behind it, and what it then gives its core besides.
+
+    The model is asked anew: how its positions and masks go on is its own affair.
+
+    Returns:
+        `model_inputs` and `decoder_inputs` of the longer input.
+    """
+
+    def longer(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape != inputs.tokens.shape:
+            return value
+        new = {"input_ids": tokens, "attention_mask": generated}.get(
+            name, torch.zeros_like(tokens)
+        )  # an answer is words
+        return torch.cat([value, new.to(value)], dim=1)
+
+    model_inputs = {name: longer(name, value) for name, value in inputs.model_inputs.items()}
+    return model_inputs, run_to_seam(hf_model, core, model_inputs).beside
 
 
 def encode(
@@ -166,6 +192,7 @@ def encode(
         modality=modality,
         str_tokens=token_texts(tokens, tokenizer),
         model_inputs=model_inputs,
+        decoder_inputs=seam.beside,
         images=given.images,
         videos=given.videos,
         audio=given.audio,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -374,7 +374,11 @@ class MultimodalLens:
         generated[:, 1:] = ~ended[:, :-1]  # the token that ends an answer still belongs to it
         text = [self._decode(row[own]) for row, own in zip(tokens, generated, strict=True)]
         embeds = self.core.decoder.embed_tokens(tokens).detach()
-        return Answer(text, tokens, inputs.appended(tokens, embeds, generated, token_texts(tokens, self.tokenizer)))
+        answered = inputs.appended(tokens, embeds, generated, token_texts(tokens, self.tokenizer))
+        if self.core.beside is not None:
+            model_inputs, beside = _inputs.continued(self.hf_model, self.core, inputs, tokens, generated)
+            answered = replace(answered, model_inputs=model_inputs, decoder_inputs=beside)
+        return Answer(text, tokens, answered)
 
     def check(self, inputs: MultimodalInput) -> ParityReport:
         """The full Hugging Face model with SDPA attention against the wrapped core, on the same input.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from lensplug import engines, parity
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.lens import MultimodalLens
+from lensplug.seam import run_to_seam
 
 
 def load(
@@ -107,14 +109,18 @@ def _short_check(lens: MultimodalLens) -> parity.ParityReport:
     ids = [token for token in torch.linspace(0, rows - 1, 16).long().tolist() if token not in taken]
     ids = ids[: min(12, lens.model.cfg.n_ctx)]
     tokens = torch.tensor([ids], device=lens.core.device)
-    mask = torch.ones_like(tokens)
+    model_inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    seam = run_to_seam(lens.hf_model, lens.core, model_inputs)
+    wrapped_input = SimpleNamespace(
+        embeds=seam.embeds, tokens=tokens, attention_mask=seam.attention_mask, decoder_inputs=seam.beside
+    )
     return parity.compare(
         lens.hf_model,
         lens.core,
         lens.model,
-        model_inputs={"input_ids": tokens, "attention_mask": mask},
-        wrapped_input=lens.core.decoder.embed_tokens(tokens).detach(),
-        attention_mask=mask,
+        model_inputs=model_inputs,
+        wrapped_input=wrapped_input,
+        attention_mask=seam.attention_mask,
         centered=lens.process_weights,
         engine=lens.engine,
     )

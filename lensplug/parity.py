@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.core import LanguageCore
+from lensplug.core import LanguageCore, sdpa
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """The largest difference of a logit that rounding explains, as a fraction of the largest logit.
@@ -109,18 +108,6 @@ def compare(
         reference=f"{type(hf_model).__name__} (SDPA)",
         versions={name: version(name) for name in ("transformer-lens", "transformers", "torch")},
     )
-
-
-@contextmanager
-def sdpa(core: LanguageCore) -> Iterator[None]:
-    """The decoder attends by `scaled_dot_product_attention` inside, as before outside."""
-    config = core.decoder.config
-    before = config._attn_implementation
-    config._attn_implementation = "sdpa"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def _at(logits: Float[Tensor, "batch pos d_vocab"], at: Tensor, centered: bool) -> Float[Tensor, "position d_vocab"]:

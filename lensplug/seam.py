@@ -7,13 +7,13 @@ and the decoder does not run. A forward pre-hook sees the decoder's keyword argu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lensplug.core import LanguageCore
+from lensplug.core import LanguageCore, sdpa
 from lensplug.errors import LensplugError
 
 UNREAD = {"use_cache", "return_dict", "output_attentions", "output_hidden_states", "cache_position", "logits_to_keep"}
@@ -28,6 +28,8 @@ class Seam:
     """[batch pos d_model], text, image and audio merged."""
     attention_mask: Tensor
     """[batch pos], 1 = attended."""
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """What it was given besides, where its core is one that takes more (`LanguageCore.beside`)."""
 
 
 class _Stop(BaseException):
@@ -56,10 +58,10 @@ def run_to_seam(hf_model: Any, core: LanguageCore, model_inputs: Mapping[str, An
 
     handle = core.decoder.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), sdpa(core):  # a mask of the model's own has the form that its attention asks for
             hf_model(**model_inputs, use_cache=False)
     except _Stop as reached:
-        return _read(reached.kwargs, core)
+        return _read(reached.kwargs, core, model_inputs.get("attention_mask"))
     except (ValueError, RuntimeError, IndexError) as error:
         raise LensplugError(f"{type(hf_model).__name__} refused its inputs: {error}") from error
     finally:
@@ -67,8 +69,11 @@ def run_to_seam(hf_model: Any, core: LanguageCore, model_inputs: Mapping[str, An
     raise LensplugError(f"{type(hf_model).__name__} never called its decoder: it has no seam to read.")
 
 
-def _read(kwargs: Mapping[str, Any], core: LanguageCore) -> Seam:
+def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None) -> Seam:
     embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+    beside = {} if core.beside is None else {core.beside: kwargs.get(core.beside)}
+    if core.beside == "attention_mask":
+        mask = padding
     if embeds is None and kwargs.get("input_ids") is not None:
         with torch.no_grad():
             embeds = core.decoder.embed_tokens(kwargs["input_ids"])  # a plain language model: there is nothing to merge
@@ -80,7 +85,7 @@ def _read(kwargs: Mapping[str, Any], core: LanguageCore) -> Seam:
         shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise LensplugError(
             f"the model gives its decoder an attention mask of its own ({shape}), not one row per example: its"
-            " attention is not plainly causal, and a HookedTransformer would compute something else."
+            " attention is not plainly causal, and the core alone would compute something else."
         )
     known = {"inputs_embeds", "attention_mask", "position_ids", "input_ids", "past_key_values"} | UNREAD
     extra = [name for name, value in kwargs.items() if name not in known and value is not None]
@@ -89,8 +94,8 @@ def _read(kwargs: Mapping[str, Any], core: LanguageCore) -> Seam:
             f"the model gives its decoder more than embeddings ({', '.join(sorted(extra))}): the core alone cannot"
             " compute the same."
         )
-    _refuse_other_positions(kwargs.get("position_ids"), mask)
-    return Seam(embeds.detach(), mask.long())
+    _refuse_other_positions(None if core.beside == "position_ids" else kwargs.get("position_ids"), mask)
+    return Seam(embeds.detach(), mask.long(), beside)
 
 
 def _refuse_other_positions(position_ids: Tensor | None, mask: Tensor) -> None:
@@ -103,7 +108,7 @@ def _refuse_other_positions(position_ids: Tensor | None, mask: Tensor) -> None:
     if position_ids.ndim != 2:
         raise LensplugError(
             f"the decoder's positions have the shape {list(position_ids.shape)}, not one per token: rotary positions of"
-            " several parts cannot be a HookedTransformer's."
+            " several parts are not known of this core."
         )
     offset = position_ids.to(mask.device) - mask.cumsum(dim=1)
     for example, (row, attended) in enumerate(zip(offset.expand_as(mask), mask.bool(), strict=True)):

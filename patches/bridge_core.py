@@ -24,13 +24,17 @@ from lensplug.patches.errors import LensplugError
 from lensplug.patches.windows import sliding_windows
 from torch import nn
 
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
+CORES = {
+    "llama": ("LlamaModel", "LlamaForCausalLM"),
+    "qwen2": ("Qwen2Model", "Qwen2ForCausalLM"),
+    "mistral": ("MistralModel", "MistralForCausalLM"),
+    "qwen3": ("Qwen3Model", "Qwen3ForCausalLM"),
+    "gemma3_text": ("Gemma3TextModel", "Gemma3ForCausalLM"),
+    # These make their three-part positions one rotation before the blocks, which are Qwen2's.
+    "qwen2_vl_text": ("Qwen2VLTextModel", "Qwen2ForCausalLM"),
+    "qwen2_5_vl_text": ("Qwen2_5_VLTextModel", "Qwen2ForCausalLM"),
 }
-"""`model_type` of a decoder's configuration -> the causal language model that a bridge is built around."""
+"""`model_type` of a decoder's configuration -> the decoder, and the language model that a bridge is built around."""
 
 
 def build_language_bridge(
@@ -45,7 +49,7 @@ def build_language_bridge(
     """A TransformerBridge that computes what `head(decoder(...))` computes.
 
     Args:
-        decoder: A Hugging Face LlamaModel, Qwen2Model, MistralModel or Qwen3Model.
+        decoder: A Hugging Face decoder, one of `CORES`.
         head: The linear layer from the decoder's output to the vocabulary.
         text_config: The decoder's configuration.
         tokenizer: Kept as it is (TransformerLens would make another).
@@ -84,11 +88,13 @@ def causal_shell(decoder: nn.Module, head: nn.Module, text_config: Any) -> Any:
     Raises:
         LensplugError: If the decoder is another class, or a bridge's already.
     """
-    architecture = ARCHITECTURES.get(getattr(text_config, "model_type", ""))
-    if architecture is None:
+    model_type = getattr(text_config, "model_type", None)
+    if model_type not in CORES:
+        raise LensplugError(f"a {model_type!r} decoder cannot be bridged exactly: known are {', '.join(CORES)}.")
+    expected, architecture = CORES[model_type]
+    if type(decoder).__name__ != expected:
         raise LensplugError(
-            f"a {getattr(text_config, 'model_type', None)!r} decoder cannot be bridged exactly: known are"
-            f" {', '.join(ARCHITECTURES)}."
+            f"{type(decoder).__name__} with model_type {model_type!r} cannot be bridged: expected {expected}."
         )
     _refuse_bridged(decoder)
     decoder, head = shared_copy(decoder), shared_copy(head)
@@ -97,13 +103,8 @@ def causal_shell(decoder: nn.Module, head: nn.Module, text_config: Any) -> Any:
     # byte for each pair of positions in place of a number.
     config._attn_implementation = "sdpa"
     config.use_cache = False  # keys and values of a single pass are read by nobody; generating asks for them
-    with torch.device("meta"):
+    with torch.device("meta"):  # without memory
         shell = getattr(transformers, architecture)(config)
-    if type(shell.model) is not type(decoder):
-        raise LensplugError(
-            f"{type(decoder).__name__} with model_type {text_config.model_type!r} cannot be bridged: expected"
-            f" {type(shell.model).__name__}."
-        )
     shell.model, shell.lm_head = decoder, head
     return shell.train(decoder.training)
 

@@ -9,6 +9,9 @@ lensplug MultimodalInput). `hook_embed` fires with the merged embeddings, and ho
 Strings and token ids go the old way, untouched. Positions are counted as Hugging Face counts them where it is given
 none. `return_type="loss"` needs the tokens: `tokens=`.
 
+Some cores are given more than embeddings: positions of three parts (Qwen2-VL), masks in which an image sees itself
+whole (Gemma 3). For these `x` needs `decoder_inputs` too, and embeddings alone are refused: they would be read as text.
+
 Checked against transformer-lens 3.9.0 and 4.3.0.
 """
 
@@ -32,9 +35,15 @@ class BridgeEmbeddingInput(Patch):
         loss = bridge(embeds, return_type="loss", tokens=tokens, attention_mask=mask)
     """
 
-    def __init__(self, model: Any) -> None:
-        """Keep `model`, a TransformerBridge; nothing is changed before `apply`."""
+    def __init__(self, model: Any, *, beside: str | None = None) -> None:
+        """Keep `model`; nothing is changed before `apply`.
+
+        Args:
+            model: A TransformerBridge.
+            beside: What its core must be given besides, "position_ids" or "attention_mask"; None: nothing.
+        """
         super().__init__(model)
+        self._beside = beside
 
     def _changes(self) -> dict[str, Any]:
         self._forward = self.target.forward
@@ -62,13 +71,14 @@ class BridgeEmbeddingInput(Patch):
         if self._stacked or is_residual or not is_merged(input):
             given = {} if tokens is None else {"tokens": tokens}
             return self._forward(input, return_type, loss_per_token, *args, **given, **kwargs)
-        merged = Merged.of(self.target, input, tokens, kwargs.pop("attention_mask", None))
+        merged = self._merged(input, tokens, kwargs.pop("attention_mask", None))
         of_loss = return_type in ("loss", "both")
         if merged.tokens is None and of_loss:
             raise LensplugError("the loss needs the tokens: model(embeds, return_type='loss', tokens=tokens).")
         # A copy: hooks may write into what they get, as they may with looked-up tokens, and the inputs stay whole.
         embeds, mask = self.target.embed.hook_out(merged.embeds.clone()), merged.attention_mask
-        output = self._forward(embeds, "logits" if of_loss else return_type, attention_mask=mask, **kwargs)
+        given = {"attention_mask": mask, **merged.decoder_inputs, **kwargs}
+        output = self._forward(embeds, "logits" if of_loss else return_type, **given)
         if not of_loss:
             return output
         loss = self.target.loss_fn(output, merged.tokens, attention_mask=mask, per_token=loss_per_token)
@@ -83,26 +93,37 @@ class BridgeEmbeddingInput(Patch):
         if self._stacked or not is_merged(input):
             given = {} if attention_mask is None else {"attention_mask": attention_mask}
             return self._generate(input, *args, **given, **kwargs)
-        merged = Merged.of(self.target, input, None, attention_mask)
+        merged = self._merged(input, None, attention_mask)
         merged.refuse_padding_at_the_end()
+        if merged.decoder_inputs and not kwargs.get("use_past_kv_cache", True):
+            raise LensplugError(f"a core that is given {self._beside} generates with use_past_kv_cache=True.")
         with_prompt = merged.tokens is not None and kwargs.get("return_type", "input") in ("input", "tokens")
-        with _GenerationSteps(self.target, merged.attention_mask, self._forward):
+        with _GenerationSteps(self.target, merged, self._forward):
             output = self._generate(merged.embeds, *args, **kwargs)
         return torch.cat([merged.tokens, output], dim=1) if with_prompt and isinstance(output, Tensor) else output
 
+    def _merged(self, input: Any, tokens: Tensor | None, attention_mask: Tensor | None) -> Merged:
+        merged = Merged.of(self.target, input, tokens, attention_mask)
+        if self._beside is not None and self._beside not in merged.decoder_inputs:
+            raise LensplugError(
+                f"this core is given {self._beside} by its model, besides embeddings: give the inputs of lens.prepare"
+                " (lens.encode) themselves, not their embeds."
+            )
+        return merged
+
 
 class _GenerationSteps(PatchOfParts):
-    """While a bridge generates from embeddings: every step gets the padding mask and fires hook_embed once."""
+    """While a bridge generates from embeddings: every step gets padding and positions, and fires hook_embed once."""
 
-    def __init__(self, model: Any, attention_mask: Tensor | None, forward: Callable[..., Any]) -> None:
-        steps = _Step(model, attention_mask, forward)
+    def __init__(self, model: Any, prompt: Merged, forward: Callable[..., Any]) -> None:
+        steps = _Step(model, prompt, forward)
         super().__init__(model, [steps, _WordEmbedding(model.original_model, model.embed.original_component)])
 
 
 class _Step(Patch):
-    def __init__(self, model: Any, attention_mask: Tensor | None, forward: Callable[..., Any]) -> None:
+    def __init__(self, model: Any, prompt: Merged, forward: Callable[..., Any]) -> None:
         super().__init__(model)
-        self._mask, self._forward = attention_mask, forward
+        self._prompt, self._forward = prompt, forward
 
     def _changes(self) -> dict[str, Any]:
         return {"forward": self.forward}
@@ -111,10 +132,17 @@ class _Step(Patch):
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         length = seen + embeds.shape[1]
         refuse_long_answer(length, self.target.cfg.n_ctx)
-        kwargs["attention_mask"] = padded(self._mask, length)
-        if past_key_values is not None:  # transformers has renamed it, and warns of the old name at every step
+        kwargs["attention_mask"] = padded(self._prompt.attention_mask, length)
+        if past_key_values is None:
+            kwargs |= self._prompt.decoder_inputs
+        else:
+            # transformers has renamed the cache, and warns of the old name at every step.
             renamed = "cache" in signature(type(self.target.original_model).forward).parameters
             kwargs["cache" if renamed else "past_key_values"] = past_key_values
+            if (positions := self._prompt.decoder_inputs.get("position_ids")) is not None:
+                # Words go on behind the largest position of any part.
+                following = positions[-3:].amax(dim=(0, 2)) + 1 + seen - self._prompt.embeds.shape[1]
+                kwargs["position_ids"] = following[None, :, None].expand(3, -1, 1)
         return self._forward(self.target.embed.hook_out(embeds.clone()), *args, **kwargs)
 
 

@@ -38,5 +38,6 @@ class LogitDirections(Patch):
         """The direction in the normalised residual stream whose dot product is the logit."""
         directions: Tensor = self._unembedding_columns(tokens)
         if self.target.cfg.normalization_type in ("LN", "RMS"):
-            return directions * self.target.ln_final.w
+            offset = getattr(self.target.cfg, "rmsnorm_uses_offset", False)  # Gemma's norms multiply by 1 + weight
+            return directions * (self.target.ln_final.w + int(offset))
         return directions

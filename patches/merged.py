@@ -6,7 +6,8 @@ a model can take.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ class Merged:
     embeds: Tensor
     tokens: Tensor | None
     attention_mask: Tensor | None
+    decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
+    """What a core is given besides, by name: positions of several parts, masks of its own."""
 
     @classmethod
     def of(cls, model: Any, input: Any, tokens: Tensor | None, attention_mask: Tensor | None) -> Merged:
@@ -28,13 +31,15 @@ class Merged:
 
         Args:
             model: A HookedTransformer or a TransformerBridge.
-            input: Float `[batch pos d_model]`, or an object with `embeds`, `tokens` and `attention_mask`.
+            input: Float `[batch pos d_model]`, or an object with `embeds`, `tokens` and `attention_mask`, and
+                `decoder_inputs` where its core is given more.
             tokens: In place of the object's.
             attention_mask: In place of the object's.
 
         Raises:
             LensplugError: If shapes, dtype or length do not fit, or the mask has a hole.
         """
+        beside = getattr(input, "decoder_inputs", {})
         if not isinstance(input, Tensor):
             tokens = input.tokens if tokens is None else tokens
             attention_mask = input.attention_mask if attention_mask is None else attention_mask
@@ -57,7 +62,9 @@ class Merged:
             _refuse_holes(attention_mask)
             # Without padding the mask says nothing; without it attention is cheaper.
             attention_mask = None if bool(attention_mask.all()) else attention_mask.long().to(weight.device)
-        return cls(input.to(weight.device), None if tokens is None else tokens.to(weight.device), attention_mask)
+        return cls(
+            input.to(weight.device), None if tokens is None else tokens.to(weight.device), attention_mask, beside
+        )
 
     def refuse_padding_at_the_end(self) -> None:
         """Raise if an answer would begin behind padding."""

@@ -167,9 +167,16 @@ def test_the_same_answers_and_ablations(pair, family, batch):
         question, kind, media = "How does the speaker sound?", "audio", {"audio": [(sounds(0.7)[0], 16000)]}
     else:
         question, kind, media = QUESTION, "image", {"images": [scene(48, 48)]}
-    examples = [analysis.Example(question, "Happy", **media)]
-    frames = [analysis.modality_ablation(lens, examples, kind, "mean").to_dataframe().astype(str) for lens in pair]
-    assert list(frames[0].columns) == list(frames[1].columns) and len(frames[0]) == len(frames[1])
+    words = [word for word in ("Happy", "Sad", "Red", "Green", "Blue") if word in pair[0].tokenizer.get_vocab()]
+    examples = [analysis.Example(question, words[0], **media), analysis.Example(question, words[1], **media)]
+    for method in ("remove", "zero"):
+        ours, theirs = (
+            analysis.modality_ablation(lens, examples, kind, method, classes=words).to_dataframe() for lens in pair
+        )
+        assert list(ours) == list(theirs)
+        numbers = [torch.tensor(frame.select_dtypes("float").to_numpy()) for frame in (ours, theirs)]
+        close(*numbers)
+        assert ours.select_dtypes("object").equals(theirs.select_dtypes("object"))
 
 
 @both_engines

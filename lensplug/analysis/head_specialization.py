@@ -202,11 +202,13 @@ def head_specialization(
             f"the modality map is {list(mask.shape)}, the cache {list(shape)}: use the map of the inputs that were run."
         )
     index = resolve_position(query, mask)
-    names = tuple(name for name in modality.names if bool((modality.mask(name) & _seen(cache, mask, index)).any()))
+    ahead = _seen_ahead(cache, modality, index)
+    seen = _seen(cache, mask, index) | ahead
+    names = tuple(name for name in modality.names if bool((modality.mask(name) & seen).any()))
     member = parts(modality)
     layers = []
     for layer in range(n_layers(cache)):
-        allowed = _allowed(cache, layer, mask, index)
+        allowed = _allowed(cache, layer, mask, index) | ahead
         given = _given(cache, layer, index, member).cpu()
         count = (member & allowed[:, None]).sum(dim=-1).cpu()
         layers.append(_by_modality(given, count, modality, names, exclude_sink))
@@ -278,6 +280,17 @@ def _seen(cache: Any, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch
     if getattr(cfg, "attention_dir", "causal") != "causal":
         return mask.bool()
     return mask.bool() & (torch.arange(mask.shape[1], device=mask.device) <= index[:, None])
+
+
+def _seen_ahead(cache: Any, modality: ModalityMap, index: Int[Tensor, " batch"]) -> Bool[Tensor, "batch pos"]:
+    """The positions of the query's own image, where a model lets an image see itself whole (Gemma 3)."""
+    cfg: Any = getattr(cache.model, "cfg", None)
+    ahead = torch.zeros_like(modality.attention_mask, dtype=torch.bool)
+    for span in modality.spans:
+        within = span.modality == getattr(cfg, "looks_ahead_within", None)
+        if within and span.start <= int(index[span.example]) < span.stop:
+            ahead[span.example, span.start : span.stop] = True
+    return ahead
 
 
 def _allowed(

@@ -224,8 +224,11 @@ def unembed(
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         if cfg.normalization_type in ("LN", "LNPre") and not cfg.final_rms:
             x = x - x.mean(dim=-1, keepdim=True)
-        x = (x / (x.pow(2).mean(dim=-1, keepdim=True) + cfg.eps).sqrt()).to(cfg.dtype)
-        if cfg.normalization_type in ("LN", "RMS"):
+        x = x / (x.pow(2).mean(dim=-1, keepdim=True) + cfg.eps).sqrt()
+        if getattr(cfg, "rmsnorm_uses_offset", False):  # a bridge of Gemma, whose norms multiply by 1 + weight, in fp32
+            x = x * (1 + model.ln_final.w.float())
+        x = x.to(cfg.dtype)
+        if cfg.normalization_type in ("LN", "RMS") and not getattr(cfg, "rmsnorm_uses_offset", False):
             x = x * model.ln_final.w
         if cfg.normalization_type == "LN" and not cfg.final_rms:
             x = x + model.ln_final.b

@@ -56,6 +56,9 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
         process_weights=process_weights,
         model_name=core.name,
     )
-    for patch in (HookNames, BridgeCache, BridgePadding, BridgeEmbeddingInput, LogitDirections):
+    for patch in (HookNames, BridgeCache, BridgePadding, LogitDirections):
         patch(model).apply()
+    if core.beside == "attention_mask":
+        model.cfg.looks_ahead_within = "image"  # what analyses read of the masks that its model gives it
+    BridgeEmbeddingInput(model, beside=core.beside).apply()
     return model

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from lensplug.core import LanguageCore
+from lensplug.core import BESIDE, LanguageCore
 from lensplug.errors import LensplugError
 
 
@@ -50,6 +50,9 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
             f"TransformerLens {installed} has no HookedTransformer (3.9.0 is the last): pip install 'lensplug[hooked]',"
             " or engine='bridge'."
         )
+    if core.beside is not None:
+        name, reason = core.text_config.model_type, BESIDE[core.text_config.model_type][1]
+        raise LensplugError(f"the core is {name}, which cannot be a HookedTransformer: {reason}. Use engine='bridge'.")
     from lensplug.patches.config_fix import build_hooked_transformer
     from lensplug.patches.embedding_input import EmbeddingInput
     from lensplug.patches.gated_mlp import GatedMLPInPlace

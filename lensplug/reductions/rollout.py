@@ -59,6 +59,11 @@ class _Product:
             self.named[hook_names.ROLLOUT] = torch.eye(length, device=pattern.device).repeat(batch, 1, 1)
         product = self.named[hook_names.ROLLOUT]
         rows, keys = pattern.shape[2:]
+        if keys > start + rows:
+            raise LensplugError(
+                "attention looks ahead in this model (within an image), and the rollout is made for attention that does"
+                " not: keep='head_mean', and give the cache to analysis.attention_rollout."
+            )
         fused = self.mixing.fused(pattern, self.mixing.heads_of(layer))
         attention = self.mixing.attention(fused, self._first.to(pattern.device))
         assert not isinstance(self.mixing.residual, str)
