@@ -10,6 +10,7 @@ than to be ended by the system after an hour.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,11 @@ from lensplug.memory import free_bytes
 
 BLOCK_BYTES = 3 * 2**25
 """What blocks of rows of patterns take while reductions are made, at most, with what is made from them."""
+PATTERN_BYTES: dict[str, Callable[[int], float]] = {
+    "hooked_transformer": lambda item: 4.25 * item,
+    "bridge": lambda item: 2.25 * item + 4,  # its softmax is in fp32 in every model
+}
+"""What attention that makes a whole pattern holds at once, by engine."""
 ROOM = 0.95
 """Of free memory: allocators take more than is asked for."""
 
@@ -44,17 +50,17 @@ class Estimate:
     """What the last position alone would take in all; None where that is no less."""
 
     @classmethod
-    def of(cls, model: Any, inputs: MultimodalInput, plan: Plan) -> Estimate:
-        """The estimate of a plan."""
-        made = cls._of(model, inputs, plan)
+    def of(cls, model: Any, inputs: MultimodalInput, plan: Plan, *, engine: str = "hooked_transformer") -> Estimate:
+        """The estimate of a plan, for a model that this engine made."""
+        made = cls._of(model, inputs, plan, engine)
         last = inputs.tokens.new_zeros(len(inputs), 1)
-        small = cls._of(model, inputs, replace(plan, query_rows=last, residual_rows=last, logit_rows=last))
+        small = cls._of(model, inputs, replace(plan, query_rows=last, residual_rows=last, logit_rows=last), engine)
         return replace(made, cheaper=small.total if small.total < made.total else None)
 
     @classmethod
-    def _of(cls, model: Any, inputs: MultimodalInput, plan: Plan) -> Estimate:
+    def _of(cls, model: Any, inputs: MultimodalInput, plan: Plan, engine: str) -> Estimate:
         cfg, (batch, length) = model.cfg, inputs.tokens.shape
-        sizes = _Sizes(cfg, batch, length, plan)
+        sizes = _Sizes(cfg, batch, length, plan, PATTERN_BYTES[engine])
         by_hook: Counter[str] = Counter()
         for name in model.hook_dict:
             if plan.wanted(name) and _is_reached(name, plan.others.get("stop_at_layer")):
@@ -115,12 +121,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Bytes of HookedTransformer's activations."""
+    """Bytes of TransformerLens's activations."""
 
     cfg: Any
     batch: int
     length: int
     plan: Plan
+    pattern_bytes: Callable[[int], float]
+    """Of one weight of a pattern, with what it is made from, where a number has so many bytes."""
 
     @property
     def item(self) -> int:
@@ -156,11 +164,11 @@ class _Sizes:
     def working(self, *, padded: bool) -> int:
         """The most that one block holds at a time, beside what is kept."""
         cfg, item, positions = self.cfg, self.item, self.batch * self.length
-        pattern = self.batch * cfg.n_heads * self.length**2 * item
+        weights = self.batch * cfg.n_heads * self.length**2
         stream = 5 * positions * cfg.d_model * max(4, item)
         mlp = 2 * positions * cfg.d_mlp * item
         if self.plan.query_rows is None:
-            attention = int(4.25 * pattern)
+            attention = int(weights * self.pattern_bytes(item))
         else:
             attention = positions * (3 * cfg.n_heads + 4 * self.kv_heads) * cfg.d_head * item
             attention += 4 * self._rows(self.plan.query_rows) * cfg.n_heads * self.length * 4

@@ -211,7 +211,7 @@ class MultimodalLens:
             logit_positions=logit_positions,
             **kwargs,
         )
-        Estimate.of(self.model, inputs, plan).refuse_too_large()
+        Estimate.of(self.model, inputs, plan, engine=self.engine).refuse_too_large()
         return caching.run_with_cache(self.model, self.engine, inputs, plan)
 
     def estimate(self, inputs: MultimodalInput, **options: Any) -> Estimate:
@@ -229,7 +229,7 @@ class MultimodalLens:
             LensplugError: As `run_with_cache`.
         """
         self._refuse_unknown_hooks(options.get("names_filter"))
-        return Estimate.of(self.model, inputs, Plan.of(inputs, **options))
+        return Estimate.of(self.model, inputs, Plan.of(inputs, **options), engine=self.engine)
 
     def run_with_gradients(
         self,

@@ -64,9 +64,14 @@ def largest_difference(first: Tensor, second: Tensor, attention_mask: Tensor | N
     return float(difference.max() if attention_mask is None else difference[attention_mask.bool()].max())
 
 
+MARKS = {"_capture_hf_cache", "_derived_position_ids_ok", "_block_alias_cache"}
+"""What a bridge notes for itself when it has generated, or told its hooks, once."""
+
+
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """What a HookedTransformer holds under every name, and every hook on every hook point."""
-    held = {name: dict(value) if isinstance(value, dict) else value for name, value in model.__dict__.items()}
+    """What a TransformerLens model holds under every name, and every hook on every hook point."""
+    own = {name: value for name, value in model.__dict__.items() if name not in MARKS}
+    held = {name: dict(value) if isinstance(value, dict) else value for name, value in own.items()}
     hooks = {
         name: (list(point.fwd_hooks), list(point.bwd_hooks), list(point._forward_hooks))
         for name, point in model.hook_dict.items()

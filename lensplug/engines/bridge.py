@@ -44,6 +44,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     from lensplug.patches.bridge_cache import BridgeCache
     from lensplug.patches.bridge_core import build_language_bridge
     from lensplug.patches.bridge_input import BridgeEmbeddingInput
+    from lensplug.patches.bridge_mlp import BridgeMLPInPlace
     from lensplug.patches.bridge_padding import BridgePadding
     from lensplug.patches.hook_names import HookNames
     from lensplug.patches.logit_directions import LogitDirections
@@ -56,7 +57,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
         process_weights=process_weights,
         model_name=core.name,
     )
-    for patch in (HookNames, BridgeCache, BridgePadding, LogitDirections):
+    for patch in (HookNames, BridgeCache, BridgePadding, BridgeMLPInPlace, LogitDirections):
         patch(model).apply()
     if core.beside == "attention_mask":
         model.cfg.looks_ahead_within = "image"  # what analyses read of the masks that its model gives it

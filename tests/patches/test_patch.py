@@ -149,6 +149,7 @@ def test_importing_the_patches_imports_no_transformer_lens():
         "BridgeAttentionRows",
         "BridgeCache",
         "BridgeEmbeddingInput",
+        "BridgeMLPInPlace",
         "BridgePadding",
         "CheckpointedBlocks",
         "ConfigFix",
