@@ -9,7 +9,8 @@ of SDPA, and patterns of chosen rows only (`pattern_blocks` is its arithmetic); 
 For TransformerBridge: `bridge_core` makes a bridge of such a core, and leaves the Hugging Face model whole;
 `bridge_input`, `bridge_attention_rows` do for it what the former do for a HookedTransformer; `hook_names` gives its
 hooks HookedTransformer's names, one each; `bridge_padding` keeps padding from attending; `bridge_cache` finds the
-key-value cache when it generates; `bridge_mlp` computes MLPs in place.
+key-value cache when it generates; `bridge_resid_mid` lets an edit between attention and MLP reach the stream;
+`bridge_mlp` computes MLPs in place.
 
 For both: `logit_rows` gives logits of chosen positions; `checkpointed_blocks` lets a backward pass keep the blocks'
 inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding.
@@ -30,6 +31,7 @@ PATCHES = {
     "BridgeEmbeddingInput": "lensplug.patches.bridge_input",
     "BridgeMLPInPlace": "lensplug.patches.bridge_mlp",
     "BridgePadding": "lensplug.patches.bridge_padding",
+    "BridgeResidMid": "lensplug.patches.bridge_resid_mid",
     "CheckpointedBlocks": "lensplug.patches.checkpointed_blocks",
     "ConfigFix": "lensplug.patches.config_fix",
     "EmbeddingInput": "lensplug.patches.embedding_input",

@@ -23,11 +23,11 @@ def built(engine: str, hf: Any, **options: Any) -> Any:
         from lensplug.patches.config_fix import build_hooked_transformer
 
         return build_hooked_transformer(*parts, **options)
-    from lensplug.patches import BridgeCache, BridgePadding, HookNames
+    from lensplug.patches import BridgeCache, BridgePadding, BridgeResidMid, HookNames
     from lensplug.patches.bridge_core import build_language_bridge
 
     model = build_language_bridge(*parts, **options)
-    for patch in (HookNames, BridgeCache, BridgePadding):
+    for patch in (BridgeResidMid, HookNames, BridgeCache, BridgePadding):
         patch(model).apply()
     return model
 

@@ -46,6 +46,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     from lensplug.patches.bridge_input import BridgeEmbeddingInput
     from lensplug.patches.bridge_mlp import BridgeMLPInPlace
     from lensplug.patches.bridge_padding import BridgePadding
+    from lensplug.patches.bridge_resid_mid import BridgeResidMid
     from lensplug.patches.hook_names import HookNames
     from lensplug.patches.logit_directions import LogitDirections
 
@@ -57,7 +58,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
         process_weights=process_weights,
         model_name=core.name,
     )
-    for patch in (HookNames, BridgeCache, BridgePadding, BridgeMLPInPlace, LogitDirections):
+    for patch in (BridgeResidMid, HookNames, BridgeCache, BridgePadding, BridgeMLPInPlace, LogitDirections):
         patch(model).apply()
     if core.beside == "attention_mask":
         model.cfg.looks_ahead_within = "image"  # what analyses read of the masks that its model gives it
