@@ -61,7 +61,7 @@ def build_language_bridge(
     """
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-    shell = causal_shell(decoder, head, text_config)
+    shell = causal_shell(decoder, head, text_config, share=not process_weights)
     model = build_bridge_from_module(
         shell, type(shell).__name__, hf_config=shell.config, model_name=model_name or text_config.model_type
     )
@@ -82,8 +82,8 @@ def build_language_bridge(
     return model
 
 
-def causal_shell(decoder: nn.Module, head: nn.Module, text_config: Any) -> Any:
-    """A causal language model around copies of decoder and head that share their memory.
+def causal_shell(decoder: nn.Module, head: nn.Module, text_config: Any, *, share: bool = True) -> Any:
+    """A causal language model around copies of decoder and head that share their memory, or have their own.
 
     Raises:
         LensplugError: If the decoder is another class, or a bridge's already.
@@ -97,7 +97,7 @@ def causal_shell(decoder: nn.Module, head: nn.Module, text_config: Any) -> Any:
             f"{type(decoder).__name__} with model_type {model_type!r} cannot be bridged: expected {expected}."
         )
     _refuse_bridged(decoder)
-    decoder, head = shared_copy(decoder), shared_copy(head)
+    decoder, head = shared_copy(decoder, share=share), shared_copy(head, share=share)
     config = decoder.config
     # The bridge computes attention itself; what SDPA decides is the mask: none where it is plainly causal, else a
     # byte for each pair of positions in place of a number.
@@ -109,14 +109,16 @@ def causal_shell(decoder: nn.Module, head: nn.Module, text_config: Any) -> Any:
     return shell.train(decoder.training)
 
 
-def shared_copy(module: nn.Module) -> nn.Module:
-    """A copy of a module whose parameters and buffers are the same memory.
+def shared_copy(module: nn.Module, *, share: bool = True) -> nn.Module:
+    """A copy of a module whose parameters and buffers are the same memory, or with `share=False` its own.
 
     Parameters are new objects: a gradient that reaches one is not the other's.
     """
-    shared: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
-    for parameter in module.parameters():
-        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    shared: dict[int, Any] = {}
+    if share:
+        shared |= {id(buffer): buffer for buffer in module.buffers()}
+        for parameter in module.parameters():
+            shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     copied = copy.deepcopy(module, shared)
     for part in copied.modules():  # hooks were put on the original, and see what happens there
         for name, hooks in vars(part).items():
