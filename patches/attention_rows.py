@@ -81,6 +81,8 @@ class _BlockRows(Patch):
     the rows; the padding is kept), the hooks, and `calculate_z_scores` (here: SDPA from the queries and keys).
     """
 
+    relies_on = ("calculate_attention_scores", "apply_causal_mask", "calculate_z_scores")
+
     def __init__(
         self,
         attn: Any,

@@ -71,6 +71,8 @@ class BridgeAttentionRows(PatchOfParts):
 class _BlockRows(Patch):
     """The attention of one block."""
 
+    relies_on = ("_apply_position_embedding_hooks", "_qk_norm_phase")
+
     def __init__(
         self,
         attn: Any,
@@ -79,8 +81,8 @@ class _BlockRows(Patch):
         each_block: Any,
         each_gradient: Any,
     ) -> None:
-        _refuse(attn)
         super().__init__(attn)
+        _refuse(attn)
         self._rows, self._hidden, self._each_block, self._each_gradient = rows, hidden, each_block, each_gradient
 
     def _changes(self) -> dict[str, Any]:

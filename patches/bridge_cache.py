@@ -24,6 +24,8 @@ class BridgeCache(PatchOfParts):
 
 
 class _Attention(Patch):
+    relies_on = ("_update_kv_cache",)
+
     def _changes(self) -> dict[str, Any]:
         self._update = self.target._update_kv_cache
         return {"_update_kv_cache": self._update_kv_cache}

@@ -27,6 +27,8 @@ class BridgePadding(PatchOfParts):
 
 
 class _Padding(Patch):
+    relies_on = ("_apply_reconstruct_attention_mask", "_scrub_compatibility_pattern_nans")
+
     def _changes(self) -> dict[str, Any]:
         return {
             "_apply_reconstruct_attention_mask": self._masked,

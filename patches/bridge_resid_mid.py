@@ -42,6 +42,8 @@ class _Block(Patch):
 class _Layer(Patch):
     """The Hugging Face layer inside, whose parts are the bridge's."""
 
+    relies_on = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+
     def __init__(self, block: Any, point: HookPoint) -> None:
         super().__init__(block.original_component)
         self._point = point

@@ -64,6 +64,8 @@ class _Name(Patch):
 
 
 class _Model(Patch):
+    relies_on = ("_hook_registry", "_add_aliases_to_hooks", "_gated_hook_reason")
+
     def __init__(self, model: Any, points: dict[str, Any]) -> None:
         super().__init__(model)
         self._points = points

@@ -26,6 +26,8 @@ class LogitDirections(Patch):
         attributions = cache.logit_attrs(cache.decompose_resid(), tokens=answer)
     """
 
+    relies_on = ("tokens_to_residual_directions",)
+
     def __init__(self, model: Any) -> None:
         """Keep `model`; nothing is changed before `apply`."""
         super().__init__(model)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
-from lensplug.patches.errors import LensplugError
+from lensplug.patches.errors import LensplugError, changed_inside
 from torch import nn
 
 _ABSENT = object()
@@ -20,8 +20,18 @@ class Patch:
     Applying twice, or removing what is not applied, changes nothing.
     """
 
+    relies_on: ClassVar[tuple[str, ...]] = ()
+    """What the target must have inside: where it has been renamed, a patch would fail late, or silently do nothing."""
+
     def __init__(self, target: Any) -> None:
-        """Keep `target`; nothing is changed before `apply`."""
+        """Keep `target`; nothing is changed before `apply`.
+
+        Raises:
+            LensplugError: If the target lacks what the patch relies on.
+        """
+        for name in self.relies_on:
+            if not hasattr(target, name):
+                raise changed_inside(f"{type(target).__name__} has no {name}, which {type(self).__qualname__} needs")
         self.target = target
         self._undo: list[tuple[str, Any, Any]] = []
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
+from lensplug.patches.errors import changed_inside
 
 ENGINES = {"hooked_transformer": "lensplug.engines.hooked_transformer", "bridge": "lensplug.engines.bridge"}
 """Name -> the module whose `build(core, ...)` makes the model; "auto" takes the first that computes a core exactly."""
@@ -33,7 +34,8 @@ def build(
         process_weights: Fold and centre the weights (in a copy).
 
     Raises:
-        LensplugError: If the engine is unknown, not installed, or cannot compute this core exactly.
+        LensplugError: If the engine is unknown, not installed, or cannot compute this core exactly; or TransformerLens
+            is a version that has changed inside.
     """
     if engine != "auto" and engine not in ENGINES:
         raise LensplugError(f"engine is {engine!r}, expected 'auto' or one of {', '.join(map(repr, ENGINES))}.")
@@ -43,6 +45,8 @@ def build(
             return name, import_module(ENGINES[name]).build(core, tokenizer=tokenizer, process_weights=process_weights)
         except LensplugError as refused:
             reasons.append(refused)
+        except ImportError as gone:
+            raise changed_inside(str(gone)) from gone
     raise reasons[0] if len(reasons) == 1 else LensplugError(" And: ".join(map(str, reasons)))
 
 

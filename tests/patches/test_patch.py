@@ -49,6 +49,16 @@ def test_a_method_of_the_class_comes_back(module):
     assert "forward" not in module.__dict__
 
 
+def test_what_a_patch_relies_on_must_be_there(module):
+    class Needs(Rename):
+        relies_on = ("label", "_gone")
+
+    with pytest.raises(LensplugError, match=r"has changed inside.*Sequential has no _gone, which .*Needs needs.*pip"):
+        Needs(module, label="new")
+    module._gone = None
+    assert Needs(module, label="new").apply().applied
+
+
 def test_an_exception_passes_through_and_everything_is_put_back(module):
     before = held(module)
     with pytest.raises(KeyError, match="mine"), Rename(module, label="new"):
@@ -151,6 +161,7 @@ def test_importing_the_patches_imports_no_transformer_lens():
         "BridgeEmbeddingInput",
         "BridgeMLPInPlace",
         "BridgePadding",
+        "BridgeResidMid",
         "CheckpointedBlocks",
         "ConfigFix",
         "EmbeddingInput",
