@@ -26,6 +26,7 @@ bench: $(BIN)/lensplug
 	$(BIN)/python benchmarks/pointing.py
 	$(BIN)/python benchmarks/logit_lens.py
 	$(BIN)/python benchmarks/flow.py
+	$(BIN)/python benchmarks/exactness.py
 
 $(BIN)/lensplug: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
