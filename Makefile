@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VENV_4 := .venv-4
+BIN_4 := $(VENV_4)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-4 lint bench clean
 
 demo: $(BIN)/lensplug
 	$(BIN)/lensplug demo
@@ -11,6 +13,10 @@ demo: $(BIN)/lensplug
 test: $(BIN)/lensplug
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
+# The same tests with TransformerLens 4, where a core is a TransformerBridge; what needs a HookedTransformer is skipped.
+test-4: $(BIN_4)/lensplug
+	$(BIN_4)/python -m pytest -rs
 
 lint: $(BIN)/lensplug
 	$(BIN)/ruff check .
@@ -34,5 +40,11 @@ $(BIN)/lensplug: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[hooked,dev]"
 	touch $@
 
+$(BIN_4)/lensplug: pyproject.toml
+	$(PYTHON) -m venv $(VENV_4)
+	$(BIN_4)/python -m pip install --quiet --upgrade pip
+	$(BIN_4)/python -m pip install --quiet -e ".[dev]" "transformer-lens>=4"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info lensplug-demo
+	rm -rf $(VENV) $(VENV_4) build *.egg-info lensplug-demo
