@@ -60,14 +60,18 @@ def modes(lens: Any, inputs: Any) -> dict[str, Callable[[], Any]]:
     def bridge() -> Any:
         return bridged(lens).run_with_cache(inputs.tokens, names_filter=lambda name: name.endswith("hook_pattern"))
 
-    def lensplug_way() -> Any:
+    def with_lensplug(lens: Any) -> Any:
         _, cache = lens.run_with_cache(
             inputs, needs=[analysis.head_specialization, analysis.logit_lens],
             query_positions=[-1], residual_positions=[-1], logit_positions=[-1],
         )  # fmt: skip
         return analysis.head_specialization(cache, inputs.modality), analysis.logit_lens(cache)
 
-    ways = {PLAIN: plain, "lensplug": lensplug_way}
+    ways = {
+        PLAIN: plain,
+        "lensplug": lambda: with_lensplug(lens),
+        "lensplug, engine='bridge'": lambda: with_lensplug(on_a_bridge(lens)),
+    }
     if inputs.tokens.shape[1] <= LARGEST:
         ways |= {
             "Hugging Face, eager, output_attentions": eager,
@@ -76,6 +80,14 @@ def modes(lens: Any, inputs: Any) -> dict[str, Callable[[], Any]]:
             "TransformerLens, full cache and a loop over heads": notebook,
         }
     return ways
+
+
+@lru_cache(maxsize=1)
+def on_a_bridge(lens: Any) -> Any:
+    """The same model with the other engine; the weights are shared."""
+    import lensplug
+
+    return lensplug.wrap(lens.hf_model, engine="bridge", check=False)
 
 
 @lru_cache(maxsize=1)
