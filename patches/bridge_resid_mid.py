@@ -23,7 +23,7 @@ class BridgeResidMid(PatchOfParts):
 
     def __init__(self, model: Any) -> None:
         """Keep `model`, a TransformerBridge of a decoder; nothing is changed before `apply`."""
-        points = [HookPoint() for _ in model.blocks]
+        points = [HookPoint().train(block.training) for block in model.blocks]
         pairs = list(zip(model.blocks, points, strict=True))
         super().__init__(
             model, [part for block, point in pairs for part in (_Block(block, point), _Layer(block, point))]

@@ -92,6 +92,8 @@ class InDouble:
 def test_of_the_trained_model_are_those_of_hugging_face(target, dtype, tolerance, monkeypatch):
     """Of the largest gradient of each layer; measured: 3e-6 and 2e-15."""
     lens = lensplug.tiny.llava_onevision(dtype=dtype)
+    if dtype == "float64" and lens.engine == "bridge":
+        pytest.skip("a bridge computes its softmax in fp32 whatever the model's dtype")
     inputs = lens.prepare(QUESTION, images=[scene(96, 96, 2)])
     grads = lens.run_with_gradients(inputs, target=target)[2]
     model = copy.deepcopy(lens.hf_model)

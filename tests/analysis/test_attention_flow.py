@@ -338,7 +338,7 @@ def test_the_table_and_the_comparison():
         ({"head_fusion": "median"}, "'median', expected one of 'mean', 'max', 'min'"),
         ({"heads": [3]}, "heads has 3, the model has"),
         ({"layers": (1, 0)}, "layers is .1, 0., expected the first and the last of 0 to 1"),
-        ({"groups": "image"}, "groups is 'image', expected None, 'modality', or a tensor"),
+        ({"groups": "image"}, "groups is 'image', expected None, 'modality', a tensor"),
         ({"groups": "modality"}, "give modality=inputs.modality"),
         ({"groups": torch.zeros(3, dtype=torch.long)}, r"groups have the shape \[3\], expected .* \[4\], or \[1, 4\]"),
         ({"groups": torch.zeros(2, 4, dtype=torch.long)}, r"groups have the shape \[2, 4\]"),

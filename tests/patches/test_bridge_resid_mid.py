@@ -63,6 +63,7 @@ def test_before_is_after():
         logits = bridge(tokens)
         before = snapshot(bridge)
         with BridgeResidMid(bridge):
+            assert not any(module.training for module in bridge.modules()), "transformer_lens.patching asks"
             assert torch.equal(bridge(tokens), logits)
         assert snapshot(bridge) == before
         assert torch.equal(bridge(tokens), logits)
