@@ -111,7 +111,7 @@ def run_with_cache(
             shown = each_block if kept else None
             stack.enter_context(engines.attention_rows(engine, model, rows, each_block=shown))
         if plan.logit_rows is not None:
-            stack.enter_context(engines.logit_rows(engine, model, plan.logit_rows))
+            stack.enter_context(engines.logit_rows(model, plan.logit_rows))
         if set(plan.others) <= {"return_type"}:
             logits, cache = _keeping(model, inputs, plan)
         else:

@@ -95,9 +95,9 @@ def run_with_gradients(
         if reduced:
             rows_shown = watched_rows(inputs.tokens)
             stack.enter_context(engines.attention_rows(engine, model, rows_shown, each_gradient=each_gradient))
-            stack.enter_context(engines.checkpointed(engine, model))
+            stack.enter_context(engines.checkpointed(model))
         if rows is not None:
-            stack.enter_context(engines.logit_rows(engine, model, rows))
+            stack.enter_context(engines.logit_rows(model, rows))
         stack.enter_context(model.hooks(fwd_hooks=hooks))
         embeds = inputs.embeds.detach().clone().requires_grad_()
         logits = model(replace(inputs, embeds=embeds))

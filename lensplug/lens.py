@@ -331,7 +331,7 @@ class MultimodalLens:
                 stack.enter_context(engines.attention_rows(self.engine, self.model, rows, hidden=hidden))
             elif hidden is not None:
                 raise LensplugError("positions cannot be hidden where whole patterns are made.")
-            stack.enter_context(engines.logit_rows(self.engine, self.model, rows))
+            stack.enter_context(engines.logit_rows(self.model, rows))
             yield
 
     def run_with_hooks(

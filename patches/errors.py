@@ -6,7 +6,7 @@ everybody else knows it as `lensplug.LensplugError`.
 
 from importlib.metadata import version
 
-KNOWN = "3.9.0 and 4.3.0"
+KNOWN = ("3.9.0", "4.3.0")
 """Versions of TransformerLens whose inside is known: the patches were held against them."""
 
 
@@ -18,5 +18,5 @@ def changed_inside(what: str) -> LensplugError:
     """What to say where TransformerLens lacks something of its inside that a patch stands on."""
     return LensplugError(
         f"TransformerLens {version('transformer-lens')} has changed inside, and this lensplug does not know it yet:"
-        f" {what}. It knows {KNOWN}: pip install 'transformer-lens=={KNOWN.rpartition(' ')[2]}', or a newer lensplug."
+        f" {what}. It knows {' and '.join(KNOWN)}: pip install 'transformer-lens=={KNOWN[-1]}', or a newer lensplug."
     )

@@ -80,19 +80,22 @@ def attention_rows(
     return context
 
 
-def checkpointed(engine: str, model: Any) -> AbstractContextManager[Any]:
-    """While it lasts, a backward pass through a model of that engine computes its blocks again, and keeps less."""
-    context: AbstractContextManager[Any] = import_module(ENGINES[engine]).checkpointed(model)
-    return context
+def checkpointed(model: Any) -> AbstractContextManager[Any]:
+    """While it lasts, a backward pass through a model of either engine computes its blocks again, and keeps less."""
+    from lensplug.patches.checkpointed_blocks import CheckpointedBlocks
+
+    patch: AbstractContextManager[Any] = CheckpointedBlocks(model)
+    return patch
 
 
-def logit_rows(engine: str, model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextManager[Any]:
-    """While it lasts, a model of that engine makes logits at these positions only.
+def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextManager[Any]:
+    """While it lasts, a model of either engine makes logits at these positions only.
 
     Args:
-        engine: A key of `ENGINES`.
-        model: A model that it made.
+        model: A model that an engine made.
         rows: For each example the positions, from the left.
     """
-    context: AbstractContextManager[Any] = import_module(ENGINES[engine]).logit_rows(model, rows)
-    return context
+    from lensplug.patches.logit_rows import LogitRows
+
+    patch: AbstractContextManager[Any] = LogitRows(model, rows)
+    return patch

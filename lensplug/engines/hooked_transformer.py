@@ -21,22 +21,6 @@ def attention_rows(model: Any, rows: Int[Tensor, "batch row"], **shown: Any) -> 
     return patch
 
 
-def checkpointed(model: Any) -> AbstractContextManager[Any]:
-    """While it lasts, blocks are computed again in the backward pass."""
-    from lensplug.patches.checkpointed_blocks import CheckpointedBlocks
-
-    patch: AbstractContextManager[Any] = CheckpointedBlocks(model)
-    return patch
-
-
-def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextManager[Any]:
-    """While it lasts, the model makes logits at these positions only."""
-    from lensplug.patches.logit_rows import LogitRows
-
-    patch: AbstractContextManager[Any] = LogitRows(model, rows)
-    return patch
-
-
 def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = False) -> Any:
     """A HookedTransformer of the core, with the patches that make it a multimodal model's.
 
