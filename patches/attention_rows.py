@@ -15,22 +15,18 @@ Checked against TransformerLens 3.9, whose `AbstractAttention.forward` calls the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from lensplug.patches.attention_kinds import EachBlock, EachGradient
+from jaxtyping import Float, Int
 from lensplug.patches.errors import LensplugError
-from lensplug.patches.patch import Patch, PatchOfParts
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
+from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 
-class AttentionRows(PatchOfParts):
+class AttentionRows(RowsOfBlocks):
     """Fast attention in every block of a model; scores and patterns of chosen rows.
 
     with AttentionRows(model, rows):
@@ -38,43 +34,12 @@ class AttentionRows(PatchOfParts):
     cache["pattern", 0]                            # [batch head row key]
     """
 
-    def __init__(
-        self,
-        model: HookedTransformer,
-        rows: Int[Tensor, "batch row"],
-        *,
-        hidden: Bool[Tensor, "batch key"] | None = None,
-        each_block: EachBlock | None = None,
-        each_gradient: EachGradient | None = None,
-    ) -> None:
-        """Prepare the patch.
-
-        Args:
-            model: The model.
-            rows: For each example the query positions, from the left, whose scores and patterns are wanted; there
-                may be none (`[batch 0]`).
-            hidden: Positions that no query sees, in any block: they keep their place, and nothing is read from them.
-            each_block: Shown the whole pattern of every layer, a block of rows at a time, the last rows first, in fp32:
-                for sums and means over it, of which no more than one block is ever there. A block has the keys up to
-                its last row. Costs about half of what eager attention does.
-            each_gradient: Shown, while gradients are taken, the pattern of every layer and the gradient with respect
-                to it, in the same blocks: the last layer first. The backward pass makes both anew.
-
-        Raises:
-            LensplugError: If the model's attention has something that SDPA does not know.
-        """
-        _refuse(model.cfg)
-        each = (each_block, each_gradient)
-        super().__init__(
-            model,
-            [
-                _BlockRows(block.attn, rows, hidden, *(one and partial(one, layer) for one in each))
-                for layer, block in enumerate(model.blocks)
-            ],
-        )
+    def _of_block(self, attn: Any, *given: Any) -> RowsOfABlock:
+        _refuse(attn.cfg)
+        return _BlockRows(attn, *given)
 
 
-class _BlockRows(Patch):
+class _BlockRows(RowsOfABlock):
     """The attention of one block.
 
     Its forward calls, in this order: `calculate_attention_scores` (here: of the rows), `apply_causal_mask` (here: of
@@ -82,17 +47,6 @@ class _BlockRows(Patch):
     """
 
     relies_on = ("calculate_attention_scores", "apply_causal_mask", "calculate_z_scores")
-
-    def __init__(
-        self,
-        attn: Any,
-        rows: Int[Tensor, "batch row"],
-        hidden: Bool[Tensor, "batch key"] | None,
-        each_block: Callable[[int, Tensor], None] | None,
-        each_gradient: Callable[[int, Tensor, Tensor], None] | None,
-    ) -> None:
-        super().__init__(attn)
-        self._rows, self._hidden, self._each_block, self._each_gradient = rows, hidden, each_block, each_gradient
 
     def _changes(self) -> dict[str, Any]:
         return {

@@ -11,16 +11,14 @@ for attention of the plain kind: rotary positions over the whole head, shared ke
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from lensplug.patches.attention_kinds import EachBlock, EachGradient
+from jaxtyping import Float
 from lensplug.patches.bridge_padding import seen_by
 from lensplug.patches.errors import LensplugError
-from lensplug.patches.patch import Patch, PatchOfParts
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
+from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -28,7 +26,7 @@ INPUT_FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
 """Settings of a bridge under which attention is computed head by head."""
 
 
-class BridgeAttentionRows(PatchOfParts):
+class BridgeAttentionRows(RowsOfBlocks):
     """Fast attention in every block of a bridge; scores and patterns of chosen rows.
 
     with BridgeAttentionRows(bridge, rows):
@@ -36,54 +34,16 @@ class BridgeAttentionRows(PatchOfParts):
     cache["pattern", 0]                            # [batch head row key]
     """
 
-    def __init__(
-        self,
-        model: Any,
-        rows: Int[Tensor, "batch row"],
-        *,
-        hidden: Bool[Tensor, "batch key"] | None = None,
-        each_block: EachBlock | None = None,
-        each_gradient: EachGradient | None = None,
-    ) -> None:
-        """Prepare the patch.
-
-        Args:
-            model: A TransformerBridge.
-            rows: For each example the query positions, from the left, whose scores and patterns are wanted; there
-                may be none (`[batch 0]`).
-            hidden: Positions that no query sees, in any block.
-            each_block: As for `AttentionRows`.
-            each_gradient: As for `AttentionRows`.
-
-        Raises:
-            LensplugError: If the model's attention has something that SDPA does not know.
-        """
-        each = (each_block, each_gradient)
-        super().__init__(
-            model,
-            [
-                _BlockRows(block.attn, rows, hidden, *(one and partial(one, layer) for one in each))
-                for layer, block in enumerate(model.blocks)
-            ],
-        )
+    def _of_block(self, attn: Any, *given: Any) -> RowsOfABlock:
+        block = _BlockRows(attn, *given)  # first: it says where a bridge has changed inside
+        _refuse(attn)
+        return block
 
 
-class _BlockRows(Patch):
+class _BlockRows(RowsOfABlock):
     """The attention of one block."""
 
     relies_on = ("_apply_position_embedding_hooks", "_qk_norm_phase")
-
-    def __init__(
-        self,
-        attn: Any,
-        rows: Int[Tensor, "batch row"],
-        hidden: Bool[Tensor, "batch key"] | None,
-        each_block: Any,
-        each_gradient: Any,
-    ) -> None:
-        super().__init__(attn)
-        _refuse(attn)
-        self._rows, self._hidden, self._each_block, self._each_gradient = rows, hidden, each_block, each_gradient
 
     def _changes(self) -> dict[str, Any]:
         return {"forward": self.forward}

@@ -1,0 +1,75 @@
+"""What the two patches that make rows of patterns share: one patch for each block of a model, all for the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from lensplug.patches.patch import Patch, PatchOfParts
+from torch import Tensor
+
+EachBlock = Callable[[int, int, Float[Tensor, "batch head row key"]], None]
+"""Called with the layer, the first query position of a block of rows, and the pattern of the block."""
+
+EachGradient = Callable[[int, int, Float[Tensor, "batch head row key"], Float[Tensor, "batch head row key"]], None]
+"""Likewise, and with the gradient with respect to the pattern."""
+
+
+class RowsOfABlock(Patch):
+    """The attention of one block."""
+
+    def __init__(
+        self,
+        attn: Any,
+        rows: Int[Tensor, "batch row"],
+        hidden: Bool[Tensor, "batch key"] | None,
+        each_block: Callable[[int, Tensor], None] | None,
+        each_gradient: Callable[[int, Tensor, Tensor], None] | None,
+    ) -> None:
+        """As `RowsOfBlocks`, of its layer."""
+        super().__init__(attn)
+        self._rows, self._hidden, self._each_block, self._each_gradient = rows, hidden, each_block, each_gradient
+
+
+class RowsOfBlocks(PatchOfParts):
+    """Fast attention in every block of a model; scores and patterns of chosen rows."""
+
+    def __init__(
+        self,
+        model: Any,
+        rows: Int[Tensor, "batch row"],
+        *,
+        hidden: Bool[Tensor, "batch key"] | None = None,
+        each_block: EachBlock | None = None,
+        each_gradient: EachGradient | None = None,
+    ) -> None:
+        """Prepare the patch.
+
+        Args:
+            model: The model.
+            rows: For each example the query positions, from the left, whose scores and patterns are wanted; there
+                may be none (`[batch 0]`).
+            hidden: Positions that no query sees, in any block: they keep their place, and nothing is read from them.
+            each_block: Shown the whole pattern of every layer, a block of rows at a time, the last rows first, in fp32:
+                for sums and means over it, of which no more than one block is ever there. A block has the keys up to
+                its last row. Costs about half of what eager attention does.
+            each_gradient: Shown, while gradients are taken, the pattern of every layer and the gradient with respect
+                to it, in the same blocks: the last layer first. The backward pass makes both anew.
+
+        Raises:
+            LensplugError: If the model's attention has something that SDPA does not know.
+        """
+        each = (each_block, each_gradient)
+        super().__init__(
+            model,
+            [
+                self._of_block(block.attn, rows, hidden, *(one and partial(one, layer) for one in each))
+                for layer, block in enumerate(model.blocks)
+            ],
+        )
+
+    def _of_block(self, attn: Any, *given: Any) -> RowsOfABlock:
+        """The patch of one block's attention; refuses what SDPA does not know."""
+        raise NotImplementedError
