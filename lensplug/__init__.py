@@ -14,12 +14,12 @@ from lensplug import tiny as tiny
 from lensplug.attentions import cache_from_attentions as cache_from_attentions
 from lensplug.attentions import grads_from_attentions as grads_from_attentions
 from lensplug.errors import LensplugError as LensplugError
+from lensplug.generation import Answer as Answer
 from lensplug.geometry import AudioTimeline as AudioTimeline
 from lensplug.geometry import ImageGrid as ImageGrid
 from lensplug.geometry import VideoGrid as VideoGrid
 from lensplug.groups import Groups as Groups
 from lensplug.inputs import MultimodalInput as MultimodalInput
-from lensplug.lens import Answer as Answer
 from lensplug.lens import MultimodalLens as MultimodalLens
 from lensplug.loading import load as load
 from lensplug.loading import wrap as wrap

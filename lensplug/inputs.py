@@ -25,6 +25,12 @@ from lensplug.seam import run_to_seam
 from lensplug.tokens import token_texts
 
 NOT_MODEL_INPUTS = ("text_replacement_offsets",)
+MEDIA_FEATURES = {
+    "image": ("pixel_values", "image_embeds"),
+    "video": ("pixel_values_videos",),
+    "audio": ("input_features", "input_values"),
+}
+"""Modality -> under which names a model takes what its encoder reads."""
 
 
 @dataclass(frozen=True)
@@ -95,29 +101,6 @@ class MultimodalInput:
             model_inputs={},
             decoder_inputs={},
         )
-
-
-def continued(
-    hf_model: Any, core: LanguageCore, inputs: MultimodalInput, tokens: Tensor, generated: Tensor
-) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """What the full model takes for an input with an answer behind it, and what it then gives its core besides.
-
-    The model is asked anew: how its positions and masks go on is its own affair.
-
-    Returns:
-        `model_inputs` and `decoder_inputs` of the longer input.
-    """
-
-    def longer(name: str, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.shape != inputs.tokens.shape:
-            return value
-        new = {"input_ids": tokens, "attention_mask": generated}.get(
-            name, torch.zeros_like(tokens)
-        )  # an answer is words
-        return torch.cat([value, new.to(value)], dim=1)
-
-    model_inputs = {name: longer(name, value) for name, value in inputs.model_inputs.items()}
-    return model_inputs, run_to_seam(hf_model, core, model_inputs).beside
 
 
 def encode(
@@ -223,14 +206,9 @@ def _refuse_foreign_tokens(tokens: Tensor, core: LanguageCore) -> None:
 
 def _refuse_lonely_placeholders(model_inputs: Mapping[str, Any], core: LanguageCore) -> None:
     """Hugging Face models run happily on placeholders without a medium, as if those were words."""
-    features = {
-        "image": ("pixel_values", "image_embeds"),
-        "video": ("pixel_values_videos",),
-        "audio": ("input_features", "input_values"),
-    }
     for kind, token in core.placeholder_ids.items():
         count = int((model_inputs["input_ids"] == token).sum())
-        given = any(model_inputs.get(name) is not None for name in features[kind])
+        given = any(model_inputs.get(name) is not None for name in MEDIA_FEATURES[kind])
         if count and not given:
             raise LensplugError(
                 f"the tokens hold {count} {kind} placeholder(s), but no {kind} is given: run the processor with text"

@@ -8,10 +8,8 @@ the lens wherever it takes tokens.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,39 +17,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from lensplug import caching, engines, gradients, parity, prompts
+from lensplug import caching, engines, generation, gradients, parity, prompts, variants
 from lensplug import inputs as _inputs
 from lensplug.caching import NamesFilter, Needs, Plan
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.estimate import Estimate
+from lensplug.generation import Answer
 from lensplug.inputs import MultimodalInput
+from lensplug.known_hooks import refuse_unknown_hooks
 from lensplug.media import load_media
 from lensplug.parity import ParityReport
 from lensplug.positions import Positions
 from lensplug.reductions import Keep, KeepGradients
 from lensplug.targets import Target
-from lensplug.tokens import token_texts
-
-NEED_A_SETTING = {
-    "hook_result": "use_attn_result",
-    "hook_attn_in": "use_attn_in",
-    "hook_mlp_in": "use_hook_mlp_in",
-    **dict.fromkeys(("hook_q_input", "hook_k_input", "hook_v_input"), "use_split_qkv_input"),
-}
-"""Hooks that are silent without a setting of the TransformerLens model."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model wrote."""
-
-    text: list[str]
-    """For each example, without special tokens."""
-    tokens: Int[Tensor, "batch new"]
-    """The new tokens; padded at the right where an answer ended early."""
-    inputs: MultimodalInput
-    """Prompt and answer as one input, the answer labelled "generated"."""
+from lensplug.variants import Variant
 
 
 class MultimodalLens:
@@ -200,7 +180,7 @@ class MultimodalLens:
                 memory than is free (see `estimate`), or, with `query_positions`, a hook of yours edits scores or
                 patterns: the output would not change.
         """
-        self._refuse_unknown_hooks(names_filter)
+        refuse_unknown_hooks(self.model, names_filter)
         plan = Plan.of(
             inputs,
             names_filter=names_filter,
@@ -228,7 +208,7 @@ class MultimodalLens:
         Raises:
             LensplugError: As `run_with_cache`.
         """
-        self._refuse_unknown_hooks(options.get("names_filter"))
+        refuse_unknown_hooks(self.model, options.get("names_filter"))
         return Estimate.of(self.model, inputs, Plan.of(inputs, **options), engine=self.engine)
 
     def run_with_gradients(
@@ -273,7 +253,7 @@ class MultimodalLens:
             LensplugError: If a name is no hook, the target is not one token or has no gradient, the position is
                 out of range, or a gradient is not finite (fp16).
         """
-        self._refuse_unknown_hooks(names_filter)
+        refuse_unknown_hooks(self.model, names_filter)
         return gradients.run_with_gradients(
             self.model,
             self.engine,
@@ -284,6 +264,21 @@ class MultimodalLens:
             names_filter=names_filter,
             keep=keep,
         )
+
+    def without(self, inputs: MultimodalInput, positions: Bool[Tensor, "batch pos"]) -> Variant:
+        """The same prompts without some positions, for `lens.model` and `logits_at`: the rest moves together.
+
+            lens.model(lens.without(inputs, inputs.modality.mask("image")))
+
+        Args:
+            inputs: From `prepare` or `encode`.
+            positions: True where a position is left out.
+
+        Raises:
+            LensplugError: If the model gives its core more than embeddings (Gemma 3, Qwen2-VL) and would have to see
+                a part of its image, video or sound.
+        """
+        return variants.without(self.hf_model, self.core, inputs, positions)
 
     def logits_at(
         self,
@@ -296,7 +291,8 @@ class MultimodalLens:
         """Logits at a few positions, at the speed of SDPA, with some positions hidden from all others.
 
         Args:
-            inputs: From `prepare` or `encode`, or merged embeddings `[batch pos d_model]`.
+            inputs: From `prepare` or `encode`, a variant of them (`without`, `lensplug.variants`), or merged embeddings
+                `[batch pos d_model]`.
             rows: For each example the positions, from the left.
             attention_mask: Of embeddings, where there is padding; inputs have their own.
             hidden: Positions that no query sees, in any layer; they keep their place, so that nothing else moves.
@@ -346,7 +342,7 @@ class MultimodalLens:
         Raises:
             LensplugError: If a name is no hook of the model.
         """
-        self._refuse_unknown_hooks([name for name, _ in fwd_hooks if isinstance(name, str)])
+        refuse_unknown_hooks(self.model, [name for name, _ in fwd_hooks if isinstance(name, str)])
         return self.model.run_with_hooks(inputs, fwd_hooks=list(fwd_hooks), **kwargs)
 
     def generate(self, inputs: MultimodalInput, *, max_new_tokens: int = 20) -> Answer:
@@ -356,29 +352,7 @@ class MultimodalLens:
             inputs: From `prepare` or `encode`.
             max_new_tokens: At most this many; an answer ends earlier at an end-of-turn token.
         """
-        if max_new_tokens < 1:
-            raise LensplugError(f"max_new_tokens is {max_new_tokens}, expected at least 1.")
-        stops = self._stop_tokens()
-        with torch.no_grad():
-            tokens = self.model.generate(
-                inputs,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                stop_at_eos=bool(stops),
-                eos_token_id=stops,
-                return_type="tokens",
-                verbose=False,
-            )[:, inputs.tokens.shape[1] :]
-        ended = torch.isin(tokens, torch.tensor(stops, device=tokens.device, dtype=tokens.dtype)).cumsum(1) > 0
-        generated = torch.ones_like(ended)
-        generated[:, 1:] = ~ended[:, :-1]  # the token that ends an answer still belongs to it
-        text = [self._decode(row[own]) for row, own in zip(tokens, generated, strict=True)]
-        embeds = self.core.decoder.embed_tokens(tokens).detach()
-        answered = inputs.appended(tokens, embeds, generated, token_texts(tokens, self.tokenizer))
-        if self.core.beside is not None:
-            model_inputs, beside = _inputs.continued(self.hf_model, self.core, inputs, tokens, generated)
-            answered = replace(answered, model_inputs=model_inputs, decoder_inputs=beside)
-        return Answer(text, tokens, answered)
+        return generation.generate(self.model, self.hf_model, self.core, self.tokenizer, inputs, max_new_tokens)
 
     def check(self, inputs: MultimodalInput) -> ParityReport:
         """The full Hugging Face model with SDPA attention against the wrapped core, on the same input.
@@ -396,27 +370,3 @@ class MultimodalLens:
             centered=self.process_weights,
             engine=self.engine,
         )
-
-    def _stop_tokens(self) -> list[int]:
-        stops = getattr(getattr(self.hf_model, "generation_config", None), "eos_token_id", None)
-        if stops is None:
-            stops = getattr(self.tokenizer, "eos_token_id", None)
-        return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
-
-    def _decode(self, tokens: Tensor) -> str:
-        if self.tokenizer is None:
-            return " ".join(map(str, tokens.tolist()))
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-
-    def _refuse_unknown_hooks(self, names: NamesFilter) -> None:
-        """TransformerLens 3.9 ignores a misspelt name silently, and one that does not fire without a setting."""
-        if names is None or callable(names):
-            return
-        for name in [names] if isinstance(names, str) else names:
-            setting = NEED_A_SETTING.get(name.rpartition(".")[2])
-            if setting is not None and not getattr(self.model.cfg, setting, False):
-                raise LensplugError(f"{name!r} fires only after lens.model.set_{setting}(True).")
-            if name not in self.model.hook_dict:
-                near = difflib.get_close_matches(name, self.model.hook_dict, n=3)
-                hint = f" Did you mean {', '.join(map(repr, near))}?" if near else " See lens.model.hook_dict."
-                raise LensplugError(f"{name!r} is no hook of this model.{hint}")

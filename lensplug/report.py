@@ -12,7 +12,8 @@ from typing import Any
 
 from lensplug import analysis
 from lensplug.analysis import HeadSpecialization, LogitLens, Rollout
-from lensplug.lens import Answer, MultimodalLens
+from lensplug.generation import Answer
+from lensplug.lens import MultimodalLens
 from lensplug.parity import ParityReport
 from lensplug.report_sections import resampled, sections_of
 from lensplug.views.page import Page

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lensplug import analysis, views
 from lensplug.analysis import AttentionFrom, HeadSpecialization, LogitLens, Rollout
+from lensplug.generation import Answer
 from lensplug.inputs import MultimodalInput
-from lensplug.lens import Answer, MultimodalLens
+from lensplug.lens import MultimodalLens
 from lensplug.prompts import encoder_rate
 from lensplug.views.image import NO_GRID
 from lensplug.views.page import Section

@@ -87,7 +87,7 @@ def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None)
             f"the model gives its decoder an attention mask of its own ({shape}), not one row per example: its"
             " attention is not plainly causal, and the core alone would compute something else."
         )
-    known = {"inputs_embeds", "attention_mask", "position_ids", "input_ids", "past_key_values"} | UNREAD
+    known = {"inputs_embeds", "attention_mask", "position_ids", "input_ids", "cache", "past_key_values"} | UNREAD
     extra = [name for name, value in kwargs.items() if name not in known and value is not None]
     if extra:
         raise LensplugError(

@@ -1,17 +1,20 @@
 """Ways to take a modality away from what the language core receives: positions of merged embeddings replaced.
 
-Each takes the embeddings of a batch and the positions to ablate, and gives embeddings and mask to run.
-`remove` shortens the prompt; the others keep every position where it was.
+Each takes the inputs of a batch and the positions to ablate, and gives what to run. `remove` shortens the prompt; the
+others keep every position where it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from lensplug.variants import Variant, in_place
 
 
 @dataclass
@@ -44,8 +47,8 @@ class EmbeddingStatistics:
 class Ablation:
     """What a method may read."""
 
-    embeds: Float[Tensor, "batch pos d_model"]
-    attention_mask: Int[Tensor, "batch pos"]
+    lens: Any
+    inputs: Any
     chosen: Bool[Tensor, "batch pos"]
     """The positions to take away."""
     statistics: EmbeddingStatistics
@@ -53,36 +56,32 @@ class Ablation:
     generator: torch.Generator
 
 
-Ablated = tuple[Float[Tensor, "batch short d_model"], Int[Tensor, "batch short"]]
-
-
-def remove(given: Ablation) -> Ablated:
+def remove(given: Ablation) -> Variant:
     """Without these positions; the rest moves together, padded on the left."""
-    kept = given.attention_mask.bool() & ~given.chosen
-    # A stable sort by "kept" puts what is left out first, which is then padding.
-    order = kept.long().argsort(dim=1, stable=True)
-    embeds = given.embeds.gather(1, order[..., None].expand_as(given.embeds))
-    longest = int(kept.sum(dim=1).max())
-    return embeds[:, -longest:], kept.long().gather(1, order)[:, -longest:]
+    shorter: Variant = given.lens.without(given.inputs, given.chosen)
+    return shorter
 
 
-def zero(given: Ablation) -> Ablated:
+def zero(given: Ablation) -> Variant:
     """Zero vectors."""
-    return given.embeds.masked_fill(given.chosen[..., None], 0), given.attention_mask
+    return _replaced(given, torch.zeros(()))
 
 
-def mean(given: Ablation) -> Ablated:
+def mean(given: Ablation) -> Variant:
     """The mean vector of the modality over all examples."""
-    vector = given.statistics.mean.to(given.embeds)
-    return torch.where(given.chosen[..., None], vector, given.embeds), given.attention_mask
+    return _replaced(given, given.statistics.mean)
 
 
-def noise(given: Ablation) -> Ablated:
+def noise(given: Ablation) -> Variant:
     """Gaussian noise with the modality's mean and standard deviation in each dimension."""
-    drawn = torch.randn(given.embeds.shape, generator=given.generator, dtype=torch.float64)
-    vectors = given.statistics.mean + given.statistics.standard_deviation * drawn
-    return torch.where(given.chosen[..., None], vectors.to(given.embeds), given.embeds), given.attention_mask
+    drawn = torch.randn(given.inputs.embeds.shape, generator=given.generator, dtype=torch.float64)
+    return _replaced(given, given.statistics.mean + given.statistics.standard_deviation * drawn)
 
 
-METHODS: dict[str, Callable[[Ablation], Ablated]] = {"remove": remove, "zero": zero, "mean": mean, "noise": noise}
+def _replaced(given: Ablation, vectors: Tensor) -> Variant:
+    embeds = given.inputs.embeds
+    return in_place(given.inputs, torch.where(given.chosen[..., None], vectors.to(embeds), embeds))
+
+
+METHODS: dict[str, Callable[[Ablation], Variant]] = {"remove": remove, "zero": zero, "mean": mean, "noise": noise}
 NEED_STATISTICS = ("mean", "noise")

@@ -87,10 +87,10 @@ class AblationRun:
         control = self._draw(self._candidates(own, inputs), chosen.sum(dim=1))
         if self.method in AT_THE_INPUT:
             other = self._prepare([_without_medium(example, self.modality) for example in own])
-            without = self._next_token(other.embeds, other.attention_mask)
+            without = self._next_token(other)
         else:
             without = self._ablated(inputs, chosen, in_place, "ablated")
-        whole = self._next_token(inputs.embeds, inputs.attention_mask)
+        whole = self._next_token(inputs)
         counts = [torch.zeros(len(own), dtype=torch.long), chosen.sum(dim=1).cpu(), control.sum(dim=1).cpu()]
         return torch.stack([whole, without, self._ablated(inputs, control, in_place, "control")]), torch.stack(counts)
 
@@ -109,14 +109,14 @@ class AblationRun:
         return self.lens.prepare([example.text for example in own], **media)
 
     def _ablated(self, inputs: Any, chosen: Tensor, method: str, which: str) -> Float[Tensor, "batch d_vocab"]:
-        given = Ablation(inputs.embeds, inputs.attention_mask, chosen, self.statistics[which], self.generator)
-        return self._next_token(*METHODS[method](given))
+        given = Ablation(self.lens, inputs, chosen, self.statistics[which], self.generator)
+        return self._next_token(METHODS[method](given))
 
-    def _next_token(self, embeds: Tensor, mask: Tensor) -> Float[Tensor, "batch d_vocab"]:
+    def _next_token(self, inputs: Any) -> Float[Tensor, "batch d_vocab"]:
         """Logits at the last position alone: a row for every position would be gigabytes that nobody reads."""
         model = self.lens.model
         with torch.no_grad():
-            residual = model(embeds, attention_mask=mask, stop_at_layer=model.cfg.n_layers)
+            residual = model(inputs, stop_at_layer=model.cfg.n_layers)
             logits: Tensor = model.unembed(model.ln_final(residual[:, -1:]))[:, 0].float().cpu()
         if bool(logits.isnan().any()):
             raise LensplugError("the model gives NaN: in fp16 attention can overflow; use bfloat16 or float32.")

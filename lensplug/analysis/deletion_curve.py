@@ -28,6 +28,7 @@ from torch import Tensor
 from lensplug.analysis.reading import Provenance, Result
 from lensplug.errors import LensplugError
 from lensplug.targets import LogitTarget, Terms, Written, terms_of
+from lensplug.variants import in_place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -252,7 +253,7 @@ def _log_probabilities(
         example, gone = some[:, 0], some[:, 1:].bool()
         own = Terms(*(part[example.to(part.device)] for part in (terms.rows, terms.ids, terms.weights)))
         changed = torch.where(gone[:, :, None], mean[example, None], inputs.embeds[example])
-        logits = lens.logits_at(changed, own.rows, attention_mask=inputs.attention_mask[example], hidden=gone)
+        logits = lens.logits_at(in_place(inputs, changed, example), own.rows, hidden=gone)
         results.append(own.of(logits.float().log_softmax(dim=-1)).cpu())
     found = torch.cat(results)
     if bool(found.isnan().any()):

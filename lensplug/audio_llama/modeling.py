@@ -67,7 +67,7 @@ class AudioLlamaPreTrainedModel(PreTrainedModel):
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["LlamaDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -165,7 +165,6 @@ class AudioLlamaModel(AudioLlamaPreTrainedModel):
         audio_attention_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -191,7 +190,6 @@ class AudioLlamaModel(AudioLlamaPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,
         )
@@ -252,7 +250,6 @@ class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMi
         audio_attention_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -270,12 +267,12 @@ class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMi
             audio_attention_mask: `[sound sample]` (`[sound time]`), 0 where a sound is padded.
             attention_mask: `[batch pos]`, 0 where a prompt is padded.
             position_ids: `[batch pos]`.
-            past_key_values: The cache of a generation.
             inputs_embeds: Instead of `input_ids`, when everything is merged already.
             labels: `[batch pos]`; -100 is left out of the loss.
             use_cache: Whether to return a cache.
             logits_to_keep: The last so many positions (0: all), or these positions.
-            **kwargs: For the language model.
+            **kwargs: For the language model. The cache of a generation is among them: `cache`, in older versions of
+                transformers `past_key_values`.
         """
         if sounds is not None:
             if input_values is not None or input_features is not None:
@@ -288,7 +285,6 @@ class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMi
             audio_attention_mask=audio_attention_mask,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -299,17 +295,12 @@ class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMi
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **others)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """The sounds go in once, with the prompt (newer versions of transformers see to that themselves)."""
-        past = kwargs.get("past_key_values")
+        past = kwargs.get("cache", kwargs.get("past_key_values"))
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
         if past is not None and past.get_seq_length() > 0:
             for name in ("input_values", "input_features", "sounds", "audio_attention_mask"):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import lensplug
-from lensplug import analysis
+from lensplug import ModalityMap, MultimodalInput, analysis, variants
 from lensplug.analysis.ablation_methods import METHODS, Ablation, EmbeddingStatistics
 from lensplug.analysis.modality_ablation import ModalityAblation
 from lensplug.analysis.reading import Provenance
+from lensplug.core import LanguageCore
 from lensplug.tiny.scenes import draw_scene
 from lensplug.tiny.voices import QUESTIONS, make_voice
 from lensplug.tokens import find_text
@@ -34,7 +36,27 @@ def given(mask, chosen, width=3):
     statistics = EmbeddingStatistics()
     chosen = torch.tensor(chosen).bool()
     statistics.add(embeds, chosen)
-    return Ablation(embeds, torch.tensor(mask), chosen, statistics, torch.Generator().manual_seed(0))
+    return ablation(embeds, torch.tensor(mask), chosen, statistics, seed=0)
+
+
+def ablation(embeds, mask, chosen, statistics, *, seed):
+    tokens = torch.zeros_like(mask)
+    inputs = MultimodalInput(embeds, tokens, mask, ModalityMap.build(tokens, mask, placeholder_ids={}), [])
+    return Ablation(OnPlain(), inputs, chosen, statistics, torch.Generator().manual_seed(seed))
+
+
+class OnPlain:
+    """A lens whose core is given embeddings and padding alone."""
+
+    core = LanguageCore("plain", None, torch.nn.Linear(1, 1), SimpleNamespace(model_type="llama"), {})
+
+    def without(self, inputs, positions):
+        return variants.without(None, self.core, inputs, positions)
+
+
+def ran(method, own):
+    variant = METHODS[method](own)
+    return variant.embeds, variant.attention_mask
 
 
 MASK = [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
@@ -43,25 +65,27 @@ CHOSEN = [[0, 0, 1, 0, 0], [0, 1, 1, 0, 0]]
 
 def test_removal_by_hand():
     own = given(MASK, CHOSEN)
-    embeds, mask = METHODS["remove"](own)
+    embeds, mask = ran("remove", own)
     assert mask.tolist() == [[1, 1, 1], [1, 1, 1]]
-    assert torch.equal(embeds[0], own.embeds[0, [1, 3, 4]]) and torch.equal(embeds[1], own.embeds[1, [0, 3, 4]])
+    assert torch.equal(embeds[0], own.inputs.embeds[0, [1, 3, 4]]) and torch.equal(
+        embeds[1], own.inputs.embeds[1, [0, 3, 4]]
+    )
     uneven = given(MASK, [[0, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
-    embeds, mask = METHODS["remove"](uneven)
+    embeds, mask = ran("remove", uneven)
     assert mask.tolist() == [[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
-    assert torch.equal(embeds[0, 3:], uneven.embeds[0, [1, 4]])
+    assert torch.equal(embeds[0, 3:], uneven.inputs.embeds[0, [1, 4]])
 
 
 @pytest.mark.parametrize("method", ["zero", "mean", "noise"])
 def test_replacement_touches_the_chosen_positions_only(method):
     own = given(MASK, CHOSEN)
-    embeds, mask = METHODS[method](own)
-    assert torch.equal(mask, own.attention_mask)
-    assert torch.equal(embeds[~own.chosen], own.embeds[~own.chosen])
+    embeds, mask = ran(method, own)
+    assert torch.equal(mask, own.inputs.attention_mask)
+    assert torch.equal(embeds[~own.chosen], own.inputs.embeds[~own.chosen])
     if method == "zero":
         assert not embeds[own.chosen].any()
     if method == "mean":
-        assert torch.allclose(embeds[own.chosen], own.embeds[own.chosen].mean(dim=0).expand(3, -1))
+        assert torch.allclose(embeds[own.chosen], own.inputs.embeds[own.chosen].mean(dim=0).expand(3, -1))
 
 
 def test_statistics_are_numpys_and_noise_has_them():
@@ -74,7 +98,7 @@ def test_statistics_are_numpys_and_noise_has_them():
     assert np.allclose(statistics.mean, flat.mean(axis=0))
     assert np.allclose(statistics.standard_deviation, flat.std(axis=0))
     mask = torch.ones(4, 500).long()
-    noisy, _ = METHODS["noise"](Ablation(embeds, mask, chosen, statistics, torch.Generator().manual_seed(2)))
+    noisy, _ = ran("noise", ablation(embeds, mask, chosen, statistics, seed=2))
     assert torch.allclose(noisy.flatten(0, 1).std(dim=0), torch.tensor([1.0, 2.0, 0.1]), rtol=0.1)
 
 

@@ -1,0 +1,126 @@
+"""Variants of an input: other embeddings in the same places, some positions left out, an answer behind it.
+
+Analyses that change what the core receives (`deletion_curve`, `modality_ablation`) run many of them, and `generate`
+makes one. Some cores are given more than embeddings, positions of three parts or masks of their own: where every
+position stays in its place these stay too; where not, the model is asked anew, since how it counts and masks is its own
+affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lensplug.core import LanguageCore
+from lensplug.errors import LensplugError
+from lensplug.inputs import MEDIA_FEATURES, MultimodalInput
+from lensplug.seam import run_to_seam
+
+FEATURE_SIZES = {"image": ("image_grid_thw",), "video": ("video_grid_thw", "second_per_grid_ts"), "audio": ()}
+"""What goes with the features of a medium, for the models whose cores are given more."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the core receives, and nothing more. Goes wherever tokens go."""
+
+    embeds: Float[Tensor, "batch pos d_model"]
+    attention_mask: Int[Tensor, "batch pos"]
+    decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Int[Tensor, "batch pos"] | None = None
+
+
+def in_place(
+    inputs: MultimodalInput,
+    embeds: Float[Tensor, "variant pos d_model"],
+    examples: Int[Tensor, " variant"] | None = None,
+) -> Variant:
+    """Other embeddings in the same places.
+
+    Args:
+        inputs: From `prepare` or `encode`.
+        embeds: In place of theirs.
+        examples: Of which example of the inputs each is a variant; without it, of each one.
+    """
+    if examples is None:
+        return Variant(embeds, inputs.attention_mask, inputs.decoder_inputs)
+    beside = {name: _of_examples(name, value, examples) for name, value in inputs.decoder_inputs.items()}
+    return Variant(embeds, inputs.attention_mask[examples], beside)
+
+
+def _of_examples(name: str, value: Any, examples: Int[Tensor, " variant"]) -> Any:
+    if isinstance(value, Mapping):  # one mask for each kind of layer
+        return {kind: _of_examples(name, own, examples) for kind, own in value.items()}
+    axis = 1 if name == "position_ids" else 0  # behind their parts
+    if not isinstance(value, Tensor) or value.shape[axis] == 1:  # the same for all
+        return value
+    return value.index_select(axis, examples.to(value.device))
+
+
+def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Bool[Tensor, "batch pos"]) -> Variant:
+    """The same prompts without some positions: the rest moves together, padded at the left.
+
+    Raises:
+        LensplugError: If a model that must be asked anew would have to see a part of its image, video or sound.
+    """
+    kept = inputs.attention_mask.bool() & ~gone
+    # A stable sort by "kept" puts what is left out first, which is then padding.
+    order = kept.long().argsort(dim=1, stable=True)[:, -max(1, int(kept.sum(dim=1).max())) :]
+    embeds = inputs.embeds.gather(1, order[..., None].expand(-1, -1, inputs.embeds.shape[2]))
+    mask = kept.long().gather(1, order)
+    if core.beside is None:
+        return Variant(embeds, mask)
+
+    def shorter(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape != kept.shape:
+            return value
+        word = next(
+            token for token in range(len(core.placeholder_ids) + 1) if token not in core.placeholder_ids.values()
+        )
+        padding = word if name == "input_ids" else 0
+        return value.gather(1, order).masked_fill(mask == 0, padding)
+
+    model_inputs = {name: shorter(name, value) for name, value in _with_media(core, inputs, kept).items()}
+    return Variant(embeds, mask, run_to_seam(hf_model, core, model_inputs).beside)
+
+
+def _with_media(core: LanguageCore, inputs: MultimodalInput, kept: Bool[Tensor, "batch pos"]) -> Mapping[str, Any]:
+    """What the full model takes, without the features of a medium of which no position is left."""
+    dropped: set[str] = set()
+    for kind, token in core.placeholder_ids.items():
+        there = (inputs.tokens == token) & inputs.attention_mask.bool()
+        if not bool((there & kept).any()):
+            dropped |= {*MEDIA_FEATURES[kind], *FEATURE_SIZES[kind]}
+        elif bool((there & ~kept).any()):
+            raise LensplugError(
+                f"some positions of {kind} would be left out, and others not: {core.name} gives its core"
+                f" {core.beside}, which are not known for a part of one. Leave out all of every example, or replace"
+                " embeddings in their places."
+            )
+    return {name: value for name, value in inputs.model_inputs.items() if name not in dropped}
+
+
+def continued(
+    hf_model: Any, core: LanguageCore, inputs: MultimodalInput, tokens: Tensor, generated: Tensor
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """What the full model takes for an input with an answer behind it, and what it then gives its core besides.
+
+    Returns:
+        `model_inputs` and `decoder_inputs` of the longer input.
+    """
+
+    def longer(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape != inputs.tokens.shape:
+            return value
+        new = {"input_ids": tokens, "attention_mask": generated}.get(
+            name, torch.zeros_like(tokens)
+        )  # an answer is words
+        return torch.cat([value, new.to(value)], dim=1)
+
+    model_inputs = {name: longer(name, value) for name, value in inputs.model_inputs.items()}
+    return model_inputs, run_to_seam(hf_model, core, model_inputs).beside
