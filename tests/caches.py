@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import weakref
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -10,33 +11,66 @@ from typing import Any
 
 import pytest
 import torch
-from built import HOOKED, ONLY_HOOKED
+from built import HOOKED
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens import ActivationCache
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 
 def text_model(seed: int = 0, **changes: Any) -> Any:
-    """A small HookedTransformer with random weights, biases and norms; GPT-2's form by default."""
-    if not HOOKED:
-        pytest.skip(ONLY_HOOKED)
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    """A small model of TransformerLens alone with random weights, biases and norms; GPT-2's form by default.
 
+    A HookedTransformer, or beside TransformerLens 4 a bridge of what Hugging Face has of that form.
+    """
     form = {
         "n_layers": 3, "d_model": 24, "n_heads": 3, "d_head": 8, "d_mlp": 32, "n_ctx": 64, "d_vocab": 50,
         "act_fn": "gelu_new", "normalization_type": "LN", "device": "cpu", "model_name": "text-model",
+        "dtype": torch.float32, **changes,
     }  # fmt: skip
-    model = HookedTransformer(HookedTransformerConfig(**{**form, **changes}))
+    model = _hooked(form) if HOOKED else _bridged(form)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        is_norm_weight = name.rsplit(".", 2)[-2].startswith("ln") and name.endswith(".w")
+        is_norm_weight = NORM_WEIGHT.search(name)
         wide = parameter.ndim > 1
         value = 1 + 0.3 * noise if is_norm_weight else noise * (0.35 if wide else 0.3)
         parameter.data.copy_(value)
     return model.eval()
+
+
+NORM_WEIGHT = re.compile(r"(^|[._])ln[^.]*\.(\w+\.)?w(eight)?$")
+"""In the names of parameters, of either kind of model."""
+
+
+def _hooked(form: dict[str, Any]) -> Any:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    return HookedTransformer(HookedTransformerConfig(**form))
+
+
+def _bridged(form: dict[str, Any]) -> Any:
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    gpt2 = form["normalization_type"] == "LN" and not form.get("final_rms")
+    plain = form["d_model"] == form["n_heads"] * form["d_head"] and not form.get("use_local_attn")
+    if not plain or form.get("output_logits_soft_cap") or not (gpt2 or form["normalization_type"] == "RMS"):
+        pytest.skip("a form of HookedTransformer's, which ends with TransformerLens 3.9")
+    sizes = {"vocab_size": form["d_vocab"], "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
+    if gpt2:
+        config = GPT2Config(
+            n_layer=form["n_layers"], n_embd=form["d_model"], n_head=form["n_heads"], n_inner=form["d_mlp"],
+            n_positions=form["n_ctx"], **sizes,
+        )  # fmt: skip
+    else:
+        config = LlamaConfig(
+            num_hidden_layers=form["n_layers"], hidden_size=form["d_model"], num_attention_heads=form["n_heads"],
+            num_key_value_heads=form.get("n_key_value_heads"), intermediate_size=form["d_mlp"],
+            max_position_embeddings=form["n_ctx"], attention_bias=True, mlp_bias=True, **sizes,
+        )  # fmt: skip
+    hf = AutoModelForCausalLM.from_config(config, dtype=form["dtype"])
+    return build_bridge_from_module(hf, type(hf).__name__, hf_config=config, model_name=form["model_name"])
 
 
 ROTARY = {

@@ -214,28 +214,38 @@ def unembed(
 ) -> Float[Tensor, "row d_vocab"]:
     """The model's final norm and unembedding, without firing its hooks; for use under `no_grad`.
 
-    Written out for the norms of HookedTransformer (LN, LNPre, RMS, RMSPre, none), with the same order
-    of operations and dtypes, so that the last residual gives the model's own logits.
+    With the model's own order of operations and dtypes, so that the last residual gives its own logits.
     """
     cfg, W_U, b_U = model.cfg, model.unembed.W_U, model.unembed.b_U
     x = residual.to(W_U.device)
     if final_norm and cfg.normalization_type is not None:
-        # TransformerLens normalises in fp32 and returns to the model's dtype before the weight.
-        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        if cfg.normalization_type in ("LN", "LNPre") and not cfg.final_rms:
-            x = x - x.mean(dim=-1, keepdim=True)
-        x = x / (x.pow(2).mean(dim=-1, keepdim=True) + cfg.eps).sqrt()
-        if getattr(cfg, "rmsnorm_uses_offset", False):  # a bridge of Gemma, whose norms multiply by 1 + weight, in fp32
-            x = x * (1 + model.ln_final.w.float())
-        x = x.to(cfg.dtype)
-        if cfg.normalization_type in ("LN", "RMS") and not getattr(cfg, "rmsnorm_uses_offset", False):
-            x = x * model.ln_final.w
-        if cfg.normalization_type == "LN" and not cfg.final_rms:
-            x = x + model.ln_final.b
+        x = _normalised(model, x)
     # HookedTransformer has a bias of zeros where the model has none: adding that would be one more pass over the rows.
     logits = torch.addmm(b_U, x, W_U, out=out) if bool(b_U.any()) else torch.mm(x, W_U, out=out)
     cap = cfg.output_logits_soft_cap
     return logits if cap <= 0 else logits.div_(cap).tanh_().mul_(cap)
+
+
+def _normalised(model: Any, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    """After the final norm: LN, LNPre, RMS or RMSPre of a HookedTransformer, or a bridge's, written out."""
+    cfg, norm = model.cfg, model.ln_final
+    native = getattr(norm, "original_component", None)  # of a bridge: Hugging Face's module
+    folded = getattr(cfg, "layer_norm_folding", False)
+    if native is not None and (folded or getattr(norm, "use_native_layernorm_autograd", False)):
+        normalised: Tensor = native(x.to(cfg.dtype))
+        return normalised
+    centred = cfg.normalization_type in ("LN", "LNPre") and not cfg.final_rms
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    if centred:
+        x = x - x.mean(dim=-1, keepdim=True)
+    x = x / (x.pow(2).mean(dim=-1, keepdim=True) + cfg.eps).sqrt()
+    if native is None:  # HookedTransformer returns to the model's dtype before the weight, a bridge behind it
+        x = x.to(cfg.dtype)
+    if cfg.normalization_type in ("LN", "RMS"):
+        x = x * (1 + norm.w if getattr(cfg, "rmsnorm_uses_offset", False) else norm.w)  # Gemma's weights are from 1
+    if cfg.normalization_type == "LN" and centred:
+        x = x + norm.b
+    return x.to(cfg.dtype)
 
 
 def _numbers(

@@ -10,10 +10,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from beside import gemma3
+from built import ENGINES
 from caches import ROTARY, LiveMemory, cache_of_residuals, padded, run, text_model, tokens, word_tokenizer
+from models import text_model as hf_text_model
 from torch.nn.functional import kl_div
 from transformer_lens import ActivationCache
 
+import lensplug
 from lensplug.analysis import LogitLens, logit_lens
 from lensplug.errors import LensplugError
 
@@ -72,7 +76,21 @@ def test_a_bfloat16_model_gives_its_own_output_to_the_bit(form, biased):
     model = text_model(dtype=torch.bfloat16, **FORMS[form])
     model.unembed.b_U.data.mul_(biased)
     logits, cache = run(model, tokens(1, 9))
-    result = logit_lens(cache, positions=None, top_k=1)
+    gives_its_own_output_to_the_bit(logits, logit_lens(cache, positions=None, top_k=1))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["qwen2", "gemma3"])
+def test_the_core_of_a_bfloat16_model_does_so_too(engine, name):
+    """An engine's norms are another way than those of TransformerLens alone."""
+    if name == "gemma3" and engine != "bridge":
+        pytest.skip("Gemma 3 runs on the bridge alone")
+    hf = gemma3() if name == "gemma3" else hf_text_model(name)
+    logits, cache = run(lensplug.wrap(hf.bfloat16(), engine=engine, check=False).model, tokens(1, 9))
+    gives_its_own_output_to_the_bit(logits, logit_lens(cache, positions=None, top_k=1))
+
+
+def gives_its_own_output_to_the_bit(logits, result):
     # Not log_softmax, whose sum of a whole vocabulary is less precise than torch.sum's.
     below = logits.float() - logits.float().amax(dim=-1, keepdim=True)
     assert torch.equal(result.log_probability[:, -1], -below.exp().sum(dim=-1).log())
