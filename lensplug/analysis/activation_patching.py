@@ -59,7 +59,8 @@ class ActivationPatching(Result):
     main_number = "recovered"
 
     values: Float[Tensor, "example layer group head"]
-    """The target, patched. An axis that is patched as a whole has one entry."""
+    """The target, patched. An axis that is patched as a whole has one entry; NaN behind the groups of an example that
+    has fewer than others."""
     clean: Float[Tensor, " example"]
     """The target of the clean prompt."""
     corrupt: Float[Tensor, " example"]
@@ -108,6 +109,7 @@ class ActivationPatching(Result):
                 "recovered": float(recovered[example, layer, group, head]),
             }
             for example, layer, group, head in product(range(examples), range(layers), range(groups), range(heads))
+            if group < len(self.labels[example])
         )
 
 
@@ -130,8 +132,8 @@ def activation_patching(
         clean: Inputs of `prepare` or `encode`; one example or several.
         corrupt: As many, pairwise with the same places for text and media.
         target: What is measured: the logit of a token (a word that is one token, an id, ids `[example]`), the
-            difference of two, or, as in `transformer_lens.patching`, a function that makes a number, or one for
-            each example, of all logits `[batch pos d_vocab]`.
+            difference of two, or, as in `transformer_lens.patching`, a function of all logits `[batch pos d_vocab]`
+            that makes a number for each example, or one, which is then that of every example.
         activation: TransformerLens's short name: "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"; of
             heads "q", "k", "v", "z", "pattern".
         by: "position": each position (all heads at once); of heads also "head" (at all positions) and
@@ -155,7 +157,8 @@ def activation_patching(
     value_of_clean = of_clean(logits)
     kept = {name: _moved(cache[name], aligned, (2, 3) if pattern else (1,)) for name in names}
     heads = 1 if by == "position" else kept[names[0]].shape[1 if pattern else 2]
-    shape = (len(chosen), len(merged[0].names), heads)
+    counts = torch.tensor([len(own.names) for own in merged])
+    shape = (len(chosen), int(counts.max()), heads)
 
     setter = _Setter(torch.stack([own.of_position for own in merged]), pattern=pattern, one_head=by != "position")
     values: list[Float[Tensor, " example"]] = []
@@ -169,9 +172,11 @@ def activation_patching(
         value_of_corrupt = of_corrupt(model(corrupt))
         places = _places(chosen, *shape[1:])
         patching.generic_activation_patch(model, corrupt, kept, metric, setter, activation, index_df=places)
+    patched = torch.stack(values, dim=1).view(-1, *shape)
+    absent = torch.arange(shape[1]) >= counts[:, None]  # an example without such a group ran as it was
     convention = f"clean {activation} into corrupt by {by}, {of_corrupt.in_words}"
     return ActivationPatching(
-        values=torch.stack(values, dim=1).view(-1, *shape),
+        values=patched.masked_fill(absent[:, None, :, None], torch.nan),
         clean=value_of_clean,
         corrupt=value_of_corrupt,
         groups=setter.of_position,
@@ -204,7 +209,7 @@ class _Measured:
             )
         if bool(found.isnan().any()):
             raise LensplugError("the target is NaN: in fp16 attention scores can overflow; use bfloat16 or float32.")
-        return found
+        return found.expand(self._examples)
 
 
 @dataclass(frozen=True)
@@ -250,14 +255,9 @@ def _groups(groups: Merge, by: str, corrupt: Any) -> list[Groups]:
         return [Groups(own.long() - 1, ["all positions"]) for own in mask]
     merged = position_groups(groups, mask, modality=corrupt.modality.to("cpu"), str_tokens=corrupt.str_tokens)
     kept = [own.only(there.bool()) for own, there in zip(merged, mask, strict=True)]
-    counts = [len(own.names) for own in kept]
-    if len(set(counts)) > 1:
-        raise LensplugError(
-            f"the examples have {', '.join(map(str, counts))} groups of positions: patch them one at a time, or give"
-            " groups= as many in each."
-        )
-    if not counts[0]:
-        raise LensplugError("no position is in a group: there is nothing to patch.")
+    empty = [example for example, own in enumerate(kept) if not own.names]
+    if empty:
+        raise LensplugError(f"no position of example {empty[0]} is in a group: there is nothing to patch.")
     return kept
 
 

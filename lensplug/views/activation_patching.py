@@ -29,7 +29,7 @@ def activation_patching(result: ActivationPatching, *, example: int = 0, head: i
         LensplugError: If there is no such example or head.
     """
     check_example(example, len(result.values))
-    values, which = result.recovered[example], ""
+    values, which = result.recovered[example, :, : len(result.labels[example])], ""
     merged = int((result.groups[example] >= 0).sum()) > values.shape[1]
     if result.by == "head":
         values, names = values[:, 0], [str(index) for index in range(values.shape[2])]

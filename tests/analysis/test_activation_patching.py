@@ -112,8 +112,7 @@ def test_a_padded_batch_is_its_examples(lens):
     prompts = [COLOR, "What is the color? Answer in a phrase."]
     sizes = [(48, 48), (48, 48)]
     batch = [lens.prepare(prompts, images=[[picture(color, size)] for size in sizes]) for color in ("red", "blue")]
-    with pytest.raises(LensplugError, match="one at a time"):
-        analysis.activation_patching(lens, *batch, PAIR, groups="modality")
+    unequal = analysis.activation_patching(lens, *batch, PAIR, groups="modality", layers=(0, 0))
     for activation in ("resid_pre", "pattern"):
         groups = torch.where(batch[1].modality.mask("image"), 0, -1)
         found = analysis.activation_patching(lens, *batch, PAIR, groups=groups, activation=activation)
@@ -122,6 +121,17 @@ def test_a_padded_batch_is_its_examples(lens):
             own = torch.where(corrupt.modality.mask("image"), 0, -1)
             single = analysis.activation_patching(lens, clean, corrupt, PAIR, groups=own, activation=activation)
             torch.testing.assert_close(found.values[example], single.values[0], atol=2e-4, rtol=0)
+            if activation == "resid_pre":
+                alone = analysis.activation_patching(lens, clean, corrupt, PAIR, groups="modality", layers=(0, 0))
+                count = len(alone.labels[0])
+                assert unequal.labels[example] == alone.labels[0]
+                torch.testing.assert_close(unequal.values[example, :, :count], alone.values[0], atol=2e-4, rtol=0)
+                assert bool(unequal.values[example, :, count:].isnan().all())
+                assert len(views.activation_patching(unequal, example=example).data[0].x) == count
+    assert len(unequal.labels[0]) < len(unequal.labels[1]) == unequal.values.shape[2]
+    assert len(unequal.to_dataframe()) == sum(map(len, unequal.labels))
+    total = analysis.activation_patching(lens, *batch, lambda logits: logits[0, -1, 5], groups=groups, layers=(0, 0))
+    assert total.values.shape[0] == 2 and torch.equal(total.values[0], total.values[1])
 
 
 def test_positions_are_aligned_through_padding(lens):
