@@ -30,7 +30,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import patching
 from transformer_lens.utilities import get_act_name
@@ -59,8 +59,7 @@ class ActivationPatching(Result):
     main_number = "recovered"
 
     values: Float[Tensor, "example layer group head"]
-    """The target, patched. An axis that is patched as a whole has one entry; NaN behind the groups of an example that
-    has fewer than others."""
+    """The target, patched. An axis that is patched as a whole has one entry; NaN where an example has no such group."""
     clean: Float[Tensor, " example"]
     """The target of the clean prompt."""
     corrupt: Float[Tensor, " example"]
@@ -96,8 +95,8 @@ class ActivationPatching(Result):
         """One row for each example, layer, group and head; head -1 is all of them."""
         import pandas as pd
 
-        examples, layers, groups, heads = self.values.shape
-        recovered = self.recovered
+        examples, layers, _, heads = self.values.shape
+        recovered, there = self.recovered, [set(own.tolist()) - {-1} for own in self.groups]
         return pd.DataFrame(
             {
                 "example": example,
@@ -108,8 +107,8 @@ class ActivationPatching(Result):
                 "value": float(self.values[example, layer, group, head]),
                 "recovered": float(recovered[example, layer, group, head]),
             }
-            for example, layer, group, head in product(range(examples), range(layers), range(groups), range(heads))
-            if group < len(self.labels[example])
+            for example in range(examples)
+            for layer, group, head in product(range(layers), sorted(there[example]), range(heads))
         )
 
 
@@ -140,8 +139,8 @@ def activation_patching(
             "head_and_position". For "pattern" a position is the one that looks.
         groups: Positions that are patched together. None: each alone. "modality": images by view and region, sounds by
             time, as finely as makes at most 128, each text token alone. Or your own, of the corrupt prompt: a list of
-            `views.group_positions(...)`, one for each example, or whole numbers from 0, `[pos]` or `[batch pos]`; what
-            has -1 is left alone.
+            `views.group_positions(...)` or `Groups`, one for each example, or whole numbers from 0, `[pos]` or
+            `[batch pos]`, which number the result too; what has -1 is left alone.
         layers: The first and the last layer to patch; all by default.
         position: Where a token's logit is read; negative ones count from the last that is not padding.
 
@@ -157,10 +156,8 @@ def activation_patching(
     value_of_clean = of_clean(logits)
     kept = {name: _moved(cache[name], aligned, (2, 3) if pattern else (1,)) for name in names}
     heads = 1 if by == "position" else kept[names[0]].shape[1 if pattern else 2]
-    counts = torch.tensor([len(own.names) for own in merged])
-    shape = (len(chosen), int(counts.max()), heads)
-
-    setter = _Setter(torch.stack([own.of_position for own in merged]), pattern=pattern, one_head=by != "position")
+    places = _Places(torch.stack([own.of_position for own in merged]), chosen, heads)
+    setter = _Setter(places.groups, pattern=pattern, one_head=by != "position")
     values: list[Float[Tensor, " example"]] = []
 
     def metric(logits: Tensor) -> Tensor:
@@ -170,16 +167,13 @@ def activation_patching(
     rows = of_corrupt.rows
     with torch.no_grad(), nullcontext() if rows is None else lens.logits_only(rows, whole_patterns=pattern):
         value_of_corrupt = of_corrupt(model(corrupt))
-        places = _places(chosen, *shape[1:])
-        patching.generic_activation_patch(model, corrupt, kept, metric, setter, activation, index_df=places)
-    patched = torch.stack(values, dim=1).view(-1, *shape)
-    absent = torch.arange(shape[1]) >= counts[:, None]  # an example without such a group ran as it was
+        patching.generic_activation_patch(model, corrupt, kept, metric, setter, activation, index_df=places.table())
     convention = f"clean {activation} into corrupt by {by}, {of_corrupt.in_words}"
     return ActivationPatching(
-        values=patched.masked_fill(absent[:, None, :, None], torch.nan),
+        values=places.laid_out(values),
         clean=value_of_clean,
         corrupt=value_of_corrupt,
-        groups=setter.of_position,
+        groups=places.groups,
         labels=tuple(tuple(own.names) for own in merged),
         layers=tuple(chosen),
         activation=activation,
@@ -210,6 +204,37 @@ class _Measured:
         if bool(found.isnan().any()):
             raise LensplugError("the target is NaN: in fp16 attention scores can overflow; use bfloat16 or float32.")
         return found.expand(self._examples)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the clean activation goes: every layer, every group that an example has, every head."""
+
+    groups: Int[Tensor, "example pos"]
+    layers: Sequence[int]
+    heads: int
+
+    @property
+    def _there(self) -> Bool[Tensor, "example group"]:
+        """Which groups an example has."""
+        numbers = torch.arange(int(self.groups.max()) + 1)
+        return (self.groups[:, :, None] == numbers).any(dim=1)
+
+    def table(self) -> pd.DataFrame:
+        """One row for each run, as `generic_activation_patch` takes them."""
+        import pandas as pd
+
+        groups = self._there.any(dim=0).nonzero()[:, 0].tolist()
+        return pd.DataFrame(product(self.layers, groups, range(self.heads)), columns=["layer", "group", "head"])
+
+    def laid_out(self, values: Sequence[Float[Tensor, " example"]]) -> Float[Tensor, "example layer group head"]:
+        """What the runs of the table gave; NaN where an example has no such group."""
+        there = self._there
+        found = torch.full((len(there), len(self.layers), there.shape[1], self.heads), torch.nan)
+        found[:, :, there.any(dim=0)] = torch.stack(list(values), dim=1).view(
+            len(there), len(self.layers), -1, self.heads
+        )
+        return found.masked_fill(~there[:, None, :, None], torch.nan)
 
 
 @dataclass(frozen=True)
@@ -254,17 +279,14 @@ def _groups(groups: Merge, by: str, corrupt: Any) -> list[Groups]:
             raise LensplugError("by='head' patches all positions: leave groups out, or use by='head_and_position'.")
         return [Groups(own.long() - 1, ["all positions"]) for own in mask]
     merged = position_groups(groups, mask, modality=corrupt.modality.to("cpu"), str_tokens=corrupt.str_tokens)
-    kept = [own.only(there.bool()) for own, there in zip(merged, mask, strict=True)]
-    empty = [example for example, own in enumerate(kept) if not own.names]
-    if empty:
-        raise LensplugError(f"no position of example {empty[0]} is in a group: there is nothing to patch.")
+    kept = [
+        own.only(real.bool()) if groups is None else Groups(own.of_position.masked_fill(real == 0, -1), own.names)
+        for own, real in zip(merged, mask, strict=True)
+    ]
+    for example, own in enumerate(kept):
+        if not bool((own.of_position >= 0).any()):
+            raise LensplugError(f"no position of example {example} is in a group: there is nothing to patch.")
     return kept
-
-
-def _places(layers: Sequence[int], groups: int, heads: int) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(product(layers, range(groups), range(heads)), columns=["layer", "group", "head"])
 
 
 def _refuse_bad_options(activation: str, by: str) -> None:

@@ -157,7 +157,8 @@ def attention_flow(
         groups: None: no position is merged, and flows are exact. "modality": images are merged by view and region,
             videos by frame, sounds by time, as finely as makes at most 128 groups, each text or generated token stays
             alone. Or your own: a list of `views.group_positions(...)`, one for each example, or whole numbers from 0,
-            `[pos]` or `[batch pos]`: equal numbers are merged. The row is always alone.
+            `[pos]` or `[batch pos]`: equal numbers are merged. The row is always alone, and the result has the groups
+            in the order of the prompt: `labels` and `to_dataframe()` say which is which.
         head_fusion: "mean", "max", "min" or "value_weighted".
         heads: Only these: heads of every layer, or pairs (layer, head).
         discard: The share of each row's weights, the smallest, that is left out.

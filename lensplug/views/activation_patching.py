@@ -29,12 +29,13 @@ def activation_patching(result: ActivationPatching, *, example: int = 0, head: i
         LensplugError: If there is no such example or head.
     """
     check_example(example, len(result.values))
-    values, which = result.recovered[example, :, : len(result.labels[example])], ""
+    there = sorted(set(result.groups[example].tolist()) - {-1})
+    values, which = result.recovered[example, :, there], ""
     merged = int((result.groups[example] >= 0).sum()) > values.shape[1]
     if result.by == "head":
         values, names = values[:, 0], [str(index) for index in range(values.shape[2])]
     else:
-        names = _names(result, example)
+        names = [_names(result, example)[group] for group in there]
         values, which = _of_heads(values, head)
     gap = 1 if max(values.shape) <= GAPS else 0
     axis = "head" if result.by == "head" else "group of positions" if merged else "position"
@@ -57,7 +58,7 @@ def _names(result: ActivationPatching, example: int) -> list[str]:
     labels = list(result.labels[example])
     if len(set(labels)) == len(labels):
         return [visible(label) for label in labels]
-    return numbered(labels, [members[0] for members in Groups(result.groups[example], labels).members])
+    return numbered(labels, [min(members, default=-1) for members in Groups(result.groups[example], labels).members])
 
 
 def _of_heads(values: Float[Tensor, "layer group head"], head: int | None) -> tuple[Float[Tensor, "layer group"], str]:

@@ -10,7 +10,7 @@ import torch
 from transformer_lens import patching
 
 import lensplug
-from lensplug import LensplugError, analysis, views
+from lensplug import Groups, LensplugError, analysis, views
 from lensplug.alignment import counterparts
 from lensplug.tiny.scenes import draw_scene
 from lensplug.tiny.voices import make_voice
@@ -132,6 +132,27 @@ def test_a_padded_batch_is_its_examples(lens):
     assert len(unequal.to_dataframe()) == sum(map(len, unequal.labels))
     total = analysis.activation_patching(lens, *batch, lambda logits: logits[0, -1, 5], groups=groups, layers=(0, 0))
     assert total.values.shape[0] == 2 and torch.equal(total.values[0], total.values[1])
+
+
+def test_groups_keep_their_numbers(lens, pair):
+    """Also where they come in another order in the prompt, or one has no position."""
+    image = pair[1].modality.mask("image")[0]
+    numbers, none = torch.where(image, 4, 2), torch.where(image, -1, 0)
+    found = analysis.activation_patching(lens, *pair, PAIR, groups=numbers, layers=(0, 0))
+    assert found.values.shape == (1, 1, 5, 1)
+    assert float(found.recovered[0, 0, 4, 0]) == pytest.approx(1, abs=1e-4)
+    assert float(found.recovered[0, 0, 2, 0]) == pytest.approx(0, abs=1e-4)
+    assert bool(found.values[0, 0, [0, 1, 3]].isnan().all())
+    assert found.to_dataframe()["label"].tolist() == ["group 2", "group 4"]
+    assert list(views.activation_patching(found).data[0].x) == ["group 2", "group 4"]
+    named = [Groups(torch.where(image, 0, 1), ["the picture", "words"])]
+    found = analysis.activation_patching(lens, *pair, PAIR, groups=named, layers=(0, 0))
+    assert found.labels == (("the picture", "words"),)
+    assert float(found.recovered[0, 0, 0, 0]) == pytest.approx(1, abs=1e-4), "though words come first"
+    several = [lens.prepare([COLOR] * 2, images=[[picture(color)]] * 2) for color in ("red", "blue")]
+    each = torch.stack([torch.where(image, 1, 0), none])
+    found = analysis.activation_patching(lens, *several, PAIR, groups=each, layers=(0, 0))
+    assert float(found.recovered[0, 0, 1, 0]) == pytest.approx(1, abs=1e-4) and bool(found.values[1, 0, 1].isnan())
 
 
 def test_positions_are_aligned_through_padding(lens):
