@@ -5,18 +5,26 @@ BIN := $(VENV)/bin
 VENV_4 := .venv-4
 BIN_4 := $(VENV_4)/bin
 
-.PHONY: demo test test-4 lint bench clean
+# Models are tiny: a process for each core, and one thread for each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=8 --dist worksteal -rs
+PYTEST_4 := $(subst $(BIN),$(BIN_4),$(PYTEST))
+
+.PHONY: demo test test-bridge test-4 lint bench clean
 
 demo: $(BIN)/lensplug
 	$(BIN)/lensplug demo
 
 test: $(BIN)/lensplug
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+	$(PYTEST)
+	$(PYTEST) --nbmake --nbmake-timeout=900 notebooks
+
+# What reads activations, once more with a TransformerBridge wherever a test does not ask for an engine.
+test-bridge: $(BIN)/lensplug
+	LENSPLUG_ENGINE=bridge $(PYTEST) tests/analysis tests/reductions tests/test_gradients.py tests/test_query_positions.py
 
 # The same tests with TransformerLens 4, where a core is a TransformerBridge; what needs a HookedTransformer is skipped.
 test-4: $(BIN_4)/lensplug
-	$(BIN_4)/python -m pytest -rs
+	$(PYTEST_4)
 
 lint: $(BIN)/lensplug
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from built import HOOKED
+from built import HOOKED, ONE_ENGINE
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,14 +22,15 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 def text_model(seed: int = 0, **changes: Any) -> Any:
     """A small model of TransformerLens alone with random weights, biases and norms; GPT-2's form by default.
 
-    A HookedTransformer, or beside TransformerLens 4 a bridge of what Hugging Face has of that form.
+    A HookedTransformer, or, where there is none or `LENSPLUG_ENGINE=bridge`, a bridge of what Hugging Face has of that
+    form.
     """
     form = {
         "n_layers": 3, "d_model": 24, "n_heads": 3, "d_head": 8, "d_mlp": 32, "n_ctx": 64, "d_vocab": 50,
         "act_fn": "gelu_new", "normalization_type": "LN", "device": "cpu", "model_name": "text-model",
         "dtype": torch.float32, **changes,
     }  # fmt: skip
-    model = _hooked(form) if HOOKED else _bridged(form)
+    model = _hooked(form) if HOOKED and ONE_ENGINE != "bridge" else _bridged(form)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -56,7 +57,7 @@ def _bridged(form: dict[str, Any]) -> Any:
     gpt2 = form["normalization_type"] == "LN" and not form.get("final_rms")
     plain = form["d_model"] == form["n_heads"] * form["d_head"] and not form.get("use_local_attn")
     if not plain or form.get("output_logits_soft_cap") or not (gpt2 or form["normalization_type"] == "RMS"):
-        pytest.skip("a form of HookedTransformer's, which ends with TransformerLens 3.9")
+        pytest.skip("a form that HookedTransformer alone has")
     sizes = {"vocab_size": form["d_vocab"], "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
     if gpt2:
         config = GPT2Config(

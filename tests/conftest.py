@@ -6,18 +6,16 @@ no other.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-from built import HOOKED, ONLY_HOOKED
+from built import HOOKED, ONE_ENGINE, ONLY_HOOKED
 from models import QUESTION, llava_onevision, scene, snapshot
 
 import lensplug
 from lensplug import engines
 
-if engine := os.environ.get("LENSPLUG_ENGINE"):
-    engines.ENGINES = {engine: engines.ENGINES[engine], **engines.ENGINES}  # "auto" takes the first
+if ONE_ENGINE:
+    engines.ENGINES = {ONE_ENGINE: engines.ENGINES[ONE_ENGINE], **engines.ENGINES}  # "auto" takes the first
 
 torch.set_num_threads(1)  # the models are tiny: threads that wait for each other made it thirty times slower
 
