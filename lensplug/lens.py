@@ -275,8 +275,8 @@ class MultimodalLens:
             positions: True where a position is left out.
 
         Raises:
-            LensplugError: If the model gives its core more than embeddings (Gemma 3, Qwen2-VL) and would have to see
-                a part of its image, video or sound.
+            LensplugError: If nothing is left of an example, or the model gives its core more than embeddings (Gemma 3,
+                Qwen2-VL) and would have to see a part of its image, video or sound.
         """
         return variants.without(self.hf_model, self.core, inputs, positions)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -66,24 +67,25 @@ def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Bo
     """The same prompts without some positions: the rest moves together, padded at the left.
 
     Raises:
-        LensplugError: If a model that must be asked anew would have to see a part of its image, video or sound.
+        LensplugError: If nothing is left of an example, or a model that must be asked anew would have to see a part of
+            its image, video or sound.
     """
     kept = inputs.attention_mask.bool() & ~gone
+    if not bool(kept.any(dim=1).all()):
+        raise LensplugError(f"nothing is left of example {int((~kept.any(dim=1)).nonzero()[0])}: leave out less.")
     # A stable sort by "kept" puts what is left out first, which is then padding.
-    order = kept.long().argsort(dim=1, stable=True)[:, -max(1, int(kept.sum(dim=1).max())) :]
+    order = kept.long().argsort(dim=1, stable=True)[:, -int(kept.sum(dim=1).max()) :]
     embeds = inputs.embeds.gather(1, order[..., None].expand(-1, -1, inputs.embeds.shape[2]))
     mask = kept.long().gather(1, order)
     if core.beside is None:
         return Variant(embeds, mask)
 
+    padding = {"input_ids": next(token for token in count() if token not in core.placeholder_ids.values())}
+
     def shorter(name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.shape != kept.shape:
             return value
-        word = next(
-            token for token in range(len(core.placeholder_ids) + 1) if token not in core.placeholder_ids.values()
-        )
-        padding = word if name == "input_ids" else 0
-        return value.gather(1, order).masked_fill(mask == 0, padding)
+        return value.gather(1, order).masked_fill(mask == 0, padding.get(name, 0))
 
     model_inputs = {name: shorter(name, value) for name, value in _with_media(core, inputs, kept).items()}
     return Variant(embeds, mask, run_to_seam(hf_model, core, model_inputs).beside)
@@ -113,14 +115,12 @@ def continued(
     Returns:
         `model_inputs` and `decoder_inputs` of the longer input.
     """
+    new, words = {"input_ids": tokens, "attention_mask": generated}, torch.zeros_like(tokens)
 
     def longer(name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.shape != inputs.tokens.shape:
             return value
-        new = {"input_ids": tokens, "attention_mask": generated}.get(
-            name, torch.zeros_like(tokens)
-        )  # an answer is words
-        return torch.cat([value, new.to(value)], dim=1)
+        return torch.cat([value, new.get(name, words).to(value)], dim=1)
 
     model_inputs = {name: longer(name, value) for name, value in inputs.model_inputs.items()}
     return model_inputs, run_to_seam(hf_model, core, model_inputs).beside

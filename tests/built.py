@@ -47,3 +47,10 @@ def attention_rows(engine: str) -> Any:
     from lensplug import patches
 
     return patches.AttentionRows if engine == "hooked_transformer" else patches.BridgeAttentionRows
+
+
+def mlp_in_place(engine: str) -> Any:
+    """The patch that makes gated MLPs in place."""
+    from lensplug import patches
+
+    return patches.GatedMLPInPlace if engine == "hooked_transformer" else patches.BridgeMLPInPlace

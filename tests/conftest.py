@@ -20,9 +20,7 @@ if ONE_ENGINE:
 torch.set_num_threads(1)  # the models are tiny: threads that wait for each other made it thirty times slower
 
 
-OF_HOOKED_TRANSFORMER = {
-    "test_config_fix.py", "test_embedding_input.py", "test_gated_mlp.py", "test_logit_directions.py",
-}  # fmt: skip
+OF_HOOKED_TRANSFORMER = {"test_config_fix.py", "test_logit_directions.py"}
 """Tests that cannot even be imported beside TransformerLens 4."""
 
 

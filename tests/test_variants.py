@@ -110,6 +110,13 @@ def test_a_part_of_an_image_is_refused_where_the_model_must_be_asked(lens, input
             lens.without(inputs, part)
 
 
+def test_something_must_be_left(lens, inputs):
+    gone = torch.zeros_like(inputs.attention_mask, dtype=torch.bool)
+    gone[1] = True
+    with pytest.raises(LensplugError, match="nothing is left of example 1"):
+        lens.without(inputs, gone)
+
+
 def hidden_in_the_decoder(lens, inputs, gone):
     """Logits with the image hidden and its embeddings their mean, from Hugging Face's decoder."""
     mean = torch.stack([row[own].mean(0) for row, own in zip(inputs.embeds, gone, strict=True)])
