@@ -103,6 +103,15 @@ class MultimodalInput:
         )
 
 
+def refuse_other_inputs(inputs: Any) -> None:
+    """Raise if these are tokens, embeddings or what a processor returned."""
+    if not isinstance(inputs, MultimodalInput):
+        raise LensplugError(
+            f"inputs are a {type(inputs).__name__}, expected what lens.prepare(...) returns, or lens.encode(...) of a"
+            " processor's outputs. (lens.model itself takes tokens, and what lens.without returns.)"
+        )
+
+
 def encode(
     hf_model: Any,
     core: LanguageCore,

@@ -24,7 +24,7 @@ from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.estimate import Estimate
 from lensplug.generation import Answer
-from lensplug.inputs import MultimodalInput
+from lensplug.inputs import MultimodalInput, refuse_other_inputs
 from lensplug.known_hooks import refuse_unknown_hooks
 from lensplug.media import load_media
 from lensplug.parity import ParityReport
@@ -180,6 +180,7 @@ class MultimodalLens:
                 memory than is free (see `estimate`), or, with `query_positions`, a hook of yours edits scores or
                 patterns: the output would not change.
         """
+        refuse_other_inputs(inputs)
         refuse_unknown_hooks(self.model, names_filter)
         plan = Plan.of(
             inputs,
@@ -208,6 +209,7 @@ class MultimodalLens:
         Raises:
             LensplugError: As `run_with_cache`.
         """
+        refuse_other_inputs(inputs)
         refuse_unknown_hooks(self.model, options.get("names_filter"))
         return Estimate.of(self.model, inputs, Plan.of(inputs, **options), engine=self.engine)
 
@@ -253,6 +255,7 @@ class MultimodalLens:
             LensplugError: If a name is no hook, the target is not one token or has no gradient, the position is
                 out of range, or a gradient is not finite (fp16).
         """
+        refuse_other_inputs(inputs)
         refuse_unknown_hooks(self.model, names_filter)
         return gradients.run_with_gradients(
             self.model,
@@ -352,6 +355,7 @@ class MultimodalLens:
             inputs: From `prepare` or `encode`.
             max_new_tokens: At most this many; an answer ends earlier at an end-of-turn token.
         """
+        refuse_other_inputs(inputs)
         return generation.generate(self.model, self.hf_model, self.core, self.tokenizer, inputs, max_new_tokens)
 
     def check(self, inputs: MultimodalInput) -> ParityReport:
@@ -359,6 +363,7 @@ class MultimodalLens:
 
         An answer's inputs have no media any more: there the full model starts from the same embeddings.
         """
+        refuse_other_inputs(inputs)
         embedded = {"inputs_embeds": inputs.embeds, "attention_mask": inputs.attention_mask}
         return parity.compare(
             self.hf_model,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from models import QUESTION, largest_difference, llava, reference_logits, scene, snapshot, wrapped_logits
@@ -204,6 +206,15 @@ def test_too_many_positions_are_refused(picture):
     long = lens.prepare("What <image> is?", images=[picture], chat_template=False)
     with pytest.raises(lensplug.LensplugError, match=r"\d+ positions, but the model has a context of 15"):
         lens.run_with_cache(long)
+
+
+@pytest.mark.parametrize("call", ["run_with_cache", "estimate", "run_with_gradients", "generate", "check"])
+@pytest.mark.parametrize("given", ["tokens", "embeds", "model_inputs"])
+def test_what_are_no_inputs_of_the_lens_are_refused(lens, inputs, call, given):
+    unchecked = inspect.unwrap(getattr(type(lens), call))  # without the types that tests check before
+    options = {"target": 3} if call == "run_with_gradients" else {}
+    with pytest.raises(lensplug.LensplugError, match=r"inputs are a (Tensor|dict), expected what lens.prepare"):
+        unchecked(lens, getattr(inputs, given), **options)
 
 
 def test_strings_and_token_ids_go_the_old_way(lens, inputs):
