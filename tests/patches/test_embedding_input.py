@@ -172,7 +172,7 @@ def test_gradients_reach_the_embeddings_as_in_hugging_face(hf, patched):
     assert bool(ours.grad.any())
 
 
-def test_tokens_go_the_old_way(hf, plain, patch):
+def test_tokens_go_the_old_way(hf, plain, patch, engine):
     tokens, mask = text_tokens(24, batch=2), padded("left")[1]
 
     def everything():
@@ -186,8 +186,9 @@ def test_tokens_go_the_old_way(hf, plain, patch):
     before = everything()
     with patch(plain):
         assert all(map(torch.equal, everything(), before))
-        resid = plain(tokens, stop_at_layer=1)
-        torch.testing.assert_close(plain(resid, start_at_layer=1), before[0])
+        if engine == "hooked_transformer" or not HOOKED:  # a bridge of 3.9 does not know start_at_layer
+            resid = plain(tokens, stop_at_layer=1)
+            torch.testing.assert_close(plain(resid, start_at_layer=1), before[0])
     assert all(map(torch.equal, everything(), before))
     reference = reference_logits(hf, {"input_ids": tokens, "attention_mask": mask})
     assert largest_difference(before[1], reference, mask) < 1e-4
