@@ -20,7 +20,7 @@ test: $(BIN)/lensplug
 
 # What reads activations, once more with a TransformerBridge wherever a test does not ask for an engine.
 test-bridge: $(BIN)/lensplug
-	LENSPLUG_ENGINE=bridge $(PYTEST) tests/analysis tests/reductions tests/test_gradients.py tests/test_query_positions.py
+	LENSPLUG_ENGINE=bridge $(PYTEST) tests/analysis tests/reductions tests/test_*gradient*.py tests/test_query_positions.py
 
 # The same tests with TransformerLens 4, where a core is a TransformerBridge; what needs a HookedTransformer is skipped.
 test-4: $(BIN_4)/lensplug

@@ -70,3 +70,13 @@ def unchanged(lens):
     before = snapshot(lens.model)
     yield
     assert snapshot(lens.model) == before
+
+
+@pytest.fixture
+def trainable_as_before(lens):
+    """Every test ends with the parameters trainable that were so, and with no gradient on any."""
+    before = [parameter.requires_grad for parameter in lens.model.parameters()]
+    assert any(before), "an earlier test has left them frozen"
+    yield
+    assert [parameter.requires_grad for parameter in lens.model.parameters()] == before
+    assert all(parameter.grad is None for parameter in lens.model.parameters())

@@ -64,6 +64,11 @@ def largest_difference(first: Tensor, second: Tensor, attention_mask: Tensor | N
     return float(difference.max() if attention_mask is None else difference[attention_mask.bool()].max())
 
 
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a fraction of the largest value expected."""
+    return largest_difference(found, expected) / float(expected.abs().max())
+
+
 MARKS = {"_capture_hf_cache", "_derived_position_ids_ok", "_block_alias_cache"}
 """What a bridge notes for itself when it has generated, or told its hooks, once."""
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from built import HOOKED, ONLY_HOOKED
-from models import QUESTION, largest_difference, llava_onevision, scene, snapshot, text_model, wrapped_logits
+from models import (
+    QUESTION,
+    llava_onevision,
+    relative_difference,
+    scene,
+    snapshot,
+    text_model,
+    wrapped_logits,
+)
+from transformer_lens.utilities import get_act_name
 from transformers.models.qwen2 import modeling_qwen2
 
 import lensplug
@@ -15,25 +25,8 @@ from lensplug import LensplugError, analysis
 from lensplug.tokens import single_token
 
 TOKEN = 7
-
-
-def pattern(layer: int) -> str:
-    return f"blocks.{layer}.attn.hook_pattern"
-
-
-def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, as a fraction of the largest value expected."""
-    return largest_difference(found, expected) / float(expected.abs().max())
-
-
-@pytest.fixture(autouse=True)
-def trainable_as_before(lens):
-    """Every test ends with the parameters trainable that were so, and with no gradient on any."""
-    before = [parameter.requires_grad for parameter in lens.model.parameters()]
-    assert any(before), "an earlier test has left them frozen"
-    yield
-    assert [parameter.requires_grad for parameter in lens.model.parameters()] == before
-    assert all(parameter.grad is None for parameter in lens.model.parameters())
+pattern = partial(get_act_name, "pattern")
+pytestmark = pytest.mark.usefixtures("trainable_as_before")
 
 
 @pytest.fixture(scope="module")
@@ -160,23 +153,6 @@ def test_are_finite_differences_of_the_logit(picture):
             assert found == pytest.approx(float(gradient[tuple(at)]), rel=1e-5, abs=1e-7)
 
 
-def test_targets_are_words_ids_tensors_and_functions(lens, batch, unchanged):
-    token = single_token("Red", lens.tokenizer)
-
-    def gradients(target, **options):
-        return lens.run_with_gradients(batch, target=target, names_filter=[pattern(3)], **options)[2][pattern(3)]
-
-    expected = gradients("Red")
-    assert float(expected.abs().max()) > 1e-4
-    for target in (token, torch.tensor(token), torch.tensor([token] * 3)):
-        assert torch.equal(gradients(target), expected)
-    assert torch.equal(gradients(lambda logits: logits[:, -1, token].sum()), expected)
-    assert not torch.equal(gradients(torch.tensor([token, 5, token])), expected)
-    assert not torch.equal(gradients("Red", position=-2), expected)
-    difference = gradients(lambda logits: (logits[:, -1, token] - logits[:, -1, 5]).sum())
-    torch.testing.assert_close(difference, expected - gradients(5), rtol=1e-3, atol=1e-5)
-
-
 def test_of_any_hook(lens, inputs, unchanged):
     """The last residual's gradient, through the final norm, is Hugging Face's; the embedding is a leaf."""
     names = ["hook_embed", "blocks.2.hook_resid_post", "blocks.5.hook_resid_post"]
@@ -293,34 +269,6 @@ def test_hooks_of_the_user_stay(lens, inputs):
     assert snapshot(lens.model) == before
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"names_filter": "blocks.0.attn.hook_patern"}, "is no hook.*Did you mean 'blocks.0.attn.hook_pattern'"),
-        ({"names_filter": ["hook_embed", "zzz"]}, "'zzz' is no hook of this model"),
-        ({"names_filter": lambda name: False}, "names_filter keeps no hook"),
-        ({"names_filter": "blocks.0.attn.hook_result"}, r"fires only after lens.model.set_use_attn_result\(True\)"),
-        ({"target": "Zebra!"}, r"'Zebra!' is \d tokens .*expected one"),
-        ({"target": 100_000}, r"target ids must be whole numbers from 0 to \d+, got 100000"),
-        ({"target": -1}, "target ids must be whole numbers"),
-        ({"target": torch.tensor([0.5])}, "target ids must be whole numbers"),
-        ({"target": torch.tensor([True])}, "target ids must be whole numbers"),
-        ({"target": torch.tensor([1, 2])}, r"target has the shape \[2\], expected one id or \[1\]"),
-        ({"target": torch.tensor([[1]])}, r"target has the shape \[1, 1\]"),
-        ({"target": lambda logits: logits[:, -1]}, r"returned a tensor of shape \[1, .*expected one number"),
-        ({"target": lambda logits: float(logits.detach().sum())}, "returned a float, expected one number"),
-        ({"target": lambda logits: logits.argmax()}, "returned a tensor.*expected one number"),
-        ({"target": lambda logits: None}, "returned a NoneType"),
-        ({"target": lambda logits: logits.detach().sum()}, "has no gradient: compute it from the logits"),
-        ({"position": 500}, "position 500 is out of range"),
-        ({"position": -500}, "position -500 is out of range"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused(lens, inputs, options, message, unchanged):
-    with pytest.raises(LensplugError, match=message):
-        lens.run_with_gradients(inputs, **{"target": TOKEN, **options})
-
-
 @pytest.mark.parametrize("layer", [0, 2])
 def test_overflow_in_half_precision_is_refused(layer):
     """HookedTransformer turns the NaN of an overflowed score into a row of zeros, which would look like a finding."""
@@ -364,91 +312,3 @@ def test_folded_weights_give_the_centred_logit_and_shift_each_row_of_a_pattern(l
         shift = (expected[name] - found[name]).mean(dim=-1, keepdim=True)
         assert relative_difference(found[name] + shift, expected[name]) < 1e-3
         assert float(shift.abs().max()) > 0.01 * float(expected[name].abs().max())
-
-
-@pytest.mark.parametrize("block_bytes", [1, 100_000, 2**26])
-@pytest.mark.parametrize("contributions", ["positive", "negative", "signed"])
-def test_what_is_kept_block_by_block_gives_the_same_rollout(lens, batch, contributions, block_bytes, monkeypatch):
-    monkeypatch.setattr("lensplug.patches.pattern_blocks.BLOCK_BYTES", block_bytes)
-    ids = torch.tensor([TOKEN, 11, 42])
-    logits, cache, grads = lens.run_with_gradients(batch, target=ids)
-    keep = ["cam", "cam_negative"] if contributions == "signed" else "cam" if contributions == "positive" else None
-    kept_logits, kept, none = lens.run_with_gradients(batch, target=ids, keep=keep or "cam_negative")
-    assert kept_logits.shape == (3, 1, lens.model.cfg.d_vocab) and not none.cache_dict
-    torch.testing.assert_close(kept_logits[:, 0], logits[:, -1], atol=1e-3, rtol=1e-4)  # left padded
-    assert all(name.rpartition("_")[0].endswith("cam") for name in kept)
-    for options in ({}, {"rows": -1}, {"normalize": True}):
-        if contributions == "signed" and "normalize" in options:
-            continue
-        found, expected = (
-            analysis.gradient_rollout(*one, contributions=contributions, **options)
-            for one in ((kept, none), (cache, grads))
-        )
-        assert relative_difference(found.relevance, expected.relevance) < 1e-4
-        assert found.provenance.convention == expected.provenance.convention
-    other = analysis.gradient_rollout(cache, grads, contributions="negative" if keep else "positive")
-    assert relative_difference(found.relevance, other.relevance) > 0.1 or len(found.rows[0]) != len(other.rows[0])
-
-
-def test_kept_activations_and_a_function_go_with_what_is_kept(lens, inputs):
-    name = "blocks.2.hook_resid_post"
-    target = lambda logits: logits[0, -1, TOKEN] - logits[0, -2, TOKEN]  # noqa: E731
-    logits, cache, grads = lens.run_with_gradients(inputs, target=target, names_filter=[name, pattern(0)])
-    _, kept, kept_grads = lens.run_with_gradients(inputs, target=target, names_filter=name, keep="cam")
-    assert relative_difference(kept[name], cache[name]) < 1e-4
-    assert relative_difference(kept_grads[name], grads[name]) < 1e-4
-    expected = (cache[pattern(0)] * grads[pattern(0)]).clamp(min=0).mean(dim=1)
-    assert relative_difference(kept["blocks.0.attn.cam_positive"], expected) < 1e-4
-
-
-def test_what_does_not_go_with_what_is_kept_is_refused(lens, inputs):
-    with pytest.raises(LensplugError, match="with keep, patterns and scores are not kept"):
-        lens.run_with_gradients(inputs, target=TOKEN, names_filter=pattern(0), keep="cam")
-    with pytest.raises(LensplugError, match="keep has 'rollout', expected 'cam', 'cam_negative'"):
-        lens.run_with_gradients(inputs, target=TOKEN, keep="rollout")
-    _, kept, none = lens.run_with_gradients(inputs, target=TOKEN, keep="cam")
-    with pytest.raises(LensplugError, match=r"reads what keep=\['cam', 'cam_negative'\] keeps"):
-        analysis.gradient_rollout(kept, none, contributions="signed")
-    with pytest.raises(LensplugError, match="contributions is 'all', expected one of 'positive'"):
-        analysis.gradient_rollout(kept, none, contributions="all")
-    with pytest.raises(LensplugError, match="leave normalize out"):
-        analysis.gradient_rollout(kept, none, contributions="signed", normalize=True)
-
-
-@pytest.mark.parametrize("keep", [None, "cam"])
-def test_the_difference_of_two_logits(lens, batch, keep):
-    ids, others = torch.tensor([TOKEN, 11, 42]), single_token("Red", lens.tokenizer)
-
-    def difference(logits):
-        return sum(logits[example, -3, token] - logits[example, -3, others] for example, token in enumerate(ids))
-
-    found, expected = (
-        lens.run_with_gradients(batch, target=target, position=-3, keep=keep) for target in ((ids, "Red"), difference)
-    )
-    name = "blocks.2.attn.cam_positive" if keep else pattern(2)
-    found, expected = ((one[1] if keep else one[2])[name] for one in (found, expected))
-    assert relative_difference(found, expected) < 1e-4
-    alone = lens.run_with_gradients(batch, target=ids, position=-3, keep=keep)[1 if keep else 2][name]
-    assert relative_difference(alone, expected) > 0.01, "this test can fail"
-
-
-@pytest.mark.parametrize("keep", [None, "cam"])
-def test_the_sum_over_an_answer(lens, batch, keep, monkeypatch):
-    stop = int(lens.generate(batch, max_new_tokens=5).tokens[0, 1])
-    monkeypatch.setattr(lens.hf_model.generation_config, "eos_token_id", stop)
-    answer = lens.generate(batch, max_new_tokens=5)
-    written = answer.inputs.modality.mask("generated")[:, -5:]
-    assert not bool(written.all()), "an answer ends early"
-
-    def total(logits):
-        own = logits[:, -6:-1].gather(2, answer.tokens[:, :, None])[..., 0]
-        return (own * written).sum()
-
-    logits, cache, grads = lens.run_with_gradients(answer.inputs, target=answer, keep=keep)
-    _, expected_cache, expected = lens.run_with_gradients(answer.inputs, target=total, keep=keep)
-    name = "blocks.2.attn.cam_positive" if keep else pattern(2)
-    found, expected = (grads[name], expected[name]) if not keep else (cache[name], expected_cache[name])
-    assert relative_difference(found, expected) < 1e-4
-    assert logits.shape[1] == (5 if keep else answer.inputs.tokens.shape[1])
-    with pytest.raises(LensplugError, match="the target is an answer to other inputs: run on answer.inputs"):
-        lens.run_with_gradients(batch, target=answer)
