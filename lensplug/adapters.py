@@ -39,7 +39,7 @@ class AudioLlamaAdapter(LlamaArchitectureAdapter):
 
 
 class VoxtralAdapter(GlmAsrArchitectureAdapter):
-    """Voxtral has its modules under the names that GLM-ASR has."""
+    """Voxtral has its modules under the names that GLM-ASR has (in transformers from 5.10 on)."""
 
 
 ADAPTERS = {

@@ -97,6 +97,7 @@ def causal_shell(decoder: nn.Module, head: nn.Module, text_config: Any, *, share
             f"{type(decoder).__name__} with model_type {model_type!r} cannot be bridged: expected {expected}."
         )
     _refuse_bridged(decoder)
+    _refuse_rotation_inside(decoder, text_config)
     decoder, head = shared_copy(decoder, share=share), shared_copy(head, share=share)
     config = decoder.config
     # The bridge computes attention itself; what SDPA decides is the mask: none where it is plainly causal, else a
@@ -134,6 +135,19 @@ def _refuse_bridged(decoder: nn.Module) -> None:
         raise LensplugError(
             f"there is a TransformerBridge around this {type(decoder).__name__} already, which has put its components"
             " into it: load the model anew, and wrap that."
+        )
+
+
+def _refuse_rotation_inside(decoder: nn.Module, text_config: Any) -> None:
+    """Before 5.17 transformers made one rotation of three parts inside each block, where a bridge takes it as made."""
+    if not text_config.model_type.endswith("_vl_text"):
+        return
+    weight = decoder.embed_tokens.weight
+    cos, _ = decoder.rotary_emb(weight[None, :1], torch.zeros(3, 1, 1, dtype=torch.long, device=weight.device))
+    if cos.ndim != 3:
+        raise LensplugError(
+            f"transformers {transformers.__version__} makes the three-part rotation of {type(decoder).__name__} inside"
+            " its blocks, which a bridge does not: pip install -U 'transformers>=5.17'."
         )
 
 

@@ -176,6 +176,16 @@ def test_hooked_transformer_refuses_them_by_reason(family):
         lensplug.wrap(FAMILIES[family][0](), engine="hooked_transformer")
 
 
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen2.5-vl"])
+def test_an_older_transformers_that_rotates_inside_its_blocks_is_refused(family, monkeypatch):
+    model = FAMILIES[family][0]()
+    rotation = model.get_decoder().rotary_emb
+    made = rotation.forward
+    monkeypatch.setattr(rotation, "forward", lambda x, ids: tuple(part.expand(3, *part.shape) for part in made(x, ids)))
+    with pytest.raises(LensplugError, match="inside its blocks, .*pip install -U 'transformers>=5.17'"):
+        lensplug.wrap(model)
+
+
 def test_text_alone(lens):
     tokens = torch.arange(3, 33)[None]
     given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
