@@ -23,8 +23,9 @@ test-bridge: $(BIN)/lensplug
 	LENSPLUG_ENGINE=bridge $(PYTEST) tests/analysis tests/reductions tests/test_*gradient*.py tests/test_query_positions.py
 
 # The same tests with TransformerLens 4, where a core is a TransformerBridge; what needs a HookedTransformer is skipped.
+# Left out, for its minutes: where images lie is between processors and encoders, and no TransformerLens takes part.
 test-4: $(BIN_4)/lensplug
-	$(PYTEST_4)
+	$(PYTEST_4) --ignore=tests/families/test_image_geometry.py
 
 lint: $(BIN)/lensplug
 	$(BIN)/ruff check .
