@@ -8,7 +8,7 @@ affair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -82,12 +82,10 @@ def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Bo
 
     padding = {"input_ids": next(token for token in count() if token not in core.placeholder_ids.values())}
 
-    def shorter(name: str, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.shape != kept.shape:
-            return value
+    def shorter(name: str, value: Tensor) -> Tensor:
         return value.gather(1, order).masked_fill(mask == 0, padding.get(name, 0))
 
-    model_inputs = {name: shorter(name, value) for name, value in _with_media(core, inputs, kept).items()}
+    model_inputs = _by_position(_with_media(core, inputs, kept), kept.shape, shorter)
     return Variant(embeds, mask, run_to_seam(hf_model, core, model_inputs).beside)
 
 
@@ -107,6 +105,16 @@ def _with_media(core: LanguageCore, inputs: MultimodalInput, kept: Bool[Tensor, 
     return {name: value for name, value in inputs.model_inputs.items() if name not in dropped}
 
 
+def _by_position(
+    model_inputs: Mapping[str, Any], shape: torch.Size, change: Callable[[str, Tensor], Tensor]
+) -> dict[str, Any]:
+    """What the full model takes, `change` made to what has a number for each position (tokens, mask, types)."""
+    return {
+        name: change(name, value) if isinstance(value, Tensor) and value.shape == shape else value
+        for name, value in model_inputs.items()
+    }
+
+
 def continued(
     hf_model: Any, core: LanguageCore, inputs: MultimodalInput, tokens: Tensor, generated: Tensor
 ) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -117,10 +125,8 @@ def continued(
     """
     new, words = {"input_ids": tokens, "attention_mask": generated}, torch.zeros_like(tokens)
 
-    def longer(name: str, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.shape != inputs.tokens.shape:
-            return value
+    def longer(name: str, value: Tensor) -> Tensor:
         return torch.cat([value, new.get(name, words).to(value)], dim=1)
 
-    model_inputs = {name: longer(name, value) for name, value in inputs.model_inputs.items()}
+    model_inputs = _by_position(inputs.model_inputs, inputs.tokens.shape, longer)
     return model_inputs, run_to_seam(hf_model, core, model_inputs).beside

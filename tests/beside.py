@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache as once
 from typing import Any
 
 import torch
 import transformers as hf
 from models import randomise
 from torch import Tensor
+
+import lensplug
 
 IMAGE = 300
 TEXT: dict[str, Any] = {
@@ -71,6 +74,18 @@ FAMILIES: dict[str, tuple[Callable[[], Any], Callable[..., dict[str, Tensor]]]] 
     "gemma3": (gemma3, gemma_prompts),
 }
 """Test id -> the model, and prompts for it."""
+
+
+@once
+def wrapped(family: str) -> Any:
+    """Its lens, made once."""
+    return lensplug.wrap(FAMILIES[family][0]())
+
+
+@once
+def given_of(family: str) -> dict[str, Tensor]:
+    """Two prompts of different lengths, padded at the left, with an image each."""
+    return FAMILIES[family][1](20, 13)
 
 
 def _prompts(image: Tensor, lengths: tuple[int, ...]) -> dict[str, Tensor]:

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache as once
 
 import pytest
 import torch
-from beside import FAMILIES, gemma_prompts
+from beside import FAMILIES, gemma_prompts, given_of, wrapped
 from built import HOOKED, ONLY_HOOKED
 from models import largest_difference, reference_logits
 
 import lensplug
 from lensplug import LensplugError, analysis
-
-
-@once
-def wrapped(family):
-    return lensplug.wrap(FAMILIES[family][0]())
-
-
-@once
-def given_of(family, lengths=(20, 13)):
-    return FAMILIES[family][1](*lengths)
 
 
 @pytest.fixture(params=FAMILIES)

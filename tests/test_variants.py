@@ -6,7 +6,7 @@ from functools import cache as once
 
 import pytest
 import torch
-from beside import FAMILIES
+from beside import FAMILIES, given_of, wrapped
 from models import largest_difference, llava_onevision, reference_logits, scene
 
 import lensplug
@@ -14,39 +14,30 @@ from lensplug import LensplugError, analysis
 from lensplug.analysis.ablation_run import AblationRun, Example
 from lensplug.variants import in_place
 
-ALL = (*FAMILIES, "llava-onevision")
-
 
 @once
-def wrapped(family):
-    return lensplug.wrap(*llava_onevision()) if family == "llava-onevision" else lensplug.wrap(FAMILIES[family][0]())
-
-
-@once
-def given_of(family):
-    """Two prompts of different lengths, padded at the left, with an image each."""
-    if family != "llava-onevision":
-        return FAMILIES[family][1](20, 13)
-    processor = wrapped(family).processor
+def llava():
+    """A lens and two prompts whose core is given embeddings and padding alone."""
+    lens = lensplug.wrap(*llava_onevision())
     texts = ["<image>\nWhat is the color?", "<image>\nWhat is the color and the shape?"]
-    return dict(
-        processor(text=texts, images=[[scene(40, 40, 1)], [scene(40, 40, 2)]], padding=True, return_tensors="pt")
-    )
+    images = [[scene(40, 40, 1)], [scene(40, 40, 2)]]
+    return lens, dict(lens.processor(text=texts, images=images, padding=True, return_tensors="pt"))
 
 
-@pytest.fixture(params=ALL)
-def family(request):
-    return request.param
-
-
-@pytest.fixture
-def lens(family):
-    return wrapped(family)
+@pytest.fixture(params=[*FAMILIES, "llava-onevision"])
+def case(request):
+    """A lens, and two prompts of different lengths, padded at the left, with an image each."""
+    return (wrapped(request.param), given_of(request.param)) if request.param in FAMILIES else llava()
 
 
 @pytest.fixture
-def given(family):
-    return given_of(family)
+def lens(case):
+    return case[0]
+
+
+@pytest.fixture
+def given(case):
+    return case[1]
 
 
 @pytest.fixture

@@ -78,6 +78,10 @@ class ActivationPatching(Result):
         clean, corrupt = (each[:, None, None, None] for each in (self.clean, self.corrupt))
         return (self.values - corrupt) / (clean - corrupt).masked_fill(clean == corrupt, torch.nan)
 
+    def groups_of(self, example: int = 0) -> list[int]:
+        """The numbers of the groups that an example has; elsewhere values are NaN."""
+        return sorted(set(self.groups[example].tolist()) - {-1})
+
     def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
         """What each position's group recovers in each layer, for overlays; NaN where nothing is patched.
 
@@ -96,7 +100,7 @@ class ActivationPatching(Result):
         import pandas as pd
 
         examples, layers, _, heads = self.values.shape
-        recovered, there = self.recovered, [set(own.tolist()) - {-1} for own in self.groups]
+        recovered = self.recovered
         return pd.DataFrame(
             {
                 "example": example,
@@ -108,7 +112,7 @@ class ActivationPatching(Result):
                 "recovered": float(recovered[example, layer, group, head]),
             }
             for example in range(examples)
-            for layer, group, head in product(range(layers), sorted(there[example]), range(heads))
+            for layer, group, head in product(range(layers), self.groups_of(example), range(heads))
         )
 
 

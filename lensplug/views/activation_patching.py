@@ -29,7 +29,7 @@ def activation_patching(result: ActivationPatching, *, example: int = 0, head: i
         LensplugError: If there is no such example or head.
     """
     check_example(example, len(result.values))
-    there = sorted(set(result.groups[example].tolist()) - {-1})
+    there = result.groups_of(example)
     values, which = result.recovered[example, :, there], ""
     merged = int((result.groups[example] >= 0).sum()) > values.shape[1]
     if result.by == "head":
