@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from lensplug.analysis import AttentionFrom, LogitLens
-from lensplug.analysis.reading import Provenance
+from lensplug.analysis.result import Provenance
 from lensplug.geometry import ImageGrid
 from lensplug.inputs import MultimodalInput
 from lensplug.modality import ModalityMap

@@ -38,7 +38,7 @@ from transformer_lens.utilities import get_act_name
 from lensplug.alignment import counterparts
 from lensplug.analysis.mixtures import layer_range
 from lensplug.analysis.position_groups import Merge, position_groups
-from lensplug.analysis.reading import Provenance, Result, check_example
+from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 from lensplug.targets import Target, terms_of

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, Result
+from lensplug.analysis.result import Provenance, Result
 from lensplug.errors import LensplugError
 
 if TYPE_CHECKING:

@@ -35,7 +35,8 @@ from lensplug.analysis.flow_groups import flow_groups
 from lensplug.analysis.layered_graph import LayeredGraph
 from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
 from lensplug.analysis.position_groups import Merge
-from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs
+from lensplug.analysis.reading import attended, n_layers, needs
+from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 from lensplug.modality import ModalityMap

@@ -23,16 +23,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import (
-    Provenance,
-    Result,
-    attended,
-    check_example,
-    n_layers,
-    needs,
-    pattern_shape,
-    read_rows,
-)
+from lensplug.analysis.reading import attended, n_layers, needs, pattern_shape, read_rows
+from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions, resolve_positions
 

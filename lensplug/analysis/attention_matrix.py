@@ -25,7 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.analysis.one_layer import Head, read_layer
-from lensplug.analysis.reading import Provenance, Result, attended, needs, texts_of
+from lensplug.analysis.reading import attended, needs, texts_of
+from lensplug.analysis.result import Provenance, Result
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 from lensplug.words import join_pieces

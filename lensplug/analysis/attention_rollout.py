@@ -23,7 +23,8 @@ from torch import Tensor
 
 from lensplug import hook_names
 from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
-from lensplug.analysis.reading import Provenance, Result, attended, check_example, n_layers, needs
+from lensplug.analysis.reading import attended, n_layers, needs
+from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions, resolve_positions
 from lensplug.reductions.mixing import Heads, Mixing, keeps

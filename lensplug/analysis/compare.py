@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lensplug.analysis.reading import Provenance, Result
+from lensplug.analysis.result import Provenance, Result
 from lensplug.errors import LensplugError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Provenance, Result
+from lensplug.analysis.result import Provenance, Result
 from lensplug.errors import LensplugError
 from lensplug.targets import LogitTarget, Terms, Written, terms_of
 from lensplug.variants import in_place

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from lensplug import hook_names
 from lensplug.analysis.attention_rollout import Rollout, chosen_rows
-from lensplug.analysis.reading import Provenance, attended, n_layers, needs, read_pattern
+from lensplug.analysis.reading import attended, n_layers, needs, read_pattern
+from lensplug.analysis.result import Provenance
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions
 from lensplug.reductions.cam import SIGNS, weighted

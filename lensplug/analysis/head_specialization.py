@@ -26,7 +26,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug import hook_names
-from lensplug.analysis.reading import Provenance, Result, n_layers, needs, pattern_shape, read_rows
+from lensplug.analysis.reading import n_layers, needs, pattern_shape, read_rows
+from lensplug.analysis.result import Provenance, Result
 from lensplug.errors import LensplugError
 from lensplug.modality import MODALITIES, ModalityMap
 from lensplug.positions import resolve_position

@@ -29,16 +29,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import (
-    Provenance,
-    Result,
-    attended,
-    check_example,
-    n_layers,
-    needs,
-    read_residual,
-    residual_shape,
-)
+from lensplug.analysis.reading import attended, n_layers, needs, read_residual, residual_shape
+from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.analysis.vocabulary import CACHE_BYTES, chunks, statistics
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions, resolve_positions

@@ -31,7 +31,7 @@ from torch import Tensor
 from lensplug.analysis.ablation_methods import METHODS
 from lensplug.analysis.ablation_run import AT_THE_INPUT, AblationRun
 from lensplug.analysis.ablation_run import Example as Example
-from lensplug.analysis.reading import Provenance, Result
+from lensplug.analysis.result import Provenance, Result
 from lensplug.errors import LensplugError
 from lensplug.tokens import single_token
 

@@ -26,7 +26,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.analysis.one_layer import Head, read_layer
-from lensplug.analysis.reading import Provenance, Result, attended, check_example, needs, texts_of
+from lensplug.analysis.reading import attended, needs, texts_of
+from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.errors import LensplugError
 from lensplug.modality import ModalityMap
 

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.reading import attended, check_example, layer_index, read_pattern, texts_of
+from lensplug.analysis.reading import attended, layer_index, read_pattern, texts_of
+from lensplug.analysis.result import check_example
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups, group_positions
 from lensplug.inputs import MultimodalInput

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from lensplug.analysis.attention_flow import Flow
-from lensplug.analysis.reading import check_example
+from lensplug.analysis.result import check_example
 from lensplug.groups import Groups
 from lensplug.inputs import MultimodalInput
 from lensplug.views.rollout import bars

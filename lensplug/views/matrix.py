@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from lensplug.analysis.attention_matrix import AttentionMatrix
-from lensplug.analysis.reading import check_example
+from lensplug.analysis.result import check_example
 from lensplug.views.heatmap import heatmap, numbered
 
 TALLEST = 660

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Result
+from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 

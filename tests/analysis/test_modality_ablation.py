@@ -13,7 +13,7 @@ import lensplug
 from lensplug import ModalityMap, MultimodalInput, analysis, variants
 from lensplug.analysis.ablation_methods import METHODS, Ablation, EmbeddingStatistics
 from lensplug.analysis.modality_ablation import ModalityAblation
-from lensplug.analysis.reading import Provenance
+from lensplug.analysis.result import Provenance
 from lensplug.core import LanguageCore
 from lensplug.tiny.scenes import draw_scene
 from lensplug.tiny.voices import QUESTIONS, make_voice

@@ -11,7 +11,8 @@ from caches import ROTARY, cache_of_patterns, causal_patterns, padded, run, text
 from transformer_lens import ActivationCache
 
 from lensplug.analysis import attention_flow, attention_rollout, head_specialization, logit_lens
-from lensplug.analysis.reading import Provenance, attended, n_layers
+from lensplug.analysis.reading import attended, n_layers
+from lensplug.analysis.result import Provenance
 from lensplug.errors import LensplugError
 from lensplug.modality import ModalityMap
 
