@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.merged import Merged, is_merged, padded, refuse_long_answer
-from lensplug.patches.patch import Patch, PatchOfParts
+from lensplug.patches.patch import Patch, PatchOfParts, in_force
 from torch import Tensor
 
 
@@ -40,7 +40,8 @@ class BridgeEmbeddingInput(Patch):
 
         Args:
             model: A TransformerBridge.
-            beside: What its core must be given besides, "position_ids" or "attention_mask"; None: nothing.
+            beside: What its core must be given besides, "position_ids" or "attention_mask"; None: nothing, or what a
+                patch of this kind that is in force already says.
         """
         super().__init__(model)
         self._beside = beside
@@ -48,9 +49,10 @@ class BridgeEmbeddingInput(Patch):
     def _changes(self) -> dict[str, Any]:
         self._forward = self.target.forward
         self._generate = self.target.generate
-        # A second patch of this kind leaves everything to the first: hook_embed must fire once.
-        self._stacked = isinstance(getattr(self._forward, "__self__", None), BridgeEmbeddingInput)
         return {"forward": self.forward, "generate": self.generate}
+
+    def _options(self) -> dict[str, Any]:
+        return {} if self._beside is None else {"beside": self._beside}
 
     def forward(
         self,
@@ -68,7 +70,7 @@ class BridgeEmbeddingInput(Patch):
         is_residual = kwargs.get("start_at_layer") is not None
         if is_residual and not isinstance(input, Tensor):
             raise LensplugError("start_at_layer takes a residual stream: give inputs.embeds, or leave it out.")
-        if self._stacked or is_residual or not is_merged(input):
+        if is_residual or not is_merged(input):
             given = {} if tokens is None else {"tokens": tokens}
             return self._forward(input, return_type, loss_per_token, *args, **given, **kwargs)
         merged = self._merged(input, tokens, kwargs.pop("attention_mask", None))
@@ -90,7 +92,7 @@ class BridgeEmbeddingInput(Patch):
         With the tokens known (an object that carries them), `return_type` "input" and "tokens" give prompt and answer
         tokens; else TransformerLens's own meaning holds: only new tokens.
         """
-        if self._stacked or not is_merged(input):
+        if not is_merged(input):
             given = {} if attention_mask is None else {"attention_mask": attention_mask}
             return self._generate(input, *args, **given, **kwargs)
         merged = self._merged(input, None, attention_mask)
@@ -98,7 +100,7 @@ class BridgeEmbeddingInput(Patch):
         if merged.decoder_inputs and not kwargs.get("use_past_kv_cache", True):
             raise LensplugError(f"a core that is given {self._beside} generates with use_past_kv_cache=True.")
         with_prompt = merged.tokens is not None and kwargs.get("return_type", "input") in ("input", "tokens")
-        with _GenerationSteps(self.target, merged, self._forward):
+        with in_force(_GenerationSteps(self.target, merged, self._forward)):
             output = self._generate(merged.embeds, *args, **kwargs)
         return torch.cat([merged.tokens, output], dim=1) if with_prompt and isinstance(output, Tensor) else output
 
@@ -124,6 +126,9 @@ class _Step(Patch):
     def __init__(self, model: Any, prompt: Merged, forward: Callable[..., Any]) -> None:
         super().__init__(model)
         self._prompt, self._forward = prompt, forward
+
+    def _options(self) -> dict[str, Any]:
+        return {"prompt": self._prompt}
 
     def _changes(self) -> dict[str, Any]:
         return {"forward": self.forward}

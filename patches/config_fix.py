@@ -219,11 +219,13 @@ class ConfigFix(Patch):
 
     The instance keeps its identity (and its `forward`, and other patches on it); its configuration,
     weights and hook points are those of the core. `remove` brings back the old modules with the hooks
-    that were on them.
+    that were on them. Of several, for other cores, the last one counts; they come off in reverse order.
 
         with ConfigFix(model, decoder, head, text_config, tokenizer=tokenizer):
             logits, cache = model.run_with_cache(tokens)
     """
+
+    nests = True
 
     def __init__(
         self,
@@ -237,9 +239,14 @@ class ConfigFix(Patch):
     ) -> None:
         """See `build_hooked_transformer` for the arguments."""
         super().__init__(model)
+        self._of = {"decoder": decoder, "head": head, "text_config": text_config, "tokenizer": tokenizer}
+        self._of["process_weights"] = process_weights
         self._build: Callable[[], HookedTransformer] = lambda: build_hooked_transformer(
             decoder, head, text_config, tokenizer=tokenizer, process_weights=process_weights
         )
+
+    def _options(self) -> dict[str, Any]:
+        return self._of
 
     def _changes(self) -> dict[str, Any]:
         if self.target.cfg.positional_embedding_type != "rotary":

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.merged import Merged, is_merged, padded, refuse_long_answer
-from lensplug.patches.patch import Patch
+from lensplug.patches.patch import Patch, in_force
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
@@ -37,12 +37,10 @@ class EmbeddingInput(Patch):
         super().__init__(model)
 
     def _changes(self) -> dict[str, Any]:
-        # What is called in place of the old method is whatever stood there, so patches may be stacked.
+        # What is called in place of the old method is whatever stood there, so patches may stand on each other.
         self._forward = self.target.forward
         self._input_to_embed = self.target.input_to_embed
         self._generate = self.target.generate
-        # A second patch of this kind leaves generating to the first: hook_embed must fire once a step.
-        self._stacked = isinstance(getattr(self._generate, "__self__", None), EmbeddingInput)
         return {"forward": self.forward, "input_to_embed": self.input_to_embed, "generate": self.generate}
 
     def forward(
@@ -90,16 +88,15 @@ class EmbeddingInput(Patch):
         With the tokens known (an object that carries them), `return_type` "input" and "tokens" give
         prompt and answer tokens; else TransformerLens's own meaning holds: only new tokens, or embeddings.
         """
-        if attention_mask is not None and (not is_merged(input) or self._stacked):
-            kwargs["attention_mask"] = attention_mask
-        if not is_merged(input) or self._stacked:
-            return self._generate(input, *args, **kwargs)
+        if not is_merged(input):
+            given = {} if attention_mask is None else {"attention_mask": attention_mask}
+            return self._generate(input, *args, **given, **kwargs)
         merged = Merged.of(self.target, input, None, attention_mask)
         merged.refuse_padding_at_the_end()
         with_prompt = merged.tokens is not None and kwargs.get("return_type", "input") in ("input", "tokens")
         if with_prompt:
             kwargs["return_type"] = "tokens"
-        with _GenerationSteps(self.target, merged.attention_mask):
+        with in_force(_GenerationSteps(self.target, merged)):
             output = self._generate(merged.embeds, *args, **kwargs)
         return torch.cat([merged.tokens, output], dim=1) if with_prompt and isinstance(output, Tensor) else output
 
@@ -110,9 +107,12 @@ class _GenerationSteps(Patch):
     Its `generate` runs each step as `forward(residual, start_at_layer=0)`, without either.
     """
 
-    def __init__(self, model: HookedTransformer, attention_mask: Tensor | None) -> None:
+    def __init__(self, model: HookedTransformer, prompt: Merged) -> None:
         super().__init__(model)
-        self._mask = attention_mask
+        self._prompt = prompt
+
+    def _options(self) -> dict[str, Any]:
+        return {"prompt": self._prompt}
 
     def _changes(self) -> dict[str, Any]:
         self._forward = self.target.forward
@@ -122,6 +122,6 @@ class _GenerationSteps(Patch):
         seen = past_kv_cache[0].past_keys.shape[1] if past_kv_cache is not None else 0
         length = seen + residual.shape[1]
         refuse_long_answer(length, self.target.cfg.n_ctx)
-        if self._mask is not None:
-            kwargs["attention_mask"] = padded(self._mask, length)
+        if self._prompt.attention_mask is not None:
+            kwargs["attention_mask"] = padded(self._prompt.attention_mask, length)
         return self._forward(self.target.hook_embed(residual.clone()), past_kv_cache=past_kv_cache, **kwargs)

@@ -19,7 +19,7 @@ from functools import reduce
 from typing import Any
 
 from lensplug.patches.errors import LensplugError
-from lensplug.patches.patch import Patch, PatchOfParts
+from lensplug.patches.patch import Patch, PatchOfParts, in_force
 from transformer_lens.hook_points import HookPoint
 
 OF_A_BLOCK = (
@@ -59,6 +59,9 @@ class _Name(Patch):
         super().__init__(point)
         self._name = name
 
+    def _options(self) -> dict[str, Any]:
+        return {"name": self._name}
+
     def _changes(self) -> dict[str, Any]:
         return {"name": self._name}
 
@@ -88,7 +91,7 @@ class _Model(Patch):
 
     def forward(self, *args: Any, stop_at_layer: int | None = None, **kwargs: Any) -> Any:
         """TransformerBridge.forward, which also stops after the last layer."""
-        with _BeforeTheNorm(self.target) if stop_at_layer == self.target.cfg.n_layers else nullcontext():
+        with in_force(_BeforeTheNorm(self.target)) if stop_at_layer == self.target.cfg.n_layers else nullcontext():
             return self._forward(*args, stop_at_layer=stop_at_layer, **kwargs)
 
     def run_with_cache(self, *args: Any, stop_at_layer: int | None = None, **kwargs: Any) -> Any:
@@ -96,7 +99,7 @@ class _Model(Patch):
         if stop_at_layer is None:
             return self._run_with_cache(*args, **kwargs)
         last = stop_at_layer == self.target.cfg.n_layers
-        with _BeforeTheNorm(self.target) if last else _stopping(self.target.blocks, stop_at_layer):
+        with in_force(_BeforeTheNorm(self.target)) if last else _stopping(self.target.blocks, stop_at_layer):
             return self._run_with_cache(*args, stop_at_layer=stop_at_layer, **kwargs)
 
     def _refuse(self, *args: Any, **kwargs: Any) -> None:
@@ -125,13 +128,20 @@ class _BeforeTheNorm(Patch):
 def _stopping(blocks: Any, layer: int) -> Iterator[None]:
     """The blocks end a pass before the given layer, as the bridge's own forward lets them."""
     before = [getattr(block, "_stop_at_layer_idx", None) for block in blocks]
-    try:
-        for block in blocks:
-            block._stop_at_layer_idx = layer % len(blocks) if layer < 0 else layer
-        yield
-    finally:
+
+    def put_back() -> None:
         for block, old in zip(blocks, before, strict=True):
             block._stop_at_layer_idx = old
+
+    try:
+        try:
+            for block in blocks:
+                block._stop_at_layer_idx = layer % len(blocks) if layer < 0 else layer
+            yield
+        finally:
+            put_back()
+    finally:
+        put_back()  # an interrupt may have come in the midst of the first
 
 
 def _points(model: Any) -> Iterator[tuple[str, Any]]:

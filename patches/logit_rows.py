@@ -35,6 +35,9 @@ class LogitRows(Patch):
         super().__init__(model.unembed)
         self._rows = rows
 
+    def _options(self) -> dict[str, Any]:
+        return {"rows": self._rows}
+
     def _changes(self) -> dict[str, Any]:
         self._forward = self.target.forward
         return {"forward": self.forward}

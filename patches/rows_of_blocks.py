@@ -32,6 +32,14 @@ class RowsOfABlock(Patch):
         super().__init__(attn)
         self._rows, self._hidden, self._each_block, self._each_gradient = rows, hidden, each_block, each_gradient
 
+    def _options(self) -> dict[str, Any]:
+        return {
+            "rows": self._rows,
+            "hidden positions": self._hidden,
+            "each_block": self._each_block,
+            "each_gradient": self._each_gradient,
+        }
+
 
 class RowsOfBlocks(PatchOfParts):
     """Fast attention in every block of a model; scores and patterns of chosen rows."""

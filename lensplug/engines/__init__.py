@@ -17,6 +17,7 @@ from torch import Tensor
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.patches.errors import changed_inside
+from lensplug.patches.patch import in_force
 
 ENGINES = {"hooked_transformer": "lensplug.engines.hooked_transformer", "bridge": "lensplug.engines.bridge"}
 """Name -> the module whose `build(core, ...)` makes the model; "auto" takes the first that computes a core exactly."""
@@ -74,18 +75,16 @@ def attention_rows(
         LensplugError: If the model's attention has something that cannot be computed so.
     """
     module = import_module(ENGINES[engine])
-    context: AbstractContextManager[Any] = module.attention_rows(
-        model, rows, hidden=hidden, each_block=each_block, each_gradient=each_gradient
+    return in_force(
+        module.attention_rows(model, rows, hidden=hidden, each_block=each_block, each_gradient=each_gradient)
     )
-    return context
 
 
 def checkpointed(model: Any) -> AbstractContextManager[Any]:
     """While it lasts, a backward pass through a model of either engine computes its blocks again, and keeps less."""
     from lensplug.patches.checkpointed_blocks import CheckpointedBlocks
 
-    patch: AbstractContextManager[Any] = CheckpointedBlocks(model)
-    return patch
+    return in_force(CheckpointedBlocks(model))
 
 
 def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextManager[Any]:
@@ -97,5 +96,4 @@ def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextMan
     """
     from lensplug.patches.logit_rows import LogitRows
 
-    patch: AbstractContextManager[Any] = LogitRows(model, rows)
-    return patch
+    return in_force(LogitRows(model, rows))

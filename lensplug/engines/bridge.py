@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
 from lensplug.core import LanguageCore
+from lensplug.patches.patch import Patch
 
 
-def attention_rows(model: Any, rows: Int[Tensor, "batch row"], **shown: Any) -> AbstractContextManager[Any]:
-    """While it lasts, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
+def attention_rows(model: Any, rows: Int[Tensor, "batch row"], **shown: Any) -> Patch:
+    """While it is applied, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
     from lensplug.patches.bridge_attention_rows import BridgeAttentionRows
 
-    patch: AbstractContextManager[Any] = BridgeAttentionRows(model, rows, **shown)
-    return patch
+    return BridgeAttentionRows(model, rows, **shown)
 
 
 def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = False) -> Any:

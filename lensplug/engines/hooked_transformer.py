@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Any
 
@@ -11,14 +10,14 @@ from torch import Tensor
 
 from lensplug.core import BESIDE, LanguageCore
 from lensplug.errors import LensplugError
+from lensplug.patches.patch import Patch
 
 
-def attention_rows(model: Any, rows: Int[Tensor, "batch row"], **shown: Any) -> AbstractContextManager[Any]:
-    """While it lasts, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
+def attention_rows(model: Any, rows: Int[Tensor, "batch row"], **shown: Any) -> Patch:
+    """While it is applied, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
     from lensplug.patches.attention_rows import AttentionRows
 
-    patch: AbstractContextManager[Any] = AttentionRows(model, rows, **shown)
-    return patch
+    return AttentionRows(model, rows, **shown)
 
 
 def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = False) -> Any:

@@ -289,7 +289,7 @@ def test_strings_and_token_ids_as_before_in_every_way(speaking, patch):
         assert torch.equal(old, new) and torch.equal(old, after)
 
 
-def test_two_at_once_fire_hook_embed_once_and_come_off_in_order(plain, patch):
+def test_two_at_once_fire_hook_embed_once_and_come_off_in_any_order(plain, patch):
     before, fired, (embeds, mask) = snapshot(plain), [], padded("left")
     given = bundle(embeds, mask, text_tokens(24, batch=2))
     first = patch(plain).apply()
@@ -298,11 +298,9 @@ def test_two_at_once_fire_hook_embed_once_and_come_off_in_order(plain, patch):
     with plain.hooks(fwd_hooks=[("hook_embed", lambda value, hook: fired.append(value.shape[1]))]):
         twice = plain(given), plain.generate(given, max_new_tokens=4, **GREEDY)
     assert fired == [24, 24, 1, 1, 1] and all(map(torch.equal, once, twice))
-    with pytest.raises(LensplugError, match="EmbeddingInput cannot be removed.*later patch first"):
-        first.remove()
-    assert torch.equal(plain(given), once[0]), "nothing was half removed"
-    second.remove()
     first.remove()
+    assert torch.equal(plain(given), once[0]), "the second still counts on it"
+    second.remove()
     assert snapshot(plain) == before
 
 

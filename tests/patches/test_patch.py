@@ -11,6 +11,8 @@ from lensplug import LensplugError
 
 
 class Rename(Patch):
+    nests = True
+
     def __init__(self, target, **changes):
         super().__init__(target)
         self.changes = changes
@@ -18,6 +20,9 @@ class Rename(Patch):
 
     def _changes(self):
         return dict(self.changes)
+
+    def _options(self):
+        return self.changes
 
     def _settle(self):
         self.settled += 1
