@@ -57,9 +57,11 @@ def in_place(
 def _of_examples(name: str, value: Any, examples: Int[Tensor, " variant"]) -> Any:
     if isinstance(value, Mapping):  # one mask for each kind of layer
         return {kind: _of_examples(name, own, examples) for kind, own in value.items()}
-    axis = 1 if name == "position_ids" else 0  # behind their parts
-    if not isinstance(value, Tensor) or value.shape[axis] == 1:  # the same for all
+    if not isinstance(value, Tensor):
         return value
+    axis = 1 if name == "position_ids" else 0  # behind their parts
+    if value.shape[axis] == 1:  # of one example, or the same for all: a view of it for each variant
+        return value.expand([len(examples) if at == axis else -1 for at in range(value.ndim)])
     return value.index_select(axis, examples.to(value.device))
 
 

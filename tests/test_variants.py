@@ -137,6 +137,22 @@ def test_the_deletion_of_all_is_hugging_faces_with_all_hidden(lens, given, input
     assert float((hidden - reference).abs().max()) > 0.1
 
 
+def test_one_prompt_has_variants_as_two_have(lens, given):
+    """What a core is given of one prompt is of that prompt, and not of every example that runs."""
+    each = {name: len(value) // 2 for name, value in given.items()}
+    one = lens.encode({name: value[each[name] :] for name, value in given.items()})
+    examples = torch.zeros(3, dtype=torch.long)
+    variant = in_place(one, one.embeds[examples], examples)
+    for name, value in variant.decoder_inputs.items():
+        for held in value.values() if isinstance(value, dict) else [value]:
+            assert held.shape[name == "position_ids"] == 3, "as many as the examples that run"
+    words = one.modality.mask("text")
+    curve = analysis.deletion_curve(lens, one, torch.rand(words.shape), 5, among="text", steps=2, draws=1)
+    hidden = hidden_in_the_decoder(lens, one, words & one.attention_mask.bool())[:, -1].log_softmax(-1)[:, 5]
+    for whole in (curve.most_first, curve.least_first, curve.random[:, 0]):
+        torch.testing.assert_close(whole[:, -1], hidden, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("method", ["remove", "zero", "mean", "noise"])
 def test_ablation_of_the_image(lens, given, inputs, method, monkeypatch):
     examples = [Example(f"{index}", "a") for index in range(2)]
