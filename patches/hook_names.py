@@ -1,10 +1,14 @@
 """The gap: a TransformerBridge has several names for one hook, none of them HookedTransformer's alone.
 
 `blocks.0.hook_in` and `blocks.0.hook_resid_pre` are one hook point; a cache holds both, a hook that is called for a
-filter of names is told the first. Under this patch every hook point has the one name that HookedTransformer has for it,
-and those that HookedTransformer lacks have none. Names that fire only after a setting (`hook_result` after
-`set_use_attn_result`) are there after it. `stop_at_layer`, which the bridge finds by a name of its own, means what it
-means there: with the number of layers it gives the residual stream after the last, and not the logits.
+filter of names is told the first. Under this patch every hook point has the one name that HookedTransformer has for it:
+`hook_dict` and caches list each once, and those that HookedTransformer lacks not at all. Names that fire only after a
+setting (`hook_result` after `set_use_attn_result`) are there after it. `stop_at_layer` with the number of layers gives
+the residual stream after the last, as there, and not the logits.
+
+Who asks by the bridge's own names is understood, as TransformerLens's tools ask: in `hook_dict[...]`, hooks,
+`names_filter` and what `run_with_cache` returns; a hook is told the name that it was asked for by. A function of the
+name is asked for HookedTransformer's names; where it takes none of them, for the bridge's.
 
 `enable_compatibility_mode` would make the names anew, and is refused meanwhile: call it before.
 
@@ -13,14 +17,16 @@ Checked against transformer-lens 3.9.0 and 4.3.0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.patch import Patch, PatchOfParts, in_force
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookPoint, _AliasedHookPoint
+
+Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 
 OF_A_BLOCK = (
     "ln1.hook_scale", "ln1.hook_normalized", "ln1_post.hook_scale", "ln1_post.hook_normalized",
@@ -37,6 +43,10 @@ BEHIND = ("ln_final.hook_scale", "ln_final.hook_normalized", "unembed.hook_in", 
 """The same behind the blocks."""
 
 
+SPLIT = ("hook_q_input", "hook_k_input", "hook_v_input")
+"""After `set_use_split_qkv_input`, TransformerLens's edge attribution looks for them as `attn.hook_q_input`, ..."""
+
+
 class HookNames(PatchOfParts):
     """While applied, the hooks of a bridge have HookedTransformer's names, one each.
 
@@ -50,8 +60,70 @@ class HookNames(PatchOfParts):
         Args:
             model: A TransformerBridge of a decoder with norms before attention and MLP, and a gated MLP.
         """
-        points = dict(_points(model))
+        points = Points(dict(_points(model)), model.hook_dict)
         super().__init__(model, [_Model(model, points), *(_Name(point, name) for name, point in points.items())])
+
+
+class Points(dict[str, Any]):
+    """Hook points, each listed once, by HookedTransformer's name; asked for by the bridge's, they are found too."""
+
+    def __init__(self, points: dict[str, Any], also: dict[str, Any]) -> None:
+        """Keep the points to be listed, and those that are found besides."""
+        super().__init__(points)
+        self.all = {**also, **points}
+
+    def __missing__(self, name: str) -> Any:
+        """A point that is not listed."""
+        return self.all[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether it is found."""
+        return name in self.all
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dict."""
+        return self.all.get(name, default)
+
+    def copy(self) -> Points:
+        """As of a dict."""
+        return Points(self, self.all)
+
+    def lists(self, point: Any) -> bool:
+        """Whether a point is listed."""
+        return dict.get(self, point.name) is point
+
+    def taken_by(self, accepts: Callable[[str], bool]) -> list[str]:
+        """The names listed that a function takes; where it takes none, those found besides."""
+        return [name for name in self if accepts(name)] or [name for name in self.all if accepts(name)]
+
+
+class Entries(dict[str, Any]):
+    """Activations by HookedTransformer's names, found by the bridge's too."""
+
+    def __init__(self, held: dict[str, Any], names: dict[str, str]) -> None:
+        """Keep the activations, and for each name the one that they are held by."""
+        super().__init__(held)
+        self._names = names
+
+    def _held_by(self, name: Any) -> Any:
+        plain = str(name).removesuffix("_grad")
+        return self._names.get(plain, plain) + str(name)[len(plain) :]
+
+    def __missing__(self, name: str) -> Any:
+        """An activation that is held by another name."""
+        return dict.__getitem__(self, held) if (held := self._held_by(name)) != name else _no_entry(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether it is found."""
+        return super().__contains__(name) or super().__contains__(self._held_by(name))
+
+    def __reduce__(self) -> Any:
+        """Saved as a dict."""
+        return dict, (dict(self),)
+
+
+def _no_entry(name: str) -> Any:
+    raise KeyError(name)
 
 
 class _Name(Patch):
@@ -69,38 +141,117 @@ class _Name(Patch):
 class _Model(Patch):
     relies_on = ("_hook_registry", "_add_aliases_to_hooks", "_gated_hook_reason")
 
-    def __init__(self, model: Any, points: dict[str, Any]) -> None:
+    def __init__(self, model: Any, points: Points) -> None:
         super().__init__(model)
         self._points = points
 
     def _changes(self) -> dict[str, Any]:
-        self._forward = self.target.forward
-        self._run_with_cache = self.target.run_with_cache
+        self._forward, self._run_with_cache = self.target.forward, self.target.run_with_cache
+        self._run_with_hooks, self._hooks, self._add_hook = (
+            self.target.run_with_hooks, self.target.hooks, self.target.add_hook,
+        )  # fmt: skip
         return {
             "forward": self.forward,
             "_hook_registry": self._points,
-            "_add_aliases_to_hooks": self._leave_out_what_does_not_fire,
+            "_add_aliases_to_hooks": self._what_fires,
             "run_with_cache": self.run_with_cache,
+            "run_with_hooks": self.run_with_hooks,
+            "hooks": self.hooks,
+            "add_hook": self.add_hook,
             "enable_compatibility_mode": self._refuse,
         }
 
-    def _leave_out_what_does_not_fire(self, hooks: dict[str, Any]) -> None:
+    def _what_fires(self, hooks: dict[str, Any]) -> None:
         for name in self._points:
             if self.target._gated_hook_reason(name) is not None:
                 hooks.pop(name, None)
+            elif name.endswith(SPLIT):
+                block, _, kind = name.rpartition(".")
+                hooks[f"{block}.attn.{kind}"] = hooks[name]
 
     def forward(self, *args: Any, stop_at_layer: int | None = None, **kwargs: Any) -> Any:
         """TransformerBridge.forward, which also stops after the last layer."""
         with in_force(_BeforeTheNorm(self.target)) if stop_at_layer == self.target.cfg.n_layers else nullcontext():
             return self._forward(*args, stop_at_layer=stop_at_layer, **kwargs)
 
-    def run_with_cache(self, *args: Any, stop_at_layer: int | None = None, **kwargs: Any) -> Any:
-        """TransformerBridge.run_with_cache, which leaves stopping to a hook of a name that is not there now."""
-        if stop_at_layer is None:
-            return self._run_with_cache(*args, **kwargs)
+    def run_with_cache(
+        self, *args: Any, names_filter: Any = None, stop_at_layer: int | None = None, **kwargs: Any
+    ) -> Any:
+        """TransformerBridge.run_with_cache, with one entry for each activation, found by any of its names."""
         last = stop_at_layer == self.target.cfg.n_layers
-        with in_force(_BeforeTheNorm(self.target)) if last else _stopping(self.target.blocks, stop_at_layer):
-            return self._run_with_cache(*args, stop_at_layer=stop_at_layer, **kwargs)
+        wanted, besides = self._wanted(names_filter)
+        with in_force(_BeforeTheNorm(self.target)) if last else nullcontext(), self._listed(besides):
+            output, cache = self._run_with_cache(*args, names_filter=wanted, stop_at_layer=stop_at_layer, **kwargs)
+        if isinstance(cache, dict):
+            return output, Entries(cache, self._names)
+        cache.cache_dict = Entries(cache.cache_dict, self._names)
+        return output, cache
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        return {name: point.name for name, point in self._points.all.items()}
+
+    def _wanted(self, names_filter: Any) -> tuple[Any, dict[str, Any]]:
+        """What to keep, each activation once, and those among it that are not listed."""
+        if names_filter is None:
+            return lambda name: dict.__contains__(self._points, name), {}
+        if isinstance(names_filter, str):
+            names = [names_filter]
+        else:
+            names = self._points.taken_by(names_filter) if callable(names_filter) else list(names_filter)
+        found = {name: point for name in names if (point := self._points.get(name)) is not None}
+        besides = {name: point for name, point in found.items() if not self._points.lists(point)}
+        wanted = [name if name in besides or name not in found else found[name].name for name in names]
+        return (set(wanted).__contains__ if callable(names_filter) else wanted), besides
+
+    @contextmanager
+    def _listed(self, besides: dict[str, Any]) -> Iterator[None]:
+        def put_back() -> None:
+            for name in besides:
+                self._points.pop(name, None)
+
+        try:
+            try:
+                self._points.update(besides)
+                yield
+            finally:
+                put_back()
+        finally:
+            put_back()  # an interrupt may have come in the midst of the first
+
+    def run_with_hooks(self, *args: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any) -> Any:
+        """TransformerBridge.run_with_hooks, by any name of a hook."""
+        hooks = {"fwd_hooks": self._each(fwd_hooks), "bwd_hooks": self._each(bwd_hooks)}
+        return self._run_with_hooks(*args, **hooks, **kwargs)
+
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), *args: Any, **kwargs: Any) -> Any:
+        """TransformerBridge.hooks, by any name of a hook."""
+        return self._hooks(self._each(fwd_hooks), self._each(bwd_hooks), *args, **kwargs)
+
+    def add_hook(self, name: Any, hook: Any, *args: Any, **kwargs: Any) -> None:
+        """TransformerBridge.add_hook, by any name of a hook."""
+        for one, told in self._each([(name, hook)]):
+            self._add_hook(one, told, *args, **kwargs)
+
+    def _each(self, hooks: Hooks) -> list[tuple[Any, Any]]:
+        """Hooks by name, or by a function that takes names of points that are listed."""
+        each: list[tuple[Any, Any]] = []
+        for name, function in hooks:
+            if not callable(name):
+                each.append((name, self._told(name, function)))
+                continue
+            taken = self._points.taken_by(name)
+            if listed := {point.name for point in map(self._points.get, taken) if self._points.lists(point)}:
+                each.append((listed.__contains__, function))
+            each += [(one, function) for one in taken if not self._points.lists(self._points[one])]
+        return each
+
+    def _told(self, name: str, function: Any) -> Any:
+        """The hook, which is told the name that it was asked for by."""
+        point = self._points.get(name)
+        if point is None or point.name == name:
+            return function
+        return lambda value, hook: function(value, hook=_AliasedHookPoint(name, hook))
 
     def _refuse(self, *args: Any, **kwargs: Any) -> None:
         raise LensplugError(
@@ -122,26 +273,6 @@ class _BeforeTheNorm(Patch):
             raise StopAtLayerException(residual)
 
         return {"forward": stop}
-
-
-@contextmanager
-def _stopping(blocks: Any, layer: int) -> Iterator[None]:
-    """The blocks end a pass before the given layer, as the bridge's own forward lets them."""
-    before = [getattr(block, "_stop_at_layer_idx", None) for block in blocks]
-
-    def put_back() -> None:
-        for block, old in zip(blocks, before, strict=True):
-            block._stop_at_layer_idx = old
-
-    try:
-        try:
-            for block in blocks:
-                block._stop_at_layer_idx = layer % len(blocks) if layer < 0 else layer
-            yield
-        finally:
-            put_back()
-    finally:
-        put_back()  # an interrupt may have come in the midst of the first
 
 
 def _points(model: Any) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from built import ENGINES, built
@@ -93,3 +95,75 @@ def test_hooks_that_need_a_setting_are_there_after_it(bridge):
 def test_compatibility_mode_is_refused(bridge):
     with HookNames(bridge), pytest.raises(LensplugError, match=r"wrap again with lensplug.wrap\(..., process_weights"):
         bridge.enable_compatibility_mode()
+
+
+def test_the_bridges_own_names_are_understood(bridge):
+    """By `hook_dict`, hooks and caches; what is listed, and what a cache holds, stays one name each."""
+    own, tokens = bridge.hook_dict, text_tokens(9)
+    _, everything = bridge.run_with_cache(tokens)
+    with HookNames(bridge):
+        assert all(bridge.hook_dict[name] is point for name, point in own.items())
+        assert "blocks.0.nothing" not in bridge.hook_dict and bridge.hook_dict.get("blocks.0.nothing") is None
+        _, cache = bridge.run_with_cache(tokens)
+        for name in ("blocks.1.hook_out", "blocks.0.hook_in", "blocks.2.attn.hook_out", "blocks.1.attn.q.hook_out"):
+            assert name not in list(cache)
+            torch.testing.assert_close(cache[name], everything[name])
+            _, one = bridge.run_with_cache(tokens, names_filter=name)
+            _, some = bridge.run_with_cache(tokens, names_filter=[name, bridge.hook_dict[name].name])
+            _, by_function = bridge.run_with_cache(tokens, names_filter=lambda n, name=name: n == name)
+            assert list(one) == list(some) == list(by_function) == [bridge.hook_dict[name].name]
+            torch.testing.assert_close(one[name], everything[name])
+        _, hidden = bridge.run_with_cache(tokens, names_filter=["blocks.1.ln1.hook_out", "hook_embed"])
+        assert set(hidden) == {"blocks.1.ln1.hook_out", "hook_embed"}
+        torch.testing.assert_close(hidden["blocks.1.ln1.hook_out"], everything["blocks.1.ln1.hook_out"])
+        assert "blocks.1.ln1.hook_out" not in list(bridge.run_with_cache(tokens)[1]), "asked for once"
+        assert type(copy.deepcopy(cache.cache_dict)) is dict
+
+
+def test_a_hook_is_told_the_name_that_it_was_asked_for_by(bridge):
+    tokens, told = text_tokens(9), []
+
+    def silence(value, hook):
+        told.append((hook.name, hook.layer()))
+        return value * 0
+
+    with HookNames(bridge):
+        by_ours = bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_attn_out", silence)])
+        by_theirs = bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_out", silence)])
+        with bridge.hooks(fwd_hooks=[(lambda name: name == "blocks.1.attn.hook_out", silence)]):
+            by_function = bridge(tokens)
+        bridge.add_hook("blocks.1.attn.hook_out", silence)
+        added = bridge(tokens)
+        bridge.reset_hooks()
+        assert not torch.equal(bridge(tokens), added)
+        bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.2.ln1.hook_out", silence)])
+        bridge.run_with_hooks(tokens, fwd_hooks=[(lambda name: name == "blocks.2.ln1.hook_out", silence)])
+    assert torch.equal(by_ours, by_theirs) and torch.equal(by_ours, added) and torch.equal(by_ours, by_function)
+    ours, theirs = ("blocks.1.hook_attn_out", 1), ("blocks.1.attn.hook_out", 1)
+    assert told[:4] == [ours, theirs, ours, theirs]
+    assert told[4:] == [("blocks.2.ln1.hook_out", 2)] * 2
+
+
+def test_a_function_of_the_name_takes_hooked_transformers_names_first(bridge):
+    """`"ln2" in name` must not edit the stream, because a bridge calls the stream there `ln2.hook_in`."""
+    tokens, told = text_tokens(9), []
+    with HookNames(bridge):
+        bridge.run_with_hooks(
+            tokens, fwd_hooks=[(lambda name: "blocks.0.ln2" in name, lambda value, hook: told.append(hook.name))]
+        )
+        _, cache = bridge.run_with_cache(tokens, names_filter=lambda name: "ln2" in name)
+    assert told == ["blocks.0.ln2.hook_scale", "blocks.0.ln2.hook_normalized"]
+    assert {name.rpartition("ln2.")[2] for name in cache} == {"hook_scale", "hook_normalized"}
+
+
+def test_names_that_need_a_setting_are_found_by_either_name_and_kept_once(bridge):
+    tokens = text_tokens(9)
+    with HookNames(bridge):
+        bridge.set_use_split_qkv_input(True)
+        listed = [name for name in bridge.hook_dict if name.startswith("blocks.1") and name.endswith("q_input")]
+        _, cache = bridge.run_with_cache(tokens)
+        kept = [name for name in cache if name.startswith("blocks.1") and name.endswith("q_input")]
+        bridge.set_use_split_qkv_input(False)
+    assert listed == ["blocks.1.hook_q_input", "blocks.1.attn.hook_q_input"]
+    assert kept == ["blocks.1.hook_q_input"]
+    assert torch.equal(cache["blocks.1.attn.hook_q_input"], cache["blocks.1.hook_q_input"])
