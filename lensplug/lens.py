@@ -28,6 +28,7 @@ from lensplug.inputs import MultimodalInput, refuse_other_inputs
 from lensplug.known_hooks import refuse_unknown_hooks
 from lensplug.media import load_media
 from lensplug.parity import ParityReport
+from lensplug.patches.placeholders import placeholders_as_words
 from lensplug.positions import Positions
 from lensplug.reductions import Keep, KeepGradients
 from lensplug.targets import Target
@@ -347,6 +348,19 @@ class MultimodalLens:
         """
         refuse_unknown_hooks(self.model, [name for name, _ in fwd_hooks if isinstance(name, str)])
         return self.model.run_with_hooks(inputs, fwd_hooks=list(fwd_hooks), **kwargs)
+
+    @contextmanager
+    def placeholders_as_words(self) -> Iterator[None]:
+        """While it lasts, `lens.model` runs tokens that hold placeholders, as if those were words.
+
+            with lens.placeholders_as_words():
+                lens.model(inputs.tokens)                      # without the picture
+
+        Tokens say where a picture or a sound goes, and not what is seen or heard there: everywhere else `lens.model`
+        refuses such tokens, also where a tool of TransformerLens gives them to it.
+        """
+        with placeholders_as_words():
+            yield
 
     def generate(self, inputs: MultimodalInput, *, max_new_tokens: int = 20) -> Answer:
         """The model's answer, greedily, from the wrapped core: hooks on `lens.model` take part.

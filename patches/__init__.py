@@ -13,7 +13,8 @@ key-value cache when it generates; `bridge_resid_mid` lets an edit between atten
 `bridge_mlp` computes MLPs in place.
 
 For both: `logit_rows` gives logits of chosen positions; `checkpointed_blocks` lets a backward pass keep the blocks'
-inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding.
+inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding; `placeholders` refuses tokens that
+stand for a picture or a sound which is not there.
 
 Importing this package changes nothing: a patch acts on one instance, when it is applied, until it is removed.
 
@@ -39,6 +40,7 @@ PATCHES = {
     "HookNames": "lensplug.patches.hook_names",
     "LogitDirections": "lensplug.patches.logit_directions",
     "LogitRows": "lensplug.patches.logit_rows",
+    "PlaceholdersRefused": "lensplug.patches.placeholders",
 }
 """Patch -> its module, imported when asked for: TransformerLens 4 has no HookedTransformer to import."""
 

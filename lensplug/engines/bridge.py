@@ -32,6 +32,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     from lensplug.patches.bridge_resid_mid import BridgeResidMid
     from lensplug.patches.hook_names import HookNames
     from lensplug.patches.logit_directions import LogitDirections
+    from lensplug.patches.placeholders import PlaceholdersRefused
 
     model = build_language_bridge(
         core.decoder,
@@ -46,4 +47,5 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     if core.beside == "attention_mask":
         model.cfg.looks_ahead_within = "image"  # what analyses read of the masks that its model gives it
     BridgeEmbeddingInput(model, beside=core.beside).apply()
+    PlaceholdersRefused(model, core.placeholder_ids).apply()
     return model

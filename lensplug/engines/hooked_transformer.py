@@ -40,6 +40,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     from lensplug.patches.embedding_input import EmbeddingInput
     from lensplug.patches.gated_mlp import GatedMLPInPlace
     from lensplug.patches.logit_directions import LogitDirections
+    from lensplug.patches.placeholders import PlaceholdersRefused
 
     model = build_hooked_transformer(
         core.decoder,
@@ -51,4 +52,5 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     )
     for patch in (EmbeddingInput, GatedMLPInPlace, LogitDirections):
         patch(model).apply()
+    PlaceholdersRefused(model, core.placeholder_ids).apply()
     return model

@@ -14,8 +14,10 @@ from lensplug import LensplugError, patches
 
 OF_HOOKED = ("AttentionRows", "ConfigFix", "EmbeddingInput", "GatedMLPInPlace")
 OF_BRIDGE = tuple(name for name in patches.PATCHES if "Bridge" in name) + ("HookNames",)
-OF_BOTH = ("CheckpointedBlocks", "LogitDirections", "LogitRows")
-ALREADY = {"EmbeddingInput", "GatedMLPInPlace", "LogitDirections", *OF_BRIDGE} - {"BridgeAttentionRows"}
+OF_BOTH = ("CheckpointedBlocks", "LogitDirections", "LogitRows", "PlaceholdersRefused")
+ALREADY = {"EmbeddingInput", "GatedMLPInPlace", "LogitDirections", "PlaceholdersRefused", *OF_BRIDGE} - {
+    "BridgeAttentionRows"
+}
 """In force on lens.model."""
 
 
@@ -35,6 +37,8 @@ def made(name, lens, inputs):
     kind = getattr(patches, name)
     if name == "ConfigFix":
         return kind(lens.model, lens.core.decoder, lens.core.head, lens.core.text_config)
+    if name == "PlaceholdersRefused":
+        return kind(lens.model, lens.core.placeholder_ids)
     return kind(lens.model, rows_of(inputs)) if name.endswith("Rows") else kind(lens.model)
 
 

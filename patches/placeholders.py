@@ -1,0 +1,111 @@
+"""The gap: tokens that hold the placeholder of a picture run without it, in silence, and other words come out.
+
+A multimodal model's tokens say where its picture goes, `<image> <image> ...`, and not what is seen there. The language
+core takes them for words whose embedding was never trained: TransformerLens's own tools, given tokens, then study a
+prompt that the full model never sees. While this patch is applied to a HookedTransformer or a TransformerBridge, token
+ids and strings that hold such a placeholder are refused wherever they can run: `model(x)`, `run_with_cache`,
+`run_with_hooks`, `generate` and its relatives, `input_to_embed`. Merged embeddings go the old way.
+
+Who means the placeholder's own embedding says so:
+
+    with placeholders_as_words():
+        model(tokens)
+
+Checked against transformer-lens 3.9.0 and 4.3.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from lensplug.patches.errors import LensplugError
+from lensplug.patches.merged import is_merged
+from lensplug.patches.patch import Patch
+from torch import Tensor
+
+DOORS = ("forward", "generate", "generate_stream", "hf_generate", "diffusion_generate", "input_to_embed")
+"""Where tokens go in; what runs with a cache or with hooks goes through `forward`."""
+
+_AS_WORDS: ContextVar[bool] = ContextVar("placeholders_as_words", default=False)
+
+
+@contextmanager
+def placeholders_as_words() -> Iterator[None]:
+    """While it lasts, in this thread, placeholders without a medium run as if they were words."""
+    before = _AS_WORDS.set(True)
+    try:
+        yield
+    finally:
+        _AS_WORDS.reset(before)
+
+
+class PlaceholdersRefused(Patch):
+    """While applied, tokens that hold the placeholder of a medium are refused. To be applied last."""
+
+    def __init__(self, model: Any, placeholder_ids: Mapping[str, int]) -> None:
+        """Keep `model`; nothing is changed before `apply`.
+
+        Args:
+            model: A HookedTransformer or a TransformerBridge.
+            placeholder_ids: Modality ("image", "video", "audio") -> the token id of its placeholder.
+        """
+        super().__init__(model)
+        self._ids = dict(placeholder_ids)
+
+    def _options(self) -> dict[str, Any]:
+        return {f"{kind} placeholder": token for kind, token in self._ids.items()}
+
+    def _changes(self) -> dict[str, Any]:
+        return {name: _Door(self, getattr(self.target, name)) for name in DOORS if hasattr(self.target, name)}
+
+    def refuse(self, given: Any) -> None:
+        """Raise if these are tokens, or words, that hold a placeholder."""
+        tokens = self._tokens(given)
+        if tokens is None:
+            return
+        for kind, token in self._ids.items():
+            if count := int((tokens == token).sum()):
+                raise LensplugError(
+                    f"the tokens hold {count} {kind} placeholder(s) (id {token}) and no {kind}: the model would take"
+                    f" them for words. Give the inputs of lens.prepare (lens.encode) in place of their tokens, to the"
+                    f" model and to TransformerLens's tools alike; where the placeholder's own embedding is meant, run"
+                    f" it inside `with lens.placeholders_as_words():`."
+                )
+
+    def _tokens(self, given: Any) -> Tensor | None:
+        """The token ids that would run; None where these are no tokens."""
+        if given is None or is_merged(given):
+            return None
+        if isinstance(given, str) or (isinstance(given, list | tuple) and any(isinstance(x, str) for x in given)):
+            if getattr(self.target, "tokenizer", None) is None:
+                return None  # TransformerLens says what is missing
+            tokens: Tensor = self.target.to_tokens(given, prepend_bos=False)
+            return tokens
+        try:
+            return given if isinstance(given, Tensor) else torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError):
+            return None
+
+
+class _Door:
+    """A method of a model, which first looks at what came. An object, so that a copied model has doors of its own."""
+
+    def __init__(self, patch: PlaceholdersRefused, method: Callable[..., Any]) -> None:
+        self._patch, self._method = patch, method
+
+    @property
+    def __self__(self) -> Any:
+        """Whose method it is: a patch looks whether its kind is there already."""
+        return getattr(self._method, "__self__", None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _AS_WORDS.get():
+            return self._method(*args, **kwargs)
+        for given in (*args[:1], kwargs.get("input"), kwargs.get("input_ids")):
+            self._patch.refuse(given)
+        with placeholders_as_words():  # what a model has written itself may be anything
+            return self._method(*args, **kwargs)
