@@ -174,6 +174,7 @@ def test_importing_the_patches_imports_no_transformer_lens():
         "HookNames",
         "LogitDirections",
         "LogitRows",
+        "PlaceholdersRefused",
     ]
     with pytest.raises(ImportError, match="NoSuchPatch"):
         from lensplug.patches import NoSuchPatch  # noqa: F401
