@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
-from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks
+from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks, refuse_behind_a_cache
 from torch import Tensor
 
 
@@ -58,8 +58,7 @@ class _BlockRows(RowsOfABlock):
     def _scores(
         self, q: Float[Tensor, "batch pos head d_head"], k: Float[Tensor, "batch key kv_head d_head"]
     ) -> Float[Tensor, "batch head row key"]:
-        if q.shape[1] != k.shape[1]:
-            raise LensplugError("attention rows are not known with a key-value cache: run the prompt in one piece.")
+        refuse_behind_a_cache(q.shape[1], k.shape[1], self._rows, self._hidden)
         if len(q) != len(self._rows):
             raise LensplugError(f"rows are for {len(self._rows)} examples, the model runs on {len(q)}.")
         window = self.target.cfg.window_size if self.target.attn_type == "local" else None

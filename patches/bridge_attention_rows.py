@@ -18,12 +18,14 @@ from jaxtyping import Float
 from lensplug.patches.bridge_padding import seen_by
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
-from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks
+from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks, refuse_behind_a_cache
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 INPUT_FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
 """Settings of a bridge under which attention is computed head by head."""
+CACHES = ("cache", "past_key_values")
+"""What transformers calls, and called, the key-value cache that it gives an attention layer."""
 
 
 class BridgeAttentionRows(RowsOfBlocks):
@@ -43,7 +45,7 @@ class BridgeAttentionRows(RowsOfBlocks):
 class _BlockRows(RowsOfABlock):
     """The attention of one block."""
 
-    relies_on = ("_apply_position_embedding_hooks", "_qk_norm_phase")
+    relies_on = ("_apply_position_embedding_hooks", "_qk_norm_phase", "_update_kv_cache")
 
     def _changes(self) -> dict[str, Any]:
         return {"forward": self.forward}
@@ -57,10 +59,6 @@ class _BlockRows(RowsOfABlock):
     ) -> tuple[Float[Tensor, "batch pos d_model"], None]:
         """The bridge's attention, hook by hook; the output from SDPA."""
         attn = self.target
-        if any(kwargs.get(name) is not None for name in ("cache", "past_key_values")):
-            raise LensplugError(
-                "attention rows are not known with a key-value cache: run the prompt in one piece (use_cache=False)."
-            )
         if len(hidden_states) != len(self._rows):
             raise LensplugError(f"rows are for {len(self._rows)} examples, the model runs on {len(hidden_states)}.")
         x = attn.hook_in(hidden_states)
@@ -70,6 +68,9 @@ class _BlockRows(RowsOfABlock):
             q, k = attn.hook_q_normed(attn.q_norm(q)), attn.hook_k_normed(attn.k_norm(k))
         q, k = apply_rotary_pos_emb(q, k, *attn._apply_position_embedding_hooks(position_embeddings))
         q, k = attn.hook_rot_q(q), attn.hook_rot_k(k)
+        cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
+        k, v = attn._update_kv_cache(k, v, past_key_values=cache)
+        refuse_behind_a_cache(q.shape[2], k.shape[2], self._rows, self._hidden)
         blocks = self._blocks(q, k, attention_mask)
         self._show_rows(blocks)
         if self._each_block is not None:
@@ -87,7 +88,8 @@ class _BlockRows(RowsOfABlock):
         mask = seen_by(attention_mask, q.shape[2], k.shape[2], q.device)
         if visible is not None:
             mask = mask & visible[:, None, None]
-        return PatternBlocks(q, k, scale, causal=not bool(mask.triu(diagonal=1).any()), mask=mask)
+        past = k.shape[2] - q.shape[2]
+        return PatternBlocks(q, k, scale, causal=not bool(mask.triu(diagonal=1 + past).any()), mask=mask)
 
     def _show_rows(self, blocks: PatternBlocks) -> None:
         """Fire the hooks of scores and pattern with the rows."""

@@ -40,8 +40,13 @@ class PatternBlocks:
 
     @property
     def length(self) -> int:
-        """The number of positions."""
+        """The number of keys."""
         return self.k.shape[2]
+
+    @property
+    def past(self) -> int:
+        """Keys from before the first query, out of a key-value cache."""
+        return self.length - self.q.shape[2]
 
     def scores(
         self, q: Float[Tensor, "batch head row d_head"], keys: int | None = None
@@ -54,13 +59,13 @@ class PatternBlocks:
         return ungrouped(grouped(q.float(), k) @ k.transpose(2, 3), q.shape[1]).div_(self.scale)
 
     def seen(self, rows: Int[Tensor, "rows_of row"], keys: int | None = None) -> Bool[Tensor, "example 1 row key"]:
-        """What queries at these positions see of the first `keys` keys: causal, in the window, no padding."""
+        """What these queries see of the first `keys` keys: causal, in the window, no padding."""
         if self.mask is not None:
             mask = self.mask[..., :keys].expand(len(rows), -1, -1, -1) if len(self.mask) == 1 else self.mask[..., :keys]
             at = rows.expand(len(mask), -1)[:, None, :, None]
             return mask.gather(2, at.expand(-1, -1, -1, mask.shape[3]))
         key = torch.arange(self.length if keys is None else keys, device=rows.device)
-        at = rows[:, :, None]
+        at = rows[:, :, None] + self.past
         seen = key <= at if self.causal else torch.ones_like(key <= at)
         if self.causal and self.window is not None:
             seen = seen & (key > at - self.window)
@@ -75,9 +80,9 @@ class PatternBlocks:
         """
         batch, heads = self.q.shape[:2]
         size = max(1, BLOCK_BYTES // (batch * heads * self.length * 4 * 3))
-        for stop in range(self.length, 0, -size):
+        for stop in range(self.q.shape[2], 0, -size):
             start = max(0, stop - size)
-            keys = stop if self.causal else self.length
+            keys = stop + self.past if self.causal else self.length
             scores = self.scores(self.q[:, :, start:stop], keys)
             rows = torch.arange(start, stop, device=scores.device)[None]
             scores.masked_fill_(~self.seen(rows, keys), -torch.inf)
@@ -86,7 +91,10 @@ class PatternBlocks:
     def attend(self, v: Float[Tensor, "batch kv_head key d_head"]) -> Float[Tensor, "batch head pos d_head"]:
         """The output of SDPA."""
         windowed = self.window is not None and self.window < self.length
-        if self.padding is None and self.mask is None and not windowed:
+        everything = self.padding is None and self.mask is None and not windowed
+        if self.q.shape[2] == 1 and self.past:
+            return self._attend_once(v, everything=everything)
+        if everything and not (self.causal and self.past):
             # Key heads are shared by the query heads of a group without a copy.
             grouped_heads = self.q.shape[1] != v.shape[1]
             return F.scaled_dot_product_attention(
@@ -94,10 +102,22 @@ class PatternBlocks:
             )
         # With a mask, kernels of some devices do not know shared key heads, and fall back to one that makes all scores.
         k, v = (one.repeat_interleave(self.q.shape[1] // one.shape[1], dim=1) for one in (self.k, v))
-        everyone = torch.arange(self.length, device=v.device)[None]
+        everyone = torch.arange(self.q.shape[2], device=v.device)[None]
         mask = self.seen(everyone) if self.mask is None else self.mask
         sees = mask.any(dim=-1, keepdim=True)  # padding sees nothing, and then gets nothing
         return F.scaled_dot_product_attention(self.q, k, v, attn_mask=mask | ~sees, scale=1 / self.scale) * sees
+
+    def _attend_once(
+        self, v: Float[Tensor, "batch kv_head key d_head"], *, everything: bool
+    ) -> Float[Tensor, "batch head 1 d_head"]:
+        """Of a single query behind a key-value cache: query heads that share keys are rows, and no key is copied."""
+        mask = None
+        if not everything:
+            mask = self.seen(self.q.new_zeros(1, 1, dtype=torch.long)) if self.mask is None else self.mask
+        rows = grouped(self.q, self.k)
+        return ungrouped(
+            F.scaled_dot_product_attention(rows, self.k, v, attn_mask=mask, scale=1 / self.scale), self.q.shape[1]
+        )
 
     def attend_and_show(
         self, v: Float[Tensor, "batch kv_head key d_head"], show: Show

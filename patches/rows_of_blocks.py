@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
+from lensplug.patches.errors import LensplugError
 from lensplug.patches.patch import Patch, PatchOfParts
 from torch import Tensor
 
@@ -81,3 +82,13 @@ class RowsOfBlocks(PatchOfParts):
     def _of_block(self, attn: Any, *given: Any) -> RowsOfABlock:
         """The patch of one block's attention; refuses what SDPA does not know."""
         raise NotImplementedError
+
+
+def refuse_behind_a_cache(queries: int, keys: int, rows: Int[Tensor, "batch row"], hidden: Tensor | None) -> None:
+    """Raise if rows or hidden positions were asked for, and a key-value cache holds a part of the positions.
+
+    Both are counted from the left of all positions; a pass behind a cache has the last ones only. Without rows, as
+    `generate` runs, a cache is used.
+    """
+    if keys != queries and (rows.shape[1] or hidden is not None):
+        raise LensplugError("attention rows are not known with a key-value cache: run the prompt in one piece.")
