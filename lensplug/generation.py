@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,11 +12,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lensplug import engines
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.tokens import token_texts
 from lensplug.variants import continued
+from lensplug.writer import Writer, settings
 
 
 @dataclass(frozen=True)
@@ -28,32 +33,74 @@ class Answer:
     """Prompt and answer as one input, the answer labelled "generated"."""
 
 
+@dataclass(frozen=True)
+class Choosing:
+    """How the next token is chosen; refused where it says nothing that can be followed."""
+
+    max_new_tokens: int
+    do_sample: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop_strings: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise if a value is none that it can have."""
+        whole = {"max_new_tokens": self.max_new_tokens, "top_k": self.top_k}
+        for name, value in whole.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise LensplugError(f"{name} is {value!r}, expected at least 1 (a whole number).")
+        for name, most in (("temperature", math.inf), ("top_p", 1.0)):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 < value <= most and value < math.inf):
+                limit = "" if most == math.inf else " and at most 1"
+                raise LensplugError(f"{name} is {value!r}, expected a number above 0{limit}.")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
+            raise LensplugError(f"seed is {self.seed!r}, expected a whole number.")
+        if not isinstance(self.do_sample, bool):
+            raise LensplugError(f"do_sample is {self.do_sample!r}, expected True or False.")
+        by_chance = [name for name in ("temperature", "top_p", "top_k", "seed") if getattr(self, name) is not None]
+        if by_chance and not self.do_sample:
+            raise LensplugError(
+                f"{', '.join(by_chance)} would change nothing: the likeliest token is taken. Give do_sample=True too."
+            )
+        stops = [self.stop_strings] if isinstance(self.stop_strings, str) else self.stop_strings
+        if stops is not None and not (stops and all(isinstance(stop, str) and stop for stop in stops)):
+            raise LensplugError(f"stop_strings is {self.stop_strings!r}, expected a string or several, none empty.")
+
+
 def generate(
-    model: Any, hf_model: Any, core: LanguageCore, tokenizer: Any, inputs: MultimodalInput, max_new_tokens: int
+    model: Any,
+    engine: str,
+    hf_model: Any,
+    core: LanguageCore,
+    tokenizer: Any,
+    inputs: MultimodalInput,
+    choosing: Choosing,
 ) -> Answer:
-    """The answer of a TransformerLens model, greedily, until an end-of-turn token of the Hugging Face model.
+    """The answer of a TransformerLens model, until an end-of-turn token of the Hugging Face model.
 
     Raises:
-        LensplugError: If no token is asked for.
+        LensplugError: If the answer cannot begin behind the prompt, or leaves the context.
     """
-    if max_new_tokens < 1:
-        raise LensplugError(f"max_new_tokens is {max_new_tokens}, expected at least 1.")
-    stops = _stop_tokens(hf_model, tokenizer)
-    with torch.no_grad():
-        tokens = model.generate(
-            inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            stop_at_eos=bool(stops),
-            eos_token_id=stops,
-            return_type="tokens",
-            verbose=False,
-        )[:, inputs.tokens.shape[1] :]
-    ended = torch.isin(tokens, torch.tensor(stops, device=tokens.device, dtype=tokens.dtype)).cumsum(1) > 0
-    generated = torch.ones_like(ended)
-    generated[:, 1:] = ~ended[:, :-1]  # the token that ends an answer still belongs to it
-    text = [_decoded(row[own], tokenizer) for row, own in zip(tokens, generated, strict=True)]
-    embeds = core.decoder.embed_tokens(tokens).detach()
+    if choosing.stop_strings is not None and tokenizer is None:
+        raise LensplugError("stop_strings need a tokenizer, and this lens has none: lensplug.wrap(model, tokenizer).")
+    chosen = settings(
+        hf_model,
+        tokenizer,
+        max_new_tokens=choosing.max_new_tokens,
+        do_sample=choosing.do_sample,
+        given={name: getattr(choosing, name) for name in ("temperature", "top_p", "top_k")},
+        stop_strings=choosing.stop_strings,
+    )
+    # The tables that grow here are read by later runs with gradients, whatever the user's code is in.
+    with torch.inference_mode(False), torch.no_grad(), _seeded(choosing.seed, core.device):
+        writer = Writer(hf_model, engines.decoding(engine, model, inputs), chosen)
+        with engines.at_sdpa_speed(engine, model, len(inputs)):
+            tokens, generated = writer.write(inputs.tokens, inputs.attention_mask, tokenizer)
+        text = [_decoded(row[own], tokenizer) for row, own in zip(tokens, generated, strict=True)]
+        embeds = core.decoder.embed_tokens(tokens).detach()
     answered = inputs.appended(tokens, embeds, generated, token_texts(tokens, tokenizer))
     if core.beside is not None:
         model_inputs, beside = continued(hf_model, core, inputs, tokens, generated)
@@ -61,11 +108,19 @@ def generate(
     return Answer(text, tokens, answered)
 
 
-def _stop_tokens(hf_model: Any, tokenizer: Any) -> list[int]:
-    stops = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
-    if stops is None:
-        stops = getattr(tokenizer, "eos_token_id", None)
-    return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Chance begins at a seed, and goes on outside as if nothing had been drawn."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _decoded(tokens: Int[Tensor, " new"], tokenizer: Any) -> str:

@@ -23,7 +23,7 @@ from lensplug.caching import NamesFilter, Needs, Plan
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.estimate import Estimate
-from lensplug.generation import Answer
+from lensplug.generation import Answer, Choosing
 from lensplug.inputs import MultimodalInput, refuse_other_inputs
 from lensplug.known_hooks import refuse_unknown_hooks
 from lensplug.media import load_media
@@ -362,15 +362,45 @@ class MultimodalLens:
         with placeholders_as_words():
             yield
 
-    def generate(self, inputs: MultimodalInput, *, max_new_tokens: int = 20) -> Answer:
-        """The model's answer, greedily, from the wrapped core: hooks on `lens.model` take part.
+    def generate(
+        self,
+        inputs: MultimodalInput,
+        *,
+        max_new_tokens: int = 20,
+        do_sample: bool = False,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+    ) -> Answer:
+        """The model's answer from the wrapped core: hooks on `lens.model` take part, once in every step.
+
+            answer = lens.generate(inputs, max_new_tokens=8)
+            answer = lens.generate(inputs, do_sample=True, temperature=0.7, top_p=0.9, seed=0)
+
+        The first step has the whole prompt, each other one the token before it, behind a key-value cache; logits are
+        made at the last position only. Attention runs at the speed of SDPA, unless a hook sees or edits scores or
+        patterns: then all of them are made. Tokens are chosen by transformers' own code, and the model's
+        `generation_config` holds (penalties, forbidden words, the end); what is not followed is named in a warning.
 
         Args:
             inputs: From `prepare` or `encode`.
             max_new_tokens: At most this many; an answer ends earlier at an end-of-turn token.
+            do_sample: Choose tokens by chance; without it the likeliest is taken, whatever `generation_config` says.
+            temperature: With `do_sample`, what logits are divided by; that of `generation_config` if not given.
+            top_p: With `do_sample`, the share of probability, in (0, 1], of which the likeliest tokens are left.
+            top_k: With `do_sample`, how many of the likeliest tokens are left.
+            seed: With `do_sample`, where chance begins: the same answer again, and nothing changes for other code.
+            stop_strings: An answer ends where it has one of them; it belongs to the answer.
+
+        Raises:
+            LensplugError: If a value is none that it can have, the prompt is padded at its right, the answer would
+                leave the model's context, or the run would need more memory than is free.
         """
         refuse_other_inputs(inputs)
-        return generation.generate(self.model, self.hf_model, self.core, self.tokenizer, inputs, max_new_tokens)
+        choosing = Choosing(max_new_tokens, do_sample, temperature, top_p, top_k, seed, stop_strings)
+        return generation.generate(self.model, self.engine, self.hf_model, self.core, self.tokenizer, inputs, choosing)
 
     def check(self, inputs: MultimodalInput) -> ParityReport:
         """The full Hugging Face model with SDPA attention against the wrapped core, on the same input.

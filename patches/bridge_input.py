@@ -17,7 +17,7 @@ Checked against transformer-lens 3.9.0 and 4.3.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
 
@@ -61,7 +61,7 @@ class BridgeEmbeddingInput(Patch):
         loss_per_token: bool = False,
         *args: Any,
         tokens: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Mapping[str, Tensor | None] | None = None,
         **kwargs: Any,
     ) -> Any:
         """TransformerBridge.forward, for merged embeddings too."""
@@ -73,6 +73,9 @@ class BridgeEmbeddingInput(Patch):
         if is_residual or not is_merged(input):
             given = {} if tokens is None else {"tokens": tokens}
             return self._forward(input, return_type, loss_per_token, *args, **given, **kwargs)
+        if isinstance(input, Tensor) and any(kwargs.get(name) is not None for name in ("cache", "past_key_values")):
+            # A step of an answer: its mask is that of all positions so far, and its caller's affair.
+            return self._forward(self.target.embed.hook_out(input), return_type, loss_per_token, *args, **kwargs)
         merged = self._merged(input, tokens, kwargs.pop("attention_mask", None))
         of_loss = return_type in ("loss", "both")
         if merged.tokens is None and of_loss:

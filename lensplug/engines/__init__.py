@@ -7,10 +7,11 @@ exactly, under the same names of hooks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -97,3 +98,39 @@ def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextMan
     from lensplug.patches.logit_rows import LogitRows
 
     return in_force(LogitRows(model, rows))
+
+
+def decoding(engine: str, model: Any, prompt: Any) -> Any:
+    """The steps of one answer of a model of that engine, behind a key-value cache: a `lensplug.patches.Decoding`.
+
+    Args:
+        engine: A key of `ENGINES`.
+        model: A model that it made.
+        prompt: The inputs.
+
+    Raises:
+        LensplugError: If an answer cannot begin behind this prompt.
+    """
+    return import_module(ENGINES[engine]).decoding(model, prompt)
+
+
+def at_sdpa_speed(engine: str, model: Any, n_examples: int) -> AbstractContextManager[Any]:
+    """While it lasts, attention makes no scores and no patterns, where nobody looks at them and it can be told so.
+
+    A hook on scores or patterns must see them, and may edit them; and some attention is not known to SDPA. There
+    everything stays as it is.
+    """
+    if watched_patterns(model):
+        return nullcontext()
+    none = torch.zeros(n_examples, 0, dtype=torch.long)
+    try:
+        return attention_rows(engine, model, none)
+    except LensplugError:
+        return nullcontext()
+
+
+def watched_patterns(model: Any) -> bool:
+    """Whether a hook on a model of either engine sees attention scores or patterns."""
+    points = [getattr(block.attn, name) for block in model.blocks for name in ("hook_attn_scores", "hook_pattern")]
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(point, kind) for point in points for kind in kinds)

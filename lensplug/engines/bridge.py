@@ -18,6 +18,13 @@ def attention_rows(model: Any, rows: Int[Tensor, "batch row"], **shown: Any) -> 
     return BridgeAttentionRows(model, rows, **shown)
 
 
+def decoding(model: Any, prompt: Any) -> Any:
+    """The steps of one answer, behind a key-value cache."""
+    from lensplug.patches.decoding import BridgeDecoding
+
+    return BridgeDecoding(model, prompt)
+
+
 def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = False) -> Any:
     """A TransformerBridge of the core, with the patches that make it a multimodal model's.
 
