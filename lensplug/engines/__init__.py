@@ -76,16 +76,18 @@ def attention_rows(
         LensplugError: If the model's attention has something that cannot be computed so.
     """
     module = import_module(ENGINES[engine])
-    return in_force(
+    context: AbstractContextManager[Any] = in_force(
         module.attention_rows(model, rows, hidden=hidden, each_block=each_block, each_gradient=each_gradient)
     )
+    return context
 
 
 def checkpointed(model: Any) -> AbstractContextManager[Any]:
     """While it lasts, a backward pass through a model of either engine computes its blocks again, and keeps less."""
     from lensplug.patches.checkpointed_blocks import CheckpointedBlocks
 
-    return in_force(CheckpointedBlocks(model))
+    context: AbstractContextManager[Any] = in_force(CheckpointedBlocks(model))
+    return context
 
 
 def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextManager[Any]:
@@ -97,7 +99,8 @@ def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextMan
     """
     from lensplug.patches.logit_rows import LogitRows
 
-    return in_force(LogitRows(model, rows))
+    context: AbstractContextManager[Any] = in_force(LogitRows(model, rows))
+    return context
 
 
 def decoding(engine: str, model: Any, prompt: Any) -> Any:
