@@ -63,6 +63,8 @@ class ActivationPatching(Result):
     clean: Float[Tensor, " example"]
     """The target of the clean prompt."""
     corrupt: Float[Tensor, " example"]
+    rounding: Float[Tensor, " example"]
+    """What rounding explains of a difference between the two; see `activation_patching`."""
     groups: Int[Tensor, "example pos"]
     """The group of each position of the corrupt prompt; -1 where nothing is patched."""
     labels: tuple[tuple[str, ...], ...]
@@ -74,9 +76,13 @@ class ActivationPatching(Result):
 
     @property
     def recovered(self) -> Float[Tensor, "example layer group head"]:
-        """How much of the way from corrupt (0) to clean (1); NaN where the two prompts have the same value."""
-        clean, corrupt = (each[:, None, None, None] for each in (self.clean, self.corrupt))
-        return (self.values - corrupt) / (clean - corrupt).masked_fill(clean == corrupt, torch.nan)
+        """How much of the way from corrupt (0) to clean (1); NaN where there is nothing to recover.
+
+        That is, where the two prompts differ by no more than rounding explains (`rounding`).
+        """
+        way = self.clean - self.corrupt
+        way = way.masked_fill(way.abs() <= self.rounding, torch.nan)[:, None, None, None]
+        return (self.values - self.corrupt[:, None, None, None]) / way
 
     def groups_of(self, example: int = 0) -> list[int]:
         """The numbers of the groups that an example has; elsewhere values are NaN."""
@@ -130,6 +136,13 @@ def activation_patching(
 ) -> ActivationPatching:
     """Put clean activations into the corrupt run, one place at a time.
 
+    Clean, corrupt and patched runs are all made in one way: at the speed of SDPA, or, where the target is a function or
+    patterns are patched, with the whole patterns. Two prompts between which there is nothing to recover then differ by
+    rounding alone, which is taken to be, at most, eps x scale x sqrt(2 x layers + 1): eps of the model's dtype (at
+    least that of float32, in which norms are computed), of each of the additions that make the residual stream, whose
+    errors add up as those of a random walk do; scale is the largest logit that is read, or of a function its value. In
+    fp32 that is a few 1e-5 of a logit of 20, in bfloat16 half a logit: there smaller effects cannot be told from none.
+
     Args:
         lens: From `lensplug.load`, `wrap` or `tiny`.
         clean: Inputs of `prepare` or `encode`; one example or several.
@@ -156,7 +169,8 @@ def activation_patching(
     chosen, merged = layer_range(layers, model.cfg.n_layers), _groups(groups, by, corrupt)
     of_clean, of_corrupt = (_Measured(lens, inputs, target, position) for inputs in (clean, corrupt))
     names, pattern = [get_act_name(activation, layer) for layer in chosen], activation == "pattern"
-    logits, cache = lens.run_with_cache(clean, names_filter=names, logit_positions=of_clean.rows)
+    fast = {} if pattern or of_clean.rows is None else {"query_positions": []}  # as the runs below
+    logits, cache = lens.run_with_cache(clean, names_filter=names, logit_positions=of_clean.rows, **fast)
     value_of_clean = of_clean(logits)
     kept = {name: _moved(cache[name], aligned, (2, 3) if pattern else (1,)) for name in names}
     heads = 1 if by == "position" else kept[names[0]].shape[1 if pattern else 2]
@@ -177,6 +191,7 @@ def activation_patching(
         values=places.laid_out(values),
         clean=value_of_clean,
         corrupt=value_of_corrupt,
+        rounding=torch.maximum(of_clean.scale, of_corrupt.scale) * _rounding(model.cfg),
         groups=places.groups,
         labels=tuple(tuple(own.names) for own in merged),
         layers=tuple(chosen),
@@ -191,6 +206,8 @@ class _Measured:
 
     def __init__(self, lens: Any, inputs: Any, target: Target, position: int) -> None:
         self._examples = len(inputs)
+        self.scale = torch.zeros(len(inputs))
+        """Of each example the size of what was read first: its largest logit, or the number of a function."""
         self.rows: Int[Tensor, "batch row"] | None = None
         self._of: Callable[[Tensor], Tensor]
         if callable(target):
@@ -207,7 +224,17 @@ class _Measured:
             )
         if bool(found.isnan().any()):
             raise LensplugError("the target is NaN: in fp16 attention scores can overflow; use bfloat16 or float32.")
-        return found.expand(self._examples)
+        found = found.expand(self._examples)
+        if not bool(self.scale.any()):
+            read = found if self.rows is None else logits.detach().float().cpu().flatten(1).abs().amax(dim=1)
+            self.scale = read.abs()
+        return found
+
+
+def _rounding(cfg: Any) -> float:
+    """The part of the largest logit that rounding explains of a difference."""
+    eps = max(torch.finfo(cfg.dtype).eps, torch.finfo(torch.float32).eps)
+    return float(eps * (2 * cfg.n_layers + 1) ** 0.5)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import replace
 
@@ -87,6 +88,53 @@ def test_all_positions_bring_the_clean_answer_back(lens, pair):
     assert bool(same.recovered.isnan().all()), "there is no way to go"
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_between_two_that_are_the_same_there_is_nothing_to_recover(lens, dtype):
+    """Alone, and as one of a batch, though the other prompts have other padding; where there is a way, it is kept."""
+    own = lensplug.wrap(copy.deepcopy(lens.hf_model).to(dtype), lens.processor, check=False)
+    red, blue = (own.prepare(COLOR, images=[picture(color)]) for color in ("red", "blue"))
+    groups = torch.zeros(red.tokens.shape[1], dtype=torch.long)
+    for target in (PAIR, lambda logits: logits[:, -1, :5].float().softmax(dim=-1)[:, 3]):
+        for activation in ("resid_post", "pattern"):
+            options = {"groups": groups, "activation": activation, "layers": (0, 0)}
+            same = analysis.activation_patching(own, red, red, target, **options)
+            assert bool(same.recovered.isnan().all()) and bool(same.values.isfinite().all())
+            if target == PAIR:
+                other = analysis.activation_patching(own, red, blue, target, **options)
+                assert bool(other.recovered.isfinite().all())
+    images = [[[picture("red")], [picture(color)]] for color in ("red", "blue")]
+    clean, corrupt = (own.prepare([COLOR, COLOR + " Now."], images=each) for each in images)
+    groups = torch.where(corrupt.modality.mask("image"), 0, -1)
+    found = analysis.activation_patching(own, clean, corrupt, PAIR, groups=groups, layers=(0, 1)).recovered
+    assert bool(found[0].isnan().all()) and bool(found[1].isfinite().all()), "one identical pair of two"
+    first = first_of(own.prepare([COLOR, COLOR + " Now." * 3], images=images[0]))
+    groups = torch.where(first.modality.mask("image"), 0, -1)
+    assert first.tokens.shape[1] > red.tokens.shape[1]
+    found = analysis.activation_patching(own, red, first, PAIR, groups=groups, layers=(0, 1))
+    assert bool(found.recovered.isnan().all()), "the same behind other padding"
+    assert float(found.rounding) < 0.1 * float(found.clean.abs())
+
+
+def first_of(batch):
+    """The first example of a batch, with the padding that it has there."""
+    modality = batch.modality
+    own = {name: getattr(modality, name)[:1] for name in ("labels", "special", "media_index")}
+    return replace(
+        batch, embeds=batch.embeds[:1], tokens=batch.tokens[:1], attention_mask=batch.attention_mask[:1],
+        modality=replace(modality, **own), str_tokens=batch.str_tokens[:1],
+    )  # fmt: skip
+
+
+def test_what_rounding_explains_is_the_scale_of_the_logits(lens, pair):
+    """By hand: 2^-23 x the largest logit that is read x sqrt(2 layers + 1)."""
+    found = analysis.activation_patching(lens, *pair, PAIR, groups=torch.zeros(pair[0].tokens.shape[1]).long())
+    largest = max(float(lens.run_with_cache(one, logit_positions=[-1])[0].abs().max()) for one in pair)
+    layers = lens.model.cfg.n_layers
+    assert float(found.rounding) == pytest.approx(2**-23 * largest * (2 * layers + 1) ** 0.5, rel=1e-4)
+    unlike = replace(found, clean=found.corrupt + 2 * found.rounding)
+    assert bool(unlike.recovered.isfinite().all()), "twice that is a way to go"
+
+
 @pytest.mark.parametrize("size", [(48, 48), (96, 48)])
 def test_image_positions_carry_the_colour_and_not_the_shape(lens, size):
     ids = {word: single_token(word, lens.tokenizer) for word in ("Red", "Blue", "Square")}
@@ -160,14 +208,7 @@ def test_positions_are_aligned_through_padding(lens):
     batch = lens.prepare([COLOR, COLOR + " " + SHAPE], images=[[picture("blue")], [picture("blue")]])
     pads = int((batch.attention_mask[0] == 0).sum())
     assert pads > 0
-    modality = batch.modality
-    first = replace(
-        batch, embeds=batch.embeds[:1], tokens=batch.tokens[:1], attention_mask=batch.attention_mask[:1],
-        modality=replace(
-            modality, labels=modality.labels[:1], special=modality.special[:1], media_index=modality.media_index[:1]
-        ),
-        str_tokens=batch.str_tokens[:1],
-    )  # fmt: skip
+    first = first_of(batch)
     found = counterparts(alone, first)[0]
     assert found[batch.attention_mask[0] == 1].tolist() == list(range(alone.tokens.shape[1]))
     assert found[batch.attention_mask[0] == 0].tolist() == [-1] * pads
