@@ -1,64 +1,149 @@
-"""Pictures as users have them: files, arrays, PIL images."""
+"""Pictures as users have them: files, arrays, PIL images; as an ordinary viewer shows them."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lensplug.errors import LensplugError
+from lensplug.media.files import as_file, is_file
+from lensplug.media.warn import warn_user
+
+CHANNELS = (1, 3, 4)
+"""Grey, RGB, RGB with transparency."""
 
 
-def load_image(source: Any) -> Image.Image:
-    """A picture as RGB, from a PIL image, an array `[height width (channel)]` of uint8, or a path.
+def load_image(source: Any, *, upright: bool = True) -> Image.Image:
+    """A picture as RGB, as a browser shows it: turned as its EXIF says, what is transparent on white.
+
+    Of an animation it is the frame that a PIL image is at, of a file the first, and a warning says so.
+
+    Args:
+        source: A PIL image; a file (a path, bytes, a file that is open, or the dictionary of a data set); or an
+            array or tensor `[height width (channel)]` (or `[channel height width]`, as torchvision has them) of
+            uint8, of bool, or of floats from 0 to 1.
+        upright: Turn it as its EXIF says; else it is as it is stored.
 
     Raises:
-        LensplugError: If it is none of these, or the file is no image.
+        LensplugError: If it is none of these, the file is no image, or its pixels do not say how bright they are.
     """
-    if isinstance(source, Image.Image):
-        return _rgb(source)
+    return both_ways(source)[0 if upright else 1]
+
+
+def both_ways(source: Any) -> tuple[Image.Image, Image.Image]:
+    """A picture turned as its EXIF says, and as it is stored; one and the same where that says nothing."""
     if isinstance(source, Tensor | np.ndarray):
-        array = as_array(source)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-            raise LensplugError(
-                f"an image array is {array.dtype} of the shape {list(array.shape)}, expected uint8 [height, width, 3]."
-            )
-        if array.size == 0:
-            raise LensplugError(f"an image array has the shape {list(array.shape)}: it has no pixels.")
-        return _rgb(Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array))
-    if isinstance(source, str | Path):
-        try:
-            with Image.open(source) as image:
-                return _rgb(ImageOps.exif_transpose(image))
-        except FileNotFoundError:
-            raise LensplugError(f"there is no file {str(source)!r}.") from None
-        except (UnidentifiedImageError, OSError) as error:
-            raise LensplugError(f"{str(source)!r} is not an image that can be read: {error}") from error
-    raise LensplugError(f"an image is a {type(source).__name__}, expected a PIL image, a uint8 array or a path.")
+        image = _of_array(as_array(source))
+        return image, image
+    file = None if isinstance(source, Image.Image) or not is_file(source) else as_file(source, "a picture")
+    if file is None and not isinstance(source, Image.Image):
+        raise LensplugError(
+            f"an image is a {type(source).__name__}, expected a PIL image, a path (or bytes, or a file that is open),"
+            " or an array of uint8."
+        )
+    name = "the image" if file is None else str(file)
+    try:
+        if file is None:
+            return _both(source)
+        with Image.open(file.opened()) as image:
+            return _both(image)
+    except Image.DecompressionBombError as error:
+        raise LensplugError(
+            f"{name} has too many pixels to be opened without being asked to: {error} If you trust it, set"
+            " PIL.Image.MAX_IMAGE_PIXELS, or make it smaller."
+        ) from error
+    except UnidentifiedImageError:
+        raise LensplugError(f"{name} is not an image that can be read: Pillow knows no such format.") from None
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        raise LensplugError(f"{name} is not an image that can be read: {error}") from error
 
 
 def is_one_image(source: Any) -> bool:
     """Whether this is a single picture, and not a list of them."""
-    return isinstance(source, Image.Image | str | Path | np.ndarray | Tensor)
+    if isinstance(source, np.ndarray | Tensor):
+        return source.ndim < 4
+    return isinstance(source, Image.Image) or is_file(source)
+
+
+def _both(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+    if image.width == 0 or image.height == 0:
+        raise LensplugError(f"an image has the size {image.size}: it has no pixels.")
+    # A photograph in MPO has a preview behind it, which no viewer shows.
+    n_frames = getattr(image, "n_frames", 1)
+    if n_frames > 1 and image.format != "MPO":
+        warn_user(
+            f"the picture has {n_frames} frames, of which the model sees number {image.tell()}: an animation can"
+            " be given as videos=, a list of its frames."
+        )
+    stored = _rgb(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
+        return stored, stored
+    # As stored without the EXIF: who turns it once more must find nothing to turn it by.
+    return _rgb(ImageOps.exif_transpose(image)), Image.fromarray(np.asarray(stored))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     """As RGB, what is transparent on white: as transformers 5.23 does, and whoever shows it.
 
-    Pillow would show what lies hidden under transparent pixels, and make a picture of more than 8 bits white nearly
+    Pillow would show what lies hidden under transparent pixels, and make a picture of 16 bits white nearly
     everywhere.
     """
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8))
     if image.mode[0] in "IF":
         raise LensplugError(
-            f"the image has pixels of mode {image.mode!r}, more than 8 bits: scale it to 0..255 and give a uint8 array."
+            f"the image has pixels of mode {image.mode!r}, which do not say what is white: scale it to 0..255 and give"
+            " a uint8 array."
         )
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
+    if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return image.convert("RGB")
+
+
+def _of_array(array: np.ndarray) -> Image.Image:
+    shape = list(array.shape)
+    if array.ndim == 3 and array.shape[2] not in CHANNELS and array.shape[0] in CHANNELS:
+        array = array.transpose(1, 2, 0)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in CHANNELS):
+        raise LensplugError(
+            f"an image array is {array.dtype} of the shape {shape}, expected uint8 [height, width, 3] (or [3, height,"
+            " width])."
+        )
+    if array.size == 0:
+        raise LensplugError(f"an image array has the shape {shape}: it has no pixels.")
+    array = np.ascontiguousarray(as_uint8(array, "an image array"))
+    return _rgb(Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array))
+
+
+def as_uint8(array: np.ndarray, what: str) -> np.ndarray:
+    """Pixels from 0 to 255, of uint8, bool, or floats from 0 to 1.
+
+    Raises:
+        LensplugError: If they are other integers, floats out of that range, or not finite.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if not np.issubdtype(array.dtype, np.floating):
+        raise LensplugError(
+            f"{what} is {array.dtype} of the shape {list(array.shape)}, expected uint8: if 255 is white,"
+            " .astype('uint8'); else scale it first."
+        )
+    if not np.isfinite(array).all():
+        raise LensplugError(f"{what} has {int((~np.isfinite(array)).sum())} values that are NaN or infinite.")
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > 1:
+        raise LensplugError(
+            f"{what} is {array.dtype} from {low:.4g} to {high:.4g}, expected uint8, or floats from 0 to 1: undo a"
+            " normalisation; divide by 255 where that is white."
+        )
+    pixels: np.ndarray = (array * 255).round().astype(np.uint8)
+    return pixels
 
 
 def as_array(source: Tensor | np.ndarray) -> np.ndarray:
