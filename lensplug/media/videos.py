@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
-from pathlib import Path
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.media.images import as_array, load_image
+from lensplug.media.files import as_file, is_file
+from lensplug.media.images import as_array, as_uint8, load_image
+from lensplug.media.video_files import read_video
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,15 @@ def load_video(source: Any, *, num_frames: int = 16) -> Video:
 
     Every frame costs positions (196 in LLaVA-OneVision), so a file is sampled; frames that are given are all taken.
 
+    A file is shown as by a player: turned as it says (telephones write that), its pixels square, the time from its
+    beginning. Where its frame rate varies, frames are taken at even moments, and a warning says so: a frame that stays
+    long is taken several times.
+
     Args:
-        source: A path; a `Video`; frames (a uint8 array `[frame height width 3]`, or a list of PIL images, arrays or
-            paths); or a pair of frames and how many of them there are in a second, which gives each its time.
+        source: A file (a path, bytes, a file that is open, or the dictionary of a data set); a `Video`; frames (a uint8
+            array `[frame height width 3]` or `[frame 3 height width]`, or a list of PIL images, arrays or paths); a
+            pair of frames and how many of them there are in a second, which gives each its time; or a decoder of
+            torchcodec, as the data sets of Hugging Face give it.
         num_frames: Of a file, so many frames are taken, evenly from the first to the last (all, if it has fewer).
 
     Raises:
@@ -60,11 +67,16 @@ def load_video(source: Any, *, num_frames: int = 16) -> Video:
     """
     if isinstance(source, Video):
         return source
-    if isinstance(source, str | Path):
-        return _read(Path(source), num_frames)
+    if isinstance(num_frames, bool) or not isinstance(num_frames, Integral) or num_frames < 1:
+        raise LensplugError(f"num_frames is {num_frames!r}, expected a whole number, at least 1.")
+    if is_file(source):
+        pixels, times = read_video(as_file(source, "a video"), int(num_frames))
+        return Video(torch.from_numpy(pixels), None if times is None else torch.tensor(times))
+    if hasattr(source, "get_frames_played_at"):
+        return _of_decoder(source, int(num_frames))
     if _is_pair(source):
         frames, rate = source
-        if not 0 < rate < float("inf"):
+        if isinstance(rate, bool) or not 0 < rate < float("inf"):
             raise LensplugError(f"the video has {rate} frames in a second, expected more than 0.")
         stacked = _stack(frames)
         return Video(stacked, torch.arange(len(stacked)) / float(rate))
@@ -79,7 +91,9 @@ def is_one_video(source: Any) -> bool:
             isinstance(frame, Image.Image) or (isinstance(frame, np.ndarray | Tensor) and frame.ndim <= 3)
             for frame in source
         )
-    return isinstance(source, Video | str | Path | np.ndarray | Tensor) or _is_pair(source)
+    if isinstance(source, np.ndarray | Tensor):
+        return source.ndim < 5
+    return isinstance(source, Video) or is_file(source) or hasattr(source, "get_frames_played_at") or _is_pair(source)
 
 
 def _is_pair(source: Any) -> bool:
@@ -93,13 +107,15 @@ def _is_pair(source: Any) -> bool:
 
 def _stack(frames: Any) -> UInt8[Tensor, "frame height width 3"]:
     if isinstance(frames, np.ndarray | Tensor):
-        array = torch.as_tensor(as_array(frames))
-        if array.dtype != torch.uint8 or array.ndim != 4 or array.shape[-1] != 3 or len(array) == 0:
+        array = as_array(frames)
+        if array.ndim == 4 and array.shape[1] == 3 and array.shape[-1] != 3:
+            array = array.transpose(0, 2, 3, 1)
+        if array.ndim != 4 or array.shape[-1] != 3 or array.size == 0:
             raise LensplugError(
-                f"frames are {str(array.dtype).removeprefix('torch.')} of the shape {list(array.shape)}, expected uint8"
-                " [frame, height, width, 3]."
+                f"frames are {array.dtype} of the shape {list(frames.shape)}, expected uint8 [frame, height, width, 3]"
+                " (or [frame, 3, height, width])."
             )
-        return array
+        return torch.from_numpy(np.array(as_uint8(array, "the array of frames")))
     if not isinstance(frames, Sequence) or len(frames) == 0:
         raise LensplugError(
             f"a video is a {type(frames).__name__}, expected a path, frames (uint8 [frame, height, width, 3] or a list"
@@ -111,30 +127,13 @@ def _stack(frames: Any) -> UInt8[Tensor, "frame height width 3"]:
     return torch.stack([torch.from_numpy(np.asarray(picture).copy()) for picture in pictures])
 
 
-def _read(path: Path, num_frames: int) -> Video:
-    if not path.is_file():
-        raise LensplugError(f"there is no file {str(path)!r}.")
-    if num_frames < 1:
-        raise LensplugError(f"num_frames is {num_frames}, expected at least 1.")
-    try:
-        import av
-    except ImportError:
-        raise LensplugError("video files need PyAV: pip install 'lensplug[video]' (or give the frames).") from None
-
-    try:
-        # Twice through the file: how many frames there are, and when each is shown, is known at its end only.
-        times = [float(frame.time or 0.0) for frame in _decode(path)]
-        wanted = set(np.linspace(0, len(times) - 1, min(num_frames, len(times))).round().astype(int).tolist())
-        frames = [frame.to_ndarray(format="rgb24") for index, frame in enumerate(_decode(path)) if index in wanted]
-    except (av.error.FFmpegError, IndexError) as error:
-        raise LensplugError(f"{str(path)!r} is not a video that can be read: {error}") from error
-    if len(times) < 2:
-        raise LensplugError(f"{str(path)!r} holds {len(times)} frame(s): if it is a picture, give it as images=.")
-    return Video(_stack(np.stack(frames)), torch.tensor(times)[sorted(wanted)])
-
-
-def _decode(path: Path) -> Iterator[Any]:
-    import av
-
-    with av.open(str(path)) as container:
-        yield from container.decode(video=0)
+def _of_decoder(source: Any, num_frames: int) -> Video:
+    """Frames at even moments from a `torchcodec.decoders.VideoDecoder`."""
+    count, about = len(source), source.metadata
+    if count < 2:
+        raise LensplugError(f"the video holds {count} frame(s): if it is a picture, give it as images=.")
+    begin, end = float(about.begin_stream_seconds or 0), float(about.end_stream_seconds)
+    last = end - (end - begin) / count  # the moment at which the last frame appears
+    moments = np.linspace(begin, last, min(num_frames, count)) + 1e-6
+    frames = source.get_frames_played_at(seconds=moments.tolist()).data
+    return Video(_stack(frames), torch.from_numpy(moments - 1e-6 - begin).float())

@@ -183,7 +183,8 @@ def test_frames_come_in_many_forms(source):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (np.zeros((3, 48, 64, 3), np.float32), r"float32 of the shape \[3, 48, 64, 3\], expected uint8"),
+        (np.full((3, 48, 64, 3), 200, np.float32), "frames is float32 from 200 to 200, expected uint8"),
+        (np.zeros((3, 48, 64, 4), np.uint8), r"uint8 of the shape \[3, 48, 64, 4\], expected uint8"),
         (np.zeros((48, 64, 3), np.uint8), r"expected uint8 \[frame, height, width, 3\]"),
         ([Image.new("RGB", (4, 4)), Image.new("RGB", (5, 4))], "differ in size"),
         (7, "a video is a int, expected a path"),
