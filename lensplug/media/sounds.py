@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
-from pathlib import Path
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-
-CHANNELS = 8  # an axis of at most so many entries is that of the channels
-LOUDEST = 4.0  # what decoding and resampling can exceed 1 by is far less; integers exceed it at once
+from lensplug.media.files import as_file, is_file
+from lensplug.media.sound_files import read_sound
+from lensplug.media.waveforms import as_mono
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,16 @@ class Sound:
 
 
 def load_sound(source: Any) -> Sound:
-    """A sound from a file (wav, flac, ogg, mp3), or a pair of waveform and sampling rate; channels are averaged.
+    """A sound from a file, or a pair of waveform and sampling rate; channels are averaged.
+
+    A warning says where channels cancel each other, and where a file is cut short.
 
     Args:
-        source: A path, a `Sound`, or `(waveform, sampling_rate)`: an array or tensor of floats from -1 to 1 (or
-            int16), `[sample]`, `[channel sample]` or `[sample channel]`.
+        source: A file (wav, flac, ogg, mp3; with PyAV also m4a, webm and the sound of a video) as a path, bytes, or
+            open; a `Sound`; `(waveform, sampling_rate)`: an array, tensor or list of floats from -1 to 1, or an array
+            of int16, int32, int8 or uint8, which are scaled by their type; `[sample]`, or with channels, which are
+            the shorter axis: `[channel sample]` or `[sample channel]`; what a data set of Hugging Face holds:
+            a dictionary with `array` and `sampling_rate`, or `bytes` and `path`, or a decoder of torchcodec.
 
     Raises:
         LensplugError: If it is none of these, has no sampling rate, is empty, not finite or clipped, or the file
@@ -66,13 +71,17 @@ def load_sound(source: Any) -> Sound:
     """
     if isinstance(source, Sound):
         return source
-    if isinstance(source, str | Path):
-        return _read(Path(source))
+    if isinstance(source, Mapping) and (pair := _of_dictionary(source)) is not None:
+        return _of_pair(*pair)
+    if is_file(source):
+        waveform, rate = read_sound(as_file(source, "a sound"))
+        return Sound(as_mono(waveform), rate)
+    if hasattr(source, "get_all_samples"):  # a decoder of torchcodec
+        source = source.get_all_samples()
+    if hasattr(source, "data") and hasattr(source, "sample_rate"):
+        return _of_pair(source.data, source.sample_rate)
     if _is_pair(source):
-        waveform, sampling_rate = source
-        if sampling_rate < 1:
-            raise LensplugError(f"the sampling rate is {sampling_rate} Hz.")
-        return Sound(_mono(waveform), int(sampling_rate))
+        return _of_pair(*source)
     if isinstance(source, np.ndarray | Tensor | list | tuple):
         raise LensplugError(
             "the sound has no sampling rate: give the pair (waveform, sampling_rate), such as (waveform, 16000)."
@@ -82,58 +91,39 @@ def load_sound(source: Any) -> Sound:
 
 def is_one_sound(source: Any) -> bool:
     """Whether this is a single sound, and not a list of them."""
-    return isinstance(source, Sound | str | Path | np.ndarray | Tensor) or _is_pair(source)
+    if isinstance(source, Sound | np.ndarray | Tensor) or is_file(source) or _is_pair(source):
+        return True
+    return any(hasattr(source, name) for name in ("get_all_samples", "sample_rate"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real | np.bool_) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0)
 
 
 def _is_pair(source: Any) -> bool:
-    return isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Integral)
+    """A waveform and a number, as a tuple or a list."""
+    return isinstance(source, tuple | list) and len(source) == 2 and _is_number(source[0]) != _is_number(source[1])
 
 
-def _read(path: Path) -> Sound:
-    import soundfile
+def _of_dictionary(source: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """Waveform and rate of a dictionary; None where it names a file."""
+    waveform = next((source[name] for name in ("array", "raw", "waveform") if source.get(name) is not None), None)
+    if waveform is None:
+        return None
+    rate = next((source[name] for name in ("sampling_rate", "sample_rate") if source.get(name) is not None), None)
+    if rate is None:
+        raise LensplugError("the sound is a dictionary without sampling_rate: add it, in Hz.")
+    return waveform, rate
 
-    if not path.is_file():
-        raise LensplugError(f"there is no file {str(path)!r}.")
-    try:
-        waveform, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise LensplugError(f"{str(path)!r} is not a sound that can be read: {error}") from error
-    return Sound(_mono(waveform), int(sampling_rate))
 
-
-def _mono(waveform: Any) -> Float[Tensor, " sample"]:
-    values = waveform.detach().cpu() if isinstance(waveform, Tensor) else torch.as_tensor(np.asarray(waveform))
-    if values.dtype == torch.int16:
-        _refuse_clipped(values)
-        values = values.float() / 2**15
-    if not values.is_floating_point():
+def _of_pair(waveform: Any, rate: Any) -> Sound:
+    if not _is_number(rate):  # as scipy.io.wavfile.read returns them
+        waveform, rate = rate, waveform
+    if isinstance(rate, np.ndarray | Tensor):
+        rate = rate.item()
+    if isinstance(rate, bool | np.bool_) or not math.isfinite(rate) or rate < 1 or rate != int(rate):
         raise LensplugError(
-            f"a waveform is {str(values.dtype).removeprefix('torch.')}, expected floats from -1 to 1 (or int16): divide"
-            " it by the largest value that its format has."
+            f"the sampling rate is {rate if isinstance(rate, bool) else f'{rate:g}'} Hz, expected a whole number of"
+            " samples in a second, such as 16000."
         )
-    values = values.float()
-    if values.numel() == 0:
-        raise LensplugError("the sound is empty: it has no samples.")
-    if values.ndim == 2 and min(values.shape) <= CHANNELS:
-        values = values.mean(dim=int(values.shape[0] > values.shape[1]))
-    if values.ndim != 1:
-        raise LensplugError(f"a waveform has the shape {list(values.shape)}, expected [sample] or [channel, sample].")
-    if not bool(values.isfinite().all()):
-        raise LensplugError(f"the sound has {int((~values.isfinite()).sum())} samples that are NaN or infinite.")
-    loudest = float(values.abs().max())
-    if loudest > LOUDEST:
-        bits = math.ceil(math.log2(loudest))
-        raise LensplugError(
-            f"the waveform reaches {loudest:.0f}, expected -1 to 1: are these integers stored as floats? Divide by"
-            f" {2**bits}."
-        )
-    return values
-
-
-def _refuse_clipped(values: Tensor) -> None:
-    clipped = float(((values == -(2**15)) | (values == 2**15 - 1)).float().mean())
-    if clipped > 0.01:
-        raise LensplugError(
-            f"{clipped:.0%} of the int16 samples are at the end of their range: the waveform was clipped when it was"
-            " made. Scale it before it becomes integers, or give floats from -1 to 1."
-        )
+    return Sound(as_mono(waveform), int(rate))
