@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lensplug.analysis.ablation_methods import METHODS, NEED_STATISTICS, Ablation, EmbeddingStatistics
 from lensplug.errors import LensplugError
-from lensplug.media import load_image, load_sound
+from lensplug.media import listed, load_image, load_sound
 from lensplug.tokens import find_text
 
 AT_THE_INPUT = {"silence": "audio", "blank": "image"}
@@ -29,10 +29,15 @@ class Example:
     """Plain words; the chat template is applied."""
     answer: str
     """A word of one token, as the model would write it."""
-    images: Sequence[Any] = ()
-    audio: Sequence[Any] = ()
+    images: Any = ()
+    """A list, or a single one; likewise the sounds."""
+    audio: Any = ()
     keep: str = ""
     """A part of the text that the control (and an ablation of the text) leaves alone, such as the question."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "audio"):
+            object.__setattr__(self, name, listed(getattr(self, name), name))
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -18,6 +17,10 @@ from lensplug.media.sounds import load_sound as load_sound
 from lensplug.media.videos import Video as Video
 from lensplug.media.videos import is_one_video as is_one_video
 from lensplug.media.videos import load_video as load_video
+
+MediumT = TypeVar("MediumT")
+
+IS_ONE: dict[str, Callable[[Any], bool]] = {"images": is_one_image, "videos": is_one_video, "audio": is_one_sound}
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,7 @@ class Media:
         return [[sound.duration_s for sound in own] for own in self.audio]
 
 
-def load_media(
-    n_examples: int, *, batched: bool, images: Any, videos: Any, audio: Any, sample_videos: bool = True
-) -> Media:
+def load_media(n_examples: int, *, batched: bool, images: Any = None, videos: Any = None, audio: Any = None) -> Media:
     """The media of a batch, each in any of the forms that its kind takes.
 
     Args:
@@ -57,48 +58,49 @@ def load_media(
         images: Pictures, or None.
         videos: Videos, or None.
         audio: Sounds, or None.
-        sample_videos: Whether frames may be taken from a file; else only frames themselves are known to be
-            those that somebody else's processor saw.
 
     Raises:
         LensplugError: If there is not one list for each prompt, or a medium cannot be read.
     """
     return Media(
-        images=_per_example(images, n_examples, "images", is_one_image, load_image, batched=batched),
-        videos=_per_example(
-            videos, n_examples, "videos", is_one_video, load_video if sample_videos else _frames, batched=batched
-        ),
-        audio=_per_example(audio, n_examples, "audio", is_one_sound, load_sound, batched=batched),
+        images=per_example(images, n_examples, "images", load_image, batched=batched),
+        videos=per_example(videos, n_examples, "videos", load_video, batched=batched),
+        audio=per_example(audio, n_examples, "audio", load_sound, batched=batched),
     )
 
 
-def _frames(source: Any) -> Video:
-    if isinstance(source, str | Path):
-        raise LensplugError(
-            f"the video is the file {str(source)!r}, and which of its frames the processor saw is not known: give the"
-            " frames that it was given."
-        )
-    return load_video(source)
-
-
-def _per_example(
+def per_example(
     given: Any,
     n_examples: int,
     name: str,
-    is_one: Callable[[Any], bool],
-    load: Callable[[Any], Any],
+    load: Callable[[Any], MediumT],
     *,
     batched: bool,
-) -> tuple[tuple[Any, ...], ...]:
+) -> tuple[tuple[MediumT, ...], ...]:
     """The media of each example, loaded; nothing where none are given."""
     if given is None:
         return ()
-    given = [given] if is_one(given) else list(given)
+    is_one, given = IS_ONE[name], listed(given, name)
     if not batched and len(given) == 1 and isinstance(given[0], list | tuple) and not is_one(given[0]):
         given = list(given[0])  # a batch of one, as Hugging Face's processors take it
-    groups = [[own] if is_one(own) else list(own) for own in given] if batched else [given]
+    groups = [listed(own, name) for own in given] if batched else [given]
     if len(groups) != n_examples:
         raise LensplugError(
             f"{n_examples} prompts, but {name} for {len(groups)}: give one list of {name} for each prompt."
         )
     return tuple(tuple(load(one) for one in own) for own in groups)
+
+
+def listed(given: Any, name: str) -> list[Any]:
+    """One or several "images", "videos" or "audio" as a list; an empty one for None.
+
+    Raises:
+        LensplugError: If it is neither one of them nor a list.
+    """
+    if given is None:
+        return []
+    if IS_ONE[name](given):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise LensplugError(f"{name} is a {type(given).__name__}, expected one of them or a list.")
+    return list(given)
