@@ -26,7 +26,7 @@ from lensplug.estimate import Estimate
 from lensplug.generation import Answer, Choosing
 from lensplug.inputs import MultimodalInput, refuse_other_inputs
 from lensplug.known_hooks import refuse_unknown_hooks
-from lensplug.media import load_media
+from lensplug.media.seen import load_seen
 from lensplug.parity import ParityReport
 from lensplug.patches.placeholders import placeholders_as_words
 from lensplug.positions import Positions
@@ -87,13 +87,13 @@ class MultimodalLens:
 
         Args:
             text: One prompt, or a list of prompts for a batch.
-            images: A list of PIL images, uint8 arrays or paths, or a single one; for a batch, one list for
-                each prompt.
-            videos: Likewise paths of videos (16 frames are taken; `lensplug.media.load_video` takes another number),
+            images: A list of PIL images, uint8 arrays or files, or a single one; for a batch, one list for
+                each prompt. Photographs are turned as their EXIF says.
+            videos: Likewise files of videos (16 frames are taken; `lensplug.media.load_video` takes another number),
                 frames (a list of images, or uint8 `[frame height width 3]`), or pairs of frames and how many of
                 them there are in a second.
-            audio: Likewise paths of sounds, or pairs of waveform and sampling rate. A rate that is not the encoder's
-                is resampled, and a warning says so.
+            audio: Likewise files of sounds, or pairs of waveform and sampling rate. A rate that is not the encoder's
+                is resampled, and a warning says so; another says what of a long sound the encoder does not hear.
             chat_template: Wrap each prompt as a user's turn with its media first. Without it the text
                 is taken as it is and must hold the placeholders.
 
@@ -116,17 +116,16 @@ class MultimodalLens:
         Args:
             processor_outputs: From the model's own processor.
             images: What the processor was given, as for `prepare`. Views draw over it, and most families need
-                its size to know where a token lies (with the settings of the lens's processor).
+                its size to know where a token lies (with the settings of the lens's processor). Whether the
+                processor saw a photograph as its EXIF turns it is found from its pixels; a warning says
+                where they are of another picture.
             videos: Likewise; the frames that the processor was given, not the file.
             audio: Likewise.
 
         Raises:
             LensplugError: If there are no tokens, or placeholders and media do not match.
         """
-        n_examples = len(processor_outputs.get("input_ids", ()))
-        given = load_media(
-            n_examples, batched=n_examples > 1, images=images, videos=videos, audio=audio, sample_videos=False
-        )
+        given = load_seen(processor_outputs, self.processor, images=images, videos=videos, audio=audio)
         return _inputs.encode(self.hf_model, self.core, self.processor, processor_outputs, given=given)
 
     def run_with_cache(
