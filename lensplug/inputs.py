@@ -20,11 +20,14 @@ from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.families import MediaLayout, media_layout
 from lensplug.media import Media, Sound, Video
+from lensplug.media.warn import warn_user
 from lensplug.modality import ModalityMap
 from lensplug.seam import run_to_seam
 from lensplug.tokens import token_texts
 
 NOT_MODEL_INPUTS = ("text_replacement_offsets",)
+NOT_HEARD_S = 0.1
+"""A shorter end of a sound that is cut off is not worth a warning."""
 MEDIA_FEATURES = {
     "image": ("pixel_values", "image_embeds"),
     "video": ("pixel_values_videos",),
@@ -166,6 +169,7 @@ def encode(
     layout = MediaLayout()
     if placeholders:
         layout = media_layout(hf_model.config, processor_outputs, placeholders, given, processor)
+        _say_what_is_not_heard(layout)
     tokenizer = getattr(processor, "tokenizer", processor)
     modality = ModalityMap.build(
         tokens,
@@ -189,6 +193,19 @@ def encode(
         videos=given.videos,
         audio=given.audio,
     )
+
+
+def _say_what_is_not_heard(layout: MediaLayout) -> None:
+    """Hugging Face's processors cut off in silence what is too long for an encoder."""
+    cut = {place: line for place, line in layout.timelines.items() if line.heard_s is not None}
+    lost = [
+        f"{line.heard_s:.1f} s of the {line.duration_s:.1f} s of sound {index} of example {example}"
+        for (example, index), line in sorted(cut.items(), key=lambda item: item[0])
+        if line.duration_s - (line.heard_s or 0.0) > NOT_HEARD_S
+    ]
+    if lost:
+        more = f" (and so of {len(lost) - 3} others)" if len(lost) > 3 else ""
+        warn_user(f"the model hears the first {', '.join(lost[:3])}{more}: its processor cuts off what is behind.")
 
 
 def _runs(at: Bool[Tensor, "batch pos"]) -> list[list[int]]:

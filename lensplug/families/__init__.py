@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, TypeVar
 
+from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
 from lensplug.media import Media
 
@@ -29,6 +30,8 @@ FAMILIES = {
     "voxtral": "lensplug.families.whisper_windows",
 }
 """`config.model_type` -> the module that knows its geometry."""
+ROUNDED_S = 0.05
+"""By more than this resampling and spectrograms never round."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,16 @@ def by_example(
         for index, medium in enumerate(own)
         if medium is not None
     }
+
+
+def refuse_other_sound(place: tuple[int, int], given_s: float, seen_s: tuple[float, float]) -> None:
+    """Raise if a sound is not as long as the one that the processor was given, which is known within bounds."""
+    if not seen_s[0] - ROUNDED_S <= given_s <= seen_s[1] + ROUNDED_S:
+        seen = " to ".join(f"{bound:.2f}" for bound in dict.fromkeys(seen_s))
+        raise LensplugError(
+            f"sound {place[1]} of example {place[0]} is {given_s:.2f} s long, and the processor saw one of {seen} s:"
+            " give the sound that it was given, with its own sampling rate."
+        )
 
 
 def setting(size: Any, name: str) -> int | None:

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from lensplug.audio_frames import MEL, Frames, frame_count, interpolated
-from lensplug.families import MediaLayout, shared_out
+from lensplug.errors import LensplugError
+from lensplug.families import MediaLayout, refuse_other_sound, shared_out
 from lensplug.geometry import AudioTimeline
 from lensplug.media import Media
 
@@ -27,7 +28,14 @@ def media_layout(
     heard = processor_outputs["audio_attention_mask"].sum(dim=-1).tolist()
     lengths, timelines = shared_out(placeholders["audio"], [timeline(config, length) for length in heard])
     if given.audio:
-        timelines = {(e, i): replace(line, duration_s=given.durations[e][i]) for (e, i), line in timelines.items()}
+        known = {(e, i): length for e, own in enumerate(given.durations) for i, length in enumerate(own)}
+        if known.keys() != timelines.keys():
+            raise LensplugError(
+                f"{len(known)} sound(s) are given, and the processor saw {len(timelines)} in the prompts."
+            )
+        for place, line in timelines.items():
+            refuse_other_sound(place, known[place], (line.duration_s, line.duration_s))
+        timelines = {place: replace(line, duration_s=known[place]) for place, line in timelines.items()}
     return MediaLayout({"audio": lengths}, timelines=timelines)
 
 

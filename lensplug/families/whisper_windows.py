@@ -1,7 +1,9 @@
 """Voxtral, GLM-ASR, Qwen2-Audio, Audio Flamingo 3: Whisper's encoder on windows of 30 s, its frames stacked.
 
 A window gives 1,500 frames of 20 ms, and every two or four of them become one position. Voxtral and the
-other two cut a longer sound into windows, one behind the other; Qwen2-Audio hears the first only. Voxtral
+other two cut a longer sound into windows, one behind the other; Qwen2-Audio hears the first only. GLM-ASR
+hears 21 windows (its processor says 655 s, and means whole windows: 630 s), Audio Flamingo 3 hears 20,
+Voxtral as many as there are: what lies behind is cut off by the processor, and the timeline ends there. Voxtral
 fills its last window up with silence, and has positions for it; the others have none. A mask says how much
 of each window is sound, but Voxtral has no mask: there a run of placeholders is one sound.
 
@@ -18,7 +20,7 @@ import torch
 
 from lensplug.audio_frames import MEL, WHISPER_CONVOLUTIONS, Frames, frame_count, stacked
 from lensplug.errors import LensplugError
-from lensplug.families import MediaLayout
+from lensplug.families import MediaLayout, refuse_other_sound
 from lensplug.geometry import AudioTimeline
 from lensplug.media import Media
 
@@ -62,12 +64,14 @@ def media_layout(
     for example, own in enumerate(sounds):
         for index, (count, heard_s) in enumerate(own):
             known = given.durations[example][index] if given.audio else heard_s
-            timelines[example, index] = timeline(count, size, known)
+            if given.audio:
+                refuse_other_sound((example, index), given.durations[example][index], _seen_s(count, size, heard_s))
+            timelines[example, index] = timeline(count, size, known, heard_s)
     return MediaLayout({"audio": [[count for count, _ in own] for own in sounds]}, timelines=timelines)
 
 
-def timeline(count: int, size: int, duration_s: float | None) -> AudioTimeline:
-    """The timeline of a sound of `count` positions, each of `size` frames."""
+def timeline(count: int, size: int, duration_s: float | None, heard_s: float | None = None) -> AudioTimeline:
+    """The timeline of a sound of `count` positions, each of `size` frames, of which so much is heard."""
     frames = Frames.of((MEL, *WHISPER_CONVOLUTIONS), SAMPLING_RATE)
     start, end = frames.span(*stacked(count, size))
     # No convolution reaches across the edge of a window, so the last frame stands for all that is left of it.
@@ -76,7 +80,19 @@ def timeline(count: int, size: int, duration_s: float | None) -> AudioTimeline:
     window_of, is_last = first // WINDOW_FRAMES, (first + size) % WINDOW_FRAMES == 0
     start = torch.maximum(start, window_of * WINDOW_S)
     end = torch.where(is_last, (window_of + 1) * WINDOW_S, end)
-    return AudioTimeline(start, end, float(end[-1]) if duration_s is None else duration_s)
+    if duration_s is None:
+        return AudioTimeline(start, end, float(end[-1]))
+    cut = heard_s is not None and duration_s > heard_s + MEL_S  # a spectrogram ends within a column
+    return AudioTimeline(start, end, duration_s, heard_s if cut else None)
+
+
+def _seen_s(count: int, size: int, heard_s: float | None) -> tuple[float, float]:
+    """How long the sound can be that the processor saw: full windows can be the beginning of any longer one."""
+    windows = -(-count * size // WINDOW_FRAMES)
+    if heard_s is None:
+        return (windows - 1) * WINDOW_S, windows * WINDOW_S
+    full = heard_s % WINDOW_S < MEL_S / 2 or heard_s % WINDOW_S > WINDOW_S - MEL_S / 2
+    return heard_s, float("inf") if full else heard_s
 
 
 def _positions(mel_frames: int, size: int) -> int:

@@ -27,6 +27,8 @@ class AudioTimeline:
     gaps between them: sound that no position hears directly."""
     duration_s: float
     """Of the sound. Where only padded windows are known, and not the sound: of its windows."""
+    heard_s: float | None = None
+    """Where the encoder ceases to hear a sound that is too long for it; None where it hears all of it."""
 
     def __len__(self) -> int:
         """The number of audio positions."""
@@ -46,13 +48,13 @@ class AudioTimeline:
     def edges_s(self) -> Float[Tensor, " edge"]:
         """Time shared out among the positions, without gaps: half-way between neighbouring middles."""
         center = self.center_s
-        end = max(float(self.end_s[-1]), self.duration_s)
+        end = max(float(self.end_s[-1]), self.duration_s if self.heard_s is None else self.heard_s)
         return torch.cat([torch.zeros(1), (center[1:] + center[:-1]) / 2, torch.tensor([end])])
 
     def to_seconds(self, values: Float[Tensor, " token"], *, bins: int) -> Float[Tensor, " bin"]:
         """Paint values on tokens over the sound, from 0 to its end, as equal bins of time.
 
-        Each bin has the value of the position that is nearest to its middle.
+        Each bin has the value of the position that is nearest to its middle; NaN where the encoder hears no more.
 
         Args:
             values: One value a token.
@@ -61,4 +63,5 @@ class AudioTimeline:
         if values.shape != self.start_s.shape:
             raise LensplugError(f"{list(values.shape)} values for {len(self)} audio tokens: give one value a token.")
         middles = (torch.arange(bins) + 0.5) * self.duration_s / bins
-        return values.float().cpu()[torch.searchsorted(self.edges_s[1:-1].contiguous(), middles, right=True)]
+        painted = values.float().cpu()[torch.searchsorted(self.edges_s[1:-1].contiguous(), middles, right=True)]
+        return painted if self.heard_s is None else painted.masked_fill(middles >= self.heard_s, torch.nan)

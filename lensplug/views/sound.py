@@ -47,7 +47,8 @@ def sound_overlay(
 
     Above, a bar for each audio position, as wide as what it hears directly; below, the same as colour behind
     the waveform, each moment coloured by the nearest position; then the spectrogram. What lies behind the end of
-    the sound is shaded, and the title says how much of the audio's mass is there.
+    the sound is shaded, and the title says how much of the audio's mass is there; so is what the encoder does not hear
+    of a sound that is too long for it.
 
     Args:
         values: One value for each position of the example (a row of a rollout, of attention, ...), or
@@ -168,7 +169,8 @@ def _spectrogram(sound: Sound) -> go.Heatmap:
 
 
 def _lay_out(fig: go.Figure, title: str, rows: Mapping[str, Tensor], timeline: AudioTimeline, duration: float) -> None:
-    stated = {name: f"{title}{_padding_mass(row, timeline)}" for name, row in rows.items()}
+    heard = "" if timeline.heard_s is None else f", of which {timeline.heard_s:.1f} of {duration:.1f} s are heard"
+    stated = {name: f"{title}{heard}{_padding_mass(row, timeline)}" for name, row in rows.items()}
     fig.update_layout(figure(title=next(iter(stated.values())), height=430).layout)
     end = max(float(timeline.end_s[-1]), duration)
     fig.update_xaxes(range=[0, end], showgrid=False)
@@ -177,14 +179,20 @@ def _lay_out(fig: go.Figure, title: str, rows: Mapping[str, Tensor], timeline: A
     fig.update_yaxes(range=[-1.05, 1.05], showticklabels=False, row=2, col=1)
     fig.update_yaxes(title="kHz", row=3, col=1)
     if end > duration * 1.001:
-        fig.add_vrect(
-            x0=duration, x1=end, fillcolor=MODALITY_COLORS["pad"], opacity=0.45, line_width=0, layer="above",
-            annotation={"text": "padding", "font": {"family": FONT, "size": 11}}, annotation_position="top left",
-        )  # fmt: skip
+        _shade(fig, duration, end, "padding")
+    if timeline.heard_s is not None:
+        _shade(fig, timeline.heard_s, duration, "not heard")
     if len(rows) > 1:
         of_row = [index for index in range(len(rows)) for _ in ("bars", "heat")] + [None, None]  # and the sound itself
         titles = [{"title.text": one} for one in stated.values()]
         fig.update_layout(sliders=[slider(list(rows), of_row, titles, room=40)], height=500)
+
+
+def _shade(fig: go.Figure, start_s: float, end_s: float, text: str) -> None:
+    fig.add_vrect(
+        x0=start_s, x1=end_s, fillcolor=MODALITY_COLORS["pad"], opacity=0.45, line_width=0, layer="above",
+        annotation={"text": text, "font": {"family": FONT, "size": 11}}, annotation_position="top left",
+    )  # fmt: skip
 
 
 def _padding_mass(row: Float[Tensor, " token"], timeline: AudioTimeline) -> str:
