@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 
 from lensplug import engines, reductions
+from lensplug.checkpoint import fingerprint
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.positions import Positions, resolve_positions, watched_rows
@@ -128,6 +129,7 @@ def run_with_cache(
             setattr(cache, name, value)
     cache.attention_mask = inputs.attention_mask  # analyses count positions from the last that is not padding
     cache.str_tokens = tuple(map(tuple, inputs.str_tokens))  # and name positions
+    cache.weights = fingerprint(model)  # of this run: weights may be changed before the cache is read
     cache.query_positions, cache.residual_positions = plan.query_rows, plan.residual_rows
     return logits, cache
 

@@ -29,6 +29,7 @@ from transformer_lens import ActivationCache
 
 from lensplug import engines, reductions
 from lensplug.caching import NamesFilter, predicate
+from lensplug.checkpoint import fingerprint
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.positions import watched_rows
@@ -110,6 +111,7 @@ def run_with_gradients(
     grads = ActivationCache(gradients, model)
     cache.attention_mask = grads.attention_mask = inputs.attention_mask  # analyses count positions by it
     cache.str_tokens = tuple(map(tuple, inputs.str_tokens))
+    cache.weights = fingerprint(model)
     return logits.detach(), cache, grads
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from lensplug import caching, engines, generation, gradients, parity, prompts, variants
+from lensplug import caching, checkpoint, engines, generation, gradients, parity, prompts, variants
 from lensplug import inputs as _inputs
 from lensplug.caching import NamesFilter, Needs, Plan
 from lensplug.core import LanguageCore
@@ -55,6 +55,7 @@ class MultimodalLens:
         self.model = model
         self.engine = engine
         self.process_weights = process_weights
+        checkpoint.remember(model, hf_model, core.decoder, core.head)
 
     @property
     def tokenizer(self) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.core import LanguageCore, sdpa
+from lensplug.versions import versions
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """The largest difference of a logit that rounding explains, as a fraction of the largest logit.
@@ -106,7 +106,7 @@ def compare(
         dtype=str(core.dtype).removeprefix("torch."),
         engine=engine,
         reference=f"{type(hf_model).__name__} (SDPA)",
-        versions={name: version(name) for name in ("transformer-lens", "transformers", "torch")},
+        versions=versions("transformer-lens", "transformers", "torch"),
     )
 
 

@@ -12,8 +12,8 @@ compare within the image or the sound. Few positions give correlations by chance
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,15 +90,23 @@ def agreement(
 
     correlation = pd.DataFrame(values[:, ranked].T.numpy()).corr(method="spearman").to_numpy()
     where = "all positions" if positions is None else "chosen positions"
-    made = [result.provenance for result in results.values() if isinstance(result, Result)]
-    provenance = made[0] if made else Provenance.of_model(None, "agreement", "")
     convention = f"Spearman's rank correlation over {int(ranked.sum())} of {where}"
     return Agreement(
         methods=tuple(maps),
         rank_correlation=torch.tensor(correlation, dtype=torch.float32),
         count=int(ranked.sum()),
-        provenance=Provenance("agreement", provenance.model, provenance.dtype, convention, provenance.versions),
+        provenance=_made([result.provenance for result in results.values() if isinstance(result, Result)], convention),
     )
+
+
+def _made(each: Sequence[Provenance], convention: str) -> Provenance:
+    """What the methods were made of; of several models each is named."""
+    own = replace(Provenance.of_model(None, "agreement", convention), model="")
+    model, dtype, weights = (
+        " and ".join(filter(None, dict.fromkeys(getattr(one, name) for one in each)))
+        for name in ("model", "dtype", "weights")
+    )
+    return replace(own, model=model or "unknown", dtype=dtype, weights=weights)
 
 
 def _map(name: str, result: Any, example: int) -> Float[Tensor, " pos"]:

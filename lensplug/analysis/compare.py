@@ -1,19 +1,30 @@
-"""The same analysis on two checkpoints, side by side: what does a training change?
+"""The same analysis on two checkpoints or more, side by side: what does a training change?
 
-Two results of one analysis (with and without pre-training of the projector, say) are aligned by their
-labels (layer, head, modality, position, ...), and every number gets its difference, b - a. What is not the same
-thing is not compared: other conventions, other layers, other prompts are refused.
+Results of one analysis (with and without pre-training of the projector, say) are aligned by their labels (layer, head,
+modality, position, ...), and every number gets its difference from the first result, b - a. What is not the same
+thing is not compared: other conventions, other queries, other layers, other prompts are refused.
 
-    difference = analysis.compare(result_before, result_after)
+    difference = analysis.compare(result_before, result_after, names=("before", "after"))
     difference.largest(10)
+
+Means over examples have a standard error, and so has their difference. Where both results are of as many examples it
+is that of the differences example by example: two checkpoints that run on the same prompts differ much less than the
+prompts do. (If the examples are others after all it still holds: the differences of independent examples spread as
+much as both together.) Where they are not, it is the root of the sum of both squared.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import TYPE_CHECKING
 
-from lensplug.analysis.result import Provenance, Result
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensplug.analysis.result import Provenance, Result, refuse_other_making
 from lensplug.errors import LensplugError
 
 if TYPE_CHECKING:
@@ -22,30 +33,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Result):
-    """Two results of one analysis, number by number."""
+    """Results of one analysis, number by number."""
 
     table: pd.DataFrame
-    """The labels, and for each number `<name>_a`, `<name>_b`, `<name>_difference` (b - a); for each text that differs
-    between the two, `<name>_a` and `<name>_b`."""
+    """The labels, and for each number `<number>_<name>` of each result and the differences from the first, under
+    `difference_column(number, name)`; for each text that differs between results, `<text>_<name>`."""
     labels: tuple[str, ...]
     """The columns that say what is measured."""
     numbers: tuple[str, ...]
     """What is measured; the first is what views draw."""
     analysis: str
-    provenance_a: Provenance
-    provenance_b: Provenance
+    names: tuple[str, ...]
+    """What the results are called, the first of which the others are held against."""
+    provenances: tuple[Provenance, ...]
+
+    @property
+    def provenance_a(self) -> Provenance:
+        """Of the first result."""
+        return self.provenances[0]
+
+    @property
+    def provenance_b(self) -> Provenance:
+        """Of the second."""
+        return self.provenances[1]
 
     def __repr__(self) -> str:
         """What was compared, and on how many things."""
-        return (
-            f"Comparison({self.analysis}: {', '.join(self.numbers)}, {len(self.table)} rows;"
-            f" {self.provenance_a.model} and {self.provenance_b.model})"
-        )
+        models = " and ".join(f"{name}: {one.model}" for name, one in zip(self.names, self.provenances, strict=True))
+        return f"Comparison({self.analysis}: {', '.join(self.numbers)}, {len(self.table)} rows; {models})"
 
-    def largest(self, k: int = 10, *, number: str | None = None) -> pd.DataFrame:
-        """The k rows in which a number (the first by default) changes most, either way."""
-        column = f"{self.number(number)}_difference"
-        order = self.table[column].abs().sort_values(ascending=False).index[:k]
+    def difference_column(self, number: str | None = None, name: str | None = None) -> str:
+        """The column with a number's difference from the first result.
+
+        Args:
+            number: The first by default.
+            name: Of the other result; the second by default.
+        """
+        if name is not None and name not in self.names[1:]:
+            raise LensplugError(f"{name!r} is none of {', '.join(map(repr, self.names[1:]))}, which are compared.")
+        return _difference(self.number(number), name or self.names[1], self.names)
+
+    def largest(self, k: int = 10, *, number: str | None = None, name: str | None = None) -> pd.DataFrame:
+        """The k rows in which a number (the first by default) changes most, either way.
+
+        Args:
+            k: How many.
+            number: Which number.
+            name: From the first result to which other; the second by default.
+        """
+        order = self.table[self.difference_column(number, name)].abs().sort_values(ascending=False).index[:k]
         return self.table.loc[order].reset_index(drop=True)
 
     def number(self, name: str | None = None) -> str:
@@ -59,73 +95,139 @@ class Comparison(Result):
         return self.table.copy()
 
 
-def compare(result_a: Result, result_b: Result) -> Comparison:
-    """Align two results of the same analysis and take differences, b - a.
+def compare(result_a: Result, result_b: Result, *others: Result, names: Sequence[str] | None = None) -> Comparison:
+    """Align results of the same analysis and take differences from the first, b - a.
 
     Args:
-        result_a: Of the first checkpoint.
+        result_a: Of the first checkpoint, which the others are held against.
         result_b: Of the second.
+        *others: Of more.
+        names: What to call them, in columns and pictures; "a", "b", ... by default.
 
     Raises:
-        LensplugError: If they are of different analyses or conventions, or were measured on different things.
+        LensplugError: If they are of different analyses, conventions or queries, or were measured on different things,
+            or there is not one name for each.
     """
     from pandas.api.types import is_numeric_dtype
 
-    if type(result_a) is not type(result_b) or not type(result_a).label_columns:
-        raise LensplugError(
-            f"a {type(result_a).__name__} and a {type(result_b).__name__} cannot be compared: give two results of the"
-            " same analysis."
-        )
-    a, b = result_a.provenance, result_b.provenance
-    if a.convention != b.convention:
-        raise LensplugError(f"the results have different conventions ({a.convention!r} and {b.convention!r}).")
-    frame_a, frame_b = result_a.to_dataframe(), result_b.to_dataframe()
-    labels = [name for name in type(result_a).label_columns if name in frame_a]
-    _refuse_what_is_twice(frame_a, labels, "first")
-    _refuse_what_is_twice(frame_b, labels, "second")
-    merged = frame_a.merge(frame_b, on=labels, suffixes=("_a", "_b"))  # in the order of the first
-    if not len(merged) == len(frame_a) == len(frame_b):
-        raise LensplugError(_what_differs(frame_a, frame_b, labels))
-    measured = [name for name in frame_a.columns if name not in labels]
-    numbers = tuple(name for name in measured if is_numeric_dtype(frame_a[name]))
-    kept = list(labels)
-    for name in measured:
-        kept += [f"{name}_a", f"{name}_b"]
-        if name in numbers:
-            merged[f"{name}_difference"] = merged[f"{name}_b"] - merged[f"{name}_a"]
-            kept.append(f"{name}_difference")
+    results = (result_a, result_b, *others)
+    called = _called(names, len(results))
+    _refuse_other_kinds(results)
+    refuse_other_making(results, verb="compared", may_differ=("model", "weights", "dtype"))
+    frames = [result.to_dataframe() for result in results]
+    labels = [name for name in type(result_a).label_columns if name in frames[0]]
+    for frame, name in zip(frames, called, strict=True):
+        _refuse_what_is_twice(frame, labels, name)
+    merged, measured = _aligned(frames, called, labels)
+    numbers = [name for name in measured if is_numeric_dtype(frames[0][name])]
+    columns = list(labels)
+    for number in measured:
+        columns += [f"{number}_{name}" for name in called]
+        if number in numbers:
+            for name in called[1:]:
+                column = _difference(number, name, called)
+                merged[column] = merged[f"{number}_{name}"] - merged[f"{number}_{called[0]}"]
+                columns.append(column)
+    for number, error in type(result_a).standard_errors.items():
+        for index, name in enumerate(called[1:], start=1):
+            spread = _error_of_difference(results[0], results[index], number, frames[index], labels, merged)
+            if spread is None:
+                a, b = (merged[f"{error}_{one}"] for one in (called[0], name))
+                spread = (a**2 + b**2) ** 0.5
+            merged[_difference(error, name, called)] = spread
     main = type(result_a).main_number
-    numbers = (main, *(name for name in numbers if name != main))
-    return Comparison(merged[kept], tuple(labels), numbers, a.analysis, a, b)
+    return Comparison(
+        table=merged[columns],
+        labels=tuple(labels),
+        numbers=(main, *(name for name in numbers if name != main)),
+        analysis=result_a.provenance.analysis,
+        names=called,
+        provenances=tuple(result.provenance for result in results),
+    )
+
+
+def _difference(number: str, name: str, names: Sequence[str]) -> str:
+    return f"{number}_difference" if len(names) == 2 else f"{number}_{name}_difference"
+
+
+def _called(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """A name for each result."""
+    if names is None:
+        return tuple(ascii_lowercase[at] if count <= 26 else str(at) for at in range(count))
+    called = (names,) if isinstance(names, str) else tuple(names)
+    if len(called) != count or len(set(called)) != count or not all(isinstance(one, str) and one for one in called):
+        raise LensplugError(f"names is {names!r}, expected {count} different words, one for each result.")
+    return called
+
+
+def _refuse_other_kinds(results: Sequence[Result]) -> None:
+    kinds = [type(result) for result in results]
+    other = next((kind for kind in kinds if kind is not kinds[0]), None)
+    if other is not None or not getattr(kinds[0], "label_columns", ()):
+        raise LensplugError(
+            f"a {kinds[0].__name__} and a {(other or kinds[1]).__name__} cannot be compared: give results of the same"
+            " analysis."
+        )
+
+
+def _aligned(frames: Sequence[pd.DataFrame], names: Sequence[str], labels: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of all results side by side, in the order of the first, and what is measured."""
+    measured = [name for name in frames[0].columns if name not in labels]
+    merged = frames[0][labels]
+    for frame, name in zip(frames, names, strict=True):
+        own = frame.rename(columns={number: f"{number}_{name}" for number in measured})
+        joined = merged.merge(own, on=labels)
+        if not len(joined) == len(frame) == len(frames[0]):
+            raise LensplugError(_what_differs(frames[0], frame, labels, (names[0], name)))
+        merged = joined
+    return merged, measured
+
+
+def _error_of_difference(
+    first: Result, other: Result, number: str, frame: pd.DataFrame, labels: list[str], merged: pd.DataFrame
+) -> Float[Tensor, " row"] | None:
+    """The standard error of a mean's difference, example by example; None where the examples are no pairs."""
+    a, b = (result.by_example().get(number) for result in (first, other))
+    if a is None or b is None or len(a) != len(b):
+        return None
+    # The rows of the other result, in the order of the first.
+    order = merged[labels].merge(frame[labels].assign(row=range(len(frame))), on=labels)["row"]
+    b = b[:, torch.from_numpy(order.to_numpy().copy())]
+    if not torch.equal(a.isnan(), b.isnan()):
+        return None
+    differences = (b - a).double()
+    count = (~differences.isnan()).sum(dim=0)
+    squares = (differences - differences.nanmean(dim=0)).square().nansum(dim=0)
+    spread: Tensor = (squares / (count - 1).clamp(min=0) / count).sqrt().masked_fill(count < 2, torch.nan)
+    return spread.float()
 
 
 def _refuse_what_is_twice(frame: pd.DataFrame, labels: list[str], which: str) -> None:
     """What is there twice has no one partner."""
     twice = frame.duplicated(labels)
     if twice.any():
-        raise LensplugError(
-            f"the {which} result has {_in_words(frame[twice], labels)} twice: ask for each position once."
-        )
+        raise LensplugError(f"result {which} has {_in_words(frame[twice], labels)} twice: ask for each position once.")
 
 
-def _what_differs(frame_a: pd.DataFrame, frame_b: pd.DataFrame, labels: list[str]) -> str:
+def _what_differs(frame_a: pd.DataFrame, frame_b: pd.DataFrame, labels: list[str], names: tuple[str, str]) -> str:
     """Which rows are in one result only, and in which label that shows."""
     merged = frame_a[labels].merge(frame_b[labels], on=labels, how="outer", indicator=True)
     counts = merged["_merge"].value_counts()
     lonely = merged[merged["_merge"] != "both"]
     differing = []
-    for name in labels:
-        own = {"first": set(frame_a[name]), "second": set(frame_b[name])}
-        first, second = own["first"] - own["second"], own["second"] - own["first"]
+    for label in labels:
+        first, second = set(frame_a[label]), set(frame_b[label])
         only = [
-            f"{min(values)!r} in the {which} only" for which, values in (("first", first), ("second", second)) if values
+            f"{min(values)!r} in {which} only"
+            for which, values in zip(names, (first - second, second - first), strict=True)
+            if values
         ]
         if only:
-            differing.append(f"{name} ({', '.join(only)})")
+            differing.append(f"{label} ({', '.join(only)})")
     seen = f" What differs is {'; '.join(differing)}." if differing else ""
     return (
-        f"the results were not measured on the same things: {counts['left_only']} rows are in the first only,"
-        f" {counts['right_only']} in the second only, such as {_in_words(lonely, labels)}.{seen} Run both checkpoints"
+        f"the results were not measured on the same things: {counts['left_only']} rows are in {names[0]} only,"
+        f" {counts['right_only']} in {names[1]} only, such as {_in_words(lonely, labels)}.{seen} Run all checkpoints"
         " on the same inputs with the same options (positions, rows, target)."
     )
 

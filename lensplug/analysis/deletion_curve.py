@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.result import Provenance, Result, refuse_other_making
 from lensplug.errors import LensplugError
 from lensplug.targets import LogitTarget, Terms, Written, terms_of
 from lensplug.variants import in_place
@@ -81,15 +81,14 @@ class DeletionCurve(Result):
         Raises:
             LensplugError: If there is none, or they differ in steps, draws, model or convention.
         """
-        if not results:
-            raise LensplugError("there are no results to combine.")
+        refuse_other_making(results)
         first = results[0]
         for other in results[1:]:
             same = torch.equal(other.fractions, first.fractions) and other.random.shape[1] == first.random.shape[1]
-            if not same or other.provenance != first.provenance:
+            if not same:
                 raise LensplugError(
-                    f"curves of different steps, draws, models or conventions cannot be combined: {first.provenance},"
-                    f" {len(first.fractions) - 1} steps, and {other.provenance}, {len(other.fractions) - 1} steps."
+                    f"curves of different steps or draws cannot be combined: {len(first.fractions) - 1} steps and"
+                    f" {first.random.shape[1]} draws, and {len(other.fractions) - 1} and {other.random.shape[1]}."
                 )
         return replace(
             first,

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lensplug import hook_names
 from lensplug.analysis.reading import n_layers, needs, pattern_shape, read_rows
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.result import Provenance, Result, refuse_other_making
 from lensplug.errors import LensplugError
 from lensplug.modality import MODALITIES, ModalityMap
 from lensplug.positions import resolve_position
@@ -46,6 +46,7 @@ class HeadSpecialization(Result):
 
     label_columns = ("layer", "head", "modality")
     main_number = "ratio"
+    standard_errors = {"ratio": "standard_error"}
 
     mass: Float[Tensor, "example layer head modality"]
     """Fraction of attention mass on the modality (0 to 1); NaN where the example lacks it."""
@@ -111,14 +112,13 @@ class HeadSpecialization(Result):
         Raises:
             LensplugError: If they are of different models or conventions, or there is none.
         """
-        if not results:
-            raise LensplugError("there are no results to combine.")
+        refuse_other_making(results)
         first = results[0]
         for other in results[1:]:
-            if other.provenance != first.provenance or other.mass.shape[1:3] != first.mass.shape[1:3]:
+            if other.mass.shape[1:3] != first.mass.shape[1:3]:
                 raise LensplugError(
-                    f"results of different models or conventions cannot be combined: {first.provenance} and"
-                    f" {other.provenance}."
+                    f"results of {list(first.mass.shape[1:3])} and {list(other.mass.shape[1:3])} layers and heads"
+                    " cannot be combined: give results of one model."
                 )
         names = tuple(name for name in MODALITIES if any(name in result.modalities for result in results))
         spread = [result._with_modalities(names) for result in results]
@@ -155,6 +155,10 @@ class HeadSpecialization(Result):
             for head in range(mass.shape[1])
             for index, name in enumerate(self.modalities)
         )
+
+    def by_example(self) -> dict[str, Float[Tensor, "example row"]]:
+        """The ratios of each example, in the rows of `to_dataframe`."""
+        return {"ratio": self.ratio.flatten(1)}
 
     def _index(self, modality: str) -> int:
         if modality not in self.modalities:
@@ -217,7 +221,7 @@ def head_specialization(
     convention = "fraction of the query's attention mass over chance (uniform over allowed positions)"
     if exclude_sink:
         convention += "; first position left out"
-    provenance = Provenance.of(cache, "head_specialization", convention)
+    provenance = Provenance.of(cache, "head_specialization", convention, query=query)
     return HeadSpecialization(mass, chance, entropy, largest, names, index.cpu(), provenance)
 
 

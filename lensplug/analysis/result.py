@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lensplug.checkpoint import fingerprint
 from lensplug.errors import LensplugError
+from lensplug.versions import versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,26 +32,127 @@ class Provenance:
     convention: str
     """What could be read two ways, said in words."""
     versions: Mapping[str, str]
+    weights: str = ""
+    """A fingerprint of the weights that ran (`lensplug.checkpoint`): two checkpoints of one name have two; "" where
+    they are not known."""
+    query: str = ""
+    """The position that was asked about, as it was asked; "" where rows of the result say it, or it has none."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What else was chosen and is not said in the convention."""
 
     @classmethod
-    def of(cls, cache: Any, analysis: str, convention: str) -> Provenance:
-        """The provenance of a result that `analysis` reads from `cache`."""
-        made = cls.of_model(cache.model, analysis, convention)
+    def of(
+        cls, cache: Any, analysis: str, convention: str, *, query: Any = None, options: Mapping[str, Any] | None = None
+    ) -> Provenance:
+        """The provenance of a result that `analysis` reads from `cache`.
+
+        Args:
+            cache: The ActivationCache.
+            analysis: The function's name.
+            convention: What could be read two ways, in words.
+            query: The position that was asked about, as the user gave it: a number, or one for each example.
+            options: Other options that change numbers.
+        """
+        weights = getattr(cache, "weights", None)
+        if weights is None:
+            weights = fingerprint(cache.model)
+            if cache.model is not None:
+                cache.weights = weights  # the weights of this run; a cache is read by many analyses
+        made = cls.of_model(cache.model, analysis, convention, query=query, options=options, weights=weights)
         if made.dtype:
             return made
         found = {value.dtype for value in cache.values() if value.is_floating_point()}
         return replace(made, dtype=", ".join(sorted(str(one).removeprefix("torch.") for one in found)))
 
     @classmethod
-    def of_model(cls, model: Any, analysis: str, convention: str) -> Provenance:
+    def of_model(
+        cls,
+        model: Any,
+        analysis: str,
+        convention: str,
+        *,
+        query: Any = None,
+        options: Mapping[str, Any] | None = None,
+        weights: str | None = None,
+    ) -> Provenance:
         """The provenance of a result that `analysis` gets by running `model`; dtype "" where it does not say."""
         cfg = getattr(model, "cfg", None)
         # The model's dtype where it is known: norm scales are fp32 in every model, and not in every cache.
         known = getattr(cfg, "dtype", None)
-        dtype = str(known).removeprefix("torch.") if known else ""
-        name = getattr(cfg, "model_name", None) or "unknown"
-        packages = ("lensplug", "transformer-lens", "transformers", "torch")
-        return cls(analysis, name, dtype, convention, {p: version(p) for p in packages})
+        return cls(
+            analysis=analysis,
+            model=getattr(cfg, "model_name", None) or "unknown",
+            dtype=str(known).removeprefix("torch.") if known else "",
+            convention=convention,
+            versions=versions("lensplug", "transformer-lens", "transformers", "torch"),
+            weights=fingerprint(model) if weights is None else weights,
+            query=_asked(query),
+            options={name: str(value) for name, value in (options or {}).items()},
+        )
+
+
+def _asked(query: Any) -> str:
+    """A query in words: results of which each example has its own may stand beside each other."""
+    if query is None:
+        return ""
+    numbers = query.flatten().tolist() if isinstance(query, Tensor) else query
+    if isinstance(numbers, Iterable):
+        return "one for each example" if len(list(numbers)) > 1 else str(next(iter(numbers)))
+    return str(numbers)
+
+
+def refuse_other_making(results: Sequence[Result], *, verb: str = "combined", may_differ: Sequence[str] = ()) -> None:
+    """Refuse results that were not made alike, by the name of what differs; versions that differ are warned of.
+
+    Args:
+        results: Of one analysis.
+        verb: What they are for: "combined", "compared".
+        may_differ: Fields of `Provenance` that need not be the same.
+
+    Raises:
+        LensplugError: If there is none, or one differs from the first.
+    """
+    if not results:
+        raise LensplugError(f"there are no results to be {verb}.")
+    first = results[0].provenance
+    for at, other in enumerate((one.provenance for one in results[1:]), start=1):
+        differing = [
+            f"{what}: {getattr(first, name)!r} in the first and {getattr(other, name)!r} in result {at}"
+            for name, what in SAME.items()
+            if name not in may_differ and getattr(first, name) != getattr(other, name)
+        ]
+        if differing:
+            raise LensplugError(
+                f"results of different {'conventions' if 'model' in may_differ else 'models or conventions'} cannot be"
+                f" {verb}. What differs is the {'; the '.join(differing)} (counted from 0). Make them with"
+                f" {'' if 'model' in may_differ else 'one model and '}the same options."
+            )
+    _warn_of_versions([one.provenance for one in results], verb)
+
+
+SAME = {
+    "analysis": "analysis",
+    "model": "model",
+    "weights": "fingerprint of the weights (two checkpoints of one name, weights that were changed, or processed)",
+    "dtype": "dtype",
+    "convention": "convention",
+    "query": "query position",
+    "options": "options",
+}
+"""What must be the same in results that are put together, and what it is called."""
+
+
+def _warn_of_versions(made: Sequence[Provenance], verb: str) -> None:
+    """One warning, of every package of which there is more than one version."""
+    packages = dict.fromkeys(name for one in made for name in one.versions)
+    found = {name: list(dict.fromkeys(one.versions.get(name, "unknown") for one in made)) for name in packages}
+    several = [f"{name} ({', '.join(given)})" for name, given in found.items() if len(given) > 1]
+    if several:
+        warnings.warn(
+            f"results of different versions of {', '.join(several)} are {verb}: numbers may differ a little by that"
+            " alone.",
+            stacklevel=4,
+        )
 
 
 class Result:
@@ -60,6 +163,15 @@ class Result:
     main_number: ClassVar[str] = ""
     """The column that matters most."""
     provenance: Provenance
+    standard_errors: ClassVar[Mapping[str, str]] = {}
+    """Of the columns that are means over examples: the column with the standard error of each."""
+
+    def by_example(self) -> Mapping[str, Float[Tensor, "example row"]]:
+        """Of the columns with a standard error: what each example has, in the rows of `to_dataframe`.
+
+        `compare` takes differences example by example from it.
+        """
+        return {}
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each thing that is measured."""

@@ -91,14 +91,14 @@ def test_rows_are_aligned_by_label_and_not_by_place(two):
 def test_refuses_what_is_measured_twice(two):
     caches, _ = two
     a, b = (analysis.attention_rollout(cache, rows=[-1, 7]) for cache in caches)
-    with pytest.raises(lensplug.LensplugError, match="the first result has example 0, row 7, pos 0 twice"):
+    with pytest.raises(lensplug.LensplugError, match="result a has example 0, row 7, pos 0 twice"):
         analysis.compare(a, b)
 
 
 def test_says_which_labels_differ():
     ids = tokens(1, 5)
     a, b = (analysis.logit_lens(run(text_model(seed, **ROTARY), ids)[1], target=seed + 3) for seed in (0, 1))
-    with pytest.raises(lensplug.LensplugError, match=r"target \('3' in the first only, '4' in the second only\)"):
+    with pytest.raises(lensplug.LensplugError, match=r"target \('3' in a only, '4' in b only\)"):
         analysis.compare(a, b)
 
 
@@ -114,9 +114,7 @@ def test_refuses_what_is_not_the_same(two):
     with pytest.raises(lensplug.LensplugError, match="a Comparison and a Comparison cannot be compared"):
         analysis.compare(comparison, comparison)
     longer = analysis.received_attention(cache_of_patterns(causal_patterns(2, 1, 3, 9)))
-    with pytest.raises(
-        lensplug.LensplugError, match="0 rows are in the first only, 3 in the second only, .*position 6, "
-    ):
+    with pytest.raises(lensplug.LensplugError, match="0 rows are in a only, 3 in b only, .*position 6, "):
         analysis.compare(received(0), longer)
     with pytest.raises(lensplug.LensplugError, match="'mass' is no number of received_attention: it has received"):
         analysis.compare(received(0), received(1)).largest(number="mass")

@@ -1,0 +1,111 @@
+"""What a TransformerLens model was made of: a fingerprint of its weights, and what processing has folded away.
+
+Results of two checkpoints look alike: they have one name, one dtype, one shape. A fingerprint tells them apart. It is
+a hash over 64 numbers of every weight, read anew for each run (0.5B: 10 ms), so that weights which are changed in place
+have another. It is the same in every process and on every device, and for both engines, since numbers are taken in the
+order of memory, in which both share the weights of the Hugging Face model; that model's encoders and projectors count.
+An edit of fewer than one number in 64 of a weight may be missed.
+
+Processed weights are a copy in which the final norm's weight stands in the unembedding and value biases stand in the
+output biases. `made_of` has both as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+SAMPLES = 64
+"""How many numbers of each weight are read, up to twice as many."""
+ZEROS = {sha256(bytes(4 * count)).digest() for count in range(1, 2 * SAMPLES + 1)}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that another was made of."""
+
+    full: ref[nn.Module]
+    """With its encoders and projectors; gone when nobody else holds it."""
+    unembedding: Float[Tensor, "d_vocab d_model"]
+    value_biases: tuple[Float[Tensor, " kv_d_head"] | None, ...]
+    """Of each layer; None where it has none."""
+
+
+_ORIGINS: WeakKeyDictionary[Any, Origin] = WeakKeyDictionary()
+
+
+def remember(model: Any, hf_model: nn.Module, decoder: Any, head: Any) -> None:
+    """Note of a TransformerLens model that it was made of a Hugging Face model's decoder and head."""
+    values = [getattr(getattr(layer, "self_attn", None), "v_proj", None) for layer in decoder.layers]
+    biases = tuple(getattr(value, "bias", None) for value in values)
+    if all(value is not None for value in values):
+        _ORIGINS[model] = Origin(ref(hf_model), head.weight, biases)
+
+
+def made_of(model: Any) -> Origin | None:
+    """What a lens has noted of its model; None for one that TransformerLens made alone."""
+    return _ORIGINS.get(model) if isinstance(model, nn.Module) else None
+
+
+def fingerprint(model: Any) -> str:
+    """Sixteen characters that are others for other weights; "" for what has none, such as attentions alone.
+
+    Weights that hold the same numbers in fp32 and in bf16 have one fingerprint.
+    """
+    if not isinstance(model, nn.Module):
+        return ""
+    origin = made_of(model)
+    parts = [model, None if origin is None else origin.full()]
+    found = {id(weight): weight for part in parts if part is not None for weight in _weights(part)}
+    by_device: dict[torch.device, list[Tensor]] = {}
+    with torch.no_grad():
+        for weight in found.values():
+            if weight.numel() and not weight.is_meta:
+                by_device.setdefault(weight.device, []).append(_samples(weight))
+        # One copy to the processor for each device, not one for each weight.
+        each: set[bytes] = set()
+        for samples in by_device.values():
+            numbers, start = torch.cat(samples).float().cpu().numpy().tobytes(), 0
+            for one in samples:
+                each.add(sha256(numbers[start : start + 4 * len(one)]).digest())
+                start += 4 * len(one)
+    # Zeros are left out: HookedTransformer has biases of zeros where the model has none. Sorted and each once: the
+    # engines come by the weights in different orders, and by tied ones twice.
+    each -= ZEROS
+    return sha256(b"".join(sorted(each))).hexdigest()[:16] if each else ""
+
+
+def _weights(module: nn.Module) -> Iterator[Tensor]:
+    """Every parameter; a bridge's own `parameters()` leaves some out."""
+    yield from (weight for weight in module._parameters.values() if weight is not None)
+    for child in module._modules.values():
+        if child is not None:
+            yield from _weights(child)
+
+
+def _samples(weight: Tensor) -> Tensor:
+    """Numbers from all over a weight, in the order in which they lie in memory."""
+    step = max(1, weight.numel() // SAMPLES) | 1  # an odd step does not stay in one column of a matrix
+    count = -(-weight.numel() // step)
+    if weight.is_contiguous() or _is_dense(weight):  # a view: nothing is copied
+        return weight.as_strided((count,), (step,), weight.storage_offset())
+    at = torch.arange(0, weight.numel(), step, device=weight.device)
+    chosen: Tensor = weight[torch.unravel_index(at, weight.shape)]
+    return chosen
+
+
+def _is_dense(weight: Tensor) -> bool:
+    """Whether it fills its memory without a gap, whatever the order of its axes."""
+    expected = 1
+    for stride, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
