@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 
+Position = int | Sequence[int] | Int[Tensor, " *axes"]
+"""One position, or one for each example `[example]`."""
 Positions = int | Sequence[int] | Int[Tensor, " *axes"]
 """One position, several, or a tensor `[position]` or `[example position]`."""
 
@@ -22,16 +25,29 @@ def watched_rows(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch 1"]:
     return torch.full_like(tokens[:, :1], tokens.shape[1] - 1)
 
 
-def resolve_position(position: int, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
+def resolve_position(
+    position: Position, attention_mask: Int[Tensor, "batch pos"], *, name: str = "position"
+) -> Int[Tensor, " batch"]:
     """A position of every example as an index from the left.
 
     Negative positions count from the last position that is not padding, others from the first of the
     tensor.
 
+    Args:
+        position: The same for every example, or one for each.
+        attention_mask: 1 = attended.
+        name: What it is called in an error.
+
     Raises:
-        LensplugError: If the position is out of range, or is padding in some example.
+        LensplugError: If it is not one position for each example, is out of range, or is padding in some example.
     """
-    return resolve_positions(position, attention_mask)[:, 0]
+    wanted, batch = _whole_numbers(position, attention_mask.device, name), len(attention_mask)
+    if wanted.ndim > 1 or wanted.ndim == 1 and len(wanted) != batch:
+        raise LensplugError(
+            f"{name} is {position!r}, expected one position, or one for each example ({batch} here): call once for each"
+            " position that you want."
+        )
+    return resolve_positions(wanted.reshape(-1, 1).expand(batch, 1), attention_mask, name=name)[:, 0]
 
 
 def resolve_positions(
@@ -48,15 +64,10 @@ def resolve_positions(
         LensplugError: If there are none, they are not whole numbers, or one is out of range or padding.
     """
     batch, length = attention_mask.shape
-    try:
-        wanted = torch.as_tensor(positions, device=attention_mask.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LensplugError(f"{name} are {positions!r}, expected whole numbers.") from error
+    wanted = _whole_numbers(positions, attention_mask.device, name)
     if wanted.numel() == 0:
         raise LensplugError(f"{name} is empty: give at least one position, or None for all where all can be read.")
-    if wanted.is_floating_point() or wanted.dtype == torch.bool:
-        raise LensplugError(f"{name} are {wanted.dtype}, expected whole numbers.")
-    wanted = wanted.long().reshape(1, -1).expand(batch, -1) if wanted.ndim < 2 else wanted.long()
+    wanted = wanted.reshape(1, -1).expand(batch, -1) if wanted.ndim < 2 else wanted
     if wanted.ndim > 2 or len(wanted) != batch:
         raise LensplugError(f"{name} are {list(wanted.shape)}, expected a row for each of {batch} examples.")
     attended = attention_mask.bool()
@@ -68,6 +79,22 @@ def resolve_positions(
         example, at = (~inside).nonzero()[0].tolist()
         _refuse(int(wanted[example, at]), example, attended[example])
     return index
+
+
+def counted_from_the_end(positions: Positions) -> bool:
+    """Whether one of these is counted from the last position that is not padding."""
+    return bool((_whole_numbers(positions, torch.device("cpu"), "positions") < 0).any())
+
+
+def _whole_numbers(positions: Any, device: torch.device, name: str) -> Int[Tensor, ...]:
+    """What was given as a tensor of whole numbers."""
+    try:
+        wanted = torch.as_tensor(positions, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LensplugError(f"{name} is {positions!r}, expected whole numbers.") from error
+    if wanted.numel() and (wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool):
+        raise LensplugError(f"{name} is {positions!r} ({wanted.dtype}), expected whole numbers.")
+    return wanted.long()
 
 
 def _refuse(position: int, example: int, attended: Tensor) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
-from lensplug.positions import resolve_position
+from lensplug.positions import Position, resolve_position
 from lensplug.tokens import single_token
 
 
@@ -51,7 +51,9 @@ class Terms:
         return (values.gather(2, ids).float() * weights).sum(dim=(1, 2))
 
 
-def terms_of(target: LogitTarget, position: int, inputs: MultimodalInput, tokenizer: Any, vocabulary: int) -> Terms:
+def terms_of(
+    target: LogitTarget, position: Position, inputs: MultimodalInput, tokenizer: Any, vocabulary: int
+) -> Terms:
     """The logits that a target means; refused before the model runs.
 
     Args:

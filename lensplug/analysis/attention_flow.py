@@ -40,7 +40,7 @@ from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 from lensplug.modality import ModalityMap
-from lensplug.positions import resolve_position
+from lensplug.positions import Position, resolve_position
 from lensplug.reductions.mixing import ROWS_AT_ONCE, Heads, Mixing, keeps
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Flow(Result):
 def attention_flow(
     cache: Any,
     *,
-    row: int = -1,
+    row: Position = -1,
     residual: float | str = 0.5,
     groups: Merge = None,
     head_fusion: str = "mean",
@@ -152,7 +152,7 @@ def attention_flow(
     Args:
         cache: An ActivationCache with `hook_pattern` of every layer (`attention_flow.needs`), or with the mean over
             heads (`lens.run_with_cache(..., keep="head_mean")`).
-        row: The output position; negative ones count from the last that is not padding.
+        row: The output position, or one for each example; negative ones count from the last that is not padding.
         residual: Weight of the identity, 0 to 1 (0.5 in the paper), or "measured". This and the options from
             `head_fusion` to `layers` are those of `attention_rollout`, which tells more of them.
         groups: None: no position is merged, and flows are exact. "modality": images are merged by view and region,
@@ -178,8 +178,8 @@ def attention_flow(
     for layer in reversed(chosen):
         fused = read_fused(cache, mixing, layer, needed_by="attention_flow").cpu()
         if not graphs:
-            mask = _attended(cache, (fused.shape[0], fused.shape[2]), attention_mask, modality)
-            index, first = resolve_position(row, mask), mask.argmax(dim=1)
+            mask = _attended(cache, (fused.shape[0], fused.shape[2]), attention_mask, modality, row)
+            index, first = resolve_position(row, mask, name="row"), mask.argmax(dim=1)
             merged = flow_groups(groups, modality, mask, index)
             graphs = [
                 LayeredGraph(source=int(own.of_position[at]), width=len(own.names))
@@ -207,7 +207,11 @@ def attention_flow(
 
 
 def _attended(
-    cache: Any, shape: tuple[int, int], attention_mask: Int[Tensor, "batch pos"] | None, modality: ModalityMap | None
+    cache: Any,
+    shape: tuple[int, int],
+    attention_mask: Int[Tensor, "batch pos"] | None,
+    modality: ModalityMap | None,
+    row: Position,
 ) -> Int[Tensor, "batch pos"]:
     """Which positions are not padding: as given, else as the modality map or the cache says."""
     if modality is not None and tuple(modality.labels.shape) != shape:
@@ -217,7 +221,7 @@ def _attended(
         )
     if attention_mask is None and modality is not None:
         attention_mask = modality.attention_mask
-    return attended(cache, shape, attention_mask, torch.device("cpu"))
+    return attended(cache, shape, attention_mask, torch.device("cpu"), positions=row)
 
 
 def _capacity(

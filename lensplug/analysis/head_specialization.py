@@ -26,11 +26,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug import hook_names
-from lensplug.analysis.reading import n_layers, needs, pattern_shape, read_rows
+from lensplug.analysis.reading import n_layers, needs, pattern_shape, read_kept, read_rows
 from lensplug.analysis.result import Provenance, Result, refuse_other_making
 from lensplug.errors import LensplugError
 from lensplug.modality import MODALITIES, ModalityMap
-from lensplug.positions import resolve_position
+from lensplug.positions import Position, resolve_position
 from lensplug.reductions.modality_mass import PARTS, measure, parts
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class HeadSpecialization(Result):
 
 @needs("attn.hook_pattern")
 def head_specialization(
-    cache: Any, modality: ModalityMap, *, query: int = -1, exclude_sink: bool = False
+    cache: Any, modality: ModalityMap, *, query: Position = -1, exclude_sink: bool = False
 ) -> HeadSpecialization:
     """Attention mass from one query position onto each modality, by layer and head.
 
@@ -193,7 +193,7 @@ def head_specialization(
             position or of this one, or what each query gives to each modality
             (`lens.run_with_cache(..., keep="modality_mass")`).
         modality: Which position is what (`inputs.modality`).
-        query: The position that looks; negative ones count from the last that is not padding.
+        query: The position that looks, or one for each example; negative ones count from the last that is not padding.
         exclude_sink: Leave out the first position that is not padding, where many heads rest, and read
             the rest of the row as if it were all.
 
@@ -206,7 +206,7 @@ def head_specialization(
         raise LensplugError(
             f"the modality map is {list(mask.shape)}, the cache {list(shape)}: use the map of the inputs that were run."
         )
-    index = resolve_position(query, mask)
+    index = resolve_position(query, mask, name="query")
     ahead = _seen_ahead(cache, modality, index)
     seen = _seen(cache, mask, index) | ahead
     names = tuple(name for name in modality.names if bool((modality.mask(name) & seen).any()))
@@ -229,7 +229,7 @@ def _given(
     cache: Any, layer: int, index: Int[Tensor, " batch"], member: Bool[Tensor, "batch part pos"]
 ) -> Float[Tensor, "batch head part 3"]:
     """What the query gives to each part, as `modality_mass.measure` has it: as kept, or of its row of the pattern."""
-    kept = cache.cache_dict.get(hook_names.modality_mass(layer))
+    kept = read_kept(cache, hook_names.modality_mass(layer))
     if kept is None:
         row = read_rows(cache, layer, index[:, None], needed_by="head_specialization").double()
         return measure(row, member.to(row.device))[:, :, 0]
