@@ -33,6 +33,7 @@ from transformer_lens import ActivationCache
 
 from lensplug.analysis.reading import attended, texts_of
 from lensplug.errors import LensplugError
+from lensplug.lens_cache import LensCache
 from lensplug.self_attention import check_rows, check_seen, check_weights, direction_of, of_layers, scaled
 
 DIRECTIONS = ("causal", "bidirectional")
@@ -64,7 +65,7 @@ def cache_from_attentions(
     normalize: bool = False,
     attention_dir: str | None = None,
     model_name: str = "unknown",
-) -> ActivationCache:
+) -> LensCache:
     """The self attention of every layer as an ActivationCache, under TransformerLens's names.
 
     The patterns share memory with what was given, without its graph. The cache has `attention_mask` and `str_tokens`,
@@ -104,9 +105,7 @@ def cache_from_attentions(
         check_seen(seen)
     direction = direction_of(looks_ahead, mask, mask * seen, attention_dir)
     config = Config(len(layers), layers[0].shape[1], direction, model_name, layers[0].dtype)
-    cache = ActivationCache(named, AttentionsOnly(config))
-    cache.attention_mask, cache.str_tokens = mask, texts
-    return cache
+    return LensCache(named, AttentionsOnly(config), attention_mask=mask, str_tokens=texts)
 
 
 def grads_from_attentions(attentions: Any, *, target: Any = None) -> ActivationCache:

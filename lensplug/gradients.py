@@ -25,14 +25,13 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens import ActivationCache
 
 from lensplug import engines, reductions
 from lensplug.caching import NamesFilter, predicate
-from lensplug.checkpoint import fingerprint
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
-from lensplug.positions import watched_rows
+from lensplug.lens_cache import LensCache
+from lensplug.positions import Position, watched_rows
 from lensplug.reductions import KeepGradients
 from lensplug.targets import Target, terms_of
 
@@ -48,10 +47,10 @@ def run_with_gradients(
     *,
     tokenizer: Any,
     target: Target,
-    position: int = -1,
+    position: Position = -1,
     names_filter: NamesFilter = None,
     keep: KeepGradients = None,
-) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache, ActivationCache]:
+) -> tuple[Float[Tensor, "batch pos d_vocab"], LensCache, LensCache]:
     """Logits, activations and gradients; see `MultimodalLens.run_with_gradients`.
 
     Raises:
@@ -105,14 +104,10 @@ def run_with_gradients(
         if not kept and not reduced:
             raise LensplugError("names_filter keeps no hook that this run comes by: see lens.model.hook_dict.")
         gradients = _gradients(_checked(scalar(logits)), kept, embeds)
-    cache = ActivationCache({name: value.detach() for name, value in kept.items()}, model)
+    cache = LensCache.of({name: value.detach() for name, value in kept.items()}, model, inputs)
     for one in reduced:
-        cache.cache_dict |= one.named
-    grads = ActivationCache(gradients, model)
-    cache.attention_mask = grads.attention_mask = inputs.attention_mask  # analyses count positions by it
-    cache.str_tokens = tuple(map(tuple, inputs.str_tokens))
-    cache.weights = fingerprint(model)
-    return logits.detach(), cache, grads
+        cache.add(one.named, {})
+    return logits.detach(), cache, LensCache.of(gradients, model, inputs)
 
 
 def _checked(scalar: Any) -> Tensor:
