@@ -14,12 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import ActivationCache
 
 from lensplug import engines, reductions
-from lensplug.checkpoint import fingerprint
 from lensplug.errors import LensplugError
+from lensplug.finite import refuse_overflow
 from lensplug.inputs import MultimodalInput
+from lensplug.lens_cache import LensCache
 from lensplug.positions import Positions, resolve_positions, watched_rows
 from lensplug.reductions import Keep, Reduction
 
@@ -81,6 +81,8 @@ class Plan:
             wanted = lambda name: any(one.needs(name) for one in analyses)  # noqa: E731
         if logit_positions is not None and others.get("return_type", "logits") not in ("logits", None):
             raise LensplugError("a loss needs the logits of every position: leave logit_positions out.")
+        if not others.get("return_cache_object", True):
+            raise LensplugError("return_cache_object=False is not taken: dict(cache.items()) is what it would return.")
         chosen = reductions.chosen(keep)
         if (residual_positions is not None or chosen) and (unknown := set(others) - {"return_type"}):
             cut = "residual_positions" if residual_positions is not None else "keep"  # of all layers, or it lies
@@ -98,7 +100,7 @@ class Plan:
 
 def run_with_cache(
     model: Any, engine: str, inputs: MultimodalInput, plan: Plan
-) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
+) -> tuple[Float[Tensor, ...] | None, LensCache]:
     """Logits and cache, without gradients; see `MultimodalLens.run_with_cache`."""
     kept = [one.begin(inputs, model.cfg.n_layers, model.cfg.n_heads) for one in plan.reductions]
 
@@ -106,7 +108,9 @@ def run_with_cache(
         for one in kept:
             one(layer, start, pattern)
 
+    known = {"query_positions": plan.query_rows, "residual_positions": plan.residual_rows}
     with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(refuse_overflow(model, inputs.attention_mask, each_score=plan.query_rows is None))
         if plan.query_rows is not None:
             rows = plan.query_rows if plan.query_rows.shape[1] else watched_rows(inputs.tokens)
             shown = each_block if kept else None
@@ -114,23 +118,20 @@ def run_with_cache(
         if plan.logit_rows is not None:
             stack.enter_context(engines.logit_rows(model, plan.logit_rows))
         if set(plan.others) <= {"return_type"}:
-            logits, cache = _keeping(model, inputs, plan)
+            logits, kept_here = _keeping(model, inputs, plan)
+            cache = LensCache.of(kept_here, model, inputs, **known)
         else:
             elsewhere = {} if plan.device is None else {"device": plan.device}
-            logits, cache = model.run_with_cache(inputs, names_filter=plan.wanted, **elsewhere, **plan.others)
+            logits, theirs = model.run_with_cache(inputs, names_filter=plan.wanted, **elsewhere, **plan.others)
+            cache = LensCache.of(theirs.cache_dict, model, inputs, **known)
+            cache.has_batch_dim = theirs.has_batch_dim
             if plan.query_rows is not None:
                 rows_kept = plan.query_rows.shape[1]
                 cache.cache_dict |= {
                     name: value[..., :rows_kept, :] for name, value in cache.items() if name.endswith(ROWS)
                 }
     for one in kept:
-        cache.cache_dict |= {name: value.to(plan.device or value.device) for name, value in one.named.items()}
-        for name, value in one.noted.items():
-            setattr(cache, name, value)
-    cache.attention_mask = inputs.attention_mask  # analyses count positions from the last that is not padding
-    cache.str_tokens = tuple(map(tuple, inputs.str_tokens))  # and name positions
-    cache.weights = fingerprint(model)  # of this run: weights may be changed before the cache is read
-    cache.query_positions, cache.residual_positions = plan.query_rows, plan.residual_rows
+        cache.add(one.named, one.noted, plan.device)
     return logits, cache
 
 
@@ -142,8 +143,8 @@ def _rows(positions: Positions | None, inputs: MultimodalInput, name: str) -> In
     return resolve_positions(positions, inputs.attention_mask, name=name)
 
 
-def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
-    """TransformerLens's cache, but of the residual stream only the chosen positions, cut out as it runs.
+def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Tensor, ...] | None, dict[str, Tensor]]:
+    """What TransformerLens's cache holds, but of the residual stream only the chosen positions, cut out as it runs.
 
     The rows of all layers lie in one tensor. Each by itself would stay between activations that come and go, and leave
     holes that the heap cannot use for the next: at thousands of positions more than all rows together.
@@ -170,7 +171,7 @@ def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Ten
         kept_here[hook.name] = together[kind][names.index(hook.name)].copy_(activation)
 
     logits = model.run_with_hooks(inputs, fwd_hooks=[(plan.wanted, keep)], **plan.others)
-    return logits, ActivationCache(kept_here, model)
+    return logits, kept_here
 
 
 def predicate(names_filter: NamesFilter) -> Callable[[str], bool]:

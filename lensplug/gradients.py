@@ -107,7 +107,7 @@ def run_with_gradients(
     cache = LensCache.of({name: value.detach() for name, value in kept.items()}, model, inputs)
     for one in reduced:
         cache.add(one.named, {})
-    return logits.detach(), cache, LensCache.of(gradients, model, inputs)
+    return logits.detach(), cache, LensCache.of(gradients, model, inputs, weights=cache.weights)
 
 
 def _checked(scalar: Any) -> Tensor:

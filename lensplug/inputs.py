@@ -19,6 +19,7 @@ from torch import Tensor
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.families import MediaLayout, media_layout
+from lensplug.finite import LARGER_RANGE, refuse_not_finite
 from lensplug.media import Media, Sound, Video
 from lensplug.media.warn import warn_user
 from lensplug.modality import ModalityMap
@@ -107,12 +108,13 @@ class MultimodalInput:
 
 
 def refuse_other_inputs(inputs: Any) -> None:
-    """Raise if these are tokens, embeddings or what a processor returned."""
+    """Raise if these are tokens, embeddings or what a processor returned, or hold NaN."""
     if not isinstance(inputs, MultimodalInput):
         raise LensplugError(
             f"inputs are a {type(inputs).__name__}, expected what lens.prepare(...) returns, or lens.encode(...) of a"
             " processor's outputs. (lens.model itself takes tokens, and what lens.without returns.)"
         )
+    refuse_not_finite("the embeddings", inputs.embeds, "they have changed since lens.prepare or lens.encode")
 
 
 def encode(
@@ -153,9 +155,14 @@ def encode(
     mask = model_inputs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape != tokens.shape:
         raise LensplugError(f"attention_mask has the shape {list(mask.shape)}, expected {list(tokens.shape)}.")
+    for name, value in model_inputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            refuse_not_finite(f"the {name}", value, "look at the image, video or sound that was given")
     _refuse_foreign_tokens(tokens, core)
     _refuse_lonely_placeholders(model_inputs, core)
     seam = run_to_seam(hf_model, core, model_inputs)
+    hint = f"the model's encoder overflows in {str(core.dtype).removeprefix('torch.')}; {LARGER_RANGE}"
+    refuse_not_finite("the merged embeddings", seam.embeds, hint)
     if seam.embeds.shape[:2] != tokens.shape:
         raise LensplugError(
             f"the decoder receives {list(seam.embeds.shape[:2])} positions for {list(tokens.shape)} tokens: the model"

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import ActivationCache
 
 from lensplug import caching, checkpoint, engines, generation, gradients, parity, prompts, variants
 from lensplug import inputs as _inputs
@@ -23,13 +22,15 @@ from lensplug.caching import NamesFilter, Needs, Plan
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.estimate import Estimate
+from lensplug.finite import refuse_overflow
 from lensplug.generation import Answer, Choosing
 from lensplug.inputs import MultimodalInput, refuse_other_inputs
 from lensplug.known_hooks import refuse_unknown_hooks
+from lensplug.lens_cache import LensCache
 from lensplug.media.seen import load_seen
 from lensplug.parity import ParityReport
 from lensplug.patches.placeholders import placeholders_as_words
-from lensplug.positions import Positions
+from lensplug.positions import Position, Positions
 from lensplug.reductions import Keep, KeepGradients
 from lensplug.targets import Target
 from lensplug.variants import Variant
@@ -140,7 +141,7 @@ class MultimodalLens:
         residual_positions: Positions | None = None,
         logit_positions: Positions | None = None,
         **kwargs: Any,
-    ) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
+    ) -> tuple[Float[Tensor, ...] | None, LensCache]:
         """Logits and TransformerLens's ActivationCache, without gradients.
 
         By default it keeps everything, as TransformerLens does. Of a prompt with an image that is gigabytes; with what
@@ -219,10 +220,10 @@ class MultimodalLens:
         inputs: MultimodalInput,
         *,
         target: Target,
-        position: int = -1,
+        position: Position = -1,
         names_filter: NamesFilter = None,
         keep: KeepGradients = None,
-    ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache, ActivationCache]:
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], LensCache, LensCache]:
         """Logits, activations and the gradient of a token's logit with respect to each of them.
 
             logits, cache, grads = lens.run_with_gradients(inputs, target="Red")
@@ -242,8 +243,8 @@ class MultimodalLens:
             target: Whose logit: a word that is one token, a token id, a tensor of ids [batch]; a pair of them, for the
                 difference of two logits; an answer of `generate` (run on `answer.inputs`), for the sum over its tokens;
                 or a function that makes one number of the logits [batch pos d_vocab]. `position` is for the first two.
-            position: Where the logit is read, the place before the one it is written to; negative ones count
-                from the last that is not padding.
+            position: Where the logit is read, the place before the one it is written to, or one for each example;
+                negative ones count from the last that is not padding.
             names_filter: Which hooks to keep, as in `run_with_cache`; by default every layer's `attn.hook_pattern`,
                 which `analysis.gradient_rollout` needs, or with `keep` none.
             keep: What to keep in place of patterns and their gradients, for prompts of thousands of positions:
@@ -346,8 +347,10 @@ class MultimodalLens:
         Raises:
             LensplugError: If a name is no hook of the model.
         """
+        refuse_other_inputs(inputs)
         refuse_unknown_hooks(self.model, [name for name, _ in fwd_hooks if isinstance(name, str)])
-        return self.model.run_with_hooks(inputs, fwd_hooks=list(fwd_hooks), **kwargs)
+        with refuse_overflow(self.model, inputs.attention_mask, each_score=True):
+            return self.model.run_with_hooks(inputs, fwd_hooks=list(fwd_hooks), **kwargs)
 
     @contextmanager
     def placeholders_as_words(self) -> Iterator[None]:
@@ -400,7 +403,10 @@ class MultimodalLens:
         """
         refuse_other_inputs(inputs)
         choosing = Choosing(max_new_tokens, do_sample, temperature, top_p, top_k, seed, stop_strings)
-        return generation.generate(self.model, self.engine, self.hf_model, self.core, self.tokenizer, inputs, choosing)
+        with refuse_overflow(self.model, inputs.attention_mask, each_score=True):
+            return generation.generate(
+                self.model, self.engine, self.hf_model, self.core, self.tokenizer, inputs, choosing
+            )
 
     def check(self, inputs: MultimodalInput) -> ParityReport:
         """The full Hugging Face model with SDPA attention against the wrapped core, on the same input.

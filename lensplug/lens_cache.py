@@ -19,6 +19,7 @@ from transformer_lens import ActivationCache
 from transformer_lens.utilities import Slice, get_act_name
 
 from lensplug import hook_names
+from lensplug.checkpoint import fingerprint
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.reductions.mixing import Mixing
@@ -41,6 +42,8 @@ class LensCache(ActivationCache):
     """Which positions are which part in what `keep="modality_mass"` kept."""
     rollout_mixing: Mixing | None
     """With which options `keep="rollout"` multiplied."""
+    weights: str
+    """The fingerprint of the weights that ran (`lensplug.checkpoint`): they may be changed before the cache is read."""
 
     def __init__(
         self,
@@ -54,17 +57,28 @@ class LensCache(ActivationCache):
         residual_positions: Int[Tensor, "batch residual"] | None = None,
         modality_parts: Bool[Tensor, "batch part pos"] | None = None,
         rollout_mixing: Mixing | None = None,
+        weights: str = "",
     ) -> None:
         """Runs of a lens make it; `lensplug.cache_from_attentions` does of attentions."""
         super().__init__(cache_dict, model, has_batch_dim)
         self.attention_mask, self.str_tokens = attention_mask, str_tokens
         self.query_positions, self.residual_positions = query_positions, residual_positions
         self.modality_parts, self.rollout_mixing = modality_parts, rollout_mixing
+        self.weights = weights
 
     @classmethod
-    def of(cls, cache_dict: dict[str, Tensor], model: Any, inputs: MultimodalInput, **known: Any) -> LensCache:
+    def of(
+        cls,
+        cache_dict: dict[str, Tensor],
+        model: Any,
+        inputs: MultimodalInput,
+        *,
+        weights: str | None = None,
+        **known: Any,
+    ) -> LensCache:
         """The cache of a run on these inputs."""
         texts = tuple(map(tuple, inputs.str_tokens))
+        known["weights"] = fingerprint(model) if weights is None else weights
         return cls(cache_dict, model, attention_mask=inputs.attention_mask, str_tokens=texts, **known)
 
     def add(self, named: Mapping[str, Tensor], noted: Mapping[str, Any], device: Any = None) -> None:

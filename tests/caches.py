@@ -97,18 +97,27 @@ def padded(rows: Sequence[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
 
 
 def run(model: Any, ids: Tensor, mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Any]:
-    """Logits and cache, as a user of TransformerLens alone gets them."""
+    """Logits and cache, as a user of TransformerLens alone gets them, who has put the mask on it."""
     with torch.no_grad():
-        return model.run_with_cache(ids, attention_mask=mask, **kwargs)
+        logits, cache = model.run_with_cache(ids, attention_mask=mask, **kwargs)
+    return logits, unpadded(cache, ids) if mask is None else cache
+
+
+def unpadded(cache: ActivationCache, ids: Tensor) -> ActivationCache:
+    """The cache, told that there is no padding."""
+    cache.attention_mask = torch.ones_like(ids)
+    return cache
 
 
 def cache_of_patterns(patterns: Sequence[Tensor], model: Any = None, **changes: Any) -> ActivationCache:
-    """A cache that holds the given pattern `[batch head query key]` for each layer."""
+    """A cache that holds the given pattern `[batch head query key]` for each layer; empty rows are of padding."""
     if model is None:  # analyses of patterns read no more of it
         form = {"n_layers": len(patterns), "n_heads": patterns[0].shape[1], "dtype": torch.float32, **changes}
         model = SimpleNamespace(cfg=SimpleNamespace(model_name="text-model", **form))
     named = {f"blocks.{layer}.attn.hook_pattern": pattern for layer, pattern in enumerate(patterns)}
-    return ActivationCache(named, model)
+    cache = ActivationCache(named, model)
+    cache.attention_mask = torch.stack([pattern.sum(dim=(1, 3)) != 0 for pattern in patterns]).any(dim=0).long()
+    return cache
 
 
 def causal_patterns(layers: int, batch: int, heads: int, length: int, seed: int = 0) -> list[Tensor]:
@@ -122,7 +131,7 @@ def causal_patterns(layers: int, batch: int, heads: int, length: int, seed: int 
 def cache_of_residuals(residuals: Sequence[Tensor], model: Any) -> ActivationCache:
     """A cache that holds the given residuals `[batch pos d_model]`: of the embedding, then after each block."""
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(len(residuals) - 1))]
-    return ActivationCache(dict(zip(names, residuals, strict=True)), model)
+    return unpadded(ActivationCache(dict(zip(names, residuals, strict=True)), model), residuals[0][..., 0].long())
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

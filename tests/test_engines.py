@@ -286,7 +286,9 @@ def test_scores_that_overflow_half_precision_are_noticed_in_a_bridge():
         lensplug.wrap(hf, engine="bridge")
     lens = lensplug.wrap(hf, engine="bridge", check=False)
     inputs = lens.encode({"input_ids": text_tokens(24)})
-    _, cache = lens.run_with_cache(inputs)
+    with pytest.raises(LensplugError, match="attention scores of a float16 model overflowed"):
+        lens.run_with_cache(inputs)
+    _, cache = lens.model.run_with_cache(inputs)
     with pytest.raises(LensplugError, match="holds NaN"):
         analysis.attention_rollout(cache)
     logits, cache = lens.run_with_cache(inputs, query_positions=[-1])

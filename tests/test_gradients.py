@@ -281,8 +281,7 @@ def test_overflow_in_half_precision_is_refused(layer):
         attention = model.model.layers[layer].self_attn
         attention.q_proj.bias.fill_(200.0)
         attention.k_proj.bias.fill_(200.0)
-    cache = lens.run_with_cache(inputs)[1]
-    overflowed = cache[pattern(layer)]
+    overflowed = lens.model.run_with_cache(inputs)[1][pattern(layer)]
     if lens.engine == "hooked_transformer":
         assert not bool(overflowed.isnan().any()) and float(overflowed.sum()) < 12 * 4
     else:

@@ -103,7 +103,8 @@ def attention_from(
         LensplugError: If a pattern is missing, or a query is out of range or is padding.
     """
     shape = pattern_shape(cache, needed_by="attention_from")
-    at = resolve_positions(queries, attended(cache, shape, attention_mask, torch.device("cpu")), name="queries")
+    mask = attended(cache, shape, attention_mask, torch.device("cpu"), positions=queries)
+    at = resolve_positions(queries, mask, name="queries")
     layers = [read_rows(cache, layer, at, needed_by="attention_from").cpu() for layer in range(n_layers(cache))]
     convention = "fraction of the query's attention, each head alone"
     return AttentionFrom(torch.stack(layers, dim=1), at.cpu(), Provenance.of(cache, "attention_from", convention))

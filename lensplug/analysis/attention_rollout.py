@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lensplug import hook_names
 from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
-from lensplug.analysis.reading import attended, n_layers, needs
+from lensplug.analysis.reading import attended, n_layers, needs, read_kept
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions, resolve_positions
@@ -132,9 +132,9 @@ def attention_rollout(
     """
     mixing = Mixing(head_fusion, None if heads is None else tuple(heads), residual, discard, exclude_first)
     chosen = layer_range(layers, n_layers(cache))
-    if hook_names.ROLLOUT in cache.cache_dict and _is_of(cache, mixing, layers, per_layer):
-        product = cache.cache_dict[hook_names.ROLLOUT]
-        mask = attended(cache, tuple(product.shape[:2]), attention_mask, product.device)
+    product = read_kept(cache, hook_names.ROLLOUT)
+    if product is not None and _is_of(cache, mixing, layers, per_layer):
+        mask = attended(cache, (product.shape[0], product.shape[1]), attention_mask, product.device, positions=rows)
         index = chosen_rows(rows, mask)
         values, by_layer = product.gather(1, index[:, :, None].expand(-1, -1, product.shape[2])), None
     else:
@@ -184,7 +184,7 @@ def _multiplied(
         fused = read_fused(cache, mixing, layer, needed_by="attention_rollout")
         if index is None or values is None:
             batch, length = fused.shape[0], fused.shape[-1]
-            mask = attended(cache, (batch, length), attention_mask, fused.device)
+            mask = attended(cache, (batch, length), attention_mask, fused.device, positions=rows)
             index, first = chosen_rows(rows, mask), mask.argmax(dim=1)
             one_hot = torch.nn.functional.one_hot(index, length).float()
             values = one_hot[:, :0]

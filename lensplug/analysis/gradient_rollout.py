@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lensplug import hook_names
 from lensplug.analysis.attention_rollout import Rollout, chosen_rows
-from lensplug.analysis.reading import attended, n_layers, needs, read_pattern
+from lensplug.analysis.reading import attended, n_layers, needs, read, read_pattern
 from lensplug.analysis.result import Provenance
 from lensplug.errors import LensplugError
 from lensplug.positions import Positions
@@ -81,7 +81,7 @@ def gradient_rollout(
     layers = n_layers(cache)
     last = _weighted(cache, grads, layers - 1, contributions)
     batch, length = last.shape[0], last.shape[-1]
-    mask = attended(cache, (batch, length), attention_mask, last.device)
+    mask = attended(cache, (batch, length), attention_mask, last.device, positions=rows)
     index = chosen_rows(rows, mask)
     identity = torch.nn.functional.one_hot(index, length).float()
     if normalize:
@@ -123,7 +123,7 @@ def _weighted(cache: Any, grads: Any, layer: int, contributions: str) -> Float[T
     signs = SIGNS if contributions == "signed" else (contributions,)
     names = [hook_names.cam(layer, sign) for sign in signs]
     if all(name in cache.cache_dict for name in names):
-        parts: list[Tensor] = [cache.cache_dict[name] for name in names]
+        parts = [read(cache, name, needed_by="gradient_rollout") for name in names]
     elif any(hook_names.cam(layer, sign) in cache.cache_dict for sign in SIGNS):
         missing = ", ".join(repr("cam" if sign == "positive" else "cam_negative") for sign in signs)
         raise LensplugError(

@@ -170,7 +170,7 @@ def logit_lens(
     model = _model(cache)
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(n_layers(cache)))]
     batch, length = residual_shape(cache, needed_by="logit_lens")
-    mask = attended(cache, (batch, length), attention_mask, torch.device("cpu"))
+    mask = attended(cache, (batch, length), attention_mask, torch.device("cpu"), positions=positions)
     everywhere = torch.arange(length).expand(batch, -1)
     at = everywhere if positions is None else resolve_positions(positions, mask)
     chosen = [read_residual(cache, name, at, needed_by="logit_lens").flatten(0, 1) for name in names]  # [row d_model]

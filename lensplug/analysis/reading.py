@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
@@ -11,7 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug import hook_names
+from lensplug.arguments import whole_number
 from lensplug.errors import LensplugError
+from lensplug.positions import Positions, counted_from_the_end
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -60,10 +63,10 @@ def layer_index(cache: Any, layer: int) -> int:
     """A layer counted from 0; negative ones count from the last.
 
     Raises:
-        LensplugError: If the model has no such layer.
+        LensplugError: If it is no whole number, or the model has no such layer.
     """
     layers = n_layers(cache)
-    if not -layers <= layer < layers:
+    if not -layers <= whole_number(layer, "layer") < layers:
         raise LensplugError(f"layer is {layer}, the model has layers 0 to {layers - 1}.")
     return int(layer % layers)
 
@@ -93,13 +96,18 @@ def _held(cache: Any, name: str, *, needed_by: str) -> Tensor:
     return value if cache.has_batch_dim else value[None]
 
 
-def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch head query key"]:
-    """The attention pattern of one layer, in fp32, square.
+def read_kept(cache: Any, name: str) -> Tensor | None:
+    """What a reduction kept, with its batch axis; None where there is none."""
+    return _held(cache, name, needed_by="") if name in cache.cache_dict else None
+
+
+def read_square(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch head query key"]:
+    """What a cache holds of one layer's pattern, the weights or their gradient, in fp32, square.
 
     Raises:
         LensplugError: If it is not there, or is not one row for each position.
     """
-    pattern = read(cache, f"blocks.{layer}.attn.hook_pattern", needed_by=needed_by)
+    pattern = _held(cache, _pattern(layer), needed_by=needed_by)
     if getattr(cache, "query_positions", None) is not None:
         raise LensplugError(
             f"the cache holds the patterns of {cache.query_positions.shape[1]} query position(s) only, and {needed_by}"
@@ -113,16 +121,29 @@ def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "ba
     return pattern.float()
 
 
+def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch head query key"]:
+    """The attention pattern of one layer, in fp32, square; the rows of attended positions sum to 1.
+
+    Raises:
+        LensplugError: If it is not there, is not one row for each position, or holds NaN or rows that do not sum to 1.
+    """
+    pattern = read_square(cache, layer, needed_by=needed_by)
+    refuse_rows(cache, _pattern(layer), pattern)
+    return pattern
+
+
 def read_head_mean(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch query key"]:
     """The mean of one layer's patterns over its heads, in fp32, of a cache that holds it or the patterns.
 
     Raises:
-        LensplugError: If neither is there.
+        LensplugError: If neither is there, or rows do not sum to 1.
     """
     name = hook_names.head_mean(layer)
-    if name in cache.cache_dict:
-        return read(cache, name, needed_by=needed_by)
-    return read_pattern(cache, layer, needed_by=needed_by).mean(dim=1)
+    if name not in cache.cache_dict:
+        return read_pattern(cache, layer, needed_by=needed_by).mean(dim=1)
+    mean = _held(cache, name, needed_by=needed_by)
+    refuse_rows(cache, name, mean[:, None])
+    return mean
 
 
 def read_rows(
@@ -137,10 +158,13 @@ def read_rows(
     if held is None:
         pattern, at = read_pattern(cache, layer, needed_by=needed_by), index
     else:
-        pattern = read(cache, f"blocks.{layer}.attn.hook_pattern", needed_by=needed_by).float()
+        pattern = _held(cache, _pattern(layer), needed_by=needed_by).float()
         at = _among(held, index, needed_by=needed_by, name="query_positions")
     at = at.to(pattern.device)[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])
-    return pattern.gather(2, at)
+    rows = pattern.gather(2, at)
+    if held is not None:
+        _refuse_sums(_pattern(layer), rows.sum(dim=-1), rows.shape[-1])
+    return rows
 
 
 def read_residual(
@@ -181,7 +205,7 @@ def _among(
 def pattern_shape(cache: Any, *, needed_by: str) -> tuple[int, int]:
     """The number of examples and of key positions of a cache's patterns, or of the masses kept in their place."""
     n_layers(cache)  # an empty cache is told from one that lacks the pattern
-    kept = cache.cache_dict.get(hook_names.modality_mass(0))
+    kept = read_kept(cache, hook_names.modality_mass(0))
     if kept is not None:
         return kept.shape[0], kept.shape[2]
     pattern = _held(cache, "blocks.0.attn.hook_pattern", needed_by=needed_by)
@@ -189,19 +213,74 @@ def pattern_shape(cache: Any, *, needed_by: str) -> tuple[int, int]:
 
 
 def attended(
-    cache: Any, shape: tuple[int, int], attention_mask: Int[Tensor, "batch pos"] | None, device: torch.device
+    cache: Any,
+    shape: tuple[int, int],
+    attention_mask: Int[Tensor, "batch pos"] | None,
+    device: torch.device,
+    *,
+    positions: Positions | None = None,
 ) -> Int[Tensor, "batch pos"]:
-    """Which positions are not padding: as given, else as the lens left it on the cache, else all.
+    """Which positions are not padding: as given, else as the cache knows it, else all.
+
+    Args:
+        cache: An ActivationCache, or None.
+        shape: The number of examples and of positions.
+        attention_mask: As it was given.
+        device: Where the mask is wanted.
+        positions: Those that will be counted by it.
 
     Raises:
-        LensplugError: If the mask is not one row for each example.
+        LensplugError: If the mask is not one row for each example, or positions of a batch count from the last that is
+            not padding and nobody knows which that is.
     """
     mask = attention_mask if attention_mask is not None else getattr(cache, "attention_mask", None)
+    if mask is None and shape[0] > 1 and positions is not None and counted_from_the_end(positions):
+        raise LensplugError(
+            f"{positions!r} counts from the last position that is not padding, and a cache of {shape[0]} examples that"
+            " TransformerLens made alone does not know which that is: give attention_mask= as the model got it"
+            " (torch.ones(batch, pos) where nothing is padded), or positions from the left."
+        )
     if mask is None:
         return torch.ones(shape, dtype=torch.long, device=device)
     if tuple(mask.shape) != shape:
         raise LensplugError(f"attention_mask has the shape {list(mask.shape)}, the cache is {list(shape)}.")
     return mask.long().to(device)
+
+
+def refuse_rows(cache: Any, name: str, pattern: Float[Tensor, "batch head query key"]) -> None:
+    """Raise unless the rows of attended positions sum to 1.
+
+    Of a cache that does not know its padding, rows of zeros in front that nobody looks at are padding.
+
+    Raises:
+        LensplugError: Then: the pattern holds NaN, or an overflow that TransformerLens turned into zeros.
+    """
+    sums = pattern.sum(dim=-1)
+    mask = getattr(cache, "attention_mask", None)
+    if mask is None:
+        nobody = (sums == 0).all(dim=1) & (pattern.amax(dim=(1, 2)) == 0)
+        mask = nobody.long().cumprod(dim=1) == 0
+    padding = ~mask.bool().to(sums.device)[:, None]
+    sums = sums.masked_fill(padding & ~sums.isnan(), 1.0)  # NaN times zero is NaN: not even padding may hold it
+    _refuse_sums(name, sums, pattern.shape[-1])
+
+
+def _refuse_sums(name: str, sums: Float[Tensor, ...], keys: int) -> None:
+    """Raise unless these sums of rows are 1, to what is lost where weights were rounded to bfloat16, and summed."""
+    allowed = torch.finfo(torch.bfloat16).eps + keys * torch.finfo(torch.float32).eps
+    wrong = ~((sums - 1).abs() <= allowed)
+    if bool(wrong.any()):
+        found = float(sums[wrong][0])
+        what = "holds NaN" if math.isnan(found) else f"has rows that do not sum to 1 (one sums to {found:.3g})"
+        raise LensplugError(
+            f"{name!r} {what}, {int(wrong.sum())} of {wrong.numel()}: attention scores were NaN or overflowed, as in"
+            " fp16, and TransformerLens turns such rows into zeros: use bfloat16 or float32, or query_positions. (Where"
+            " a hook has edited the pattern: lensplug.cache_from_attentions(patterns, normalize=True).)"
+        )
+
+
+def _pattern(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_pattern"
 
 
 def texts_of(

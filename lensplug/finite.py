@@ -1,0 +1,75 @@
+"""Numbers that are not finite are refused where they arise: the maps they give look like any other.
+
+TransformerLens turns the rows of a pattern that are NaN into zeros, so that scores which overflow (fp16 ends at 65,504)
+and NaN in what comes in give finite logits and plausible maps. Watched are therefore what comes in, the attention
+scores before they become patterns, and the residual stream where it ends: what is not finite before is not so there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+
+LARGER_RANGE = "use bfloat16 or float32 (fp16 ends at 65,504)"
+
+
+def refuse_not_finite(name: str, value: Float[Tensor, ...], hint: str) -> None:
+    """Raise if a tensor holds NaN or infinity.
+
+    Raises:
+        LensplugError: Then, with how many there are and the hint.
+    """
+    bad = int((~value.isfinite()).sum())
+    if bad:
+        raise LensplugError(f"{name} hold NaN or infinity ({bad} of {value.numel()} numbers): {hint}.")
+
+
+@contextmanager
+def refuse_overflow(model: Any, attention_mask: Int[Tensor, "batch pos"], *, each_score: bool) -> Iterator[None]:
+    """While it lasts, look at what a model computes; afterwards, raise if attended positions were not finite.
+
+    Scores of minus infinity are masks, also where a hook set them. A pass over scores and one over the last residual:
+    the flags stay on their device until the end.
+
+    Args:
+        model: A model that an engine made.
+        attention_mask: 1 = attended; what padding computes is nobody's.
+        each_score: Look at attention scores too: where they are made in the model's dtype, and not of chosen rows.
+
+    Raises:
+        LensplugError: When it ends, if scores are NaN or plus infinity, or the residual stream is not finite.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def watch_scores(scores: Float[Tensor, "batch head query key"], hook: Any) -> None:
+        highest = scores.detach().amax(dim=-1)  # of padding that is minus infinity
+        note("attention scores", (highest.isnan() | highest.isposinf()).any())
+
+    def watch_residual(residual: Float[Tensor, "batch pos d_model"], hook: Any) -> None:
+        bad = ~residual.detach().isfinite().all(dim=-1)
+        if bad.shape == attention_mask.shape:  # not so for what is generated
+            bad = bad & attention_mask.bool().to(bad.device)
+        note("the residual stream", bad.any())
+
+    def note(what: str, found: Tensor) -> None:
+        seen[what] = found if what not in seen else seen[what].to(found.device) | found
+
+    hooks: list[tuple[str, Any]] = [(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", watch_residual)]
+    if each_score:
+        scores = (f"blocks.{layer}.attn.hook_attn_scores" for layer in range(model.cfg.n_layers))
+        hooks += [(name, watch_scores) for name in scores if name in model.hook_dict]
+    with model.hooks(fwd_hooks=hooks):
+        yield
+    for what, found in seen.items():
+        if bool(found):
+            dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+            raise LensplugError(
+                f"{what} of a {dtype} model overflowed or became NaN in this run, and all that follows from it would be"
+                f" wrong: {LARGER_RANGE}; with query_positions attention is computed in fp32."
+            )
