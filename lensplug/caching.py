@@ -108,7 +108,7 @@ def run_with_cache(
         for one in kept:
             one(layer, start, pattern)
 
-    known = {"query_positions": plan.query_rows, "residual_positions": plan.residual_rows}
+    known: dict[str, Any] = {"query_positions": plan.query_rows, "residual_positions": plan.residual_rows}
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(refuse_overflow(model, inputs.attention_mask, each_score=plan.query_rows is None))
         if plan.query_rows is not None:
