@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from lensplug.errors import LensplugError
+from lensplug.public_names import public_name
 
 PLACEHOLDERS = ("image", "video", "audio")
 
@@ -81,7 +81,7 @@ class LanguageCore:
         _refuse_special_weights(name, decoder, head)
         ids = {kind: _placeholder_id(hf_model.config, kind) for kind in PLACEHOLDERS}
         placeholder_ids = {kind: token for kind, token in ids.items() if token is not None}
-        return cls(_short_name(hf_model), decoder, head, text_config, placeholder_ids)
+        return cls(name_of(hf_model), decoder, head, text_config, placeholder_ids)
 
     @property
     def beside(self) -> str | None:
@@ -119,10 +119,9 @@ def sdpa(core: LanguageCore) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def _short_name(hf_model: Any) -> str:
-    """Not the path of a folder: results are shared, and it is nobody's business."""
-    name = str(getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__)
-    return Path(name).name if Path(name).is_dir() else name
+def name_of(hf_model: Any) -> str:
+    """What a model is called in results: its name on the hub, its folder's, or its class."""
+    return public_name(str(getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__))
 
 
 def _placeholder_id(config: Any, kind: str) -> int | None:

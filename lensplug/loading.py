@@ -14,6 +14,8 @@ from lensplug import engines, parity
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.lens import MultimodalLens
+from lensplug.patches.unbridged import is_bridge, is_bridged, unbridged
+from lensplug.public_names import public_name
 from lensplug.seam import run_to_seam
 
 
@@ -73,8 +75,10 @@ def wrap(
     """Make the language core of a Hugging Face model a TransformerLens model.
 
     Args:
-        hf_model: A multimodal model (or a plain language model), in evaluation mode, on one device.
-        processor: Its processor, for `lens.prepare`; a tokenizer for a plain language model.
+        hf_model: A multimodal model (or a plain language model), in evaluation mode, on one device. A
+            TransformerBridge of TransformerLens's own (`boot_transformers`) will do: the model is made anew of copies
+            of its modules, which share the weights, and the bridge stays as it is.
+        processor: Its processor, for `lens.prepare`; a tokenizer for a plain language model. Of a bridge, what it has.
         engine: "hooked_transformer" (TransformerLens 3.x), "bridge" (a TransformerBridge, 3.9 and 4.x), or "auto":
             HookedTransformer where it is installed and computes the core exactly, else the bridge.
         process_weights: Fold the norms into the weights after them, centre the unembedding, fold the
@@ -87,6 +91,11 @@ def wrap(
         LensplugError: If the model has no language core of its own, or one that cannot be wrapped
             exactly; what stands in the way is named.
     """
+    _refuse_other_models(hf_model)
+    if is_bridge(hf_model) and processor is None:
+        processor = getattr(hf_model, "processor", None) or hf_model.tokenizer
+    if is_bridge(hf_model) or is_bridged(hf_model):
+        hf_model = unbridged(hf_model)
     if getattr(hf_model, "training", False):
         raise LensplugError(
             "the model is in training mode, where dropout makes every run differ: call model.eval() first."
@@ -100,6 +109,22 @@ def wrap(
         if not report.agrees:
             raise LensplugError(f"{report} wrap(..., check=False) gives the lens all the same, to look into.")
     return lens
+
+
+def _refuse_other_models(model: Any) -> None:
+    """What is no Hugging Face model, and may be taken for one."""
+    if isinstance(model, MultimodalLens):
+        raise LensplugError("this is a lens already: its model is lens.hf_model, wrapped as lens.model.")
+    if isinstance(model, str | Path):
+        raise LensplugError(f"lensplug.wrap takes a model in memory: lensplug.load({str(model)!r}) loads one by name.")
+    if any(kind.__name__ == "HookedRootModule" for kind in type(model).__mro__) and not is_bridge(model):
+        name = getattr(getattr(model, "cfg", None), "model_name", None) or "name"
+        raise LensplugError(
+            f"a {type(model).__name__} has no Hugging Face model any more, which a lens runs and checks against: wrap"
+            f" that, lensplug.wrap(AutoModelForCausalLM.from_pretrained({public_name(name)!r}), tokenizer). Analyses"
+            " read its caches as they are, logits, cache = model.run_with_cache(tokens), analysis.logit_lens(cache);"
+            " and lensplug.patches work on it."
+        )
 
 
 def _short_check(lens: MultimodalLens) -> parity.ParityReport:

@@ -115,17 +115,30 @@ def shared_copy(module: nn.Module, *, share: bool = True) -> nn.Module:
 
     Parameters are new objects: a gradient that reaches one is not the other's.
     """
-    shared: dict[int, Any] = {}
-    if share:
-        shared |= {id(buffer): buffer for buffer in module.buffers()}
-        for parameter in module.parameters():
-            shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-    copied = copy.deepcopy(module, shared)
-    for part in copied.modules():  # hooks were put on the original, and see what happens there
+    return copied(module, shared_memory(module) if share else {})
+
+
+def shared_memory(module: nn.Module) -> dict[int, Any]:
+    """For `copied`: what stands for each parameter and buffer of a module in a copy that shares their memory."""
+    shared: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
+    for parameter in module.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    return shared
+
+
+def copied(module: nn.Module, known: dict[int, Any]) -> nn.Module:
+    """A deep copy in which what is `known`, by its id, is taken as it is; without hooks.
+
+    Hooks were put on the original, and see what happens there. Those by which transformers records hidden states and
+    attentions are put on anew when they are asked for.
+    """
+    made = copy.deepcopy(module, known)
+    for part in made.modules():
+        vars(part).pop("_output_capturing_hooks_installed", None)
         for name, hooks in vars(part).items():
             if name.endswith("_hooks") and isinstance(hooks, dict):
                 hooks.clear()
-    return copied
+    return made
 
 
 def _refuse_bridged(decoder: nn.Module) -> None:
@@ -134,7 +147,7 @@ def _refuse_bridged(decoder: nn.Module) -> None:
     if any(isinstance(module, GeneralizedComponent) for module in decoder.modules()):
         raise LensplugError(
             f"there is a TransformerBridge around this {type(decoder).__name__} already, which has put its components"
-            " into it: load the model anew, and wrap that."
+            " into it: lensplug.wrap takes the bridge, or the whole model, and leaves them out."
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lensplug.checkpoint import fingerprint
 from lensplug.errors import LensplugError
+from lensplug.public_names import public_name
 from lensplug.versions import versions
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Provenance:
         known = getattr(cfg, "dtype", None)
         return cls(
             analysis=analysis,
-            model=getattr(cfg, "model_name", None) or "unknown",
+            model=public_name(getattr(cfg, "model_name", None) or "unknown"),  # a bridge is called by its folder's path
             dtype=str(known).removeprefix("torch.") if known else "",
             convention=convention,
             versions=versions("lensplug", "transformer-lens", "transformers", "torch"),
