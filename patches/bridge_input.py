@@ -4,7 +4,8 @@ Floats go past `hook_embed`, so that `decompose_resid` and its relatives lack th
 padding after the first step. While this patch is applied to a bridge of a decoder, merged embeddings go wherever tokens
 go, as under `EmbeddingInput` on a HookedTransformer: `model(x)`, `run_with_cache(x)`, `run_with_hooks(x)`,
 `generate(x)`. `x` is a float tensor `[batch pos d_model]` or any object with `embeds`, `tokens` and `attention_mask` (a
-lensplug MultimodalInput). `hook_embed` fires with the merged embeddings, and hooks on it may edit them.
+lensplug MultimodalInput). `hook_embed` fires with the merged embeddings, and hooks on it may edit them. Generating from
+them finds the key-value cache (`bridge_cache`), without which the prompt would be forgotten.
 
 Strings and token ids go the old way, untouched. Positions are counted as Hugging Face counts them where it is given
 none. `return_type="loss"` needs the tokens: `tokens=`.
@@ -22,6 +23,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from lensplug.patches.bridge_cache import BridgeCache
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.merged import Merged, is_merged, padded, refuse_long_answer
 from lensplug.patches.patch import Patch, PatchOfParts, in_force
@@ -103,7 +105,7 @@ class BridgeEmbeddingInput(Patch):
         if merged.decoder_inputs and not kwargs.get("use_past_kv_cache", True):
             raise LensplugError(f"a core that is given {self._beside} generates with use_past_kv_cache=True.")
         with_prompt = merged.tokens is not None and kwargs.get("return_type", "input") in ("input", "tokens")
-        with in_force(_GenerationSteps(self.target, merged, self._forward)):
+        with in_force(BridgeCache(self.target)), in_force(_GenerationSteps(self.target, merged, self._forward)):
             output = self._generate(merged.embeds, *args, **kwargs)
         return torch.cat([merged.tokens, output], dim=1) if with_prompt and isinstance(output, Tensor) else output
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from inspect import signature
 
 import torch
-from lensplug.patches import BridgeCache
+from lensplug.patches import BridgeCache, BridgeEmbeddingInput
 from lensplug.patches.bridge_core import build_language_bridge
 from models import text_model, text_tokens
 
@@ -24,3 +24,15 @@ def test_without_the_patch_a_bridge_forgets_the_prompt():
     with BridgeCache(bridge):
         assert torch.equal(bridge.generate(tokens, **options), expected)
     assert torch.equal(bridge.generate(tokens, **options), expected) != renamed, "it is as it was before"
+
+
+def test_embeddings_alone_generate_with_it():
+    """`BridgeEmbeddingInput` brings it along: nobody means to forget the prompt."""
+    hf, tokens = text_model("qwen2"), text_tokens(24)
+    bridge = build_language_bridge(hf.model, hf.lm_head, hf.config)
+    expected = hf.generate(tokens, max_new_tokens=6, do_sample=False)[:, 24:]
+    update = bridge.blocks[0].attn._update_kv_cache
+    with BridgeEmbeddingInput(bridge):
+        embeds = hf.model.embed_tokens(tokens).detach()
+        new = bridge.generate(embeds, max_new_tokens=6, do_sample=False, stop_at_eos=False, verbose=False)
+    assert torch.equal(new, expected) and bridge.blocks[0].attn._update_kv_cache == update
