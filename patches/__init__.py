@@ -46,7 +46,11 @@ PATCHES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The patch of that name."""
+    """The patch of that name.
+
+    Raises:
+        ImportError: If it is for HookedTransformer, and there is none.
+    """
     if name in PATCHES:
         return getattr(import_module(PATCHES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

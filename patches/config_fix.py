@@ -22,10 +22,10 @@ from typing import Any
 import einops
 import torch
 from lensplug.patches.errors import LensplugError
+from lensplug.patches.hooked import HookedTransformer, HookedTransformerConfig
 from lensplug.patches.patch import Patch
 from lensplug.patches.windows import sliding_windows
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 DECODERS = {"llama": "LlamaModel", "qwen2": "Qwen2Model", "mistral": "MistralModel", "qwen3": "Qwen3Model"}
 """The decoders that HookedTransformer computes exactly: `model_type` of the configuration -> class."""

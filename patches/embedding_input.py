@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from lensplug.patches.errors import LensplugError
+from lensplug.patches.hooked import HookedTransformer
 from lensplug.patches.merged import Merged, is_merged, padded, refuse_long_answer
 from lensplug.patches.patch import Patch, in_force
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 
 class EmbeddingInput(Patch):

@@ -333,9 +333,28 @@ def test_auto_takes_the_bridge_where_hooked_transformer_does_not_fit():
             lensplug.wrap(hf, engine="hooked_transformer")
 
 
+@both_engines
 def test_what_no_engine_computes_is_refused_with_every_reason():
     hf = text_model("llama")
     hf.config.model_type = "gemma9"
     with pytest.raises(LensplugError, match="'gemma9' decoder cannot be bridged exactly") as refused:
         lensplug.wrap(hf)
     assert ("And: " in str(refused.value)) and ("HookedTransformer" in str(refused.value))
+
+
+@pytest.mark.skipif(HOOKED, reason="there is a HookedTransformer")
+def test_without_hooked_transformer_it_is_not_advised():
+    hf = text_model("llama")
+    hf.config.model_type = "gemma9"
+    with pytest.raises(LensplugError, match="^a 'gemma9' decoder cannot be bridged exactly") as refused:
+        lensplug.wrap(hf)
+    assert "HookedTransformer" not in str(refused.value) and "engine" not in str(refused.value)
+    with pytest.raises(LensplugError, match="has no HookedTransformer"):
+        lensplug.wrap(hf, engine="hooked_transformer")
+
+
+@pytest.mark.skipif(HOOKED, reason="there is a HookedTransformer")
+@pytest.mark.parametrize("name", ["ConfigFix", "EmbeddingInput", "GatedMLPInPlace"])
+def test_patches_of_hooked_transformer_say_what_a_bridges_are_called(name):
+    with pytest.raises(ImportError, match=f"{name}.* are for one .*For a TransformerBridge.*BridgeEmbeddingInput"):
+        getattr(lensplug.patches, name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -22,6 +23,12 @@ from lensplug.patches.patch import in_force
 
 ENGINES = {"hooked_transformer": "lensplug.engines.hooked_transformer", "bridge": "lensplug.engines.bridge"}
 """Name -> the module whose `build(core, ...)` makes the model; "auto" takes the first that computes a core exactly."""
+
+
+def installed() -> list[str]:
+    """The engines that the installed TransformerLens has, in the order of `ENGINES`: what "auto" goes through."""
+    hooked = int(version("transformer-lens").split(".")[0]) < 4
+    return [name for name in ENGINES if hooked or name != "hooked_transformer"]
 
 
 def build(
@@ -42,14 +49,17 @@ def build(
     if engine != "auto" and engine not in ENGINES:
         raise LensplugError(f"engine is {engine!r}, expected 'auto' or one of {', '.join(map(repr, ENGINES))}.")
     reasons = []
-    for name in ENGINES if engine == "auto" else [engine]:
+    for name in installed() if engine == "auto" else [engine]:
         try:
             return name, import_module(ENGINES[name]).build(core, tokenizer=tokenizer, process_weights=process_weights)
         except LensplugError as refused:
             reasons.append(refused)
         except ImportError as gone:
             raise changed_inside(str(gone)) from gone
-    raise reasons[0] if len(reasons) == 1 else LensplugError(" And: ".join(map(str, reasons)))
+    if len(reasons) == 1:
+        raise reasons[0]
+    # The other engine is no advice where it has refused as well.
+    raise LensplugError(" And: ".join(str(reason).removesuffix(" Use engine='bridge'.") for reason in reasons))
 
 
 def attention_rows(
