@@ -9,9 +9,22 @@ last, R = R + cam R (equation 6). Row p of R says where what is at position p ca
     result = gradient_rollout(cache, grads, rows=-1)
     views.image_overlay(result, inputs)               # paints the relevance
 
+In causal attention the first position (`<bos>`, where trained models rest) is left out: it would be on top of nearly
+every map, and nothing comes through it that does not end there.
+
 When not to use it: attention that lowers the logit is left out, not subtracted; values, MLPs and norms count only
 through the gradient; and gradients vanish where the model is saturated. It is made for one answer: the row
-to read is the one at which the logit was taken. Gradients are matched to layers by name; layers in the wrong order
+to read is the one at which the logit was taken.
+
+`contributions="signed"` (and "negative") tells what an infinitely small change of attention would do, which is *not*
+what raises and what lowers the answer. On a trained model (Gemma 3 270M, "The secret word is tiger. ... The secret word
+is") the logit of " tiger" less that of " lion" is -0.7 when nobody attends to the word, 4.4 at half the attention that
+it gets, 3.9 at all of it: where a model has more than enough of its cause, a little less would do no harm, and the
+sign of the gradient turns. The signed map then ranks the cause last of 148 positions, and the positive one first;
+centring rows or another target changes little. To see what lowers an answer, take something away (`deletion_curve`), or
+ask for the positive map of the difference of two answers.
+
+Gradients are matched to layers by name; layers in the wrong order
 give another, equally smooth picture.
 
 Without `normalize`, rows are carried from the last layer down as vectors, row (I + cam_last) ... (I + cam_first): one
@@ -46,6 +59,7 @@ def gradient_rollout(
     rows: Positions | None = None,
     contributions: str = "positive",
     normalize: bool = False,
+    exclude_first: bool | None = None,
     attention_mask: Int[Tensor, "batch pos"] | None = None,
 ) -> Rollout:
     """Relevance by equations 5 and 6 of Chefer et al. 2021.
@@ -61,13 +75,16 @@ def gradient_rollout(
         grads: The gradients of one scalar with respect to them, under the same names, as an ActivationCache or a
             dict: cache and grads are what `lens.run_with_gradients(inputs, target=...)` returns.
         contributions: "positive": attention that raises the scalar, as in the paper; "negative": that lowers it,
-            without the sign; "signed": both, one minus the other, in each layer.
+            without the sign; "signed": one minus the other, in each layer: the direction of infinitely small changes,
+            which can rank the cause of an answer last (see above).
         rows: Output positions; negative ones count from the last that is not padding. None: all.
         normalize: Equations 8 and 9, which the paper has for models with two streams, after every layer, the last
             included: R becomes (R - I) / S + I, where S is the sum of each row of R - I; a row of zeros stays zeros.
             A row of `relevance` then sums to 1 (or to 0). The cams themselves are not normalised: where gradients are
             far smaller than 1, what the first layers brought is scaled up to 1 and what later layers add is
             small beside it. Costs layers x pos^3 whatever rows are asked for.
+        exclude_first: Leave out attention to the first position that is not padding. None: in causal attention, where
+            it is a rest, and not in attention that looks both ways, where it is one position of all.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
 
     Raises:
@@ -83,11 +100,22 @@ def gradient_rollout(
     batch, length = last.shape[0], last.shape[-1]
     mask = attended(cache, (batch, length), attention_mask, last.device, positions=rows)
     index = chosen_rows(rows, mask)
+    if exclude_first is None:
+        exclude_first = getattr(getattr(cache.model, "cfg", None), "attention_dir", "causal") == "causal"
+    gives = mask.bool().clone()
+    if exclude_first:
+        gives.scatter_(1, mask.argmax(dim=1, keepdim=True), False)
+
+    def cam_of(layer: int) -> Float[Tensor, "batch query key"]:
+        """Equation 5 for one layer, without padding, and without the first position where that is left out."""
+        cam = _weighted(cache, grads, layer, contributions)
+        return cam * (mask.bool()[:, :, None] & gives[:, None]).to(cam.device)
+
     identity = torch.nn.functional.one_hot(index, length).float()
     if normalize:
         relevance = torch.zeros_like(last)
         for layer in range(layers):
-            cam = _cam(cache, grads, layer, contributions, mask)
+            cam = cam_of(layer)
             relevance = relevance + cam + cam @ relevance
             total = relevance.sum(dim=-1, keepdim=True)
             relevance = torch.where(total > 0, relevance / total, 0.0)
@@ -95,10 +123,11 @@ def gradient_rollout(
     else:
         relevance = torch.zeros_like(identity)
         for layer in reversed(range(layers)):
-            relevance = relevance + (identity + relevance) @ _cam(cache, grads, layer, contributions, mask)
+            relevance = relevance + (identity + relevance) @ cam_of(layer)
     form = "rows of R - I normalised in each layer" if normalize else "R - I not normalised"
-    part = contributions if contributions == "signed" else f"{contributions} part of"
-    convention = f"{part} gradient x attention, mean over heads; {form}"
+    part = f"{contributions} part of" if contributions != "signed" else "signed (what infinitely small changes do)"
+    first = "first position left out" if exclude_first else "first position kept"
+    convention = f"{part} gradient x attention, mean over heads; {form}; {first}"
     return Rollout(
         values=(identity + relevance).cpu(),
         rows=index.cpu(),
@@ -107,15 +136,6 @@ def gradient_rollout(
         provenance=Provenance.of(cache, "gradient_rollout", convention),
         relevance=relevance.cpu(),
     )
-
-
-def _cam(
-    cache: Any, grads: Any, layer: int, contributions: str, mask: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch query key"]:
-    """Equation 5 for one layer, without padding."""
-    cam = _weighted(cache, grads, layer, contributions)
-    keep = mask.to(cam.device).bool()
-    return cam * (keep[:, :, None] & keep[:, None, :])
 
 
 def _weighted(cache: Any, grads: Any, layer: int, contributions: str) -> Float[Tensor, "batch query key"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import torch
 from caches import cache_of_patterns, causal_patterns
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lensplug import views
-from lensplug.analysis import Rollout, attention_rollout, compare, gradient_rollout
+from lensplug import analysis, views
+from lensplug.analysis import Rollout, attention_rollout, compare
 from lensplug.errors import LensplugError
+
+gradient_rollout = partial(analysis.gradient_rollout, exclude_first=False)
+"""As the paper has it."""
 
 A1 = torch.tensor(
     [[[1, 0, 0], [0.5, 0.5, 0], [0.2, 0.3, 0.5]], [[1, 0, 0], [0.9, 0.1, 0], [0.1, 0.1, 0.8]]]
@@ -218,7 +222,7 @@ def test_table_and_picture_show_the_relevance():
     np.testing.assert_allclose(np.asarray(views.draw(result).data[0].y), result.relevance[0, -1].numpy())
     plain_one = attention_rollout(worked()[0], rows=-1)
     assert plain_one.relevance is None and "relevance" not in plain_one.to_dataframe()
-    assert views.attention_rollout(plain_one).layout.yaxis.title.text == "share"
+    assert views.attention_rollout(plain_one, raw=True).layout.yaxis.title.text == "share"
 
 
 def test_two_can_be_compared_but_not_with_attention_rollout():
@@ -232,7 +236,38 @@ def test_two_can_be_compared_but_not_with_attention_rollout():
 
 
 def test_says_what_it_needs():
-    assert gradient_rollout.needs("blocks.3.attn.hook_pattern") and not gradient_rollout.needs("blocks.3.hook_z")
+    needs = analysis.gradient_rollout.needs
+    assert needs("blocks.3.attn.hook_pattern") and not needs("blocks.3.hook_z")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"normalize": True}, {"contributions": "negative"}, {"rows": [-1, 3]}], ids=str
+)
+def test_by_default_the_first_position_of_causal_attention_is_left_out(options):
+    cache, grads = random()
+    cut = {name: value.clone() for name, value in grads.cache_dict.items()}
+    for gradient in cut.values():
+        gradient[..., 0] = 0
+    found, expected = analysis.gradient_rollout(cache, grads, **options), gradient_rollout(cache, cut, **options)
+    torch.testing.assert_close(found.relevance, expected.relevance)
+    assert not bool(found.relevance[..., 0].any()) and bool(gradient_rollout(cache, grads).relevance[..., 0].any())
+    assert "first position left out" in found.provenance.convention
+    assert "first position kept" in expected.provenance.convention
+
+
+def test_padding_before_the_first_position_and_attention_both_ways():
+    cache, grads = random(batch=1, length=6)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
+    relevance = analysis.gradient_rollout(cache, grads, attention_mask=mask).relevance[0]
+    assert not bool(relevance[:, 2].any()) and bool(relevance[3:, 3].any())
+    cache.model.cfg.attention_dir = "bidirectional"
+    both = analysis.gradient_rollout(cache, grads)
+    assert "first position kept" in both.provenance.convention and bool(both.relevance[0, :, 0].any())
+
+
+def test_signed_says_that_it_is_of_small_changes():
+    said = gradient_rollout(*random(), contributions="signed").provenance.convention
+    assert "infinitely small changes" in said
 
 
 def broken(kind: str):
