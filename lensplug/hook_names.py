@@ -2,6 +2,8 @@
 
 ROLLOUT = "rollout"
 """The product of all layers' attention, `[batch query key]`."""
+ROLLOUT_ROWS = "rollout_rows"
+"""What each row of each layer kept of itself, and had beside the first position, `[batch layer query 2]`."""
 
 
 def head_mean(layer: int) -> str:

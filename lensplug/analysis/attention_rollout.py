@@ -5,8 +5,12 @@ mixes positions by its attention, heads fused, and keeps part of each position t
 stream, A' = (1 - r) A + r I. The product A'_last ... A'_first says how much of each input position is in
 each output position, if attention were all that happens. Rows sum to 1, and a causal model stays causal.
 
-When not to use it: values, MLPs and the sign of contributions are not in it; deep products drift towards
-the first positions. It is a baseline for where information can have come from, not an attribution.
+Deep products of causal attention drift towards the first positions, whatever was attended to, and in a trained model
+the first position alone takes nearly all. So a rollout comes with, and is drawn as, its `lift`: the quotient of
+`values` and of the rollout of attention that is spread evenly (`evenly` tells how). The first position has none.
+
+When not to use it: values, MLPs and the sign of contributions are not in it. It is a baseline for where information can
+have come from, not an attribution; where the lift goes by the order of positions too, the figure says so.
 
 Rows are carried from the last layer down as vectors, so one row costs layers x pos^2, not pos^3. All in fp32.
 Patterns of thousands of positions need not be kept: `lens.run_with_cache(inputs, keep="rollout")`.
@@ -15,13 +19,15 @@ Patterns of thousands of positions need not be kept: `lens.run_with_cache(inputs
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug import hook_names
+from lensplug.analysis.evenly import EvenLayer, beyond_order, even_layer, lift, rolled_out
 from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
 from lensplug.analysis.reading import attended, n_layers, needs, read_kept
 from lensplug.analysis.result import Provenance, Result, check_example
@@ -41,7 +47,7 @@ class Rollout(Result):
     main_number = "value"
 
     values: Float[Tensor, "example row pos"]
-    """Of `attention_rollout` fractions, a row sums to 1; of `gradient_rollout` R, whose rows do not."""
+    """Raw. Of `attention_rollout` fractions, a row sums to 1; of `gradient_rollout` R, whose rows do not."""
     rows: Int[Tensor, "example row"]
     """The output positions, from the left."""
     residual: float | str
@@ -54,16 +60,84 @@ class Rollout(Result):
     """With `per_layer=True`, the rollout up to each layer, the last of which is `values`; else None."""
     layers: tuple[int, ...] = ()
     """The layers that were multiplied, first to last."""
+    even: tuple[EvenLayer, ...] = ()
+    """Of `attention_rollout` what `uniform` is made of, a layer each."""
 
-    def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
-        """Each output position's row, of relevance where there is some, up to each layer if there are: for overlays."""
+    @cached_property
+    def uniform(self) -> Float[Tensor, "example row pos"]:
+        """The same rollout of attention that is spread evenly, in fp64; on the first position is what is there.
+
+        Raises:
+            LensplugError: If this is a gradient rollout, which has no such baseline.
+        """
+        self._refuse_gradients()
+        return rolled_out(self.even, self.rows)[:, -1]
+
+    @cached_property
+    def lift(self) -> Float[Tensor, "example row pos"]:
+        """`values` over `uniform`: 1 where order alone decides; NaN for the first position and what is not seen.
+
+        Raises:
+            LensplugError: If this is a gradient rollout.
+        """
+        return lift(self.values, self.uniform, self._shown)
+
+    @cached_property
+    def uniform_by_layer(self) -> Float[Tensor, "example layer row pos"]:
+        """With `per_layer=True`, `uniform` up to each layer.
+
+        Raises:
+            LensplugError: If this rollout has no layers.
+        """
+        self._refuse_gradients()
+        if self.by_layer is None:
+            raise LensplugError("this rollout is of all layers: attention_rollout(..., per_layer=True) has each.")
+        return rolled_out(self.even, self.rows, per_layer=True)
+
+    @cached_property
+    def lift_by_layer(self) -> Float[Tensor, "example layer row pos"]:
+        """With `per_layer=True`, `by_layer` over `uniform_by_layer`."""
+        uniform = self.uniform_by_layer
+        assert self.by_layer is not None
+        return lift(self.by_layer, uniform, self._shown[:, None])
+
+    @property
+    def _shown(self) -> Bool[Tensor, "example 1 pos"]:
+        return self.even[0].receives[:, None]
+
+    def _refuse_gradients(self) -> None:
+        if not self.even:
+            raise LensplugError(
+                f"a {self.provenance.analysis} has no rollout of uniform attention to be held against:"
+                " analysis.attention_rollout has."
+            )
+
+    def beyond_order(self, example: int = 0, *, row: int = -1) -> str:
+        """How far one row and its lift go by the order of positions alone, in words: what figures say below them.
+
+        Raises:
+            LensplugError: If there is no such example, or this is a gradient rollout.
+        """
         check_example(example, len(self.values))
-        shown = self.values if self.relevance is None else self.relevance
+        values, uniform, lifted = (one[example, row].cpu() for one in (self.values, self.uniform, self.lift))
+        return beyond_order(values, uniform, lifted, "share")
+
+    def by_position(self, example: int = 0, *, raw: bool = False) -> dict[str, Float[Tensor, " pos"]]:
+        """Each output position's row, up to each layer if there are: for overlays.
+
+        Args:
+            example: Which example.
+            raw: Of `values` in place of the lift; a gradient rollout has its relevance in either case.
+        """
+        check_example(example, len(self.values))
         names = [f"into position {int(at)}" for at in self.rows[example]]
         if self.by_layer is None:
+            raw_or_relevance = self.values if self.relevance is None else self.relevance
+            shown = raw_or_relevance if raw or self.relevance is not None else self.lift
             return dict(zip(names, shown[example], strict=True))
+        each = self.by_layer if raw else self.lift_by_layer
         return {
-            f"{name}, layer {layer}": self.by_layer[example, index, row]
+            f"{name}, layer {layer}": each[example, index, row]
             for row, name in enumerate(names)
             for index, layer in enumerate(self.layers)
         }
@@ -88,6 +162,10 @@ class Rollout(Result):
             table.insert(1, "layer", layer.numpy())
         if self.relevance is not None:
             table["relevance"] = self.relevance.flatten().double().numpy()
+        if self.even:
+            of_layers = self.by_layer is not None
+            table["uniform"] = (self.uniform_by_layer if of_layers else self.uniform).flatten().numpy()
+            table["lift"] = (self.lift_by_layer if of_layers else self.lift).flatten().numpy()
         return table
 
 
@@ -121,7 +199,8 @@ def attention_rollout(
             without the ratio; a layer without any leaves everything in its place.
         discard: The share (0 to 1) of each row's weights, the smallest, that is set to 0 before a row is normalised;
             of equal weights at the edge none is.
-        exclude_first: Leave out the weight on the first position that is not padding, where many heads rest.
+        exclude_first: Leave out the weight on the first position that is not padding, where many heads rest, before
+            rows are normalised. The lift leaves that position out in either case.
         layers: The first and the last layer that are multiplied; all by default.
         per_layer: Also give the rollout up to each layer (`by_layer`): what enters the rows from the first of `layers`
             on. For chosen rows costs layers^2 x pos^2.
@@ -137,8 +216,9 @@ def attention_rollout(
         mask = attended(cache, (product.shape[0], product.shape[1]), attention_mask, product.device, positions=rows)
         index = chosen_rows(rows, mask)
         values, by_layer = product.gather(1, index[:, :, None].expand(-1, -1, product.shape[2])), None
+        even = _even_as_kept(cache, mask, exclude_first)
     else:
-        index, up_to = _multiplied(cache, mixing, chosen, rows, attention_mask, per_layer)
+        index, up_to, even = _multiplied(cache, mixing, chosen, rows, attention_mask, per_layer)
         values, by_layer = up_to[:, -1], up_to.cpu() if per_layer else None
     convention = f"{mixing.in_words}, layers {chosen[0]} to {chosen[-1]}"
     return Rollout(
@@ -149,6 +229,16 @@ def attention_rollout(
         provenance=Provenance.of(cache, "attention_rollout", convention),
         by_layer=by_layer,
         layers=tuple(chosen),
+        even=even,
+    )
+
+
+def _even_as_kept(cache: Any, mask: Int[Tensor, "batch pos"], exclude_first: bool) -> tuple[EvenLayer, ...]:
+    """The baseline of a rollout that was multiplied up while the model ran."""
+    kept = cache.cache_dict[hook_names.ROLLOUT_ROWS]
+    return tuple(
+        EvenLayer.of(cache, layer, kept[:, layer, :, 0], kept[:, layer, :, 1], mask, exclude_first=exclude_first)
+        for layer in range(kept.shape[1])
     )
 
 
@@ -177,9 +267,10 @@ def _multiplied(
     rows: Positions | None,
     attention_mask: Int[Tensor, "batch pos"] | None,
     per_layer: bool,
-) -> tuple[Int[Tensor, "batch row"], Float[Tensor, "batch layer row pos"]]:
-    """The chosen rows, and the products up to each layer, or up to the last alone."""
+) -> tuple[Int[Tensor, "batch row"], Float[Tensor, "batch layer row pos"], tuple[EvenLayer, ...]]:
+    """The chosen rows, the products up to each layer, or up to the last alone, and what their baseline is made of."""
     index = values = None
+    even: list[EvenLayer] = []
     for layer in reversed(layers):
         fused = read_fused(cache, mixing, layer, needed_by="attention_rollout")
         if index is None or values is None:
@@ -194,8 +285,9 @@ def _multiplied(
         residual = read_residual_weight(cache, mixing, layer, needed_by="attention_rollout")
         kept = keeps(attention, residual)[:, None]
         values = (values * (1 - kept)) @ attention + values * kept
+        even.append(even_layer(cache, layer, attention, residual, mask, exclude_first=mixing.exclude_first))
     assert index is not None and values is not None
-    return index, values.reshape(batch, -1, index.shape[1], length)
+    return index, values.reshape(batch, -1, index.shape[1], length), tuple(reversed(even))
 
 
 def chosen_rows(rows: Positions | None, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row"]:

@@ -123,6 +123,12 @@ def keeps(
     return torch.where(attention.any(dim=-1), residual, attention.new_ones(()))
 
 
+def beside_first(attention: Float[Tensor, "batch row key"], first: Int[Tensor, " batch"]) -> Float[Tensor, "batch row"]:
+    """What each row of attention has beside the first position; added up, where 1 less the first's would cancel."""
+    parts = [own[:, :at].sum(dim=-1) + own[:, at + 1 :].sum(dim=-1) for own, at in zip(attention, first, strict=True)]
+    return torch.stack(parts)
+
+
 def value_gram(
     v: Float[Tensor, "batch key kv_head d_head"], W_O: Float[Tensor, "head d_head d_model"]
 ) -> Float[Tensor, "batch key head head"]:

@@ -15,14 +15,15 @@ from torch import Tensor
 from lensplug import hook_names
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
-from lensplug.reductions.mixing import Mixing, keeps
+from lensplug.reductions.mixing import Mixing, beside_first, keeps
 
 
 @dataclass(frozen=True)
 class RolloutProduct:
     """Keep `[batch query key]`, the product of all layers' mixtures, last to first, in fp32.
 
-    `analysis.attention_rollout` reads it for the same options.
+    And two numbers for each row of each layer, from which `analysis.attention_rollout`, which reads it for the same
+    options, makes the rollout of uniform attention.
     """
 
     mixing: Mixing = Mixing()
@@ -38,25 +39,26 @@ class RolloutProduct:
     def begin(self, inputs: MultimodalInput, layers: int, heads: int) -> _Product:
         """The identity, for one run."""
         self.mixing.check_heads(layers, heads)
-        return _Product(self.mixing, inputs.attention_mask)
+        return _Product(self.mixing, inputs.attention_mask, layers)
 
     def numbers(self, inputs: MultimodalInput, layers: int, heads: int) -> int:
         """How many numbers will be kept."""
         batch, length = inputs.tokens.shape
-        return batch * length**2
+        return batch * length**2 + batch * layers * length * 2
 
 
 class _Product:
-    def __init__(self, mixing: Mixing, attention_mask: Int[Tensor, "batch pos"]) -> None:
+    def __init__(self, mixing: Mixing, attention_mask: Int[Tensor, "batch pos"], layers: int) -> None:
         self.mixing, self.noted = mixing, {"rollout_mixing": mixing}
         self._first = attention_mask.argmax(dim=1)
-        self._shape = attention_mask.shape
-        self.named: dict[str, Float[Tensor, "batch query key"]] = {}
+        self._shape, self._layers = attention_mask.shape, layers
+        self.named: dict[str, Float[Tensor, "batch ..."]] = {}
 
     def __call__(self, layer: int, start: int, pattern: Float[Tensor, "batch head row key"]) -> None:
         if hook_names.ROLLOUT not in self.named:
             batch, length = self._shape
             self.named[hook_names.ROLLOUT] = torch.eye(length, device=pattern.device).repeat(batch, 1, 1)
+            self.named[hook_names.ROLLOUT_ROWS] = pattern.new_zeros(batch, self._layers, length, 2)
         product = self.named[hook_names.ROLLOUT]
         rows, keys = pattern.shape[2:]
         if keys > start + rows:
@@ -68,6 +70,8 @@ class _Product:
         attention = self.mixing.attention(fused, self._first.to(pattern.device))
         assert not isinstance(self.mixing.residual, str)
         kept = keeps(attention, self.mixing.residual)[:, :, None]
+        others = beside_first(attention, self._first)[:, :, None]
+        self.named[hook_names.ROLLOUT_ROWS][:, layer, start : start + rows] = torch.cat([kept, others], dim=-1)
         # Nothing before this row block has been written yet; columns behind its last row are zero.
         new = attention @ product[:, :keys, :keys]
         new.mul_(1 - kept).add_(kept * product[:, start : start + rows, :keys])

@@ -49,7 +49,7 @@ def heatmap(
     """A weight for each row and column; the axes have as many names as there is room for.
 
     Args:
-        values: From 0.
+        values: From 0; NaN is left white.
         rows: Names, each different.
         columns: Names, each different.
         title: Of the figure.
@@ -66,7 +66,7 @@ def heatmap(
             " page: pool them (groups='words', or groups=[views.group_positions(inputs.modality)]), or draw chosen rows"
             " (views.attention_by_layer)."
         )
-    largest, darkest = float(values.max()), _darkest(values)
+    largest, darkest = float(values.nan_to_num(0).max()), _darkest(values.nan_to_num(0))
     gap = 1 if max(values.shape) <= GAPS else 0
     heat = go.Heatmap(
         z=values.numpy(), x=list(columns), y=list(rows), colorscale=BY_ROOT, zmin=0, zmax=darkest or 1.0, xgap=gap,

@@ -13,6 +13,9 @@ from lensplug.inputs import MultimodalInput
 from lensplug.views.heatmap import texts_for
 from lensplug.views.style import MODALITY_COLORS, figure, titled, visible
 
+LIFT = "lift over uniform attention"
+LIFT_IN_WORDS = f"{LIFT}, 1 = no more than order alone gives, first position left out"
+
 
 def attention_rollout(
     result: Rollout,
@@ -20,30 +23,39 @@ def attention_rollout(
     inputs: MultimodalInput | None = None,
     row: int = -1,
     example: int = 0,
+    raw: bool = False,
     str_tokens: Sequence[Sequence[str]] | None = None,
 ) -> go.Figure:
     """One row of a rollout: how much of each input position is in the chosen output position.
 
-    Of a gradient rollout the bars are its relevance, R - I: beside the identity's 1 nothing else would be seen.
+    Drawn as its lift, how many times what uniform attention would give; the notes say how far that goes by the order of
+    the positions alone. Of a gradient rollout the bars are its relevance, R - I: beside the identity's 1 nothing else
+    would be seen.
 
     Args:
         result: From `analysis.attention_rollout` or `analysis.gradient_rollout`.
         inputs: For the text and the modality of the positions.
         row: Which of the result's rows.
         example: Which example.
+        raw: Draw the share of each position in place of the lift.
         str_tokens: The text of the positions, without inputs: `cache.str_tokens` of a cache made with `tokens`.
 
     Raises:
         LensplugError: If the texts are not one for each position.
     """
-    shown, unit = (result.values, "share") if result.relevance is None else (result.relevance, "relevance")
+    notes = result.provenance.convention
+    if result.relevance is not None:
+        shown, unit = result.relevance, "relevance"
+    else:
+        shown, unit = (result.values, "share") if raw else (result.lift, LIFT)
+        notes += f". Shown: {'the raw share' if raw else LIFT_IN_WORDS}; {result.beyond_order(example, row=row)}"
     names = ["text"] * shown.shape[2] if inputs is None else inputs.modality.position_names[example]
     known = texts_for(shown.shape[2], inputs=inputs, str_tokens=str_tokens, example=example)
     texts = [visible(text) if text else "" for text in known]
     at = int(result.rows[example, row])
     whose = f"{texts[at]} (position {at})" if texts[at] else f"position {at}"
     title = f"Rollout into {whose}"
-    return bars(shown[example, row], names, texts, title=title, notes=result.provenance.convention, unit=unit)
+    return bars(shown[example, row], names, texts, title=title, notes=notes, unit=unit)
 
 
 def bars(
@@ -68,4 +80,6 @@ def bars(
     fig.update_layout(bargap=0)
     fig.update_xaxes(title=axis)
     fig.update_yaxes(title=unit, rangemode="tozero", gridcolor="#eceef0")
+    if unit == LIFT:
+        fig.add_hline(y=1, line={"width": 1, "dash": "dot", "color": "#6b7280"})
     return fig

@@ -71,14 +71,14 @@ def sound_overlay(
     heard = load_sound(inputs.audio[example][media_index] if sound is None else sound)
     rows = rows_at(values, inputs, inputs.modality.audio_positions(media_index, example))
     fig = make_subplots(rows=3, cols=1, shared_xaxes=True, row_heights=[0.36, 0.28, 0.36], vertical_spacing=0.04)
-    highest = max(float(row.abs().max()) for row in rows.values()) or 1.0
+    highest = max(float(row.nan_to_num(0).abs().max()) for row in rows.values()) or 1.0
     for index, row in enumerate(rows.values()):
         fig.add_trace(_bars(row, timeline, shown=index == 0), row=1, col=1)
         fig.add_trace(_heat(row, timeline, highest, shown=index == 0), row=2, col=1)
     fig.add_trace(_waveform(heard), row=2, col=1)
     fig.add_trace(_spectrogram(heard), row=3, col=1)
     _lay_out(fig, title, rows, timeline, heard.duration_s)
-    if min(float(row.min()) for row in rows.values()) >= 0:
+    if min(float(row.nan_to_num(0).min()) for row in rows.values()) >= 0:
         fig.update_yaxes(range=[0, 1.05 * highest], row=1, col=1)  # the same for all: a slider compares
     return fig
 

@@ -49,7 +49,7 @@ def test_results_with_one_map():
     cache = cache_of_patterns(causal_patterns(layers=3, batch=2, heads=2, length=9))
     rollout, received = analysis.attention_rollout(cache, rows=-1), analysis.received_attention(cache)
     result = analysis.agreement({"rollout": rollout, "received": received}, example=1)
-    expected = by_hand(rollout.values[1, 0].numpy(), received.values[1].numpy())
+    expected = by_hand(rollout.lift[1, 0, 1:].numpy(), received.values[1, 1:].numpy())
     assert float(result.rank_correlation[0, 1]) == pytest.approx(expected, abs=1e-6)
     with pytest.raises(LensplugError, match=r"rollout has 2 maps \(into position 0, into position 8"):
         analysis.agreement({"rollout": analysis.attention_rollout(cache, rows=[0, -1]), "received": received})

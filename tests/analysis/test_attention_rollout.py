@@ -272,7 +272,7 @@ def test_the_table_of_every_layer():
     assert len(table) == 2 * 2 * 2 * 4 and set(table["layer"]) == {1, 2}
     at = (table["example"] == 1) & (table["layer"] == 2) & (table["row"] == 3) & (table["pos"] == 2)
     assert table[at]["value"].item() == pytest.approx(float(result.by_layer[1, 1, 1, 2]))
-    named = result.by_position(1)
+    named = result.by_position(1, raw=True)
     assert list(named) == [f"into position {row}, layer {layer}" for row in (0, 3) for layer in (1, 2)]
     assert torch.equal(named["into position 3, layer 1"], result.by_layer[1, 0, 1])
 

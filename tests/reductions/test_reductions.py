@@ -49,7 +49,7 @@ def options_of(mixing):
 @pytest.mark.parametrize("mixing", MIXINGS, ids=lambda one: one.in_words)
 def test_the_rollout_is_that_of_the_whole_cache(lens, batch, whole, mixing):
     _, cache = lens.run_with_cache(batch, names_filter=[], keep=RolloutProduct(mixing))
-    assert list(cache) == ["rollout"]
+    assert list(cache) == ["rollout", "rollout_rows"]
     for rows in (None, -1, [-3, -1]):
         kept, expected = (analysis.attention_rollout(one, rows=rows, **options_of(mixing)) for one in (cache, whole))
         torch.testing.assert_close(kept.values, expected.values, atol=2e-6, rtol=0)

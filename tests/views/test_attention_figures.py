@@ -96,9 +96,13 @@ def test_a_row_by_layer_is_what_the_position_looks_at(cache):
 def test_a_rollout_by_layer_is_its_rows_and_words_are_sums(cache):
     result = analysis.attention_rollout(cache, rows=-1, per_layer=True, layers=(1, 2))
     words = lensplug.join_pieces(TOKENS[0])
-    fig = views.attention_by_layer(result, str_tokens=cache.str_tokens, groups=words)
+    fig = views.attention_by_layer(result, str_tokens=cache.str_tokens, groups=words, raw=True)
     z = np.asarray(fig.data[0].z)
     rows = result.by_layer[0, :, 0].numpy()
+    assert "Shown: the raw share" in fig.layout.title.text.replace("</sub><br><sub>", " ")
+    lifted = np.asarray(views.attention_by_layer(result, str_tokens=cache.str_tokens, groups=words).data[0].z)
+    even = result.uniform_by_layer[0, :, 0].numpy()
+    np.testing.assert_allclose(lifted[:, 1], z[:, 1] / (even[:, 1] + even[:, 2]), rtol=1e-5)
     np.testing.assert_allclose(z[:, 1], rows[:, 1] + rows[:, 2], atol=1e-7)
     np.testing.assert_allclose(z.sum(axis=1), 1, atol=1e-6)
     assert list(fig.data[0].y) == ["1", "2"] and list(fig.data[0].x)[1] == "roll 1"

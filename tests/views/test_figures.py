@@ -146,7 +146,13 @@ def test_ribbon_covers_every_position_once(seen):
 
 def test_rollout_bars_are_the_row(seen):
     fig = views.attention_rollout(seen.rollout, inputs=seen.inputs)
+    np.testing.assert_allclose(np.asarray(fig.data[0].y), seen.rollout.lift[0, -1].numpy())
+    said = fig.layout.title.text.replace("</sub><br><sub>", " ")
+    assert "Shown: lift over uniform attention" in said and "rank correlation" in said
+    assert fig.layout.yaxis.title.text == "lift over uniform attention"
+    fig = views.attention_rollout(seen.rollout, inputs=seen.inputs, raw=True)
     np.testing.assert_allclose(np.asarray(fig.data[0].y), seen.rollout.values[0, -1].numpy())
+    assert "Shown: the raw share" in fig.layout.title.text.replace("</sub><br><sub>", " ")
 
 
 def test_flow_bars_are_positions_or_groups_in_the_colour_of_their_modality(seen):
