@@ -9,7 +9,7 @@ BIN_4 := $(VENV_4)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=8 --dist worksteal -rs
 PYTEST_4 := $(subst $(BIN),$(BIN_4),$(PYTEST))
 
-.PHONY: demo test test-bridge test-4 lint bench clean
+.PHONY: demo test test-bridge test-4 fuzz lint bench clean
 
 demo: $(BIN)/lensplug
 	$(BIN)/lensplug demo
@@ -26,6 +26,10 @@ test-bridge: $(BIN)/lensplug
 # Left out, for its minutes: where images lie is between processors and encoders, and no TransformerLens takes part.
 test-4: $(BIN_4)/lensplug
 	$(PYTEST_4) --ignore=tests/families/test_image_geometry.py
+
+# Random cases against oracles that import nothing of lensplug's own computation; the tests run a few hundred each day.
+fuzz: $(BIN)/lensplug
+	PYTHONPATH=tests OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m fuzz --cases 10000
 
 lint: $(BIN)/lensplug
 	$(BIN)/ruff check .

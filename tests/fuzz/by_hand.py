@@ -1,0 +1,104 @@
+"""The definitions in numpy and plain Python, in double precision: what a paper says, as it says it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+NEAR = 1e-6
+"""Two weights that differ by less, as a share of the larger, may be ordered either way by rounding."""
+
+
+class Undecided(Exception):
+    """Rounding decides: which of two nearly equal weights is the smaller one."""
+
+
+def fused(pattern: np.ndarray, how: str, heads: Sequence[int] | None) -> np.ndarray:
+    """`[head query key]` to `[query key]`; nothing of no heads."""
+    chosen = pattern if heads is None else pattern[sorted(set(heads))]
+    if not len(chosen):
+        return np.zeros(pattern.shape[1:])
+    return {"mean": chosen.mean(0), "max": chosen.max(0), "min": chosen.min(0)}[how]
+
+
+def mixture(
+    attention: np.ndarray,
+    *,
+    residual: float | np.ndarray = 0.5,
+    discard: float = 0.0,
+    exclude: int | None = None,
+) -> np.ndarray:
+    """(1 - r) A + r I, the rows of A without what is left out and scaled to sum 1; a row of nothing is that of I."""
+    attention, length = np.array(attention, dtype=float), attention.shape[-1]
+    weight = np.broadcast_to(residual, (length,))
+    if exclude is not None:
+        attention[:, exclude] = 0
+    mixed = np.eye(length)
+    for query, row in enumerate(attention):
+        kept = _without_smallest(row, discard)
+        if kept.sum() > 0:
+            mixed[query] = (1 - weight[query]) * kept / kept.sum() + weight[query] * np.eye(length)[query]
+    return mixed
+
+
+def _without_smallest(row: np.ndarray, share: float) -> np.ndarray:
+    above = np.sort(row[row > 0])
+    gone = int(np.floor(len(above) * share))
+    if not gone:
+        return row
+    if abs(len(above) * share - round(len(above) * share)) < 1e-4:
+        raise Undecided
+    if 0 < (above[gone] - above[gone - 1]) < NEAR * above[gone]:
+        raise Undecided
+    return np.where(row >= above[gone], row, 0.0)
+
+
+def product(mixtures: Sequence[np.ndarray]) -> np.ndarray:
+    """Last ... first."""
+    result = np.eye(len(mixtures[0]))
+    for own in mixtures:
+        result = own @ result
+    return result
+
+
+def cams(pattern: np.ndarray, gradient: np.ndarray, contributions: str) -> np.ndarray:
+    """Equation 5 of Chefer et al. 2021, the mean over heads of the positive part; its counterpart; the difference."""
+    weighted = pattern * gradient
+    positive, negative = np.maximum(weighted, 0).mean(0), np.maximum(-weighted, 0).mean(0)
+    return {"positive": positive, "negative": negative, "signed": positive - negative}[contributions]
+
+
+def relevance(own: Sequence[np.ndarray], normalize: bool) -> np.ndarray:
+    """R of equation 6, or with equations 8 and 9 after every layer."""
+    identity = np.eye(len(own[0]))
+    R = identity
+    for cam in own:
+        R = R + cam @ R
+        if normalize:
+            rest = R - identity
+            total = rest.sum(-1, keepdims=True)
+            R = np.divide(rest, total, out=np.zeros_like(rest), where=total > 0) + identity
+    return R
+
+
+def causal(length: int, window: int | None = None) -> np.ndarray:
+    """Which keys a query may see in a causal layer, `[query key]`."""
+    at = np.arange(length)
+    seen = at[None] <= at[:, None]
+    return seen if window is None else seen & (at[None] > at[:, None] - window)
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    shifted = np.exp(values - values.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def log_softmax(values: np.ndarray) -> np.ndarray:
+    shifted = values - values.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def position(wanted: int, real: Sequence[int]) -> int:
+    """A position as users say it: from the left of the tensor, or from the last that is not padding."""
+    return wanted if wanted >= 0 else real[-1] + 1 + wanted

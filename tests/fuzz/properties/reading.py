@@ -1,0 +1,186 @@
+"""What is read off patterns in one layer or by modality: sums, means, entropies, and ranks of maps."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import torch
+from caches import cache_of_patterns
+from tolerances import rounding
+
+from fuzz.case import Case, holds
+from fuzz.properties.mixing import Attention, attention
+from lensplug import ModalityMap, analysis
+from lensplug.groups import Groups
+
+KINDS = ("text", "image", "video", "audio", "generated")
+
+
+def labelled(case: Case, mask: torch.Tensor) -> tuple[ModalityMap, list[list[str]]]:
+    """A map of runs of modalities, and the modality of each position."""
+    names = [list(row) for row in [[""] * mask.shape[1]] * len(mask)]
+    for example, row in enumerate(mask.tolist()):
+        kind = "text"
+        for at, real in enumerate(row):
+            kind = case.one_of(KINDS) if case.chance(0.3) else kind
+            names[example][at] = kind if real else "pad"
+    order = ("text", "image", "video", "audio", "generated", "pad")
+    labels = torch.tensor([[order.index(name) for name in row] for row in names])
+    return ModalityMap(labels, torch.zeros_like(labels).bool(), torch.full_like(labels, -1)), names
+
+
+@holds(weight=6)
+def head_specialization_is_sums_by_modality(case: Case) -> None:
+    given = attention(case)
+    kinds, names = labelled(case, given.mask)
+    fewest = min(len(given.positions(example)) for example in range(len(given.mask)))
+    query = -case.integer(1, fewest)
+    causal = given.cache.model.cfg.attention_dir == "causal"
+    sink = case.chance(0.4)
+    found = analysis.head_specialization(given.cache, kinds, query=query, exclude_sink=sink)
+    length = given.mask.shape[1]
+    for example, pattern in enumerate(zip(*given.numpys, strict=True)):
+        real = given.positions(example)
+        at = real[query]
+        case.same(int(found.query[example]), at, "query")
+        seen = [p for p in real if (p <= at or not causal) and not (sink and p == real[0])]
+        for index, name in enumerate(found.modalities):
+            own = [p for p in seen if names[example][p] == name]
+            allowed = rounding(torch.float64, length)
+            for layer, heads in enumerate(pattern):
+                row = heads[:, at, own]
+                mass = row.sum(-1) if own else np.full(len(heads), np.nan)
+                case.close(found.mass[example, layer, :, index], mass, allowed, f"mass on {name}")
+                chance = len(own) / len(seen) if own else np.nan
+                case.close(found.chance[example, layer, index], chance, allowed, f"chance of {name}")
+                largest = row.max(-1) if own else np.full(len(heads), np.nan)
+                case.close(found.largest[example, layer, :, index], largest, allowed, f"largest weight on {name}")
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    share = row / mass[:, None]
+                    entropy = -np.where(share > 0, share * np.log(share), 0).sum(-1)
+                entropy = np.where(mass > 0, entropy, np.nan) if own else mass
+                # p log p is at most 104 times the smallest p; log of a mass that is nearly nothing likewise.
+                case.close(
+                    found.entropy[example, layer, :, index], entropy, _of_entropy(mass, length), f"entropy in {name}"
+                )
+
+
+def _of_entropy(mass: np.ndarray, length: int) -> float:
+    """Entropy is a difference of two numbers, of the size of log mass, divided by the mass."""
+    known = mass[mass > 0]
+    return rounding(torch.float64, length, (1 + np.abs(np.log(known)).max()) * 4 if known.size else 1.0)
+
+
+@holds(weight=2)
+def received_attention_is_the_mean_of_a_column(case: Case) -> None:
+    given = attention(case)
+    layer, heads = _layer_and_heads(case, given)
+    scale, sink = case.one_of(["row-max", "none"]), case.chance(0.4)
+    found = analysis.received_attention(given.cache, layer=layer, head=heads, scale=scale, exclude_sink=sink)
+    causal = given.cache.model.cfg.attention_dir == "causal"
+    for example in range(len(given.mask)):
+        real, own = given.positions(example), _one_matrix(given, layer, heads, example)
+        keys = real[1:] if sink else real
+        expected = np.full(given.mask.shape[1], np.nan)
+        with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+            warnings.simplefilter("ignore")
+            for key in keys:
+                rows = [query for query in real if query >= key or not causal]
+                largest = own[rows][:, keys].max(-1) if scale == "row-max" else np.ones(len(rows))
+                column = own[rows, key] / np.where(largest > 0, largest, 1)
+                expected[key] = column.mean()
+        case.close(found.values[example], expected, 4 * given.allowed, "received attention")
+
+
+def _layer_and_heads(case: Case, given: Attention) -> tuple[int, Any]:
+    layers, heads = len(given.patterns), given.patterns[0].shape[1]
+    some = case.some_of(range(-heads, heads))
+    return case.integer(-layers, layers - 1), case.one_of(["mean", some[0], some])
+
+
+def _one_matrix(given: Attention, layer: int, heads: Any, example: int) -> np.ndarray:
+    own = given.numpys[layer][example]
+    return own.mean(0) if heads == "mean" else own[heads] if isinstance(heads, int) else own[heads].mean(0)
+
+
+@holds(weight=3)
+def attention_matrix_sums_over_keys_and_averages_queries(case: Case) -> None:
+    given = attention(case)
+    layer, heads = _layer_and_heads(case, given)
+    batch, length = given.mask.shape
+    grouped = case.chance(0.6)
+    numbers = [[case.integer(0, 3) for _ in range(length)] for _ in range(batch)]
+    groups = [Groups(torch.tensor(row), [f"g{index}" for index in range(4)]) for row in numbers]
+    found = analysis.attention_matrix(given.cache, layer=layer, head=heads, groups=groups if grouped else None)
+    for example in range(batch):
+        own, real = _one_matrix(given, layer, heads, example), given.positions(example)
+        if not grouped:
+            expected = np.full_like(own, np.nan)
+            expected[np.ix_(real, real)] = own[np.ix_(real, real)]
+            case.close(found.values[example], expected, given.allowed, "attention")
+            continue
+        names = list(dict.fromkeys(numbers[example][at] for at in real))
+        case.same(found.texts[example], tuple(f"g{name}" for name in names), "names of groups")
+        members = [[at for at in real if numbers[example][at] == name] for name in names]
+        expected = [[own[np.ix_(queries, keys)].sum(1).mean() for keys in members] for queries in members]
+        case.close(found.values[example, : len(names), : len(names)], expected, given.allowed, "attention of groups")
+
+
+@holds(weight=2)
+def agreement_is_spearmans_of_scipy(case: Case) -> None:
+    length = case.integer(3, 30)
+    maps = {f"m{index}": case.normal(length) for index in range(case.integer(2, 4))}
+    if case.chance():
+        maps["m0"] = (2 * maps["m0"]).round()  # ties
+    if case.chance(0.2):
+        maps["m1"] = torch.full((length,), 3.0)
+    gone = torch.rand(length, generator=case.generator) < 0.1
+    maps["m1"] = maps["m1"].masked_fill(gone, torch.nan)
+    chosen = torch.rand(length, generator=case.generator) < 0.8
+    positions = chosen if case.chance() else None
+    left = ~gone & (chosen if positions is not None else True)
+    if int(left.sum()) < 3:
+        return
+    found = analysis.agreement(maps, positions=positions)
+    case.same(found.count, int(left.sum()), "positions")
+    for i, one in enumerate(maps.values()):
+        for j, other in enumerate(maps.values()):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                expected = scipy.stats.spearmanr(one[left].numpy(), other[left].numpy()).statistic
+            case.close(found.rank_correlation[i, j], expected, rounding(torch.float32, 2), "rank correlation")
+
+
+@holds(weight=1)
+def attention_from_is_a_row(case: Case) -> None:
+    given = attention(case)
+    fewest = min(len(given.positions(example)) for example in range(len(given.mask)))
+    query = -case.integer(1, fewest)
+    found = analysis.attention_from(given.cache, queries=query)
+    for example in range(len(given.mask)):
+        at = given.positions(example)[query]
+        for layer, pattern in enumerate(given.patterns):
+            case.close(found.values[example, layer, :, 0], pattern[example, :, at], rounding(torch.float32, 1), "row")
+
+
+@holds(weight=1)
+def uniform_attention_is_chance(case: Case) -> None:
+    """Whatever the modalities, the padding and the query."""
+    given = attention(case)
+    causal = given.cache.model.cfg.attention_dir == "causal"
+    allowed = given.mask[:, None, :].expand(-1, given.mask.shape[1], -1).double()
+    allowed = allowed.tril() if causal else allowed
+    uniform = (allowed / allowed.sum(-1, keepdim=True).clamp(min=1)).float()
+    cache = cache_of_patterns(
+        [uniform[:, None].expand(-1, 2, -1, -1)] * 2, attention_dir=given.cache.model.cfg.attention_dir
+    )
+    kinds, _ = labelled(case, given.mask)
+    cache.attention_mask = given.mask
+    found = analysis.head_specialization(cache, kinds, query=-1)
+    ratio = found.ratio
+    case.close(
+        ratio[~ratio.isnan()], np.ones(int((~ratio.isnan()).sum())), rounding(torch.float32, 2), "mass over chance"
+    )
