@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 
-Position = int | Sequence[int] | Int[Tensor, " *axes"]
+Position = int | Sequence[int] | Int[Tensor, "..."]
 """One position, or one for each example `[example]`."""
-Positions = int | Sequence[int] | Int[Tensor, " *axes"]
+Positions = int | Sequence[int] | Int[Tensor, "..."]
 """One position, several, or a tensor `[position]` or `[example position]`."""
 
 
