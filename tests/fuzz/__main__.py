@@ -60,9 +60,7 @@ def one_case(given: argparse.Namespace) -> int:
         except Exception:
             traceback.print_exc()
             return 1
-        print(
-            f"{name}, case {given.case}: holds; largest difference {case.error:.3g}, {case.share:.1%} of what is allowed"
-        )
+        print(f"{name}, case {given.case}: holds, largest difference {case.error:.3g}, {case.share:.1%} of what may be")
     return 0
 
 
