@@ -98,12 +98,12 @@ def test_longer_than_the_first_rotary_table():
 
 @pytest.mark.parametrize("name", ["llama-tied", "qwen2", "mistral-window", "qwen3"])
 def test_bfloat16(name):
-    """The same top token wherever the margin is larger than what bfloat16 costs Hugging Face itself."""
+    """The same top token wherever the margin is larger than what bfloat16 costs Hugging Face anywhere, twice."""
     model = text_model(name).bfloat16()
     tokens = text_tokens(48, batch=2)
     wrapped = wrapped_logits(lensplug.wrap(model), tokens).float()
     reference = reference_logits(model, {"input_ids": tokens}).float()
-    rounding = (reference_logits(model.float(), {"input_ids": tokens}) - reference).abs().amax(-1)
+    rounding = (reference_logits(model.float(), {"input_ids": tokens}) - reference).abs().max()
     best, second = reference.topk(2).values.unbind(-1)
     decided = best - second > 2 * rounding
     assert float(decided.float().mean()) > 0.4

@@ -14,6 +14,7 @@ from beside import gemma3
 from built import ENGINES
 from caches import ROTARY, LiveMemory, cache_of_residuals, padded, run, text_model, tokens, word_tokenizer
 from models import text_model as hf_text_model
+from tolerances import rounding
 from torch.nn.functional import kl_div
 from transformer_lens import ActivationCache
 
@@ -42,7 +43,7 @@ def last_entry_is(result: LogitLens, logits: torch.Tensor, *, entry: int = -1, a
     """An entry against softmax of logits `[example position vocabulary]`, in double precision."""
     log_p = logits.double().log_softmax(dim=-1)
     top = log_p.topk(result.top_tokens.shape[-1], dim=-1)
-    assert torch.equal(result.top_tokens[:, entry], top.indices)
+    same_tokens(result.top_tokens[:, entry], log_p)
     of_target = log_p.gather(-1, result.target[..., None])[..., 0]
     for found, expected in [
         (result.top_probabilities, top.values.exp()),
@@ -52,6 +53,27 @@ def last_entry_is(result: LogitLens, logits: torch.Tensor, *, entry: int = -1, a
         torch.testing.assert_close(found[:, entry], expected.float(), atol=atol, rtol=1e-5)
 
 
+def same_tokens(found: torch.Tensor, log_p: torch.Tensor) -> None:
+    """Different tokens, those on top; of two that rounding cannot tell apart either may come first."""
+    assert all(len(set(ids)) == len(ids) for ids in found.flatten(0, -2).tolist())
+    allowed = rounding(torch.float32, log_p.shape[-1], log_p)
+    best = log_p.topk(found.shape[-1], dim=-1).values
+    torch.testing.assert_close(log_p.gather(-1, found), best, atol=allowed, rtol=0)
+
+
+def ranks_are_of(result: LogitLens, model: Any, cache: Any) -> None:
+    """Of the target among the model's own logits; tokens that rounding cannot tell from it count either way."""
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers))]
+    for entry, name in enumerate(names):
+        residual = cache[name]
+        at = result.positions[..., None].expand(-1, -1, residual.shape[-1])
+        with torch.no_grad():
+            logits = model.unembed(model.ln_final(residual.gather(1, at)))
+        own, slack = logits.gather(-1, result.target[..., None]), rounding(torch.float32, 2 * at.shape[-1], logits)
+        surely, perhaps = (logits > own + slack).sum(dim=-1), (logits > own - slack).sum(dim=-1)
+        assert bool(((surely < result.rank[:, entry]) & (result.rank[:, entry] <= perhaps)).all())
+
+
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_the_last_entry_is_the_output_of_the_model(form):
     model = text_model(**form)
@@ -59,7 +81,8 @@ def test_the_last_entry_is_the_output_of_the_model(form):
     assert len(cache) == model.cfg.n_layers + 1
     result = logit_lens(cache, positions=None, top_k=4)
     last_entry_is(result, logits)
-    assert torch.equal(result.target, logits.argmax(dim=-1)) and bool((result.rank[:, -1] == 1).all())
+    same_tokens(result.target[..., None], logits.double().log_softmax(dim=-1))
+    assert bool((result.rank[:, -1] == 1).all())
     assert bool((result.kl_to_last[:, -1] == 0).all())
     assert "final norm" in result.provenance.convention
     # Earlier entries: the model's own final norm and unembedding, called on that layer's residual.
@@ -72,11 +95,11 @@ def test_the_last_entry_is_the_output_of_the_model(form):
 
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("form", ["LN", "rotary"])
-def test_a_bfloat16_model_gives_its_own_output_to_the_bit(form, biased):
+def test_a_bfloat16_model_gives_its_own_output(form, biased):
     model = text_model(dtype=torch.bfloat16, **FORMS[form])
     model.unembed.b_U.data.mul_(biased)
     logits, cache = run(model, tokens(1, 9))
-    gives_its_own_output_to_the_bit(logits, logit_lens(cache, positions=None, top_k=1))
+    gives_its_own_output(logits, logit_lens(cache, positions=None, top_k=1))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -87,13 +110,17 @@ def test_the_core_of_a_bfloat16_model_does_so_too(engine, name):
         pytest.skip("Gemma 3 runs on the bridge alone")
     hf = gemma3() if name == "gemma3" else hf_text_model(name)
     logits, cache = run(lensplug.wrap(hf.bfloat16(), engine=engine, check=False).model, tokens(1, 9))
-    gives_its_own_output_to_the_bit(logits, logit_lens(cache, positions=None, top_k=1))
+    gives_its_own_output(logits, logit_lens(cache, positions=None, top_k=1))
 
 
-def gives_its_own_output_to_the_bit(logits, result):
-    # Not log_softmax, whose sum of a whole vocabulary is less precise than torch.sum's.
-    below = logits.float() - logits.float().amax(dim=-1, keepdim=True)
-    assert torch.equal(result.log_probability[:, -1], -below.exp().sum(dim=-1).log())
+def gives_its_own_output(logits, result):
+    """In most rows nothing but the sums of single precision differ. A product of other shape may add up in another
+    order, and where its sum lies between two numbers of bfloat16 round to the other one: seldom, and to the next only.
+    """
+    log_p = logits.double().log_softmax(dim=-1).amax(dim=-1)
+    off = (result.log_probability[:, -1] - log_p).abs()
+    assert float(off.median()) <= rounding(torch.float32, logits.shape[-1], log_p.abs().clamp(min=1))
+    assert float(off.max()) <= rounding(torch.bfloat16, 2, logits.float())
     assert result.top_probabilities.dtype == torch.float32 and result.provenance.dtype == "bfloat16"
 
 
@@ -151,7 +178,7 @@ def test_kl_is_that_of_torch_and_extreme_logits_give_no_nan():
 
 def test_small_chunks_give_the_same_and_hold_no_more_memory_than_allowed(monkeypatch):
     model = text_model(d_vocab=1000)
-    _, cache = run(model, tokens(3, 8))
+    logits, cache = run(model, tokens(3, 8))
     whole = logit_lens(cache, positions=None)
     module, rows = sys.modules["lensplug.analysis.logit_lens"], []
     unembed = module.unembed
@@ -166,8 +193,10 @@ def test_small_chunks_give_the_same_and_hold_no_more_memory_than_allowed(monkeyp
         with LiveMemory(1000) as memory:
             small = logit_lens(cache, positions=None, chunk_bytes=chunk_bytes)
         assert sum(rows) == 4 * 24  # each row once for each entry
-        for name in ("top_tokens", "target", "rank", "positions"):
-            assert torch.equal(getattr(small, name), getattr(whole, name))
+        assert torch.equal(small.positions, whole.positions)
+        same_tokens(small.top_tokens[:, -1], logits.double().log_softmax(dim=-1))
+        same_tokens(small.target[..., None], logits.double().log_softmax(dim=-1))
+        ranks_are_of(small, model, cache)
         for name in NUMBERS:
             torch.testing.assert_close(getattr(small, name), getattr(whole, name), atol=2e-6, rtol=1e-5)
         assert memory.peak > 0 and (chunk_bytes == 1 or memory.peak <= chunk_bytes)
@@ -209,8 +238,7 @@ def test_a_target_is_a_word_an_id_or_a_tensor():
         assert torch.equal(result.target, expected)
         at = log_p[:, [0, 3, 4]].gather(-1, expected[..., None])[..., 0]
         torch.testing.assert_close(result.log_probability[:, -1], at, atol=2e-6, rtol=1e-5)
-        better = (log_p[:, [0, 3, 4]] > at[..., None]).sum(dim=-1)
-        assert torch.equal(result.rank[:, -1], 1 + better)
+        ranks_are_of(result, model, cache)
     words = logit_lens(cache, target="green")
     assert words.target_texts == [["green"], ["green"]]
 
@@ -272,10 +300,11 @@ def test_a_left_padded_batch_equals_each_example_alone(form):
     ids, mask = padded(rows, left=True)
     _, cache = run(model, ids, mask)
     batch = logit_lens(cache, positions=[-1, -3], attention_mask=mask)
+    ranks_are_of(batch, model, cache)
     assert batch.positions.tolist() == [[8, 6], [8, 6]]
     for example, row in enumerate(rows):
         alone = logit_lens(run(model, row[None])[1], positions=[-1, -3])
-        assert torch.equal(batch.rank[example], alone.rank[0])
+        ranks_are_of(alone, model, run(model, row[None])[1])
         for name in NUMBERS:
             torch.testing.assert_close(getattr(batch, name)[example], getattr(alone, name)[0], atol=1e-5, rtol=1e-5)
     with pytest.raises(LensplugError, match="position 4 is out of range or padding in example 0"):
@@ -296,13 +325,15 @@ def test_the_table_has_one_row_for_each_example_position_and_entry():
 
 
 def test_positions_of_each_example_are_a_tensor():
-    _, cache = run(text_model(), tokens(2, 9), names_filter=logit_lens.needs)
+    model = text_model()
+    _, cache = run(model, tokens(2, 9), names_filter=logit_lens.needs)
     each = torch.tensor([[2, 5, -1], [0, 7, -9]])
     result = logit_lens(cache, positions=each)
     assert result.positions.tolist() == [[2, 5, 8], [0, 7, 0]] and result.length == 9
     everywhere = logit_lens(cache, positions=None)
+    ranks_are_of(result, model, cache)
+    ranks_are_of(everywhere, model, cache)
     for example, own in enumerate(result.positions):
-        assert torch.equal(result.rank[example], everywhere.rank[example][:, own])
         torch.testing.assert_close(result.entropy[example], everywhere.entropy[example][:, own])
     assert torch.equal(logit_lens(cache, positions=torch.tensor([2, 5])).positions, torch.tensor([[2, 5], [2, 5]]))
     with pytest.raises(LensplugError, match=r"positions are \[1, 3\], expected a row for each of 2 examples"):

@@ -10,6 +10,7 @@ import torch
 import transformers as hf
 from audio_llamas import ENCODERS, audio_llama, manual_vectors, processed, sound, sounds
 from models import largest_difference, reference_logits, text_config, wrapped_logits
+from tolerances import rounding
 
 import lensplug
 from lensplug.audio_llama import AudioLlamaConfig, AudioLlamaForConditionalGeneration, AudioLlamaModel
@@ -149,7 +150,9 @@ def test_saved_and_loaded_again(encoder, dtype, vectors, tmp_path):
     assert all(torch.equal(outputs[name], value) for name, value in batch.items())
     logits = again(**batch).logits
     if dtype == torch.float32:  # below, .to() rounds the rotary frequencies of the first model too
-        assert torch.equal(logits, model(**batch).logits)
+        own = model(**batch).logits  # weights that lie elsewhere in memory: kernels may begin at another of them
+        terms = model.config.text_config.hidden_size * model.config.text_config.num_hidden_layers
+        torch.testing.assert_close(logits, own, atol=rounding(dtype, terms, own), rtol=0)
     assert its_processor.chat_template == processor.chat_template
     base = hf.AutoModel.from_pretrained(tmp_path, dtype="auto").eval()
     assert type(base) is AudioLlamaModel
