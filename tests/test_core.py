@@ -98,16 +98,15 @@ def test_longer_than_the_first_rotary_table():
 
 @pytest.mark.parametrize("name", ["llama-tied", "qwen2", "mistral-window", "qwen3"])
 def test_bfloat16(name):
-    """The same top token wherever the margin is larger than what bfloat16 costs Hugging Face anywhere, twice."""
+    """About as far from single precision as Hugging Face's own bfloat16, which rounds no scores: the mean square of
+    thousands of roundings is much the same in whatever order a processor adds up."""
     model = text_model(name).bfloat16()
     tokens = text_tokens(48, batch=2)
     wrapped = wrapped_logits(lensplug.wrap(model), tokens).float()
     reference = reference_logits(model, {"input_ids": tokens}).float()
-    rounding = (reference_logits(model.float(), {"input_ids": tokens}) - reference).abs().max()
-    best, second = reference.topk(2).values.unbind(-1)
-    decided = best - second > 2 * rounding
-    assert float(decided.float().mean()) > 0.4
-    assert torch.equal(wrapped.argmax(-1)[decided], reference.argmax(-1)[decided])
+    exact = reference_logits(model.float(), {"input_ids": tokens})
+    off, own = ((logits - exact).square().mean().sqrt() for logits in (wrapped, reference))
+    assert 0 < float(off) < 2 * float(own) < 0.1 * float(exact.std())
 
 
 @pytest.mark.parametrize("build", [llava_onevision, llava, llava_next])
