@@ -148,4 +148,5 @@ def _short_check(lens: MultimodalLens) -> parity.ParityReport:
         attention_mask=seam.attention_mask,
         centered=lens.process_weights,
         engine=lens.engine,
+        whole_patterns=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from built import HOOKED, ONLY_HOOKED
 from models import IMAGE_FAMILIES, largest_difference, reference_logits, text_model, text_tokens, wrapped_logits
 
 import lensplug
@@ -108,3 +109,87 @@ def test_leaves_no_hook_behind_when_it_looks_for_the_layer(text_lens, text_input
 
 def test_tolerances_are_a_fraction_of_the_largest_logit():
     assert parity.TOLERANCE[torch.float32] == 1e-4 and parity.TOLERANCE[torch.bfloat16] == 0.1
+
+
+LONG = 300
+
+
+@pytest.fixture(scope="module")
+def long_lens():
+    return lensplug.wrap(text_model("Qwen2"))
+
+
+@pytest.fixture
+def long_inputs(long_lens):
+    """Two prompts, one padded at the left; more positions than have their logits compared."""
+    mask = torch.ones(2, LONG, dtype=torch.long)
+    mask[1, :77] = 0
+    return long_lens.encode({"input_ids": text_tokens(LONG, 2), "attention_mask": mask})
+
+
+def test_of_a_long_prompt_some_logits_are_compared(long_lens, long_inputs):
+    report = long_lens.check(long_inputs)
+    assert report.agrees and report.positions == 2 * LONG - 77
+    assert report.compared == 2 * parity.ROWS
+    assert f"of {report.compared} positions" in str(report) and f"at {report.positions} positions" in str(report)
+    whole = long_lens.check(long_inputs, whole_patterns=True)
+    assert whole.agrees and whole.compared == report.compared
+
+
+@pytest.mark.parametrize("place", [78, 141, 298])
+def test_one_wrong_position_of_many_is_found(long_lens, long_inputs, place):
+    """In the last layer nothing else is touched: the largest difference is that of its own logits."""
+
+    def edit(resid, hook):
+        resid[1, place] += 0.5 * resid[0, place]
+        return resid
+
+    hooks = [("blocks.2.hook_resid_post", edit)]
+    expected = (long_lens.run_with_hooks(long_inputs, fwd_hooks=hooks) - wrapped_logits(long_lens, long_inputs))[
+        1, place
+    ]
+    with long_lens.model.hooks(fwd_hooks=hooks):
+        report = long_lens.check(long_inputs)
+    assert not report.agrees and report.first_divergent_layer == 2
+    assert report.max_logit_difference == pytest.approx(float(expected.detach().abs().max()), abs=1e-3)
+
+
+def test_one_position_that_is_not_finite_among_many(long_lens, long_inputs):
+    """Its example is lost, also before it (a weight of zero times NaN is NaN); each position is counted."""
+
+    def lose(resid, hook):
+        resid[1, 141] = torch.nan
+        return resid
+
+    with long_lens.model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lose)]):
+        report = long_lens.check(long_inputs)
+        logits = long_lens.model(long_inputs)
+    assert not report.agrees and report.first_divergent_layer == 0
+    assert report.not_finite == int((~logits[long_inputs.attention_mask.bool()].isfinite()).sum()) >= (LONG - 141) * 320
+
+
+def test_a_hook_on_patterns_is_shown_whole_ones(long_lens, long_inputs):
+    seen = []
+    hooks = [("blocks.1.attn.hook_pattern", lambda pattern, hook: seen.append(tuple(pattern.shape)))]
+    with long_lens.model.hooks(fwd_hooks=hooks):
+        assert long_lens.check(long_inputs).agrees
+    assert seen == [(2, 4, LONG, LONG)]
+
+
+@pytest.mark.parametrize("engine", ["hooked_transformer", "bridge"])
+@pytest.mark.parametrize(("size", "heads"), [(70.0, 0), (120.0, 2)])
+def test_scores_beyond_float16_are_counted_by_head(engine, size, heads):
+    """Scores of 8 x 70^2 = 39,200 are within the range of float16 (65,504), of 8 x 120^2 = 115,200 beyond."""
+    if engine == "hooked_transformer" and not HOOKED:
+        pytest.skip(ONLY_HOOKED)
+    model = text_model("Qwen2")
+    with torch.no_grad():
+        for layer in (0, 2):  # one query head of each
+            model.model.layers[layer].self_attn.q_proj.bias[8:16] = size
+            model.model.layers[layer].self_attn.k_proj.bias[:8] = size
+            for projection in ("q_proj", "k_proj"):
+                getattr(model.model.layers[layer].self_attn, projection).weight[:16] *= 0.01
+    lens = lensplug.wrap(model.half(), engine=engine, check=False)
+    report = lens.check(lens.encode({"input_ids": text_tokens(20, 2)}))
+    assert report.overflowing_heads == heads and report.agrees == (heads == 0)
+    assert (f"scores of {heads} heads overflow in float16" in str(report)) == (heads > 0)
