@@ -45,8 +45,27 @@ def read_fused(cache: Any, mixing: Mixing, layer: int, *, needed_by: str) -> Flo
         v = _also(cache, f"blocks.{layer}.attn.hook_v", "head_fusion='value_weighted'", needed_by)
         if cache.model is None:
             raise LensplugError("head_fusion='value_weighted' reads the model's W_O: cache.model = lens.model.")
-        gram = value_gram(v, cache.model.blocks[layer].attn.W_O.detach().to(v.device))
+        gram = value_gram(v, _into_the_stream(cache.model, layer).to(v.device))
     return mixing.fused(pattern, mixing.heads_of(layer), gram)
+
+
+def _into_the_stream(model: Any, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    """W_O, and behind it the norm that stands between attention and stream in some models (Gemma 2 and 3).
+
+    Its scale is one number for each row, which normalising the row takes out again; its weight is not.
+    """
+    block = model.blocks[layer]
+    out: Tensor = block.attn.W_O.detach()
+    norm = getattr(block, "ln1_post", None)
+    if norm is None:
+        return out
+    centred = getattr(norm, "uses_rms_norm", "RMS" in type(norm).__name__) is False
+    out = out - out.mean(dim=-1, keepdim=True) if centred else out
+    weight = getattr(norm, "w", None)  # none where it was folded
+    if weight is None:
+        return out
+    offset = getattr(model.cfg, "rmsnorm_uses_offset", False)  # Gemma's norms multiply by 1 + weight
+    return out * (weight.detach() + int(offset)).to(out)
 
 
 def read_residual_weight(

@@ -214,7 +214,14 @@ def test_the_convention_says_what_was_left_out():
     assert "first position kept" in attention_rollout(cache).provenance.convention
 
 
-@pytest.mark.parametrize("form", [{}, ROTARY, {**ROTARY, "n_key_value_heads": 1}], ids=["gpt2", "rotary-rms", "gqa"])
+BEHIND = {**ROTARY, "use_normalization_before_and_after": True}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{}, ROTARY, {**ROTARY, "n_key_value_heads": 1}, BEHIND],
+    ids=["gpt2", "rotary-rms", "gqa", "norm-behind"],
+)
 @pytest.mark.parametrize("heads", [None, (0, 2)])
 def test_value_weighted_heads_are_weighted_by_what_they_bring(form, heads):
     model = text_model(**form)
@@ -225,11 +232,74 @@ def test_value_weighted_heads_are_weighted_by_what_they_bring(form, heads):
     for layer in n:
         v = cache["v", layer].repeat_interleave(3 // cache["v", layer].shape[2], dim=2)
         W_O = model.blocks[layer].attn.W_O.detach()
+        if (norm := getattr(model.blocks[layer], "ln1_post", None)) is not None:  # a HookedTransformer's
+            W_O = W_O * norm.w.detach()
         brought.append(torch.einsum("bkhd,hdm->bkhm", v, W_O).double().numpy())
     result = attention_rollout(cache, head_fusion="value_weighted", heads=heads)
     expected = reference(patterns, norms=brought, heads=heads)
     np.testing.assert_allclose(result.values.numpy(), expected[:, -1], atol=2e-6)
     assert float(np.abs(expected[:, -1] - plain(patterns)).max()) > 0.02, "this test can fail"
+
+
+def brought_by_hugging_face(decoder, embeds, mask, patterns):
+    """What each head and key put into the stream of each query, by Hugging Face's own modules: `[head query key d]`.
+
+    Each key alone goes through o_proj; the norm behind it, if any, divides by its row's scale and multiplies.
+    """
+    found, streams = [], []
+    handles = [layer.register_forward_pre_hook(lambda m, a, k: streams.append(a[0] if a else k["hidden_states"]),
+                                               with_kwargs=True) for layer in decoder.layers]  # fmt: skip
+    with torch.no_grad():
+        decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    for layer, stream, pattern in zip(decoder.layers, streams, patterns, strict=True):
+        attn = layer.self_attn
+        heads, size = pattern.shape[1], attn.head_dim
+        v = attn.v_proj(layer.input_layernorm(stream))[0].view(len(stream[0]), -1, size)
+        v = v.repeat_interleave(heads // v.shape[1], dim=1)  # [key head d_head]
+        each = pattern[0].permute(1, 2, 0)[..., None] * v  # [query key head d_head]
+        through = attn.o_proj(each.flatten(2)).detach()
+        behind = getattr(layer, "post_feedforward_layernorm", None) and layer.post_attention_layernorm
+        if behind:
+            whole = through.sum(dim=1)
+            scale = (behind(whole) / whole).detach()  # of each row and channel: the weight over the row's scale
+            through = through * scale[:, None]
+        found.append(through)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["Gemma3", "Qwen3"])
+def test_value_weights_are_what_hugging_faces_modules_put_into_the_stream(kind):
+    import transformers as hf
+    from models import randomise
+
+    import lensplug
+    from lensplug.analysis.mixtures import read_fused
+    from lensplug.reductions.mixing import Mixing
+
+    sizes = {
+        "vocab_size": 60, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+    }  # fmt: skip
+    config = getattr(hf, "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config")(**sizes)
+    model = randomise(getattr(hf, f"{kind}ForCausalLM")(config))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "post_attention_layernorm" in name:  # far from 1, or leaving it out would not be seen
+                parameter.copy_(3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    ids = tokens(1, 8)
+    lens = lensplug.wrap(model)
+    _, cache = lens.run_with_cache(lens.encode({"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
+    patterns = [cache["pattern", layer] for layer in range(2)]
+    for layer, brought in enumerate(
+        brought_by_hugging_face(model.model, model.model.embed_tokens(ids), None, patterns)
+    ):
+        norms = brought.norm(dim=-1)
+        fused = read_fused(cache, Mixing("value_weighted"), layer, needed_by="attention_rollout")[0]
+        torch.testing.assert_close(
+            fused / fused.sum(-1, keepdim=True), norms / norms.sum(-1, keepdim=True), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_the_residual_as_it_is_measured():
