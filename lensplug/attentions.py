@@ -27,13 +27,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
 from lensplug.analysis.reading import attended, texts_of
 from lensplug.errors import LensplugError
 from lensplug.lens_cache import LensCache
+from lensplug.masks import Mask
 from lensplug.self_attention import check_rows, check_seen, check_weights, direction_of, of_layers, scaled
 
 DIRECTIONS = ("causal", "bidirectional")
@@ -61,7 +61,7 @@ def cache_from_attentions(
     attentions: Any,
     *,
     tokens: Any = None,
-    attention_mask: Int[Tensor, "batch pos"] | None = None,
+    attention_mask: Mask | None = None,
     normalize: bool = False,
     attention_dir: str | None = None,
     model_name: str = "unknown",

@@ -16,6 +16,7 @@ from torch import nn
 
 from lensplug.errors import LensplugError
 from lensplug.public_names import public_name
+from lensplug.turns import turn
 
 PLACEHOLDERS = ("image", "video", "audio")
 
@@ -109,14 +110,18 @@ class LanguageCore:
 
 @contextmanager
 def sdpa(core: LanguageCore) -> Iterator[None]:
-    """The decoder attends by `scaled_dot_product_attention` inside, as before outside."""
+    """The decoder attends by `scaled_dot_product_attention` inside, as before outside; other threads wait."""
     config = core.decoder.config
-    before = config._attn_implementation
-    config._attn_implementation = "sdpa"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    with turn(config):
+        before = config._attn_implementation
+        try:
+            try:
+                config._attn_implementation = "sdpa"
+                yield
+            finally:
+                config._attn_implementation = before
+        finally:
+            config._attn_implementation = before  # an interrupt may have come before the first
 
 
 def name_of(hf_model: Any) -> str:

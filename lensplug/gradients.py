@@ -146,10 +146,17 @@ def _gradients(scalar: Tensor, kept: dict[str, Tensor], embeds: Tensor) -> dict[
 def _frozen(model: nn.Module) -> Iterator[None]:
     """No parameter requires a gradient: what a backward pass needs for theirs is then not kept in memory."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
+
+    def thaw() -> None:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+    try:
+        try:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            thaw()
+    finally:
+        thaw()  # an interrupt may have come in the midst of the first

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline, ImageGrid
+from lensplug.masks import Mask, as_mask
 from lensplug.modality import ModalityMap, Span
 
 BLOCKS = 3
@@ -59,9 +60,9 @@ class Groups:
         """
         return values.float().cpu() @ self._member(values.shape[-1])
 
-    def only(self, kept: Bool[Tensor, " pos"]) -> Groups:
+    def only(self, kept: Mask) -> Groups:
         """The groups of some positions, numbered as the prompt has them; a group without any is gone."""
-        of_position = self.of_position.masked_fill(~kept.cpu(), -1)
+        of_position = self.of_position.masked_fill(~as_mask(kept, self.of_position.shape, "kept").cpu(), -1)
         left = list(dict.fromkeys(of_position[of_position >= 0].tolist()))
         number = torch.full((len(self.names) + 1,), -1)  # its last entry is for -1
         number[left] = torch.arange(len(left))

@@ -20,6 +20,7 @@ from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.families import MediaLayout, media_layout
 from lensplug.finite import LARGER_RANGE, refuse_not_finite
+from lensplug.masks import as_mask
 from lensplug.media import Media, Sound, Video
 from lensplug.media.warn import warn_user
 from lensplug.modality import ModalityMap
@@ -153,8 +154,8 @@ def encode(
             " return_tensors='pt'."
         )
     mask = model_inputs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape != tokens.shape:
-        raise LensplugError(f"attention_mask has the shape {list(mask.shape)}, expected {list(tokens.shape)}.")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        model_inputs["attention_mask"] = as_mask(mask, tokens.shape, "attention_mask").long()
     for name, value in model_inputs.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             refuse_not_finite(f"the {name}", value, "look at the image, video or sound that was given")

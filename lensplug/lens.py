@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug import caching, checkpoint, engines, generation, gradients, parity, prompts, variants
@@ -27,17 +27,24 @@ from lensplug.generation import Answer, Choosing
 from lensplug.inputs import MultimodalInput, refuse_other_inputs
 from lensplug.known_hooks import refuse_unknown_hooks
 from lensplug.lens_cache import LensCache
+from lensplug.masks import Mask
 from lensplug.media.seen import load_seen
 from lensplug.parity import ParityReport
 from lensplug.patches.placeholders import placeholders_as_words
 from lensplug.positions import Position, Positions
 from lensplug.reductions import Keep, KeepGradients
 from lensplug.targets import Target
+from lensplug.turns import in_turn, refuse_training, turn
 from lensplug.variants import Variant
 
 
 class MultimodalLens:
-    """A Hugging Face multimodal model with its language core under TransformerLens."""
+    """A Hugging Face multimodal model with its language core under TransformerLens.
+
+    Threads that use one lens, or several on one Hugging Face model, wait for each other, also where they call
+    `lens.model` itself; hooks that you leave on `lens.model` act in the runs of all of them (see `lensplug.turns`).
+    A model in training mode is refused by every run.
+    """
 
     def __init__(
         self,
@@ -71,6 +78,7 @@ class MultimodalLens:
             f" heads, d_model {cfg.d_model}, {str(self.core.dtype).removeprefix('torch.')} on {self.core.device})"
         )
 
+    @in_turn
     def prepare(
         self,
         text: str | Sequence[str],
@@ -110,6 +118,7 @@ class MultimodalLens:
         )
         return _inputs.encode(self.hf_model, self.core, self.processor, outputs, given=given)
 
+    @in_turn
     def encode(
         self, processor_outputs: Mapping[str, Any], *, images: Any = None, videos: Any = None, audio: Any = None
     ) -> MultimodalInput:
@@ -130,6 +139,7 @@ class MultimodalLens:
         given = load_seen(processor_outputs, self.processor, images=images, videos=videos, audio=audio)
         return _inputs.encode(self.hf_model, self.core, self.processor, processor_outputs, given=given)
 
+    @in_turn
     def run_with_cache(
         self,
         inputs: MultimodalInput,
@@ -215,6 +225,7 @@ class MultimodalLens:
         refuse_unknown_hooks(self.model, options.get("names_filter"))
         return Estimate.of(self.model, inputs, Plan.of(inputs, **options), engine=self.engine)
 
+    @in_turn
     def run_with_gradients(
         self,
         inputs: MultimodalInput,
@@ -270,14 +281,15 @@ class MultimodalLens:
             keep=keep,
         )
 
-    def without(self, inputs: MultimodalInput, positions: Bool[Tensor, "batch pos"]) -> Variant:
+    @in_turn
+    def without(self, inputs: MultimodalInput, positions: Mask) -> Variant:
         """The same prompts without some positions, for `lens.model` and `logits_at`: the rest moves together.
 
             lens.model(lens.without(inputs, inputs.modality.mask("image")))
 
         Args:
             inputs: From `prepare` or `encode`.
-            positions: True where a position is left out.
+            positions: A mask `[batch pos]`, True (or 1) where a position is left out.
 
         Raises:
             LensplugError: If nothing is left of an example, or the model gives its core more than embeddings (Gemma 3,
@@ -285,13 +297,14 @@ class MultimodalLens:
         """
         return variants.without(self.hf_model, self.core, inputs, positions)
 
+    @in_turn
     def logits_at(
         self,
         inputs: Any,
         rows: Int[Tensor, "batch row"],
         *,
-        attention_mask: Int[Tensor, "batch pos"] | None = None,
-        hidden: Bool[Tensor, "batch pos"] | None = None,
+        attention_mask: Mask | None = None,
+        hidden: Mask | None = None,
     ) -> Float[Tensor, "batch row d_vocab"]:
         """Logits at a few positions, at the speed of SDPA, with some positions hidden from all others.
 
@@ -299,8 +312,9 @@ class MultimodalLens:
             inputs: From `prepare` or `encode`, a variant of them (`without`, `lensplug.variants`), or merged embeddings
                 `[batch pos d_model]`.
             rows: For each example the positions, from the left.
-            attention_mask: Of embeddings, where there is padding; inputs have their own.
-            hidden: Positions that no query sees, in any layer; they keep their place, so that nothing else moves.
+            attention_mask: Of embeddings, where there is padding, `[batch pos]`; inputs have their own.
+            hidden: A mask `[batch pos]` of positions that no query sees, in any layer; they keep their place, so that
+                nothing else moves. Masks are True and False, or 1 and 0.
 
         Raises:
             LensplugError: If a hook of yours edits scores or patterns: the logits would not change.
@@ -314,7 +328,7 @@ class MultimodalLens:
         self,
         rows: Int[Tensor, "batch row"],
         *,
-        hidden: Bool[Tensor, "batch pos"] | None = None,
+        hidden: Mask | None = None,
         whole_patterns: bool = False,
     ) -> Iterator[None]:
         """While it lasts, `lens.model` makes logits at a few positions only, at the speed of SDPA.
@@ -328,6 +342,9 @@ class MultimodalLens:
                 those of `rows` are made, so that an edit, which would change nothing, is noticed and refused.
         """
         with ExitStack() as stack:
+            stack.enter_context(turn(self.core.decoder.config))
+            refuse_training(self.hf_model, "lens.hf_model")
+            refuse_training(self.model, "lens.model")
             if not whole_patterns:
                 stack.enter_context(engines.attention_rows(self.engine, self.model, rows, hidden=hidden))
             elif hidden is not None:
@@ -335,6 +352,7 @@ class MultimodalLens:
             stack.enter_context(engines.logit_rows(self.model, rows))
             yield
 
+    @in_turn
     def run_with_hooks(
         self,
         inputs: MultimodalInput,
@@ -365,6 +383,7 @@ class MultimodalLens:
         with placeholders_as_words():
             yield
 
+    @in_turn
     def generate(
         self,
         inputs: MultimodalInput,
@@ -408,6 +427,7 @@ class MultimodalLens:
                 self.model, self.engine, self.hf_model, self.core, self.tokenizer, inputs, choosing
             )
 
+    @in_turn
     def check(self, inputs: MultimodalInput, *, whole_patterns: bool = False) -> ParityReport:
         """The full Hugging Face model with SDPA attention against the wrapped core, on the same input.
 

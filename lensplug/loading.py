@@ -17,6 +17,7 @@ from lensplug.lens import MultimodalLens
 from lensplug.patches.unbridged import is_bridge, is_bridged, unbridged
 from lensplug.public_names import public_name
 from lensplug.seam import run_to_seam
+from lensplug.turns import Turns, refuse_training
 
 
 def load(
@@ -96,13 +97,11 @@ def wrap(
         processor = getattr(hf_model, "processor", None) or hf_model.tokenizer
     if is_bridge(hf_model) or is_bridged(hf_model):
         hf_model = unbridged(hf_model)
-    if getattr(hf_model, "training", False):
-        raise LensplugError(
-            "the model is in training mode, where dropout makes every run differ: call model.eval() first."
-        )
     core = LanguageCore.of(hf_model)
+    refuse_training(hf_model, "model")
     tokenizer = getattr(processor, "tokenizer", processor)
     name, model = engines.build(core, engine=engine, tokenizer=tokenizer, process_weights=process_weights)
+    Turns(model, core.decoder.config).apply()
     lens = MultimodalLens(hf_model, processor, core, model, engine=name, process_weights=process_weights)
     if check:
         report = _short_check(lens)

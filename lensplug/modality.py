@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
+from lensplug.masks import Mask, as_mask
 
 MODALITIES = ("text", "image", "video", "audio", "generated", "pad")
 """Every modality there is, in the order in which results list them."""
@@ -56,7 +57,7 @@ class ModalityMap:
     def build(
         cls,
         tokens: Int[Tensor, "batch pos"],
-        attention_mask: Int[Tensor, "batch pos"],
+        attention_mask: Mask,
         *,
         placeholder_ids: Mapping[str, int],
         special_ids: Sequence[int] = (),
@@ -82,10 +83,11 @@ class ModalityMap:
         Raises:
             LensplugError: If the numbers of positions and of placeholders differ.
         """
+        real = as_mask(attention_mask, tokens.shape, "attention_mask").to(tokens.device)
         labels = torch.full_like(tokens, TEXT)
         media_index = torch.full_like(tokens, -1)
         for modality, token in placeholder_ids.items():
-            at = (tokens == token) & attention_mask.bool()
+            at = (tokens == token) & real
             labels[at] = MODALITIES.index(modality)
             for example, row in enumerate(at):
                 lengths = (media_lengths or {}).get(modality)
@@ -93,7 +95,7 @@ class ModalityMap:
                     media_index[example, row] = 0 if _runs(row) == 1 else -1
                 elif (counts := lengths[example]) is not None:
                     media_index[example, row] = _which_medium(row, counts, modality)
-        labels[attention_mask == 0] = PAD
+        labels[~real] = PAD
         special = torch.isin(tokens, torch.tensor(list(special_ids), device=tokens.device, dtype=tokens.dtype))
         special &= labels == TEXT
         made = cls(labels, special, media_index, dict(grids or {}), dict(video_grids or {}), dict(timelines or {}))

@@ -6,12 +6,14 @@ and the decoder does not run. A forward pre-hook sees the decoder's keyword argu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lensplug.core import LanguageCore, sdpa
 from lensplug.errors import LensplugError
@@ -52,21 +54,40 @@ def run_to_seam(hf_model: Any, core: LanguageCore, model_inputs: Mapping[str, An
             differ, say), or gives its decoder something that a causal core with one-dimensional
             positions cannot take.
     """
+    this_thread = threading.get_ident()
 
     def stop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Stop(kwargs)
+        if threading.get_ident() == this_thread:  # another one may call the model itself
+            raise _Stop(kwargs)
 
-    handle = core.decoder.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        with torch.no_grad(), sdpa(core):  # a mask of the model's own has the form that its attention asks for
+        # A mask of the model's own has the form that its attention asks for.
+        with torch.no_grad(), sdpa(core), _before(core.decoder, stop):
             hf_model(**model_inputs, use_cache=False)
     except _Stop as reached:
         return _read(reached.kwargs, core, model_inputs.get("attention_mask"))
     except (ValueError, RuntimeError, IndexError) as error:
         raise LensplugError(f"{type(hf_model).__name__} refused its inputs: {error}") from error
-    finally:
-        handle.remove()
     raise LensplugError(f"{type(hf_model).__name__} never called its decoder: it has no seam to read.")
+
+
+@contextmanager
+def _before(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
+    """A forward pre-hook for the length of a block, also if an interrupt comes at any place in it."""
+
+    def remove() -> None:
+        for number in [number for number, other in module._forward_pre_hooks.items() if other is hook]:
+            del module._forward_pre_hooks[number]
+            module._forward_pre_hooks_with_kwargs.pop(number, None)
+
+    try:
+        try:
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+            yield
+        finally:
+            remove()
+    finally:
+        remove()
 
 
 def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None) -> Seam:

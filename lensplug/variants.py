@@ -20,6 +20,7 @@ from torch import Tensor
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.inputs import MEDIA_FEATURES, MultimodalInput
+from lensplug.masks import Mask, as_mask
 from lensplug.seam import run_to_seam
 
 FEATURE_SIZES = {"image": ("image_grid_thw",), "video": ("video_grid_thw", "second_per_grid_ts"), "audio": ()}
@@ -65,14 +66,15 @@ def _of_examples(name: str, value: Any, examples: Int[Tensor, " variant"]) -> An
     return value.index_select(axis, examples.to(value.device))
 
 
-def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Bool[Tensor, "batch pos"]) -> Variant:
-    """The same prompts without some positions: the rest moves together, padded at the left.
+def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Mask) -> Variant:
+    """The same prompts without some positions (a mask `[batch pos]`): the rest moves together, padded at the left.
 
     Raises:
         LensplugError: If nothing is left of an example, or a model that must be asked anew would have to see a part of
             its image, video or sound.
     """
-    kept = inputs.attention_mask.bool() & ~gone
+    left_out: Tensor = as_mask(gone, inputs.tokens.shape, "positions")
+    kept = inputs.attention_mask.bool() & ~left_out.to(inputs.tokens.device)
     if not bool(kept.any(dim=1).all()):
         raise LensplugError(f"nothing is left of example {int((~kept.any(dim=1)).nonzero()[0])}: leave out less.")
     # A stable sort by "kept" puts what is left out first, which is then padding.

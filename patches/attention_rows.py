@@ -73,7 +73,7 @@ class _BlockRows(RowsOfABlock):
         past_kv_pos_offset: int = 0,
         attention_mask: Int[Tensor, "batch key"] | None = None,
     ) -> Float[Tensor, "batch head row key"]:
-        masks = [attention_mask, None if self._hidden is None else ~self._hidden]
+        masks = [attention_mask, self._visible(self._pattern.length)]
         seen = [mask.bool().to(scores.device) for mask in masks if mask is not None]
         padding = torch.stack(seen).all(dim=0) if seen else None
         self._pattern = replace(self._pattern, causal=True, padding=padding)

@@ -82,7 +82,8 @@ class _BlockRows(RowsOfABlock):
 
     def _blocks(self, q: Tensor, k: Tensor, attention_mask: Tensor | None) -> PatternBlocks:
         scale = 1 / float(self.target.original_component.scaling)
-        visible = None if self._hidden is None else ~self._hidden.bool().to(q.device)
+        visible = self._visible(k.shape[2])
+        visible = None if visible is None else visible.to(q.device)
         if attention_mask is None:
             return PatternBlocks(q, k, scale, causal=True, padding=visible)
         mask = seen_by(attention_mask, q.shape[2], k.shape[2], q.device)

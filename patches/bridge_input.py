@@ -18,7 +18,7 @@ Checked against transformer-lens 3.9.0 and 4.3.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -63,7 +63,7 @@ class BridgeEmbeddingInput(Patch):
         loss_per_token: bool = False,
         *args: Any,
         tokens: Tensor | None = None,
-        attention_mask: Tensor | Mapping[str, Tensor | None] | None = None,
+        attention_mask: Any = None,
         **kwargs: Any,
     ) -> Any:
         """TransformerBridge.forward, for merged embeddings too."""
@@ -91,7 +91,7 @@ class BridgeEmbeddingInput(Patch):
         loss = self.target.loss_fn(output, merged.tokens, attention_mask=mask, per_token=loss_per_token)
         return loss if return_type == "loss" else (output, loss)
 
-    def generate(self, input: Any = "", *args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(self, input: Any = "", *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
         """TransformerBridge.generate; from merged embeddings it returns tokens or text as asked.
 
         With the tokens known (an object that carries them), `return_type` "input" and "tokens" give prompt and answer
@@ -109,7 +109,7 @@ class BridgeEmbeddingInput(Patch):
             output = self._generate(merged.embeds, *args, **kwargs)
         return torch.cat([merged.tokens, output], dim=1) if with_prompt and isinstance(output, Tensor) else output
 
-    def _merged(self, input: Any, tokens: Tensor | None, attention_mask: Tensor | None) -> Merged:
+    def _merged(self, input: Any, tokens: Tensor | None, attention_mask: Any) -> Merged:
         merged = Merged.of(self.target, input, tokens, attention_mask)
         if self._beside is not None and self._beside not in merged.decoder_inputs:
             raise LensplugError(

@@ -44,7 +44,7 @@ class EmbeddingInput(Patch):
         return {"forward": self.forward, "input_to_embed": self.input_to_embed, "generate": self.generate}
 
     def forward(
-        self, input: Any, *args: Any, tokens: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+        self, input: Any, *args: Any, tokens: Tensor | None = None, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
         """HookedTransformer.forward, for merged embeddings too."""
         is_residual = kwargs.get("start_at_layer") is not None
@@ -62,7 +62,7 @@ class EmbeddingInput(Patch):
         input: Any,
         prepend_bos: Any = None,
         padding_side: Any = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         past_kv_cache: Any = None,
     ) -> tuple[Tensor, Tensor | None, None, Tensor | None]:
         """HookedTransformer.input_to_embed: the first residual stream, tokens, (no) positions, mask."""
@@ -82,7 +82,7 @@ class EmbeddingInput(Patch):
         # A copy: hooks may write into what they get, as they may with looked-up tokens, and the inputs stay whole.
         return self.target.hook_embed(merged.embeds.clone()), merged.tokens, None, mask
 
-    def generate(self, input: Any = "", *args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(self, input: Any = "", *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
         """HookedTransformer.generate; from merged embeddings it returns tokens or text as asked.
 
         With the tokens known (an object that carries them), `return_type` "input" and "tokens" give

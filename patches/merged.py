@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lensplug.patches.errors import LensplugError
+from lensplug.patches.masks import as_mask
 from torch import Tensor
 
 
@@ -26,7 +27,7 @@ class Merged:
     """What a core is given besides, by name: positions of several parts, masks of its own."""
 
     @classmethod
-    def of(cls, model: Any, input: Any, tokens: Tensor | None, attention_mask: Tensor | None) -> Merged:
+    def of(cls, model: Any, input: Any, tokens: Tensor | None, attention_mask: Any) -> Merged:
         """What came, for this model.
 
         Args:
@@ -34,7 +35,7 @@ class Merged:
             input: Float `[batch pos d_model]`, or an object with `embeds`, `tokens` and `attention_mask`, and
                 `decoder_inputs` where its core is given more.
             tokens: In place of the object's.
-            attention_mask: In place of the object's.
+            attention_mask: In place of the object's; True and False, or 1 and 0.
 
         Raises:
             LensplugError: If shapes, dtype or length do not fit, or the mask has a hole.
@@ -55,10 +56,10 @@ class Merged:
             )
         if input.shape[1] > model.cfg.n_ctx:
             raise LensplugError(f"{input.shape[1]} positions, but the model has a context of {model.cfg.n_ctx}.")
-        for name, tensor in (("tokens", tokens), ("attention_mask", attention_mask)):
-            if tensor is not None and tensor.shape != input.shape[:2]:
-                raise LensplugError(f"{name} has the shape {list(tensor.shape)}, expected {list(input.shape[:2])}.")
+        if tokens is not None and tokens.shape != input.shape[:2]:
+            raise LensplugError(f"tokens has the shape {list(tokens.shape)}, expected {list(input.shape[:2])}.")
         if attention_mask is not None:
+            attention_mask = as_mask(attention_mask, input.shape[:2], "attention_mask")
             _refuse_holes(attention_mask)
             # Without padding the mask says nothing; without it attention is cheaper.
             attention_mask = None if bool(attention_mask.all()) else attention_mask.long().to(weight.device)
@@ -91,9 +92,8 @@ def refuse_long_answer(length: int, n_ctx: int) -> None:
         )
 
 
-def _refuse_holes(attention_mask: Tensor) -> None:
+def _refuse_holes(attended: Tensor) -> None:
     """TransformerLens counts attended positions only, Hugging Face all of them: behind a hole they differ."""
-    attended = attention_mask.bool()
     starts = attended[:, :1].sum(dim=1) + (attended[:, 1:] & ~attended[:, :-1]).sum(dim=1)
     if bool((starts > 1).any()):
         example = int((starts > 1).nonzero()[0])

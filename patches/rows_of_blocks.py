@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from lensplug.patches.errors import LensplugError
+from lensplug.patches.masks import as_mask
 from lensplug.patches.patch import Patch, PatchOfParts
 from torch import Tensor
 
@@ -33,6 +34,12 @@ class RowsOfABlock(Patch):
         super().__init__(attn)
         self._rows, self._hidden, self._each_block, self._each_gradient = rows, hidden, each_block, each_gradient
 
+    def _visible(self, keys: int) -> Bool[Tensor, "batch key"] | None:
+        """Where a query may look; None: everywhere."""
+        if self._hidden is not None and self._hidden.shape[1] != keys:
+            raise LensplugError(f"hidden has the shape {list(self._hidden.shape)}, the model runs on {keys} positions.")
+        return None if self._hidden is None else ~self._hidden
+
     def _options(self) -> dict[str, Any]:
         return {
             "rows": self._rows,
@@ -50,7 +57,7 @@ class RowsOfBlocks(PatchOfParts):
         model: Any,
         rows: Int[Tensor, "batch row"],
         *,
-        hidden: Bool[Tensor, "batch key"] | None = None,
+        hidden: Any = None,
         each_block: EachBlock | None = None,
         each_gradient: EachGradient | None = None,
     ) -> None:
@@ -61,6 +68,7 @@ class RowsOfBlocks(PatchOfParts):
             rows: For each example the query positions, from the left, whose scores and patterns are wanted; there
                 may be none (`[batch 0]`).
             hidden: Positions that no query sees, in any block: they keep their place, and nothing is read from them.
+                True and False, or 1 and 0.
             each_block: Shown the whole pattern of every layer, a block of rows at a time, the last rows first, in fp32:
                 for sums and means over it, of which no more than one block is ever there. A block has the keys up to
                 its last row. Costs about half of what eager attention does.
@@ -70,6 +78,7 @@ class RowsOfBlocks(PatchOfParts):
         Raises:
             LensplugError: If the model's attention has something that SDPA does not know.
         """
+        hidden = None if hidden is None else as_mask(hidden, (len(rows), None), "hidden")
         each = (each_block, each_gradient)
         super().__init__(
             model,

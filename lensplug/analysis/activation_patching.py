@@ -169,7 +169,7 @@ def activation_patching(
     chosen, merged = layer_range(layers, model.cfg.n_layers), _groups(groups, by, corrupt)
     of_clean, of_corrupt = (_Measured(lens, inputs, target, position) for inputs in (clean, corrupt))
     names, pattern = [get_act_name(activation, layer) for layer in chosen], activation == "pattern"
-    fast = {} if pattern or of_clean.rows is None else {"query_positions": []}  # as the runs below
+    fast: dict[str, Any] = {} if pattern or of_clean.rows is None else {"query_positions": []}  # as the runs below
     logits, cache = lens.run_with_cache(clean, names_filter=names, logit_positions=of_clean.rows, **fast)
     value_of_clean = of_clean(logits)
     kept = {name: _moved(cache[name], aligned, (2, 3) if pattern else (1,)) for name in names}

@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.result import Provenance, Result
 from lensplug.errors import LensplugError
+from lensplug.masks import Mask, as_mask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +58,7 @@ def agreement(
     results: Mapping[str, Result | Float[Tensor, " pos"]],
     *,
     example: int = 0,
-    positions: Bool[Tensor, " chosen"] | None = None,
+    positions: Mask | None = None,
 ) -> Agreement:
     """Rank correlations between maps of the same example.
 
@@ -65,8 +66,8 @@ def agreement(
         results: Name -> a value for each position: a tensor, or a result with one map (a rollout of one row, received
             attention); one with several maps says which there are.
         example: Which example of the results.
-        positions: Compare at these only, such as `inputs.modality.mask("image")[0]`; positions that a method gives NaN
-            are left out.
+        positions: Compare at these only, a mask `[pos]` such as `inputs.modality.mask("image")[0]`; positions that a
+            method gives NaN are left out.
 
     Raises:
         LensplugError: If there are fewer than two methods, their lengths differ, or fewer than three positions are
@@ -81,9 +82,7 @@ def agreement(
     values = torch.stack([one.detach().cpu().double() for one in maps.values()])
     ranked = ~values.isnan().any(dim=0)
     if positions is not None:
-        if tuple(positions.shape) != tuple(ranked.shape):
-            raise LensplugError(f"positions has the shape {list(positions.shape)}, the maps have {len(ranked)}.")
-        ranked &= positions.cpu()
+        ranked &= as_mask(positions, ranked.shape, "positions", against="the maps have").cpu()
     if int(ranked.sum()) < 3:
         raise LensplugError(f"{int(ranked.sum())} positions are left to rank, expected at least three.")
     import pandas as pd

@@ -39,6 +39,7 @@ from lensplug.analysis.reading import attended, n_layers, needs
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
+from lensplug.masks import Mask
 from lensplug.modality import ModalityMap
 from lensplug.positions import Position, resolve_position
 from lensplug.reductions.mixing import ROWS_AT_ONCE, Heads, Mixing, keeps
@@ -144,7 +145,7 @@ def attention_flow(
     exclude_first: bool = False,
     layers: tuple[int, int] | None = None,
     modality: ModalityMap | None = None,
-    attention_mask: Int[Tensor, "batch pos"] | None = None,
+    attention_mask: Mask | None = None,
     minutes: float = 5.0,
 ) -> Flow:
     """The maximum flow from an output position into each input position.
@@ -209,7 +210,7 @@ def attention_flow(
 def _attended(
     cache: Any,
     shape: tuple[int, int],
-    attention_mask: Int[Tensor, "batch pos"] | None,
+    attention_mask: Mask | None,
     modality: ModalityMap | None,
     row: Position,
 ) -> Int[Tensor, "batch pos"]:

@@ -26,6 +26,7 @@ from torch import Tensor
 from lensplug.analysis.reading import attended, n_layers, needs, pattern_shape, read_rows
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.errors import LensplugError
+from lensplug.masks import Mask
 from lensplug.positions import Positions, resolve_positions
 
 if TYPE_CHECKING:
@@ -88,9 +89,7 @@ class AttentionFrom(Result):
 
 
 @needs("attn.hook_pattern")
-def attention_from(
-    cache: Any, *, queries: Positions = -1, attention_mask: Int[Tensor, "batch pos"] | None = None
-) -> AttentionFrom:
+def attention_from(cache: Any, *, queries: Positions = -1, attention_mask: Mask | None = None) -> AttentionFrom:
     """The attention rows of a few queries.
 
     Args:

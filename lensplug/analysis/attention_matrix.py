@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.one_layer import Head, read_layer
@@ -29,6 +29,7 @@ from lensplug.analysis.reading import attended, needs, texts_of
 from lensplug.analysis.result import Provenance, Result
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
+from lensplug.masks import Mask
 from lensplug.words import join_pieces
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def attention_matrix(
     head: Head = "mean",
     groups: GroupsOf = None,
     str_tokens: Sequence[Sequence[str]] | None = None,
-    attention_mask: Int[Tensor, "batch pos"] | None = None,
+    attention_mask: Mask | None = None,
 ) -> AttentionMatrix:
     """One layer's attention.
 

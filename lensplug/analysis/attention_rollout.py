@@ -32,6 +32,7 @@ from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_we
 from lensplug.analysis.reading import attended, n_layers, needs, read_kept
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.errors import LensplugError
+from lensplug.masks import Mask
 from lensplug.positions import Positions, resolve_positions
 from lensplug.reductions.mixing import Heads, Mixing, keeps
 
@@ -181,7 +182,7 @@ def attention_rollout(
     exclude_first: bool = False,
     layers: tuple[int, int] | None = None,
     per_layer: bool = False,
-    attention_mask: Int[Tensor, "batch pos"] | None = None,
+    attention_mask: Mask | None = None,
 ) -> Rollout:
     """The product of the layers' attention, with the residual stream.
 
@@ -265,7 +266,7 @@ def _multiplied(
     mixing: Mixing,
     layers: range,
     rows: Positions | None,
-    attention_mask: Int[Tensor, "batch pos"] | None,
+    attention_mask: Mask | None,
     per_layer: bool,
 ) -> tuple[Int[Tensor, "batch row"], Float[Tensor, "batch layer row pos"], tuple[EvenLayer, ...]]:
     """The chosen rows, the products up to each layer, or up to the last alone, and what their baseline is made of."""

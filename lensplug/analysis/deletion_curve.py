@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lensplug.analysis.result import Provenance, Result, refuse_other_making
 from lensplug.errors import LensplugError
+from lensplug.masks import Mask, as_mask
 from lensplug.targets import LogitTarget, Terms, Written, terms_of
 from lensplug.variants import in_place
 
@@ -135,7 +136,7 @@ def deletion_curve(
     target: LogitTarget,
     *,
     position: int = -1,
-    among: str | Tensor = "media",
+    among: str | Mask = "media",
     steps: int = 10,
     draws: int = 10,
     seed: int = 0,
@@ -198,14 +199,11 @@ def deletion_curve(
     )
 
 
-def _among(among: str | Tensor, inputs: Any) -> tuple[Bool[Tensor, "example pos"], str]:
+def _among(among: str | Mask, inputs: Any) -> tuple[Bool[Tensor, "example pos"], str]:
     """The positions that are deleted, and what they are called."""
-    if isinstance(among, Tensor):
-        if among.shape != inputs.tokens.shape or among.dtype != torch.bool:
-            raise LensplugError(
-                f"among is {among.dtype} {list(among.shape)}, expected bool {list(inputs.tokens.shape)}."
-            )
-        chosen, what = among.to(inputs.tokens.device) & inputs.attention_mask.bool(), "chosen positions"
+    if not isinstance(among, str):
+        own = as_mask(among, inputs.tokens.shape, "among").to(inputs.tokens.device)
+        chosen, what = own & inputs.attention_mask.bool(), "chosen positions"
     else:
         names = MEDIA if among == "media" else (among,)
         chosen = torch.stack([inputs.modality.mask(name) for name in names]).any(dim=0)

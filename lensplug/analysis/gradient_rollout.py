@@ -37,7 +37,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lensplug import hook_names
@@ -45,6 +45,7 @@ from lensplug.analysis.attention_rollout import Rollout, chosen_rows
 from lensplug.analysis.reading import attended, n_layers, needs, read, read_pattern
 from lensplug.analysis.result import Provenance
 from lensplug.errors import LensplugError
+from lensplug.masks import Mask
 from lensplug.positions import Positions
 from lensplug.reductions.cam import SIGNS, weighted
 
@@ -60,7 +61,7 @@ def gradient_rollout(
     contributions: str = "positive",
     normalize: bool = False,
     exclude_first: bool | None = None,
-    attention_mask: Int[Tensor, "batch pos"] | None = None,
+    attention_mask: Mask | None = None,
 ) -> Rollout:
     """Relevance by equations 5 and 6 of Chefer et al. 2021.
 

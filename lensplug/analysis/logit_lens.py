@@ -33,6 +33,7 @@ from lensplug.analysis.reading import attended, n_layers, needs, read_residual, 
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.analysis.vocabulary import CACHE_BYTES, chunks, statistics
 from lensplug.errors import LensplugError
+from lensplug.masks import Mask
 from lensplug.positions import Positions, resolve_positions
 from lensplug.tokens import single_token, token_texts
 
@@ -146,7 +147,7 @@ def logit_lens(
     top_k: int = 5,
     target: str | int | Tensor | None = None,
     final_norm: bool = True,
-    attention_mask: Int[Tensor, "batch pos"] | None = None,
+    attention_mask: Mask | None = None,
     chunk_bytes: int = 2**28,
 ) -> LogitLens:
     """Unembed the residual stream after every layer.

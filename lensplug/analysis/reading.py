@@ -14,6 +14,7 @@ from torch import Tensor
 from lensplug import hook_names
 from lensplug.arguments import whole_number
 from lensplug.errors import LensplugError
+from lensplug.masks import Mask, as_mask
 from lensplug.positions import Positions, counted_from_the_end
 
 P = ParamSpec("P")
@@ -215,7 +216,7 @@ def pattern_shape(cache: Any, *, needed_by: str) -> tuple[int, int]:
 def attended(
     cache: Any,
     shape: tuple[int, int],
-    attention_mask: Int[Tensor, "batch pos"] | None,
+    attention_mask: Mask | None,
     device: torch.device,
     *,
     positions: Positions | None = None,
@@ -242,9 +243,8 @@ def attended(
         )
     if mask is None:
         return torch.ones(shape, dtype=torch.long, device=device)
-    if tuple(mask.shape) != shape:
-        raise LensplugError(f"attention_mask has the shape {list(mask.shape)}, the cache is {list(shape)}.")
-    return mask.long().to(device)
+    real: Tensor = as_mask(mask, shape, "attention_mask", against="the cache is")
+    return real.long().to(device)
 
 
 def refuse_rows(cache: Any, name: str, pattern: Float[Tensor, "batch head query key"]) -> None:

@@ -29,6 +29,7 @@ from lensplug.analysis.one_layer import Head, read_layer
 from lensplug.analysis.reading import attended, needs, texts_of
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.errors import LensplugError
+from lensplug.masks import Mask
 from lensplug.modality import ModalityMap
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def received_attention(
     exclude_sink: bool = False,
     modality: ModalityMap | None = None,
     str_tokens: Sequence[Sequence[str]] | None = None,
-    attention_mask: Int[Tensor, "batch pos"] | None = None,
+    attention_mask: Mask | None = None,
 ) -> ReceivedAttention:
     """Column means of a layer's attention matrix.
 

@@ -13,11 +13,12 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
+from lensplug.masks import Mask
 from lensplug.patches.errors import changed_inside
 from lensplug.patches.patch import in_force
 
@@ -67,7 +68,7 @@ def attention_rows(
     model: Any,
     rows: Int[Tensor, "batch row"],
     *,
-    hidden: Bool[Tensor, "batch key"] | None = None,
+    hidden: Mask | None = None,
     each_block: Callable[[int, int, Tensor], None] | None = None,
     each_gradient: Callable[[int, int, Tensor, Tensor], None] | None = None,
 ) -> AbstractContextManager[Any]:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.geometry.raster import Raster
+from lensplug.masks import as_mask
 
 Region = Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"]
-"""A box x0 y0 x1 y1, or a mask of pixels `[height width]`: what is not 0 belongs to it."""
+"""A box x0 y0 x1 y1, or a mask of pixels `[height width]`: True and False, 1 and 0, or, as in pictures, 255 and 0."""
 
 VIEWS = ("all", "base", "tiles")
 
@@ -122,23 +123,32 @@ class ImageGrid:
             sees = modality.image_positions()[grid.overlap((40, 30, 90, 80)) > 0]
 
         Args:
-            region: A box x0 y0 x1 y1 in original pixels, or a mask of pixels `[height width]`.
+            region: A box x0 y0 x1 y1 in original pixels, or a mask of pixels `[height width]`: True and False, 1 and
+                0, or, as pictures have it, 255 and 0.
             view: "all", "base" or "tiles"; tokens of the other view get 0, as do those that have no place.
 
         Raises:
-            LensplugError: If the region is neither, or has no area.
+            LensplugError: If the region is neither, or has no area; or the mask has other values.
         """
         chosen = self._tokens_of(view)
         shares = torch.zeros(len(self))
         raster = Raster.of(self.boxes[chosen], self.height, self.width)
-        given, size = torch.as_tensor(region).cpu(), (self.height, self.width)
+        size = (self.height, self.width)
+        try:
+            given = torch.as_tensor(np.asarray(region) if isinstance(region, list | tuple) else region).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise LensplugError(
+                f"the region is a {type(region).__name__}, expected a mask {list(size)}, or a box x0 y0 x1 y1."
+            ) from error
         if given.shape == (4,):
             x0, y0, x1, y1 = given.double().tolist()
             if not (x0 < x1 and y0 < y1):
                 raise LensplugError(f"the box {given.tolist()} has no area: expected x0 < x1 and y0 < y1, in pixels.")
             shares[chosen] = raster.share_of_box(x0, y0, x1, y1)
         elif given.shape == size:
-            shares[chosen] = raster.share(given != 0)
+            white = given == 255
+            is_picture = bool((white | (given == 0)).all())
+            shares[chosen] = raster.share(white if is_picture else as_mask(given, size, "the region"))
         else:
             raise LensplugError(
                 f"the region has the shape {list(given.shape)}, expected a box x0 y0 x1 y1, or a mask of the shape"
