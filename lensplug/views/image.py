@@ -8,7 +8,8 @@ from PIL import Image
 from lensplug.errors import LensplugError
 from lensplug.geometry import ImageGrid
 from lensplug.inputs import MultimodalInput
-from lensplug.media import load_image
+from lensplug.media.images import both_ways
+from lensplug.media.warn import warn_user
 from lensplug.views.overlay import SIDE, add_buttons, below, heat, lay_out, slider
 from lensplug.views.rows import Rows, rows_at
 from lensplug.views.style import figure
@@ -105,7 +106,13 @@ def picture_of(
         if media_index >= len(known):
             raise LensplugError("the picture is not known (encode keeps none unless it is given): give image=.")
         image = known[media_index]
-    picture = load_image(image)
-    if picture.size != (grid.width, grid.height):
-        raise LensplugError(f"the picture is {picture.size}, the grid is of one of {(grid.width, grid.height)} pixels.")
-    return picture
+    upright, stored = both_ways(image)
+    fitting = [picture for picture in (upright, stored) if picture.size == (grid.width, grid.height)]
+    if not fitting:
+        raise LensplugError(f"the picture is {upright.size}, the grid is of one of {(grid.width, grid.height)} pixels.")
+    if len(fitting) == 2 and upright is not stored:
+        warn_user(
+            "the picture is drawn turned as its EXIF says; whether the model saw it so is not known here: give"
+            " lens.encode images=, which finds it out."
+        )
+    return fitting[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import Any
 
@@ -18,10 +18,13 @@ from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline
 from lensplug.inputs import MultimodalInput
 from lensplug.media import Sound, load_sound
+from lensplug.media.warn import warn_user
 from lensplug.views.overlay import slider
 from lensplug.views.rows import Rows, rows_at
 from lensplug.views.style import FONT, MODALITY_COLORS, WHITE_TO_ORANGE, figure
 
+ROUNDED_S = 0.05
+"""By more than this the length of a sound is never rounded."""
 BINS = 200
 """Columns of the heat map, and about so many of the spectrogram."""
 ROWS = 56
@@ -69,6 +72,7 @@ def sound_overlay(
     if sound is None and not inputs.audio:
         raise LensplugError("the sound is not known (encode keeps none): give sound=.")
     heard = load_sound(inputs.audio[example][media_index] if sound is None else sound)
+    timeline = _of_length(timeline, heard.duration_s)
     rows = rows_at(values, inputs, inputs.modality.audio_positions(media_index, example))
     fig = make_subplots(rows=3, cols=1, shared_xaxes=True, row_heights=[0.36, 0.28, 0.36], vertical_spacing=0.04)
     highest = max(float(row.nan_to_num(0).abs().max()) for row in rows.values()) or 1.0
@@ -81,6 +85,20 @@ def sound_overlay(
     if min(float(row.nan_to_num(0).min()) for row in rows.values()) >= 0:
         fig.update_yaxes(range=[0, 1.05 * highest], row=1, col=1)  # the same for all: a slider compares
     return fig
+
+
+def _of_length(timeline: AudioTimeline, duration_s: float) -> AudioTimeline:
+    """The timeline of this sound, where only windows were known, and what is behind the last is not heard."""
+    if abs(timeline.duration_s - duration_s) <= ROUNDED_S:
+        return timeline
+    end_s = float(timeline.end_s[-1])
+    if timeline.heard_s is None and abs(timeline.duration_s - end_s) <= 1e-3:
+        return replace(timeline, duration_s=duration_s, heard_s=end_s if duration_s > end_s else None)
+    warn_user(
+        f"the sound is {duration_s:.2f} s long, and the one that the processor saw {timeline.duration_s:.2f} s: what is"
+        " drawn over it can mislead."
+    )
+    return timeline
 
 
 @dataclass(frozen=True)

@@ -116,3 +116,26 @@ def test_the_view_shades_what_is_not_heard():
     heat = np.asarray(fig.data[1].z, dtype=float)[0]
     assert np.isnan(heat).sum() == 50 and np.isnan(heat[150:]).all()
     assert max(at + width / 2 for at, width in zip(fig.data[0].x, fig.data[0].width, strict=True)) == pytest.approx(30)
+
+
+def test_the_view_of_a_sound_that_encode_was_not_given():
+    lens = family("qwen2_audio")
+    waveform = sound(40.0)
+    outputs = lens.processor(text="<|AUDIO|> when?", audio=[waveform], sampling_rate=16000, return_tensors="pt")
+    inputs = lens.encode(outputs)
+    values = torch.rand(inputs.tokens.shape[1])
+    fig = views.sound_overlay(values, inputs, sound=(waveform, 16000))
+    assert {(shape.x0, shape.x1) for shape in fig.layout.shapes} == {(30.0, 40.0)}
+    short = lens.prepare("when?", audio=[(sound(2.0), 16000)])
+    with pytest.warns(UserWarning, match="the sound is 1.00 s long, and the one that the processor saw 2.00 s"):
+        views.sound_overlay(torch.rand(short.tokens.shape[1]), short, sound=(sound(1.0), 16000))
+
+
+def test_the_view_of_windows_of_which_a_sound_fills_a_part():
+    lens = family("voxtral")
+    inputs = lens.encode(lens.prepare("when?", audio=[(sound(3.0), 16000)]).model_inputs)
+    assert inputs.modality.audio_timeline().duration_s == 30.0
+    values = torch.ones(inputs.tokens.shape[1])
+    fig = views.sound_overlay(values, inputs, sound=(sound(3.0), 16000))
+    assert {(shape.x0, shape.x1) for shape in fig.layout.shapes} == {(3.0, 30.0)}
+    assert "90% of the audio's mass is on padding" in fig.layout.title.text
