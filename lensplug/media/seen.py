@@ -6,8 +6,9 @@ So the processor is run once more on what was given, and its outputs are compare
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,8 +67,7 @@ def _as_seen(
     ways = [upright] if all(one is other for own in pairs for one, other in own) else [upright, stored]
     if not any(pairs):
         return upright
-    run = getattr(processor, "image_processor", None)
-    unlike = [_unlike(way, outputs, "pixel_values", run, lambda listed: {"images": listed}) for way in ways]
+    unlike = [_unlike(_runs_on_images(processor, way), outputs, "pixel_values") for way in ways]
     best = min((found for found in unlike if found is not None), default=None)
     if best is None:
         if len(ways) == 2:
@@ -92,10 +92,9 @@ def _as_seen(
 
 def _say_other_videos(videos: Sequence[Sequence[Video]], outputs: Mapping[str, Any], processor: Any) -> None:
     run = getattr(processor, "video_processor", None)
-    frames = [[video.frames.numpy() for video in own] for own in videos]
-    unlike = _unlike(
-        frames, outputs, "pixel_values_videos", run, lambda listed: {"videos": listed, "do_sample_frames": False}
-    )
+    frames = [video.frames.numpy() for own in videos for video in own]
+    runs = [] if run is None else [partial(run, videos=frames, do_sample_frames=False, return_tensors="pt")]
+    unlike = _unlike(runs, outputs, "pixel_values_videos")
     if unlike is not None and unlike > SAME:
         warn_user(
             "the videos are not those that the processor saw, or it was called with settings of its own: its pixels"
@@ -103,22 +102,28 @@ def _say_other_videos(videos: Sequence[Sequence[Video]], outputs: Mapping[str, A
         )
 
 
-def _unlike(
-    media: Sequence[Sequence[Any]],
-    outputs: Mapping[str, Any],
-    pixels: str,
-    run: Any,
-    arguments: Callable[[list[Any]], dict[str, Any]],
-) -> float | None:
-    """How far what the processor makes of these is from its outputs, as a share of their spread.
+def _runs_on_images(processor: Any, images: Images) -> list[Callable[[], Any]]:
+    """The ways in which the processor may have been given them: one behind the other, by example, or with a text."""
+    run, token = getattr(processor, "image_processor", None), getattr(processor, "image_token", None)
+    if run is None:
+        return []
+    by_example = [list(own) for own in images if own]
+    flat = [image for own in by_example for image in own]
+    runs: list[Callable[[], Any]] = [partial(run, images=listed, return_tensors="pt") for listed in (flat, by_example)]
+    if token is not None:  # whose settings can be others than those of its image processor: InternVL's cuts tiles
+        texts = [token * len(own) for own in by_example]
+        runs.append(partial(processor, text=texts, images=by_example, padding=True, return_tensors="pt"))
+    return runs
+
+
+def _unlike(runs: Iterable[Callable[[], Any]], outputs: Mapping[str, Any], pixels: str) -> float | None:
+    """How far what the processor makes of media is from its outputs, as a share of their spread.
 
     Infinite for other sizes; None where that cannot be told.
     """
-    if run is None:
-        return None
-    for listed in _ways_to_list(media):
+    for run in runs:
         try:
-            made = run(**arguments(listed), return_tensors="pt")
+            made = run()
         except Exception:  # whatever a processor does not like about this: then it has not seen it so
             continue
         sizes = [one.get("image_sizes") for one in (made, outputs)]
@@ -131,9 +136,3 @@ def _unlike(
             spread = float(there.float().std()) or 1.0
             return float((here.float() - there.float().cpu()).abs().mean()) / spread
     return None
-
-
-def _ways_to_list(media: Sequence[Sequence[Any]]) -> Iterator[list[Any]]:
-    """One behind the other, or example by example: as a processor may have been given them."""
-    yield [one for own in media for one in own]
-    yield [list(own) for own in media if own]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import warnings
 
 import numpy as np
@@ -12,6 +14,7 @@ from media_files import ORIENTATION, corners, four_colours
 from PIL import Image, ImageOps
 
 import lensplug
+from lensplug import views
 from lensplug.errors import LensplugError
 
 QUESTION = "<image>What is this ?"
@@ -41,6 +44,12 @@ def test_a_photograph_is_taken_as_the_processor_saw_it(tmp_path, family, orienta
                 grid = inputs.modality.image_grid()
                 assert (grid.width, grid.height) == seen.size
     assert corners(turned) != corners(image)
+
+
+def test_a_processor_that_cuts_by_settings_of_its_own_is_asked_as_a_whole(tmp_path):
+    wrapped, image = lens("internvl"), Image.open(photograph(tmp_path, 3))
+    outputs = wrapped.processor(text=QUESTION, images=[image], return_tensors="pt")
+    assert np.array_equal(np.asarray(wrapped.encode(outputs, images=image).images[0][0]), np.asarray(image))
 
 
 def test_in_a_batch_every_picture_is_taken_as_it_was_seen(tmp_path):
@@ -86,3 +95,18 @@ def test_without_a_processor_it_cannot_be_told_how_a_photograph_was_seen(tmp_pat
     with pytest.raises(LensplugError, match="whether the processor saw it turned cannot be told"):
         alone.encode(outputs, images=[path])
     assert alone.encode(outputs, images=[Image.fromarray(four_colours())]).images[0][0].size == (64, 48)
+
+
+def test_a_picture_given_to_a_view_is_turned_as_the_grid_was(tmp_path):
+    wrapped, path = lens("llava-onevision"), photograph(tmp_path, 6)
+    inputs = wrapped.encode(wrapped.processor(text=QUESTION, images=[Image.open(path)], return_tensors="pt"))
+    values = torch.rand(inputs.tokens.shape[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fig = views.image_overlay(values, inputs, image=path)
+    drawn = Image.open(io.BytesIO(base64.b64decode(fig.layout.images[0].source.split("base64,")[1])))
+    assert drawn.size == (64, 48) and corners(drawn) == ["red", "green", "blue", "white"]
+    path = photograph(tmp_path, 3)
+    inputs = wrapped.encode(wrapped.processor(text=QUESTION, images=[Image.open(path)], return_tensors="pt"))
+    with pytest.warns(UserWarning, match="whether the model saw it so is not known here"):
+        views.image_overlay(values, inputs, image=path)
