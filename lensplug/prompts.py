@@ -7,12 +7,12 @@ through the lens; `inputs.encode` takes it from there.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lensplug.errors import LensplugError
 from lensplug.media import Media, Sound, load_media
+from lensplug.media.warn import warn_user
 
 
 def prepare(
@@ -29,11 +29,11 @@ def prepare(
     Args:
         processor: The model's Hugging Face processor.
         text: One prompt, or one for each example of a batch.
-        images: A list of the prompt's pictures (PIL images, arrays `[height width channel]` of uint8, or
-            paths), or a single one; for a batch, one such list for each example.
-        videos: Likewise its videos (paths, frames, or pairs of frames and how many there are in a second).
-        audio: Likewise its sounds (paths, or pairs of waveform and sampling rate). They are resampled to
-            the rate that the encoder takes, with a warning that says so.
+        images: A list of the prompt's pictures (as `lensplug.media.load_image` takes them), or a single one; for a
+            batch, one such list for each example, or None.
+        videos: Likewise its videos (as `load_video` takes them).
+        audio: Likewise its sounds (as `load_sound` takes them). They are resampled to the rate that the encoder
+            takes, with a warning that says so.
         chat_template: Wrap the prompt as a user's turn, media first. Without it the text must hold the
             placeholders itself.
 
@@ -135,7 +135,7 @@ def _at_the_encoders_rate(processor: Any, sounds: Sequence[Sequence[Sound]]) -> 
     rate = encoder_rate(processor)
     if others := {sound.sampling_rate for own in sounds for sound in own} - {rate}:
         came = ", ".join(map(str, sorted(others)))
-        warnings.warn(f"sounds of {came} Hz are resampled to the {rate} Hz that the encoder takes.", stacklevel=4)
+        warn_user(f"sounds of {came} Hz are resampled to the {rate} Hz that the encoder takes.")
     return [[sound.at_rate(rate) for sound in own] for own in sounds]
 
 

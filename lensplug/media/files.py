@@ -26,6 +26,13 @@ class File:
         """As errors name it."""
         return repr(str(self.content)) if isinstance(self.content, Path) else f"the file of {len(self.content)} bytes"
 
+    def begins(self) -> bytes:
+        """Its first bytes, by which formats are told."""
+        if isinstance(self.content, bytes):
+            return self.content[:16]
+        with self.content.open("rb") as file:
+            return file.read(16)
+
     def opened(self) -> str | BytesIO:
         """What libraries take."""
         return str(self.content) if isinstance(self.content, Path) else BytesIO(self.content)
@@ -57,10 +64,10 @@ def as_file(source: Any, kind: str) -> File:
         if not len(source):
             raise LensplugError(f"the file for {kind} is empty: it has no bytes.")
         return File(bytes(source))
-    if isinstance(source, str) and ADDRESS.match(source):
+    if ADDRESS.match(os.fspath(source)):
         raise LensplugError(
-            f"{_short(source)!r} is an address, and files are wanted: download it first, and give its path (or its"
-            " bytes)."
+            f"{_short(os.fspath(source))!r} is an address, and files are wanted: download it first, and give its"
+            " path (or its bytes)."
         )
     if source == "":
         raise LensplugError(f"the path of {kind} is empty.")

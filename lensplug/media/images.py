@@ -12,6 +12,8 @@ from lensplug.errors import LensplugError
 from lensplug.media.files import as_file, is_file
 from lensplug.media.warn import warn_user
 
+HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")
+OF_TELEPHONES = "It is HEIC, of a telephone: pip install pillow-heif, and call pillow_heif.register_heif_opener()."
 CHANNELS = (1, 3, 4)
 """Grey, RGB, RGB with transparency."""
 
@@ -56,7 +58,9 @@ def both_ways(source: Any) -> tuple[Image.Image, Image.Image]:
             " PIL.Image.MAX_IMAGE_PIXELS, or make it smaller."
         ) from error
     except UnidentifiedImageError:
-        raise LensplugError(f"{name} is not an image that can be read: Pillow knows no such format.") from None
+        heic = file is not None and file.begins()[4:12] in HEIC
+        more = f" {OF_TELEPHONES}" if heic else ""
+        raise LensplugError(f"{name} is not an image that can be read: Pillow knows no such format.{more}") from None
     except (OSError, SyntaxError, EOFError, ValueError) as error:
         raise LensplugError(f"{name} is not an image that can be read: {error}") from error
 

@@ -70,7 +70,7 @@ def load_sound(source: Any) -> Sound:
             is no sound.
     """
     if isinstance(source, Sound):
-        return source
+        return _of_pair(source.waveform, source.sampling_rate)
     if isinstance(source, Mapping) and (pair := _of_dictionary(source)) is not None:
         return _of_pair(*pair)
     if is_file(source):

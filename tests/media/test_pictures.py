@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,6 +152,8 @@ def test_an_array_of_several_pictures_is_several(lens):
         ("", "the path of a picture is empty"),
         ("/", "'/' is a folder, expected a file that is a picture"),
         (b"", "the file for a picture is empty"),
+        (b"\0\0\0\x18ftypheic" + 20 * b"\0", "Pillow knows no such format. It is HEIC, of a telephone: pip install"),
+        (Path("https://example.org/cat.jpg"), "is an address, and files are wanted"),
         (b"no picture", "the file of 10 bytes is not an image that can be read"),
         (io.StringIO("text"), "open as text: open it with 'rb'"),
         ({"bytes": None, "path": None}, r"a dictionary of \['bytes', 'path'\], expected path or bytes in it"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from image_families import lens
-from media_files import corners, four_colours, tone, turn, write_sound, write_video
+from media_files import corners, four_colours, mux_sound, tone, turn, write_sound, write_video
 from PIL import Image
 
 from lensplug.errors import LensplugError
@@ -106,6 +106,19 @@ def test_what_has_no_moving_pictures_is_refused(tmp_path, monkeypatch):
     sound = write_sound(tmp_path / "a.m4a", tone(), "aac")
     with pytest.raises(LensplugError, match=r"a.m4a' has no moving pictures. It has sound: give it as audio="):
         load_video(sound)
+    import av
+
+    cover = tmp_path / "cover.m4a"  # the picture of a record is a stream of pictures too
+    with av.open(str(cover), "w", format="mp4") as container:
+        heard = container.add_stream("aac", rate=16000, layout="mono")
+        pictures = container.add_stream("mjpeg", rate=1)
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuvj420p"
+        pictures.disposition = av.stream.Disposition.attached_pic
+        container.mux(pictures.encode(av.VideoFrame.from_ndarray(four_colours()).reformat(format="yuvj420p")))
+        container.mux(pictures.encode(None))
+        mux_sound(container, heard, tone())
+    with pytest.raises(LensplugError, match=r"cover.m4a' has no moving pictures. It has sound"):
+        load_video(cover)
     with pytest.raises(LensplugError, match="is an address, and files are wanted"):
         load_video("https://example.org/a.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
