@@ -75,10 +75,11 @@ def report(
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:
-    """Write one self-contained page about how a model answers a prompt on pictures, videos or sounds."""
+    """Write one self-contained page about how a model answers a prompt, on pictures, videos or sounds or on words."""
     with _steps() as step:
         media = _media(image, video, audio)
         lens = _load(model, device, dtype, step)
+        _refuse_no_medium(lens, media)
         _report(lens, prompt, out, step, **media)
 
 
@@ -93,11 +94,18 @@ def check(
     dtype: Dtype = "auto",
 ) -> None:
     """Compare the wrapped core with the full model on a prompt with media; exit code 1 where they differ."""
+    from lensplug.prompts import as_the_model_reads, has_chat_template
+
     with _steps() as step:
         media = _media(image, video, audio)
         lens = _load(model, device, dtype, step, check=False)
+        _refuse_no_medium(lens, media)
         step("running both")
-        parity = lens.check(lens.prepare(prompt, **media))
+        template = has_chat_template(lens.processor)
+        given = {"images": None, "videos": None, "audio": None, **media}
+        parity = lens.check(
+            lens.prepare(as_the_model_reads(lens.processor, prompt, **given), chat_template=template, **media)
+        )
     console.print(str(parity))
     raise typer.Exit(0 if parity.agrees else 1)
 
@@ -145,9 +153,13 @@ def _load(model: str, device: str | None, dtype: str, step: Any, **options: Any)
 
 
 def _media(image: list[Path] | None, video: list[Path] | None, audio: list[Path] | None) -> dict[str, Any]:
-    if not image and not video and not audio:
-        raise LensplugError("there is no picture, video or sound: give --image FILE, --video FILE or --audio FILE.")
     return {name: files for name, files in (("images", image), ("videos", video), ("audio", audio)) if files}
+
+
+def _refuse_no_medium(lens: Any, media: dict[str, Any]) -> None:
+    """A model that sees or hears is asked about something; one of words alone needs nothing."""
+    if not media and lens.core.placeholder_ids:
+        raise LensplugError("there is no picture, video or sound: give --image FILE, --video FILE or --audio FILE.")
 
 
 def _report(lens: Any, prompt: str, out: Path, step: Any, **media: Any) -> Any:

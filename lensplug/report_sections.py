@@ -13,7 +13,7 @@ from lensplug.inputs import MultimodalInput
 from lensplug.lens import MultimodalLens
 from lensplug.prompts import encoder_rate
 from lensplug.views.image import NO_GRID
-from lensplug.views.page import Section
+from lensplug.views.page import Part, Section
 
 PICTURES = 3
 """So many pictures of a prompt have an explorer of their own."""
@@ -26,6 +26,8 @@ def sections_of(
     logit_lens: LogitLens,
     heads: HeadSpecialization,
     rollout: Rollout,
+    relevance: Rollout | None,
+    against: str,
     medium: str,
 ) -> tuple[Section, ...]:
     """The sections of a prompt's page, in order."""
@@ -35,6 +37,7 @@ def sections_of(
         Section(
             "The prompt", "What the language core receives, position by position.", (views.modality_ribbon(inputs),)
         ),
+        _what_it_came_from(inputs, rollout, relevance, against),
         Section(
             "When the answer forms",
             "The residual stream after each layer, read as if it were the last. A column is a position: what stands in"
@@ -54,12 +57,12 @@ def sections_of(
     if medium in ("image", "video") and not inputs.modality.grids and not inputs.modality.video_grids:
         sections.append(Section(f"Where in the {medium}", f"Not known: {NO_GRID}."))
     for index in [index for _, index in sorted(inputs.modality.grids) if index < pictures][:PICTURES]:
-        sections.append(_where_in_the_image(inputs, rollout, looked, index))
+        sections.append(_where_in_the_image(inputs, relevance or rollout, looked, index))
         sections.append(_patch_by_patch(cache, inputs, looked, index))
     for _, index in sorted(inputs.modality.video_grids):
-        sections.append(_where_in_the_video(inputs, rollout, attention, index))
+        sections.append(_where_in_the_video(inputs, relevance or rollout, attention, index))
     if medium == "audio" and (0, 0) in inputs.modality.timelines:
-        sections.append(_when_in_the_sound(inputs, rollout, attention))
+        sections.append(_when_in_the_sound(inputs, relevance or rollout, attention))
     if medium == "audio":
         received = analysis.received_attention(cache, layer=looking, modality=inputs.modality)
         sections.append(
@@ -84,13 +87,49 @@ def sections_of(
     return tuple(sections)
 
 
-def _where_in_the_image(inputs: MultimodalInput, rollout: Rollout, looked: AttentionFrom, index: int) -> Section:
+METHOD = {
+    "gradient_rollout": (
+        "Gradient rollout",
+        "attention as far as it raised the token that was written over the runner-up, carried through all layers"
+        " (gradient rollout, first position left out)",
+    ),
+    "attention_rollout": (
+        "Rollout, lift",
+        "how many times more than from uniform attention can have come, through all layers (the lift of rollout; this"
+        " model's gradients overflow: load it in bfloat16 or float32 for gradient rollout)",
+    ),
+}
+"""Analysis -> what its picture is called, and what it shows."""
+
+
+def _what_it_came_from(inputs: MultimodalInput, rollout: Rollout, relevance: Rollout | None, against: str) -> Section:
+    """Over the words, whatever else there is."""
+    shown = relevance or rollout
+    says, why = METHOD[shown.provenance.analysis][1], f": {against}" if against else ""
+    row = next(iter(shown.by_position().values())).nan_to_num(0.0).clone()
+    row = row.float() / (float(row.max()) or 1.0)  # four decimals are drawn
+    parts: tuple[Part, ...] = (views.colored_tokens(row, inputs), views.attention_rollout(rollout, inputs=inputs))
+    if relevance is not None:
+        parts = (parts[0], views.attention_rollout(relevance, inputs=inputs), parts[1])
+    return Section(
+        "What the answer came from",
+        f"Each word, and each region or stretch of a medium, coloured by {says}{why}. Below, the same by position, and"
+        " the lift of attention rollout: how many times what uniform attention would give. Rollout knows attention"
+        " alone: where it goes by the order of the positions its notes say so, and gradient rollout is the one to"
+        " believe.",
+        parts,
+        wide=True,
+    )
+
+
+def _where_in_the_image(inputs: MultimodalInput, map_: Rollout, looked: AttentionFrom, index: int) -> Section:
+    name, says = METHOD[map_.provenance.analysis]
     return Section(
         "Where in the image" + _which(inputs, "image", index),
-        "Left, rollout: how much of each place can have come, through all layers, to the position that writes"
-        " the answer. Right, the attention of one layer from there, averaged over its heads.",
+        f"Left, {says}. Right, the attention of one layer from the position that writes the answer, averaged over its"
+        " heads.",
         (
-            views.image_overlay(rollout, inputs, media_index=index, title="Rollout"),
+            views.image_overlay(map_, inputs, media_index=index, title=name),
             views.image_overlay(looked, inputs, media_index=index, title="Attention by layer"),
         ),
     )
@@ -107,13 +146,14 @@ def _patch_by_patch(cache: Any, inputs: MultimodalInput, looked: AttentionFrom, 
     )
 
 
-def _where_in_the_video(inputs: MultimodalInput, rollout: Rollout, attention: dict[str, Tensor], index: int) -> Section:
+def _where_in_the_video(inputs: MultimodalInput, map_: Rollout, attention: dict[str, Tensor], index: int) -> Section:
+    name, says = METHOD[map_.provenance.analysis]
     return Section(
         "Where in the video" + _which(inputs, "video", index),
-        "Move the slider through the frames: how much of each place can have come to the position that writes the"
-        " answer (rollout, left), and the attention of one layer from there, averaged over its heads (right).",
+        f"Move the slider through the frames. Left, {says}. Right, the attention of one layer from the position that"
+        " writes the answer, averaged over its heads.",
         (
-            views.video_overlay(rollout, inputs, media_index=index, title="Rollout"),
+            views.video_overlay(map_, inputs, media_index=index, title=name),
             views.video_overlay(attention, inputs, media_index=index, title="Attention by layer"),
         ),
     )
@@ -125,15 +165,17 @@ def _which(inputs: MultimodalInput, modality: str, index: int) -> str:
     return f", {index + 1} of {count}" if count > 1 else ""
 
 
-def _when_in_the_sound(inputs: MultimodalInput, rollout: Rollout, attention: dict[str, Tensor]) -> Section:
+def _when_in_the_sound(inputs: MultimodalInput, map_: Rollout, attention: dict[str, Tensor]) -> Section:
+    name, says = METHOD[map_.provenance.analysis]
+    row = next(iter(map_.by_position().values()))
     return Section(
         "When in the sound",
-        "How much the position that writes the answer takes from each moment: by rollout through all layers, and by"
-        " the attention of one layer, averaged over its heads (move the slider). A bar is as wide as what its"
-        " audio position hears directly.",
+        f"First, {says}; then the attention of one layer from the position that writes the answer, averaged over its"
+        " heads (move the slider). A bar is as wide as what its audio position hears directly.",
         (
             views.sound_player(inputs),
-            views.sound_overlay({"rollout": rollout.values[0, 0], **attention}, inputs, title="From each moment"),
+            views.sound_overlay(row, inputs, title=name),
+            views.sound_overlay(attention, inputs, title="Attention by layer"),
         ),
         wide=True,
     )

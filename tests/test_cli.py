@@ -1,17 +1,21 @@
 """The command line: what it prints and writes, and that errors are one sentence."""
 
 import random
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 import soundfile
+from models import text_model
 from PIL import Image
 from typer.testing import CliRunner
 
 from lensplug.cli import app
 from lensplug.media import load_sound
+from lensplug.prompts import as_the_model_reads
 from lensplug.tiny import CHECKPOINTS
+from lensplug.tiny.image_model import build_tokenizer
 from lensplug.tiny.scenes import draw_scene
 from lensplug.tiny.voices import make_voice
 
@@ -71,6 +75,33 @@ def test_report_on_a_video(tmp_path):
     assert "Answer: Red" in result.output and "ten most video-specialised heads" in result.output
     html = out.read_text(encoding="utf-8")
     assert "Where in the video" in html and "7 (1.8 s)" in html
+
+
+def test_report_on_words_alone_by_a_base_model(tmp_path):
+    """No picture, no sound, no chat template."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    text_model("Llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    out = tmp_path / "report.html"
+    result = run(
+        "report", "--model", tmp_path / "base", "--prompt", "What is the color?", "--out", out, "--device", "cpu"
+    )
+    assert result.exit_code == 0, result.output
+    html = out.read_text(encoding="utf-8")
+    assert "What the answer came from" in html and "first position left out" in html
+    assert "Gradient rollout into" in html and "lift over uniform attention" in html
+
+
+def test_a_base_model_is_given_placeholders_before_the_prompt(photo):
+    processor = SimpleNamespace(
+        chat_template=None, tokenizer=SimpleNamespace(chat_template=None), image_token="<image>"
+    )
+    given = {"images": [photo, photo], "videos": None, "audio": None}
+    assert as_the_model_reads(processor, "What?", **given) == "<image>\n<image>\nWhat?"
+    assert as_the_model_reads(processor, "<image> and <image>", **given) == "<image> and <image>"
+    processor.chat_template = "{{ messages }}"
+    assert as_the_model_reads(processor, "What?", **given) == "What?"
 
 
 def test_no_medium_is_one_sentence(tmp_path):

@@ -65,7 +65,8 @@ def _into_the_stream(model: Any, layer: int) -> Float[Tensor, "head d_head d_mod
     if weight is None:
         return out
     offset = getattr(model.cfg, "rmsnorm_uses_offset", False)  # Gemma's norms multiply by 1 + weight
-    return out * (weight.detach() + int(offset)).to(out)
+    through: Tensor = out * (weight.detach() + int(offset)).to(out)
+    return through
 
 
 def read_residual_weight(

@@ -14,6 +14,8 @@ from lensplug.views.heatmap import texts_for
 from lensplug.views.style import MODALITY_COLORS, figure, titled, visible
 
 LIFT = "lift over uniform attention"
+NAMED, LENGTH = 60, 16
+"""So many bars are named, by so much of their text."""
 LIFT_IN_WORDS = f"{LIFT}, 1 = no more than order alone gives, first position left out"
 
 
@@ -54,7 +56,7 @@ def attention_rollout(
     texts = [visible(text) if text else "" for text in known]
     at = int(result.rows[example, row])
     whose = f"{texts[at]} (position {at})" if texts[at] else f"position {at}"
-    title = f"Rollout into {whose}"
+    title = f"{'Rollout' if result.relevance is None else 'Gradient rollout'} into {whose}"
     return bars(shown[example, row], names, texts, title=title, notes=notes, unit=unit)
 
 
@@ -79,6 +81,9 @@ def bars(
     titled(fig, title, notes)
     fig.update_layout(bargap=0)
     fig.update_xaxes(title=axis)
+    if len(values) <= NAMED and any(texts):
+        names = [text if len(text) <= LENGTH else text[: LENGTH - 1] + "…" for text in texts]
+        fig.update_xaxes(tickvals=list(range(len(values))), ticktext=names, tickangle=-90, title="")
     fig.update_yaxes(title=unit, rangemode="tozero", gridcolor="#eceef0")
     if unit == LIFT:
         fig.add_hline(y=1, line={"width": 1, "dash": "dot", "color": "#6b7280"})
