@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +40,7 @@ from lensplug.alignment import counterparts
 from lensplug.analysis.mixtures import layer_range
 from lensplug.analysis.position_groups import Merge, position_groups
 from lensplug.analysis.result import Provenance, Result, check_example
+from lensplug.announce import announce
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 from lensplug.targets import Target, terms_of
@@ -182,10 +184,12 @@ def activation_patching(
         values.append(of_corrupt(logits))
         return values[-1].mean()
 
-    rows = of_corrupt.rows
+    rows, table = of_corrupt.rows, places.table()
     with torch.no_grad(), nullcontext() if rows is None else lens.logits_only(rows, whole_patterns=pattern):
+        begun = perf_counter()
         value_of_corrupt = of_corrupt(model(corrupt))
-        patching.generic_activation_patch(model, corrupt, kept, metric, setter, activation, index_df=places.table())
+        announce("activation_patching", len(table), perf_counter() - begun, shorter="groups=, layers=")
+        patching.generic_activation_patch(model, corrupt, kept, metric, setter, activation, index_df=table)
     convention = f"clean {activation} into corrupt by {by}, {of_corrupt.in_words}"
     return ActivationPatching(
         values=places.laid_out(values),

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.analysis.result import Provenance, Result, refuse_other_making
+from lensplug.announce import announce
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask, as_mask
 from lensplug.targets import LogitTarget, Terms, Written, terms_of
@@ -245,8 +247,13 @@ def _log_probabilities(
     each = torch.arange(len(deleted), device=deleted.device).repeat_interleave(deleted.shape[1])
     rows = torch.cat([each[:, None], deleted.flatten(0, 1)], dim=1)
     variants, which = torch.unique(rows, dim=0, return_inverse=True)
-    results = []
-    for some in torch.split(variants, batch_size):
+    results: list[Tensor] = []
+    batches = torch.split(variants, batch_size)
+    begun = perf_counter()
+    for some in batches:
+        if len(results) == 1:
+            one = perf_counter() - begun
+            announce("deletion_curve", len(batches) - 1, one, shorter="steps=, draws=")
         example, gone = some[:, 0], some[:, 1:].bool()
         own = Terms(*(part[example.to(part.device)] for part in (terms.rows, terms.ids, terms.weights)))
         changed = torch.where(gone[:, :, None], mean[example, None], inputs.embeds[example])

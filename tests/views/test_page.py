@@ -48,7 +48,7 @@ def test_the_report_holds_what_it_says(made, seen):
     assert result.answer.text == ["Red"] and "<dd>Red</dd>" in html
     assert result.parity.agrees
     assert re.fullmatch(r"after layer \d of 5|in the embedding already", result.settled)
-    assert html.count("plotly-graph-div") == 5 and html.count('CircuitsVis.render("') == 1
+    assert html.count("plotly-graph-div") == 7 and html.count('CircuitsVis.render("') == 2
     assert html.count('<div class="explorer"') == 1
 
 
@@ -56,16 +56,16 @@ def test_the_report_on_a_sound_holds_what_it_says(made_of_sound, heard):
     result, path = made_of_sound
     html = path.read_text(encoding="utf-8")
     assert result.answer.text == ["Happy"] and "<dd>Happy</dd>" in html and result.medium == "audio"
-    assert html.count("<audio controls") == 1 and html.count("plotly-graph-div") == 5
+    assert html.count("<audio controls") == 1 and html.count("plotly-graph-div") == 8
 
 
 def test_the_report_on_a_video_and_on_two_pictures(seen):
     frames = [seen.scene.image, seen.scene.image.rotate(180)]
     of_video = report(seen.lens, "What is the color?", videos=[(frames, 2)], max_new_tokens=1)
     assert of_video.medium == "video"
-    assert [section.title for section in of_video.page.sections][3:] == ["Where in the video", "Head by head"]
+    assert [section.title for section in of_video.page.sections][4:] == ["Where in the video", "Head by head"]
     two = report(seen.lens, "What is the color?", images=frames, max_new_tokens=1)
-    assert [section.title for section in two.page.sections][3:-1] == [
+    assert [section.title for section in two.page.sections][4:-1] == [
         "Where in the image, 1 of 2", "Patch by patch, 1 of 2", "Where in the image, 2 of 2", "Patch by patch, 2 of 2",
     ]  # fmt: skip
 

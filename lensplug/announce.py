@@ -1,0 +1,26 @@
+"""Runs that will take minutes say so before they start: how many, and how long, from one that was timed."""
+
+from __future__ import annotations
+
+import warnings
+
+LONG_S = 60.0
+"""What takes less is not worth a sentence."""
+
+
+def announce(what: str, runs: int, seconds: float, *, shorter: str) -> None:
+    """Warn if the runs that are to come will take longer than a minute.
+
+    Args:
+        what: Who runs them.
+        runs: How many are to come.
+        seconds: That one took.
+        shorter: How to make them fewer.
+    """
+    expected = runs * seconds
+    if expected > LONG_S:
+        warnings.warn(
+            f"{what}: {runs} runs to come, about {expected / 60:.0f} minutes (one took {seconds:.1f} s). Fewer with"
+            f" {shorter}.",
+            stacklevel=3,
+        )
