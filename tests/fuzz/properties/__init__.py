@@ -1,5 +1,6 @@
 """Every property, by area; importing registers them."""
 
+from fuzz.properties import answers as answers
 from fuzz.properties import changes as changes
 from fuzz.properties import core as core
 from fuzz.properties import encoders as encoders
