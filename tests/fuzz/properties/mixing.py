@@ -198,9 +198,14 @@ def gradient_rollout_is_the_rule(case: Case) -> None:
     contributions = case.one_of(["positive", "negative", "signed"])
     normalize = contributions != "signed" and case.chance()
     asked, meant = rows_of(case, given)
-    found = analysis.gradient_rollout(given.cache, held, rows=asked, contributions=contributions, normalize=normalize)
+    first = case.one_of([None, True, False])  # None: left out where attention is causal
+    found = analysis.gradient_rollout(
+        given.cache, held, rows=asked, contributions=contributions, normalize=normalize, exclude_first=first
+    )
+    left_out = given.cache.model.cfg.attention_dir == "causal" if first is None else first
     for example, mask in enumerate(given.mask.numpy()):
         both = np.outer(mask, mask)
+        both[:, given.positions(example)[0]] *= not left_out
         pairs = [
             (one[example], other[example].double().numpy()) for one, other in zip(given.numpys, gradients, strict=True)
         ]
