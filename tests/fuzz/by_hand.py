@@ -54,6 +54,32 @@ def _without_smallest(row: np.ndarray, share: float) -> np.ndarray:
     return np.where(row >= above[gone], row, 0.0)
 
 
+def even_mixture(
+    attention: np.ndarray,
+    seen: np.ndarray,
+    *,
+    residual: float,
+    discard: float,
+    exclude: int | None,
+    apart: int | None,
+) -> np.ndarray:
+    """The same mixture of attention that is even over what a row sees, but for the position that is set apart."""
+    plain = mixture(attention, residual=0.0, discard=discard, exclude=exclude)
+    mixed = np.eye(len(attention))
+    for query, row in enumerate(np.array(attention, dtype=float)):
+        left = row if exclude is None else np.delete(row, exclude)
+        if left.sum() == 0:
+            continue  # it keeps itself
+        others = seen[query].copy()
+        even = np.zeros(len(row))
+        if apart is not None:
+            others[apart] = False
+            even[apart] = plain[query, apart]
+        even[others] = (1 - even.sum()) / max(others.sum(), 1)
+        mixed[query] = (1 - residual) * even + residual * mixed[query]
+    return mixed
+
+
 def product(mixtures: Sequence[np.ndarray]) -> np.ndarray:
     """Last ... first."""
     result = np.eye(len(mixtures[0]))

@@ -137,6 +137,44 @@ def rollout_is_the_product(case: Case) -> None:
                 case.close(found.by_layer[example, index], up_to, given.allowed, f"rollout up to entry {index}")
 
 
+@holds(weight=3)
+def lift_is_over_the_rollout_of_even_attention(case: Case) -> None:
+    given = attention(case)
+    options = mixing_options(case, given) | {"discard": 0.0}
+    asked, meant = rows_of(case, given)
+    found = analysis.attention_rollout(given.cache, rows=asked, **options)
+    causal = given.cache.model.cfg.attention_dir == "causal"
+    chosen, last = options.get("layers", (0, len(given.patterns) - 1))
+    for example, mask in enumerate(given.mask.numpy().astype(bool)):
+        seen = np.broadcast_to(mask, (len(mask), len(mask)))
+        seen = np.tril(seen) if causal else seen.copy()
+        first = given.positions(example)[0]
+        apart = first if causal or options["exclude_first"] else None
+        own = []
+        for layer in range(chosen, last + 1):
+            heads = heads_of(options, layer)
+            fused = by_hand.fused(given.numpys[layer][example], options["head_fusion"], heads)
+            exclude = first if options["exclude_first"] else None
+            own.append(
+                by_hand.even_mixture(
+                    fused, seen, residual=options["residual"], discard=0.0, exclude=exclude, apart=apart
+                )
+            )
+        real = [index for index, row in enumerate(meant[example]) if mask[row]]
+        expected = by_hand.product(own)[np.array(meant[example])[real]]
+        # What a row has beside the first position is a sum of small weights in single precision.
+        case.close(found.uniform[example][real], expected, given.allowed, "uniform")
+        shown = mask.copy()
+        if apart is not None:
+            shown[apart] = False
+        enough = (expected > 1e-3) & shown
+        lifted = found.lift[example][real].double().numpy()
+        rollout = by_hand.product(mixtures(given, example, options))[np.array(meant[example])[real]]
+        allowed = 2e3 * given.allowed * max(1.0, float((rollout[enough] / expected[enough]).max(initial=0.0)))
+        case.close(lifted[enough], rollout[enough] / expected[enough], allowed, "lift")
+        case.same(bool(np.isnan(lifted[:, ~shown]).all()), True, "no lift of the first position and of padding")
+
+
 def maximum_flows(own: list[np.ndarray], source: int) -> np.ndarray:
     """Into each position of the input alone, from one of the output."""
     length, graph = len(own[0]), nx.DiGraph()
