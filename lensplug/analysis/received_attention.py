@@ -2,14 +2,16 @@
 
 Idea: the attention matrix of a layer, averaged over heads, with every row scaled to a maximum of 1, so that a
 row that spreads its attention counts as much as one that does not; a token's received attention is the mean of
-its column over the entries that are not zero. So read, columns of sounds or images can be held against
-columns of words, as studies of audio-LLaMAs do (does the model use the audio tokens at all?).
+its column over the rows that may see it (a weight of zero counts, a later position does not). So read, columns of
+sounds or images can be held against columns of words, as studies of audio-LLaMAs do (does the model use the audio
+tokens at all?).
 
 When not to use it: in a causal model the token at position i of n is seen by n - i rows, its own among them, so
 a late token's value is the mean of few entries and noisy (the last token's is one entry, how much it looks at
-itself); `count` says of how many. In an encoder every row sees every token. Every row counts, those of a
-generated answer too. The first token is a sink in most models (`exclude_sink`). Attention is where a head looks,
-not what it moves; for one answer's view of the prompt use `head_specialization` or a rollout.
+itself); `count` says of how many, and `over="rows"` divides by all rows instead. In an encoder every row sees every
+token. Every row counts, those of a generated answer too. The first token is a sink in most models (`exclude_sink`).
+Attention is where a head looks, not what it moves; for one answer's view of the prompt use `head_specialization` or a
+rollout.
 
     result = analysis.received_attention(cache, layer=0, modality=inputs.modality)
     result.table(k=25).to_csv("received.csv")
@@ -22,12 +24,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.one_layer import Head, read_layer
+from lensplug.analysis.one_layer import Head, OneLayer, read_layer
 from lensplug.analysis.reading import attended, needs, texts_of
 from lensplug.analysis.result import Provenance, Result, check_example
+from lensplug.analysis.visibility import visible
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
 from lensplug.modality import ModalityMap
@@ -36,6 +39,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCALES = ("row-max", "none")
+OVER = {
+    "seen": "mean over the rows that may see it",
+    "rows": "mean over all rows",
+    "sum": "sum over rows",
+}
+"""How a column becomes one number."""
 MEDIA = ("image", "video", "audio")
 
 
@@ -47,20 +56,23 @@ class ReceivedAttention(Result):
     main_number = "received"
 
     values: Float[Tensor, "example pos"]
-    """Mean of the column over its entries that are not zero (0 to 1); 0 where there is none, NaN for padding."""
+    """Mean of the column over the rows that may see the position (0 to 1); 0 where there is none, NaN for padding. With
+    `over="sum"` their sum."""
     count: Int[Tensor, "example pos"]
-    """How many entries that mean is of."""
+    """How many rows that is of."""
     matrix: Float[Tensor, "example query key"]
     """The scaled matrix."""
     layer: int
     head: str
-    """ "mean", or the heads that were averaged, counted from 0."""
+    """ "mean", "sum", or the heads that were averaged, counted from 0."""
     scale: str
     modalities: tuple[tuple[str, ...], ...]
     """Of each position; "" where it was not given."""
     str_tokens: tuple[tuple[str, ...], ...]
     """Of each position; "" where it was not given."""
     provenance: Provenance
+    visible: Bool[Tensor, "example query key"] | None = None
+    """Which entries of the matrix are of positions that may be attended; None: those that are not zero."""
 
     def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
         """What each position receives, for overlays."""
@@ -124,6 +136,7 @@ def received_attention(
     layer: int = 0,
     head: Head = "mean",
     scale: str = "row-max",
+    over: str = "seen",
     exclude_sink: bool = False,
     modality: ModalityMap | None = None,
     str_tokens: Sequence[Sequence[str]] | None = None,
@@ -135,8 +148,11 @@ def received_attention(
         cache: An ActivationCache with the layer's `hook_pattern`, or its mean over heads
             (`lens.run_with_cache(..., keep="head_mean")`).
         layer: Which layer; negative ones count from the last.
-        head: "mean" over all heads, one head, or several to average.
+        head: "mean" over all heads, "sum" over them, one head, or several to average.
         scale: "row-max" (every row divided by its largest entry) or "none".
+        over: How a column becomes one number: "seen", its mean over the rows that may see the position (not padding,
+            in a causal model not earlier, within a sliding window); "rows", its mean over all rows that are not
+            padding; or "sum".
         exclude_sink: Leave out the first position that is not padding; rows are scaled by the largest of the rest.
         modality: `inputs.modality`, to name media.
         str_tokens: To name tokens, for a cache that has none: of TransformerLens alone, or made without `tokens`.
@@ -147,7 +163,9 @@ def received_attention(
     """
     if scale not in SCALES:
         raise LensplugError(f"scale is {scale!r}, expected 'row-max' or 'none'.")
-    one = read_layer(cache, layer, head, needed_by="received_attention")
+    if over not in OVER:
+        raise LensplugError(f"over is {over!r}, expected one of {', '.join(map(repr, OVER))}.")
+    one = _one_layer(cache, layer, head)
     fused = one.attention
     shape = (fused.shape[0], fused.shape[-1])
     modalities = _modalities(modality, shape)
@@ -155,16 +173,21 @@ def received_attention(
     if attention_mask is None and modality is not None:
         attention_mask = modality.attention_mask
     mask = attended(cache, shape, attention_mask, fused.device).bool()
-    seen = mask
+    shown = mask
     if exclude_sink:
-        seen = mask & (torch.arange(shape[1], device=mask.device) != mask.int().argmax(dim=1)[:, None])
-    matrix = (fused * mask[:, :, None] * seen[:, None]).cpu()
+        shown = mask & (torch.arange(shape[1], device=mask.device) != mask.int().argmax(dim=1)[:, None])
+    matrix = (fused * mask[:, :, None] * shown[:, None]).cpu()
+    seen = (visible(cache, one.layer, mask.long(), fused, modality=modality) & shown[:, None]).cpu()
     if scale == "row-max":
         largest = matrix.amax(dim=-1, keepdim=True)
         matrix = torch.where(largest > 0, matrix / largest, 0.0)
-    count = (matrix > 0).sum(dim=1)
-    values = (matrix.sum(dim=1) / count.clamp(min=1)).masked_fill(~seen.cpu(), torch.nan)
+    count = seen.sum(dim=1)
+    if over == "rows":
+        count = mask.sum(dim=1, keepdim=True).cpu() * shown.cpu()
+    values = matrix.sum(dim=1) / (1 if over == "sum" else count.clamp(min=1))
+    values = values.masked_fill(~shown.cpu(), torch.nan)
     convention = f"{one.in_words}, " + ("rows scaled to maximum 1" if scale == "row-max" else "rows as they are")
+    convention += "" if over == "seen" else f"; {OVER[over]}"
     convention += "; first position left out" if exclude_sink else ""
     return ReceivedAttention(
         values=values,
@@ -176,7 +199,17 @@ def received_attention(
         modalities=modalities,
         str_tokens=texts,
         provenance=Provenance.of(cache, "received_attention", convention),
+        visible=seen,
     )
+
+
+def _one_layer(cache: Any, layer: int, head: Head) -> OneLayer:
+    if not (isinstance(head, str) and head == "sum"):
+        return read_layer(cache, layer, head, needed_by="received_attention")
+    mean = read_layer(cache, layer, "mean", needed_by="received_attention")
+    whole = cache.cache_dict.get(f"blocks.{mean.layer}.attn.hook_pattern")
+    heads = whole.shape[-3] if whole is not None else cache.model.cfg.n_heads
+    return OneLayer(mean.attention * heads, mean.layer, "sum", f"layer {mean.layer}, sum of all heads")
 
 
 def _modalities(modality: ModalityMap | None, shape: tuple[int, int]) -> tuple[tuple[str, ...], ...]:

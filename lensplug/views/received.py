@@ -95,9 +95,10 @@ def _lay_out(fig: go.Figure, convention: str, first: int, last: int) -> None:
 
 
 def _matrix(result: ReceivedAttention, example: int, at: list[int], size: int) -> go.Heatmap:
-    """The matrix in blocks; what is zero (not seen) is left empty."""
+    """The matrix in blocks; what may not be seen is left empty."""
     blocks = block_means(result.matrix[example][at][:, at], size)
-    hidden = blocks.masked_fill(blocks == 0, torch.nan)
+    seen = (result.matrix if result.visible is None else result.visible)[example][at][:, at]
+    hidden = blocks.masked_fill(block_means(seen.float(), size) == 0, torch.nan)
     middles = [sum(part) / len(part) for part in (at[i : i + size] for i in range(0, len(at), size))]
     return go.Heatmap(
         z=[[round(v, 3) if v == v else None for v in row] for row in hidden.tolist()], x=middles, y=middles,

@@ -41,10 +41,47 @@ def test_without_the_sink_rows_are_scaled_by_the_largest_of_the_rest():
     assert result.values[0, 1:].tolist() == pytest.approx([2 / 3, 1.0]) and result.count[0].tolist() == [0, 2, 1]
 
 
-def test_zero_entries_do_not_count():
+def test_zeros_that_were_seen_count():
+    """A later row may see an earlier position, also where it gives it nothing."""
     matrix = torch.tensor([[1, 0, 0], [1, 0, 0], [0.5, 0, 0.5]])
     result = analysis.received_attention(one_head(matrix))
-    assert result.values[0].tolist() == [1.0, 0.0, 1.0] and result.count[0].tolist() == [3, 0, 1]
+    assert result.values[0].tolist() == [1.0, 0.0, 1.0] and result.count[0].tolist() == [3, 2, 1]
+    assert result.visible[0].tolist() == torch.ones(3, 3).tril().bool().tolist()
+
+
+ENCODER = torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("over", "expected"), [("seen", [1 / 3, 0.5 / 3, 0.5]), ("rows", [1 / 3, 0.5 / 3, 0.5]), ("sum", [1, 0.5, 1.5])]
+)
+def test_an_encoder_sees_everything(over, expected):
+    """A column that one row of three looks at was read as that row alone: 1.0 for 1/3."""
+    cache = cache_of_patterns([ENCODER[None, None]], attention_dir="bidirectional")
+    result = analysis.received_attention(cache, scale="none", over=over)
+    assert result.values[0].tolist() == pytest.approx(expected)
+    assert result.count[0].tolist() == [3, 3, 3]
+
+
+def test_other_means_and_sums_by_hand():
+    rows = analysis.received_attention(one_head(A1), scale="none", over="rows")
+    assert rows.values[0].tolist() == pytest.approx([1.7 / 3, 0.8 / 3, 0.5 / 3]) and rows.count[0].tolist() == [3, 3, 3]
+    total = analysis.received_attention(one_head(A1), scale="none", over="sum")
+    assert total.values[0].tolist() == pytest.approx([1.7, 0.8, 0.5])
+    assert total.provenance.convention == "layer 0, mean of all heads, rows as they are; sum over rows"
+    patterns = causal_patterns(1, 1, 3, 5)
+    heads = analysis.received_attention(cache_of_patterns(patterns), scale="none", head="sum", over="sum")
+    assert torch.allclose(heads.values[0], patterns[0][0].sum(dim=(0, 1))) and heads.head == "sum"
+    assert float(heads.values.sum()) == pytest.approx(15), "each of 3 heads has 5 rows that sum to 1"
+
+
+def test_a_window_and_underflow():
+    """Outside a window nothing is seen; within it what fp16 rounds to zero is."""
+    window = {"use_local_attn": True, "window_size": 2, "attn_types": ["local"]}
+    matrix = torch.tensor([[1, 0, 0, 0], [1, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0.25, 0.75]]).half()
+    result = analysis.received_attention(cache_of_patterns([matrix[None, None]], **window), scale="none")
+    assert result.count[0].tolist() == [2, 2, 2, 1]
+    assert result.values[0].tolist() == pytest.approx([1.0, 0.25, 0.375, 0.75])
 
 
 @pytest.mark.parametrize("head", ["mean", 2, -1, [0, 2]])
@@ -65,7 +102,7 @@ def test_against_a_loop(head, left):
             if key not in at:
                 assert math.isnan(value)
                 continue
-            entries = [matrix[q, key] / max(matrix[q, k] for k in at) for q in at if matrix[q, key] > 0]
+            entries = [matrix[q, key] / max(matrix[q, k] for k in at) for q in at if q >= key]
             assert value == pytest.approx(np.mean(entries), abs=1e-6)
             assert int(result.count[example, key]) == len(entries)
 
@@ -104,7 +141,7 @@ def test_top_media_and_table():
 
 def test_of_ties_the_earlier_position_is_first():
     """Each position looks at itself alone: all receive 1, from one row."""
-    result = analysis.received_attention(one_head(torch.eye(40)))
+    result = analysis.received_attention(one_head(torch.eye(40)), over="sum")
     assert [at for at, _, _ in result.top(5)] == [0, 1, 2, 3, 4]
     assert result.to_dataframe()["rank"].tolist() == list(range(1, 41))
     assert result.table(5).position.tolist() == [0, 1, 2, 3, 4]
@@ -168,6 +205,7 @@ def test_half_precision_is_read_in_single():
         ({"head": []}, r"head is \[\], the model has heads"),
         ({"head": "max"}, "head is 'max', expected 'mean', a head"),
         ({"scale": "row"}, "scale is 'row', expected 'row-max' or 'none'"),
+        ({"over": "column"}, "over is 'column', expected one of 'seen', 'rows', 'sum'"),
         ({"str_tokens": [["a"]]}, r"str_tokens is for \[1, 1\] positions, the cache is \[1, 5\]"),
         ({"modality": SHORT}, r"modality is for \[1, 3\] positions"),
         ({"attention_mask": torch.ones(1, 4).long()}, r"attention_mask has the shape \[1, 4\]"),
