@@ -44,6 +44,11 @@ class Terms:
     weights: Float[Tensor, "batch row term"]
     """0 where an example's answer has ended."""
 
+    @property
+    def is_difference(self) -> bool:
+        """Whether a number that is added to all logits of a position changes nothing."""
+        return not bool(self.weights.sum(dim=-1).any())
+
     def of(self, values: Float[Tensor, "batch row d_vocab"]) -> Float[Tensor, " batch"]:
         """The sum for each example, of logits or log-probabilities at the rows."""
         # Copies: what was made in inference mode cannot be kept for a backward pass.

@@ -39,6 +39,7 @@ from transformer_lens.utilities import get_act_name
 from lensplug.alignment import counterparts
 from lensplug.analysis.mixtures import layer_range
 from lensplug.analysis.position_groups import Merge, position_groups
+from lensplug.analysis.processed import refuse_centred_logits
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.announce import announce
 from lensplug.errors import LensplugError
@@ -218,6 +219,8 @@ class _Measured:
             self._of, self.in_words = target, "a function of the logits"
         else:
             terms = terms_of(target, position, inputs, lens.tokenizer, lens.model.cfg.d_vocab_out)
+            if not terms.is_difference:
+                refuse_centred_logits(lens.model, "the logit of a single token (not the difference of two)")
             self._of, self.rows, self.in_words = terms.of, terms.rows, f"logit at position {position}"
 
     def __call__(self, logits: Float[Tensor, "batch row d_vocab"]) -> Float[Tensor, " example"]:

@@ -42,6 +42,7 @@ from torch import Tensor
 
 from lensplug import hook_names
 from lensplug.analysis.attention_rollout import Rollout, chosen_rows
+from lensplug.analysis.processed import refuse_centred_logits
 from lensplug.analysis.reading import attended, n_layers, needs, read, read_pattern
 from lensplug.analysis.result import Provenance
 from lensplug.errors import LensplugError
@@ -89,13 +90,15 @@ def gradient_rollout(
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
 
     Raises:
-        LensplugError: If a pattern or a gradient is missing or not finite, or their shapes differ.
+        LensplugError: If a pattern or a gradient is missing or not finite, or their shapes differ, or the weights are
+            processed: gradients of centred logits, and of patterns without value biases, are others.
     """
     if contributions not in CONTRIBUTIONS:
         expected = ", ".join(map(repr, CONTRIBUTIONS))
         raise LensplugError(f"contributions is {contributions!r}, expected one of {expected}.")
     if normalize and contributions == "signed":
         raise LensplugError("rows of signed contributions have no sum to be normalised by: leave normalize out.")
+    refuse_centred_logits(cache.model, "gradient_rollout")
     layers = n_layers(cache)
     last = _weighted(cache, grads, layers - 1, contributions)
     batch, length = last.shape[0], last.shape[-1]

@@ -3,7 +3,8 @@
 Idea (nostalgebraist 2020): the unembedding, applied to the residual stream after each layer, gives a
 distribution over tokens; reading it layer by layer shows when an answer forms. Two conventions:
 `final_norm=True` applies the final norm with the statistics of that layer's residual, so the last entry
-is exactly the model's own output; `final_norm=False` unembeds the raw residual. The result says which.
+is exactly the model's own output; `final_norm=False` unembeds the raw residual, with the unembedding as it
+was trained, also where processing has folded the norm's weight into it. The result says which.
 
 When not to use it: early layers of some models write in another basis, and the lens then shows noise
 although the answer is there (Belrose et al. 2023, "Eliciting latent predictions", arXiv 2303.08112).
@@ -29,6 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensplug.analysis.processed import raw_unembedding
 from lensplug.analysis.reading import attended, n_layers, needs, read_residual, residual_shape
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.analysis.vocabulary import CACHE_BYTES, chunks, statistics
@@ -166,7 +168,8 @@ def logit_lens(
         chunk_bytes: At most this much memory for vocabulary-sized rows at any time.
 
     Raises:
-        LensplugError: If a residual is missing, a position is out of range, or the target is not one token.
+        LensplugError: If a residual is missing, a position is out of range, the target is not one token, or
+            `final_norm=False` of weights that TransformerLens alone has folded.
     """
     model = _model(cache)
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(n_layers(cache)))]
@@ -209,7 +212,8 @@ def unembed(
 
     With the model's own order of operations and dtypes, so that the last residual gives its own logits.
     """
-    cfg, W_U, b_U = model.cfg, model.unembed.W_U, model.unembed.b_U
+    cfg, b_U = model.cfg, model.unembed.b_U
+    W_U = model.unembed.W_U if final_norm else raw_unembedding(model)
     x = residual.to(W_U.device)
     if final_norm and cfg.normalization_type is not None:
         x = _normalised(model, x)

@@ -11,6 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from lensplug.analysis.processed import refuse_centred_stream, whole_values
 from lensplug.analysis.reading import n_layers, read, read_head_mean, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.reductions.mixing import Mixing, measured_residual, value_gram
@@ -45,6 +46,7 @@ def read_fused(cache: Any, mixing: Mixing, layer: int, *, needed_by: str) -> Flo
         v = _also(cache, f"blocks.{layer}.attn.hook_v", "head_fusion='value_weighted'", needed_by)
         if cache.model is None:
             raise LensplugError("head_fusion='value_weighted' reads the model's W_O: cache.model = lens.model.")
+        v = whole_values(cache.model, layer, v, "head_fusion='value_weighted'")
         gram = value_gram(v, _into_the_stream(cache.model, layer).to(v.device))
     return mixing.fused(pattern, mixing.heads_of(layer), gram)
 
@@ -79,6 +81,7 @@ def read_residual_weight(
     """
     if not isinstance(mixing.residual, str):
         return mixing.residual
+    refuse_centred_stream(cache.model, "residual='measured'")
     names = (f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_attn_out")
     return measured_residual(*(_also(cache, name, "residual='measured'", needed_by) for name in names))
 
