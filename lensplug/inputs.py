@@ -6,10 +6,10 @@ gave. It is reached through the lens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,7 +38,7 @@ MEDIA_FEATURES = {
 """Modality -> under which names a model takes what its encoder reads."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MultimodalInput:
     """What the language core receives, and which position is what. Goes wherever tokens go."""
 
@@ -77,10 +77,62 @@ class MultimodalInput:
         """The number of examples."""
         return len(self.tokens)
 
+    # As of tokens, for the tools of TransformerLens: `lensplug.slicing` says what the pieces are.
+
     @property
     def shape(self) -> torch.Size:
-        """[batch, pos], as of tokens: `transformer_lens.patching` asks."""
+        """[batch, pos]."""
         return self.tokens.shape
+
+    @property
+    def ndim(self) -> int:
+        """2."""
+        return 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the token ids; the embeddings have their own."""
+        return self.tokens.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.tokens.device
+
+    def __getitem__(self, key: Any) -> Any:
+        """`inputs[0:1]`, `inputs[[0, 2]]`, `inputs[:, :128]`: examples, first positions; `inputs[0]`: token ids."""
+        from lensplug.slicing import indexed
+
+        return indexed(self, key)
+
+    def __iter__(self) -> Iterator[MultimodalInput]:
+        """The examples, one by one."""
+        return (self[example : example + 1] for example in range(len(self)))
+
+    def __eq__(self, other: object) -> Any:
+        """At which positions two inputs of one shape receive the same, `[batch pos]`."""
+        if not isinstance(other, MultimodalInput):
+            return NotImplemented
+        if self.embeds.shape[1:] != other.embeds.shape[1:]:
+            return False
+        return (self.embeds == other.embeds).all(dim=-1) & (self.tokens == other.tokens)
+
+    __hash__ = object.__hash__
+
+    def expand(self, batch: int, pos: int = -1) -> MultimodalInput:
+        """One example many times, as of tokens: `inputs.expand(8, -1)`."""
+        if len(self) not in (1, batch) or pos not in (-1, self.shape[1]):
+            raise LensplugError(f"inputs of shape {list(self.shape)} cannot be expanded to [{batch}, {pos}].")
+        return self if len(self) == batch else cast(MultimodalInput, self[[0] * batch])
+
+    def to(self, device: torch.device | str) -> MultimodalInput:
+        """The same input on another device."""
+        moved = {name: getattr(self, name).to(device) for name in ("embeds", "tokens", "attention_mask", "modality")}
+        return replace(self, **moved)
+
+    def cpu(self) -> MultimodalInput:
+        """The same input on the CPU."""
+        return self.to("cpu")
 
     def __repr__(self) -> str:
         """Shape and modalities."""

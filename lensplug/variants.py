@@ -51,13 +51,14 @@ def in_place(
     """
     if examples is None:
         return Variant(embeds, inputs.attention_mask, inputs.decoder_inputs)
-    beside = {name: _of_examples(name, value, examples) for name, value in inputs.decoder_inputs.items()}
+    beside = {name: of_examples(name, value, examples) for name, value in inputs.decoder_inputs.items()}
     return Variant(embeds, inputs.attention_mask[examples], beside)
 
 
-def _of_examples(name: str, value: Any, examples: Int[Tensor, " variant"]) -> Any:
+def of_examples(name: str, value: Any, examples: Int[Tensor, " variant"]) -> Any:
+    """What a core is given besides, by name, of these examples."""
     if isinstance(value, Mapping):  # one mask for each kind of layer
-        return {kind: _of_examples(name, own, examples) for kind, own in value.items()}
+        return {kind: of_examples(name, own, examples) for kind, own in value.items()}
     if not isinstance(value, Tensor):
         return value
     axis = 1 if name == "position_ids" else 0  # behind their parts

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from lensplug.patches.bridge_cache import BridgeCache
 from lensplug.patches.errors import LensplugError
-from lensplug.patches.merged import Merged, is_merged, padded, refuse_long_answer
+from lensplug.patches.merged import Merged, as_looked_up, is_merged, padded, refuse_long_answer
 from lensplug.patches.patch import Patch, PatchOfParts, in_force
 from torch import Tensor
 
@@ -50,8 +50,8 @@ class BridgeEmbeddingInput(Patch):
 
     def _changes(self) -> dict[str, Any]:
         self._forward = self.target.forward
-        self._generate = self.target.generate
-        return {"forward": self.forward, "generate": self.generate}
+        self._generate, self._to_tokens = self.target.generate, self.target.to_tokens
+        return {"forward": self.forward, "generate": self.generate, "to_tokens": self.to_tokens}
 
     def _options(self) -> dict[str, Any]:
         return {} if self._beside is None else {"beside": self._beside}
@@ -83,13 +83,22 @@ class BridgeEmbeddingInput(Patch):
         if merged.tokens is None and of_loss:
             raise LensplugError("the loss needs the tokens: model(embeds, return_type='loss', tokens=tokens).")
         # A copy: hooks may write into what they get, as they may with looked-up tokens, and the inputs stay whole.
-        embeds, mask = self.target.embed.hook_out(merged.embeds.clone()), merged.attention_mask
+        embeds, mask = (
+            self.target.embed.hook_out(as_looked_up(merged.embeds, self.target.embed.W_E)),
+            merged.attention_mask,
+        )
         given = {"attention_mask": mask, **merged.decoder_inputs, **kwargs}
         output = self._forward(embeds, "logits" if of_loss else return_type, **given)
         if not of_loss:
             return output
         loss = self.target.loss_fn(output, merged.tokens, attention_mask=mask, per_token=loss_per_token)
         return loss if return_type == "loss" else (output, loss)
+
+    def to_tokens(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        """TransformerBridge.to_tokens; an object with embeddings stands for its tokens, and stays."""
+        if is_merged(input) and not isinstance(input, Tensor):
+            return input
+        return self._to_tokens(input, *args, **kwargs)
 
     def generate(self, input: Any = "", *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
         """TransformerBridge.generate; from merged embeddings it returns tokens or text as asked.

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.hooked import HookedTransformer
-from lensplug.patches.merged import Merged, is_merged, padded, refuse_long_answer
+from lensplug.patches.merged import Merged, as_looked_up, is_merged, padded, refuse_long_answer
 from lensplug.patches.patch import Patch, in_force
 from torch import Tensor
 
@@ -40,8 +40,13 @@ class EmbeddingInput(Patch):
         # What is called in place of the old method is whatever stood there, so patches may stand on each other.
         self._forward = self.target.forward
         self._input_to_embed = self.target.input_to_embed
-        self._generate = self.target.generate
-        return {"forward": self.forward, "input_to_embed": self.input_to_embed, "generate": self.generate}
+        self._generate, self._to_tokens = self.target.generate, self.target.to_tokens
+        return {
+            "forward": self.forward,
+            "input_to_embed": self.input_to_embed,
+            "generate": self.generate,
+            "to_tokens": self.to_tokens,
+        }
 
     def forward(
         self, input: Any, *args: Any, tokens: Tensor | None = None, attention_mask: Any = None, **kwargs: Any
@@ -80,7 +85,13 @@ class EmbeddingInput(Patch):
             mask = torch.ones(merged.embeds.shape[:2], dtype=torch.long) if mask is None else mask
             mask = past_kv_cache.append_attention_mask(mask.to(merged.embeds.device))
         # A copy: hooks may write into what they get, as they may with looked-up tokens, and the inputs stay whole.
-        return self.target.hook_embed(merged.embeds.clone()), merged.tokens, None, mask
+        return self.target.hook_embed(as_looked_up(merged.embeds, self.target.embed.W_E)), merged.tokens, None, mask
+
+    def to_tokens(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        """HookedTransformer.to_tokens; an object with embeddings stands for its tokens, and stays."""
+        if is_merged(input) and not isinstance(input, Tensor):
+            return input
+        return self._to_tokens(input, *args, **kwargs)
 
     def generate(self, input: Any = "", *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
         """HookedTransformer.generate; from merged embeddings it returns tokens or text as asked.

@@ -83,6 +83,16 @@ def is_merged(input: Any) -> bool:
     return hasattr(input, "embeds") and hasattr(input, "attention_mask")
 
 
+def as_looked_up(embeds: Tensor, weight: Tensor) -> Tensor:
+    """A copy of embeddings that behaves like looked-up tokens.
+
+    Hooks may write into it, and it has a gradient where the embedding matrix would.
+    """
+    if torch.is_grad_enabled() and weight.requires_grad and not embeds.requires_grad:
+        embeds = embeds.detach().requires_grad_()
+    return embeds.clone()
+
+
 def refuse_long_answer(length: int, n_ctx: int) -> None:
     """Raise if an answer has left the context."""
     if length > n_ctx:
