@@ -1,11 +1,63 @@
-"""Arguments as users give them, held against what is meant."""
+"""Arguments as users give them, held against what a function says that it takes.
+
+A public function is marked `checked`. What it is given is then compared with its annotations before anything is
+computed: what means the same is converted (a NumPy array or a list for a tensor, NumPy's numbers for Python's), and
+what is of another type is refused in words. Ranges, names, and shapes that go together are for the function to refuse.
+"""
 
 from __future__ import annotations
 
+import inspect
+import math
+import typing
+from collections.abc import Callable
+from functools import cache, wraps
 from operator import index
-from typing import Any
+from types import UnionType
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from beartype.door import is_bearable
+from jaxtyping import AbstractArray
+from torch import Tensor
 
 from lensplug.errors import LensplugError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which refuses arguments of other types than it says before it does anything.
+
+    Raises:
+        LensplugError: When it is called: an argument is of another type, is missing, or is none that it has.
+    """
+
+    @wraps(function)
+    def with_arguments_checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = _bound(function, args, kwargs)
+        hints = _hints(function)
+        for name, value in given.arguments.items():
+            if name in hints:
+                given.arguments[name] = admitted(value, hints[name], name)
+        return function(*given.args, **given.kwargs)
+
+    return with_arguments_checked
+
+
+def admitted(value: Any, hint: Any, name: str) -> Any:
+    """The value as the type that is annotated.
+
+    Raises:
+        LensplugError: If it is of another type.
+    """
+    for member in _members(hint):
+        taken, converted = _as(value, member)
+        if taken:
+            return converted
+    raise LensplugError(f"{name} is {described(value)}, expected {_in_words(hint)}.")
 
 
 def whole_number(value: Any, name: str) -> int:
@@ -14,9 +66,119 @@ def whole_number(value: Any, name: str) -> int:
     Raises:
         LensplugError: If it is something else.
     """
+    number: int = admitted(value, int, name)
+    return number
+
+
+def described(value: Any) -> str:
+    """What was given, in few words."""
+    if isinstance(value, Tensor | np.ndarray):
+        kind = "tensor" if isinstance(value, Tensor) else "NumPy array"
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"a {kind} {list(value.shape)} of {dtype}"
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    if isinstance(value, str | list | tuple | dict | set):
+        kind, text = "" if isinstance(value, str) else f"the {type(value).__name__} ", repr(value)
+        return kind + (text if len(text) <= 60 else text[:57] + "...")
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"{'an' if type(value).__name__[0] in 'AEIOUaeio' else 'a'} {type(value).__name__}"
+
+
+def _as(value: Any, member: Any) -> tuple[bool, Any]:
+    """Whether a value is of a type, after conversion where that changes no meaning; and what it is then."""
+    truth = isinstance(value, bool | np.bool_)
+    if member is bool:
+        return truth, bool(value) if truth else None
+    if member is int:
+        try:
+            return (False, None) if truth or isinstance(value, Tensor) and value.ndim else (True, index(value))
+        except TypeError:
+            return False, None
+    if member is float:
+        number = isinstance(value, int | float | np.integer | np.floating) and not truth
+        return (True, float(value)) if number and not math.isnan(value) else (False, None)
+    if _is_tensor(member):
+        value = _as_tensor(value, member)
+    if typing.get_origin(member) is tuple and isinstance(value, list):
+        value = tuple(value)
+    return is_bearable(value, member), value
+
+
+def _as_tensor(value: Any, member: Any) -> Any:
+    """Arrays and lists as a tensor; whole numbers as floats where those are wanted."""
+    if isinstance(value, np.ndarray | list | tuple):
+        try:
+            value = torch.as_tensor(np.asarray(value))
+        except (TypeError, ValueError, RuntimeError):  # rows of several lengths, texts
+            return value
+        value = value.float() if value.dtype == torch.float64 else value
+    whole = isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
+    return value.float() if whole and "float32" in getattr(member, "dtypes", ()) else value
+
+
+def _is_tensor(member: Any) -> bool:
+    return member is Tensor or inspect.isclass(member) and issubclass(member, AbstractArray)
+
+
+def _members(hint: Any) -> list[Any]:
+    """The types of a union, those that nothing is converted to first; else the hint alone."""
+    if typing.get_origin(hint) not in (UnionType, typing.Union):
+        return [hint]
+    return sorted(typing.get_args(hint), key=lambda member: member in (int, float) or _is_tensor(member))
+
+
+def _in_words(hint: Any) -> str:
+    names = []
+    for member in _members(hint):
+        if member is type(None):
+            continue
+        plain = inspect.isclass(member) and not typing.get_args(member)
+        words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+        names.append(words.get(member) or (member.__name__ if plain else _short(str(member))))
+    without = ["None"] if type(None) in _members(hint) else []
+    return " or ".join([*dict.fromkeys(names), *without])
+
+
+def _short(hint: str) -> str:
+    for module in ("collections.abc.", "typing.", "torch.", "pathlib.", "jaxtyping.", "PIL.Image."):
+        hint = hint.replace(module, "")
+    return hint
+
+
+def _bound(function: Callable[..., Any], args: Any, kwargs: Any) -> inspect.BoundArguments:
+    """Which argument is which.
+
+    Raises:
+        LensplugError: If one is missing, or is none that the function has.
+    """
+    signature = _signature(function)
     try:
-        if not isinstance(value, bool):
-            return index(value)
-    except TypeError:
-        pass
-    raise LensplugError(f"{name} is {value!r}, expected a whole number.")
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        named = ", ".join(name for name in signature.parameters if name != "self")
+        raise LensplugError(f"{function.__qualname__}: {error}. Its arguments are {named}.") from error
+
+
+@cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+@cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of single arguments; `Any` is none, nor is a name that type checkers alone know."""
+    found = {}
+    plain = inspect.unwrap(function)
+    for name, parameter in _signature(function).parameters.items():
+        hint = parameter.annotation
+        if isinstance(hint, str):
+            try:
+                hint = eval(hint, plain.__globals__)  # noqa: S307, as typing.get_type_hints does
+            except NameError:
+                continue
+        several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if hint not in (Any, object, parameter.empty) and not several:
+            found[name] = hint
+    return found
