@@ -87,6 +87,15 @@ class LensCache(ActivationCache):
         for name, value in noted.items():
             setattr(self, name, value)
 
+    def __getitem__(self, key: Any) -> Tensor:
+        """An activation, by any of its names: a bridge calls `hook_resid_post` `hook_out`, and so do tools for it."""
+        if isinstance(key, str) and key not in self.cache_dict:
+            point = getattr(self.model, "hook_dict", {}).get(key)
+            if point is not None and point.name in self.cache_dict:
+                return self.cache_dict[point.name]
+        value: Tensor = super().__getitem__(key)
+        return value
+
     def __setitem__(self, key: str | tuple[Any, ...], value: Tensor) -> None:
         """Put an activation in place of one, `cache["pattern", 0] = edited`, or beside the others.
 

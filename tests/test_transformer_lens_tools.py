@@ -198,6 +198,14 @@ def test_a_cut_cache_is_refused(lens, one, read):
         read(cache)
 
 
+@BRIDGE
+def test_the_cache_of_a_lens_is_read_by_a_bridges_names(lens, one):
+    _, cache = lens.run_with_cache(one, residual_positions=[-1])
+    assert torch.equal(cache["blocks.1.hook_out"], cache["resid_post", 1]) and "blocks.1.hook_out" not in list(cache)
+    with pytest.raises(KeyError):
+        cache["blocks.1.hook_nothing"]
+
+
 def test_words_run_as_before(lens):
     logits = lens.model("What is the color?")
     tokens = lens.model.to_tokens("What is the color?")

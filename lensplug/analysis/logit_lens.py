@@ -57,7 +57,7 @@ class LogitLens(Result):
     target: Int[Tensor, "example position"]
     """The token that `rank` and `log_probability` are of."""
     rank: Int[Tensor, "example entry position"]
-    """Of the target; 1 = most probable."""
+    """Of the target; 1 = most probable. (TransformerLens's own tools count ranks from 0.)"""
     log_probability: Float[Tensor, "example entry position"]
     """Of the target, in nats."""
     entropy: Float[Tensor, "example entry position"]
