@@ -111,7 +111,8 @@ class LensCache(ActivationCache):
         self.cache_dict[name] = value
         if name.endswith("attn.hook_pattern"):
             layer = int(name.split(".")[1])
-            made = (hook_names.head_mean(layer), hook_names.modality_mass(layer), hook_names.ROLLOUT)
+            of_all = (hook_names.ROLLOUT, hook_names.ROLLOUT_ROWS)
+            made = (hook_names.head_mean(layer), hook_names.modality_mass(layer), *of_all)
             for gone in (*made, *(hook_names.cam(layer, sign) for sign in ("positive", "negative"))):
                 self.cache_dict.pop(gone, None)
 

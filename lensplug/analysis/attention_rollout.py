@@ -29,7 +29,7 @@ from torch import Tensor
 from lensplug import hook_names
 from lensplug.analysis.evenly import EvenLayer, beyond_order, even_layer, lift, rolled_out
 from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
-from lensplug.analysis.reading import attended, n_layers, needs, read_kept
+from lensplug.analysis.reading import attended, n_layers, needs, read, read_kept
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
@@ -236,7 +236,7 @@ def attention_rollout(
 
 def _even_as_kept(cache: Any, mask: Int[Tensor, "batch pos"], exclude_first: bool) -> tuple[EvenLayer, ...]:
     """The baseline of a rollout that was multiplied up while the model ran."""
-    kept = cache.cache_dict[hook_names.ROLLOUT_ROWS]
+    kept = read(cache, hook_names.ROLLOUT_ROWS, needed_by="attention_rollout")
     return tuple(
         EvenLayer.of(cache, layer, kept[:, layer, :, 0], kept[:, layer, :, 1], mask, exclude_first=exclude_first)
         for layer in range(kept.shape[1])
