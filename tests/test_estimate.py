@@ -18,7 +18,7 @@ OPTIONS = {
     "rows": {"query_positions": [-1, -2], "logit_positions": [-1]},
     "needs": {"needs": [analysis.logit_lens, analysis.head_specialization], "residual_positions": [-1]},
     "nothing": {"needs": analysis.attention_rollout, "query_positions": [], "logit_positions": []},
-    "reduced": {"names_filter": [], "keep": ["rollout", "modality_mass", HeadMean(layers=[1])]},
+    "reduced": {"names_filter": [], "keep": ["rollout", "modality_mass", HeadMean(layers=[0, 1])]},
     "early": {"stop_at_layer": 2},
     "pre": {"names_filter": lambda name: name.endswith("hook_resid_pre")},
     "logits": {"names_filter": ["unembed.hook_in", "unembed.hook_out", "ln_final.hook_scale"]},

@@ -1,8 +1,8 @@
 """How much of each query's attention falls on each modality, in every head: what head specialisation reads.
 
 Three sums for each part of the prompt: the mass, the sum of p log p, and the largest weight. The first position that
-is not padding, where many heads rest, is a part of its own, so that it can be counted with its modality or left out
-afterwards: sums of parts are sums of the whole.
+is not padding, where many heads rest, is a part of its own; so are the other special tokens, and the views of an image
+(whole, tiles, newlines). Which of them make a class can be said afterwards: sums of parts are sums of the whole.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from lensplug import hook_names
 from lensplug.inputs import MultimodalInput
 from lensplug.modality import MODALITIES, ModalityMap
 
-PARTS = ("first", *(name for name in MODALITIES if name != "pad"))
-"""The first position, then the rest of each modality; one that does not occur is empty."""
+VIEWS = ("base", "tiles", "newline")
+"""The parts of an image whose grid is known: it as a whole, its tiles, the tokens that only end a row."""
+PARTS = ("first", "special", *VIEWS, *(name for name in MODALITIES if name != "pad"))
+"""The first position, the other special tokens, the views of images, then the rest of each modality; disjoint."""
 
 
 @dataclass(frozen=True)
 class ModalityMass:
-    """Keep `[batch head query part measure]` of every layer, in fp32; parts are `PARTS`."""
+    """Keep `[batch head query part measure]` of every layer, in fp32; parts are those of `PARTS` that occur."""
 
     def begin(self, inputs: MultimodalInput, layers: int, heads: int) -> _Masses:
         """Empty, for one run."""
-        return _Masses(parts(inputs.modality))
+        return _Masses(_occurring(inputs.modality))
 
     def numbers(self, inputs: MultimodalInput, layers: int, heads: int) -> int:
         """How many numbers will be kept."""
-        return layers * heads * inputs.tokens.numel() * len(PARTS) * 3
+        return layers * heads * inputs.tokens.numel() * _occurring(inputs.modality).shape[1] * 3
 
 
 @dataclass
@@ -49,16 +51,67 @@ class _Masses:
         name = hook_names.modality_mass(layer)
         batch, heads, rows, keys = pattern.shape
         if name not in self.named:
-            self.named[name] = pattern.new_zeros(batch, heads, self.member.shape[-1], len(PARTS), 3)
+            self.named[name] = pattern.new_zeros(batch, heads, self.member.shape[-1], self.member.shape[1], 3)
         self.named[name][:, :, start : start + rows] = measure(pattern, self.member[..., :keys].to(pattern.device))
 
 
-def parts(modality: ModalityMap) -> Bool[Tensor, "batch part pos"]:
-    """Which position belongs to which of `PARTS`; padding to none."""
+def parts(modality: ModalityMap, sink: Bool[Tensor, "batch pos"] | None = None) -> Bool[Tensor, "batch part pos"]:
+    """Which position belongs to which of `PARTS`; padding to none.
+
+    Args:
+        modality: Which position is what.
+        sink: What stands in the place of the first position.
+    """
+    first = first_position(modality) if sink is None else sink
+    views = views_of(modality)
+    own = {
+        "special": modality.special,
+        "text": modality.mask("text") & ~modality.special,
+        **dict(zip(VIEWS, views, strict=True)),
+        "image": modality.mask("image") & ~torch.stack(views).any(dim=0),
+    }
+    rest = (own[name] if name in own else modality.mask(name) for name in PARTS[1:])
+    return torch.stack([first, *(positions & ~first for positions in rest)], dim=1)
+
+
+def first_position(modality: ModalityMap) -> Bool[Tensor, "batch pos"]:
+    """The first position of each example that is not padding."""
     attended = modality.attention_mask
     first = torch.zeros_like(attended, dtype=torch.bool)
-    first.scatter_(1, attended.argmax(dim=1, keepdim=True), attended.any(dim=1, keepdim=True))
-    return torch.stack([first, *(modality.mask(name) & ~first for name in PARTS[1:])], dim=1)
+    return first.scatter_(1, attended.argmax(dim=1, keepdim=True), attended.any(dim=1, keepdim=True))
+
+
+def spread(
+    kept: Float[Tensor, "batch head held 3"],
+    held: Bool[Tensor, "batch held pos"],
+    member: Bool[Tensor, "batch every_part pos"],
+) -> Float[Tensor, "batch head every_part 3"] | None:
+    """What was kept of the parts that occurred, on all of `PARTS`; None where it was kept of others."""
+    same = (held[:, :, None] == member[:, None]).all(dim=-1).all(dim=0)  # [held part]
+    occurs = member.any(dim=-1).any(dim=0)
+    if not bool(same.any(dim=1).all()) or not bool((same.any(dim=0) | ~occurs).all()):
+        return None
+    # A part that was kept and is empty in the examples at hand has nothing to give, wherever it goes.
+    made = kept.new_zeros(*kept.shape[:2], member.shape[1], 3)
+    return made.index_add_(2, same.int().argmax(dim=1).to(kept.device), kept)
+
+
+def _occurring(modality: ModalityMap) -> Bool[Tensor, "batch part pos"]:
+    member = parts(modality)
+    return member[:, member.any(dim=-1).any(dim=0)]
+
+
+def views_of(modality: ModalityMap) -> list[Bool[Tensor, "batch pos"]]:
+    """Where each of `VIEWS` is; an image without a grid is in none."""
+    found = [torch.zeros_like(modality.special) for _ in VIEWS]
+    for (example, index), grid in modality.grids.items():
+        at = (modality.mask("image")[example] & (modality.media_index[example] == index)).nonzero()[:, 0]
+        if len(at) != len(grid):
+            continue  # not whole in this map: no token of it can be told from another
+        view, newline = grid.view.to(at.device), grid.newline.to(at.device)
+        for where, chosen in zip(found, ((view == 0) & ~newline, (view > 0) & ~newline, newline), strict=True):
+            where[example, at[chosen]] = True
+    return found
 
 
 def measure(
