@@ -166,8 +166,8 @@ def test_uniform_attention_is_chance_for_every_query_of_an_encoder(query):
     cache = lensplug.cache_from_attentions(uniform, attention_mask=mask)
     kinds = ModalityMap.build(ids, mask, placeholder_ids={"image": 49})
     heads = analysis.head_specialization(cache, kinds, query=query)
-    assert heads.modalities == ("text", "image")
-    torch.testing.assert_close(heads.chance[0, 0], torch.tensor([3 / 5, 2 / 5], dtype=heads.chance.dtype))
+    assert heads.modalities == ("text", "image", "sink")
+    torch.testing.assert_close(heads.chance[0, 0], torch.tensor([2 / 5, 2 / 5, 1 / 5], dtype=heads.chance.dtype))
     torch.testing.assert_close(heads.mean, torch.ones_like(heads.mean))
 
 

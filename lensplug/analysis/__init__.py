@@ -21,8 +21,9 @@ from lensplug.analysis.compare import compare as compare
 from lensplug.analysis.deletion_curve import DeletionCurve as DeletionCurve
 from lensplug.analysis.deletion_curve import deletion_curve as deletion_curve
 from lensplug.analysis.gradient_rollout import gradient_rollout as gradient_rollout
-from lensplug.analysis.head_specialization import HeadSpecialization as HeadSpecialization
+from lensplug.analysis.head_readings import HeadSpecialization as HeadSpecialization
 from lensplug.analysis.head_specialization import head_specialization as head_specialization
+from lensplug.analysis.heads_by_layer import HeadsByLayer as HeadsByLayer
 from lensplug.analysis.logit_lens import LogitLens as LogitLens
 from lensplug.analysis.logit_lens import logit_lens as logit_lens
 from lensplug.analysis.modality_ablation import Example as Example
