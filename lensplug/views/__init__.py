@@ -20,6 +20,7 @@ from lensplug.views.explorer import Explorer as Explorer
 from lensplug.views.explorer import image_explorer as image_explorer
 from lensplug.views.flow import attention_flow as attention_flow
 from lensplug.views.heads import head_specialization as head_specialization
+from lensplug.views.heads_by_layer import heads_by_layer as heads_by_layer
 from lensplug.views.image import image_overlay as image_overlay
 from lensplug.views.lens_table import logit_lens as logit_lens
 from lensplug.views.matrix import attention_matrix as attention_matrix

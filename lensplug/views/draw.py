@@ -15,7 +15,8 @@ from lensplug.analysis.attention_matrix import AttentionMatrix
 from lensplug.analysis.attention_rollout import Rollout
 from lensplug.analysis.compare import Comparison
 from lensplug.analysis.deletion_curve import DeletionCurve
-from lensplug.analysis.head_specialization import HeadSpecialization
+from lensplug.analysis.head_readings import HeadSpecialization
+from lensplug.analysis.heads_by_layer import HeadsByLayer
 from lensplug.analysis.logit_lens import LogitLens
 from lensplug.analysis.modality_ablation import ModalityAblation
 from lensplug.analysis.received_attention import ReceivedAttention
@@ -27,6 +28,7 @@ from lensplug.views.comparison import comparison
 from lensplug.views.deletion import agreement, deletion_curve
 from lensplug.views.flow import attention_flow
 from lensplug.views.heads import head_specialization
+from lensplug.views.heads_by_layer import heads_by_layer
 from lensplug.views.lens_table import logit_lens
 from lensplug.views.matrix import attention_matrix
 from lensplug.views.received import received_attention
@@ -48,6 +50,7 @@ def _rollout(result: Rollout) -> go.Figure:
 
 
 draw.register(HeadSpecialization, head_specialization)
+draw.register(HeadsByLayer, heads_by_layer)
 draw.register(LogitLens, logit_lens)
 draw.register(Rollout, _rollout)
 draw.register(Flow, attention_flow)

@@ -15,14 +15,28 @@ MODALITY_COLORS = {
     "audio": "#2a9d8f",
     "generated": "#8e5ea2",
     "pad": "#c9ccd1",
+    "sink": "#59616b",
+    "mixed": "#e9e4d8",
+    "nothing": "#ffffff",
 }
+"""Of modalities; and of what else a head can look at."""
 HEAT = [
-    [0.0, "rgba(40, 20, 90, 0.30)"],
-    [0.35, "rgba(60, 70, 170, 0.42)"],
-    [0.7, "rgba(40, 190, 190, 0.55)"],
-    [1.0, "rgba(255, 235, 70, 0.82)"],
+    [0.0, "rgba(60, 40, 150, 0.0)"],
+    [0.2, "rgba(60, 50, 160, 0.34)"],
+    [0.6, "rgba(40, 190, 190, 0.55)"],
+    [1.0, "rgba(255, 235, 70, 0.85)"],
 ]
-"""Over pictures: a faint veil where there is little, so that the picture stays to be seen."""
+"""Over pictures, from 0: nothing lies over what has nothing."""
+HEAT_SIGNED = [
+    [0.0, "rgba(20, 70, 160, 0.85)"],
+    [0.25, "rgba(40, 130, 220, 0.50)"],
+    [0.5, "rgba(255, 255, 255, 0.0)"],
+    [0.75, "rgba(240, 120, 40, 0.50)"],
+    [1.0, "rgba(190, 40, 10, 0.85)"],
+]
+"""Over pictures, where values have both signs: 0 in the middle lets the picture through."""
+PAPER_TO_DARK = [[0.0, "#fdfcf9"], [0.33, "#f5c78e"], [0.66, "#db6a1f"], [1.0, "#571a03"]]
+"""From 0 to the most there can be."""
 WHITE_TO_ORANGE = [[0.0, "#ffffff"], [0.5, "#f6c992"], [1.0, "#dd6b20"]]
 """Behind waveforms and channels."""
 DIVERGING = [[0.0, "#2b5c8a"], [0.5, "#f7f6f3"], [1.0, "#c2541b"]]
@@ -50,11 +64,15 @@ def figure(*traces: Any, title: str, height: int, width: int | None = None) -> g
 
 def titled(fig: go.Figure, title: str, notes: str) -> None:
     """Put a title over a figure, and below it notes in lines that fit 480 pixels; the figure grows by them."""
-    lines = wrap(notes, 62)
-    text = title + "".join(f"<br><sub>{line}</sub>" for line in lines)
-    room = 76 + 18 * len(lines)  # below the buttons that plotly shows, which would lie on the title
+    text = title_text(title, notes)
+    room = 76 + 18 * text.count("<br>")  # below the buttons that plotly shows, which would lie on the title
     fig.update_layout(title={"text": text, "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 46}})
     fig.update_layout(margin={"t": room}, height=fig.layout.height + room)
+
+
+def title_text(title: str, notes: str) -> str:
+    """A title, and below it notes in lines that fit 480 pixels."""
+    return title + "".join(f"<br><sub>{line}</sub>" for line in wrap(notes, 62))
 
 
 def visible(token: str) -> str:

@@ -166,7 +166,7 @@ def test_comparison_of_heads_has_two_maps_and_their_difference(heard):
     first, second, difference = (np.asarray(trace.z, dtype=float) for trace in fig.data)
     np.testing.assert_allclose(difference, second - first, atol=2e-4)
     audio = heard.heads.modalities.index("audio")
-    np.testing.assert_allclose(first, heard.heads.mean[..., audio].numpy(), atol=1e-4)
+    np.testing.assert_allclose(first, heard.heads.average()[..., audio].numpy(), atol=1e-4)
     with pytest.raises(LensplugError, match="modality is 'image', this comparison has"):
         views.comparison(analysis.compare(heard.heads, other), modality="image")
 
