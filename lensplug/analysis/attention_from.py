@@ -69,6 +69,11 @@ class AttentionFrom(Result):
         rows = chosen.mean(dim=1) if isinstance(head, str) else chosen[:, head]
         return {f"layer {layer}": row for layer, row in enumerate(rows)}
 
+    @property
+    def shares(self) -> bool:
+        """They are."""
+        return True
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each example, layer, head, query and key."""
         import pandas as pd

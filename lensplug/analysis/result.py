@@ -186,6 +186,11 @@ class Result:
         """
         raise LensplugError(f"{type(self).__name__} has no value for each position: nothing to lay over a picture.")
 
+    @property
+    def shares(self) -> bool:
+        """Whether `by_position` gives shares of attention, which may be added up and averaged."""
+        return False
+
     def __repr__(self) -> str:
         # Shapes, not numbers: the numbers are in the picture, and in to_dataframe.
         tensors = [

@@ -142,7 +142,10 @@ def colored_tokens(
         groups = group_positions(inputs.modality, inputs.str_tokens, example=example, blocks=blocks)
     sums = groups.sums(row)
     tokens = [_harmless(_shown(name)) for name in groups.names]
-    component = circuitsvis.tokens.colored_tokens(tokens=tokens, values=_rounded(sums))
+    # Each sign would have a scale of its own: the least negative value as red as the largest positive is blue.
+    most = float(sums[sums.isfinite()].abs().max()) if bool(sums.isfinite().any()) else 0.0
+    ends = {"min_value": -most, "max_value": most} if bool((sums < 0).any()) else {}
+    component = circuitsvis.tokens.colored_tokens(tokens=tokens, values=_rounded(sums), **ends)
     return _widget(component, height=160)
 
 

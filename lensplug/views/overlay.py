@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import plotly.graph_objects as go
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lensplug.views.style import HEAT
+from lensplug.views.style import HEAT, HEAT_SIGNED
 
 SIDE = 340
 """Pictures are drawn this many pixels long."""
@@ -19,21 +20,21 @@ SIDE = 340
 Cells = tuple[Float[Tensor, "row column"], Float[Tensor, " row_edge"], Float[Tensor, " column_edge"]]
 
 
-def heat(cells: Cells, *, visible: bool, shown: bool, scale: tuple[float, float] | None = None) -> go.Heatmap:
-    """Cells between edges in pixels of the picture; NaN lets it through.
+def heat(cells: Cells, *, visible: bool, shown: bool, scale: tuple[float, float]) -> go.Heatmap:
+    """Cells between edges in pixels of the picture; NaN lets it through, and so does 0.
 
     Args:
         cells: From `ImageGrid.to_cells`.
         visible: The slider's part.
         shown: The buttons' part: what they hide is transparent.
-        scale: The ends of the colour scale; `scale_of` the values if not given.
+        scale: The ends of the colour scale, from `scale_of`.
     """
     values, y, x = cells
-    low, high = scale_of(values) if scale is None else scale
+    low, high = scale
     return go.Heatmap(
         z=values.numpy(), x=x.numpy(), y=y.numpy(),
         zmin=low, zmax=high,
-        colorscale=HEAT, visible=visible, opacity=1 if shown else 0, showscale=shown,
+        colorscale=HEAT_SIGNED if low < 0 else HEAT, visible=visible, opacity=1 if shown else 0, showscale=shown,
         hoverinfo=None if shown else "skip",
         hovertemplate="x %{x:.0f}, y %{y:.0f}: %{z:.4g}<extra></extra>",
         colorbar={"thickness": 12, "tickformat": ".3~g"},
@@ -41,9 +42,18 @@ def heat(cells: Cells, *, visible: bool, shown: bool, scale: tuple[float, float]
 
 
 def scale_of(values: Float[Tensor, ...]) -> tuple[float, float]:
-    """From 0 (or the smallest value, if that is below) to the largest; NaN and infinities left out."""
+    """From 0 to the largest value; where some are negative, as far on both sides. NaN and infinities are left out."""
     known = values[values.isfinite()]
-    return (min(float(known.min()), 0.0), float(known.max())) if len(known) else (0.0, 1.0)
+    largest = float(known.abs().max()) if len(known) else 0.0
+    if largest == 0:
+        return 0.0, 1.0
+    return (-largest, largest) if float(known.min()) < 0 else (0.0, largest)
+
+
+def scales_of(rows: Sequence[Float[Tensor, ...]]) -> tuple[list[tuple[float, float]], tuple[float, float]]:
+    """Of each row its own scale, and the one of all; where one row has both signs, every scale has."""
+    each, whole = [scale_of(row) for row in rows], scale_of(torch.cat([row.flatten() for row in rows]))
+    return [(-high, high) if whole[0] < 0 else (low, high) for low, high in each], whole
 
 
 def lay_out(fig: go.Figure, width: int, height: int) -> None:
@@ -107,6 +117,45 @@ def add_buttons(fig: go.Figure, names: Sequence[str], each: Sequence[int]) -> No
     place = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 2}, "font": {"size": 11}}
     menu = {"buttons": listed, "active": 0, **kind, **place}
     fig.update_layout(updatemenus=[menu], height=fig.layout.height + 36, margin={"t": 84})
+
+
+def add_scales(
+    fig: go.Figure,
+    whole: tuple[float, float],
+    each: Sequence[tuple[float, float]],
+    *,
+    traces: Sequence[int] | None = None,
+    layouts: tuple[Mapping[str, object], Mapping[str, object]] = ({}, {}),
+) -> None:
+    """A switch above a picture between one scale for all rows, so that a slider compares, and for each row its own.
+
+    Args:
+        fig: With its other buttons.
+        whole: The ends of the one scale.
+        each: Of each trace, the ends of its own.
+        traces: Which traces these are; all if not given.
+        layouts: What changes in the layout with the one and with the other.
+    """
+    listed = [
+        {
+            "label": name,
+            "method": "update",
+            "args": [
+                {"zmin": [low for low, _ in ends], "zmax": [high for _, high in ends]},
+                layout,
+                list(traces if traces is not None else range(len(ends))),
+            ],
+        }
+        for name, ends, layout in zip(
+            ("one scale for all", "each its own"), ([whole] * len(each), each), layouts, strict=True
+        )
+    ]
+    others = fig.layout.updatemenus
+    place = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 2 + 38 * len(others)}}
+    menu = {"type": "buttons", "direction": "right", "buttons": listed, "active": 0, "font": {"size": 11}, **place}
+    room = 38 if others else 36
+    fig.update_layout(updatemenus=[*others, menu], height=fig.layout.height + room)
+    fig.update_layout(margin={"t": fig.layout.margin.t + room})
 
 
 def data_url(picture: Image.Image, side: int = 720) -> str:

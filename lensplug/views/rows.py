@@ -12,6 +12,8 @@ from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 
+ROUNDING = 2**-8
+"""Rows of attention in half precision sum to 1 with this error."""
 Rows = Float[Tensor, " pos"] | Mapping[str, Float[Tensor, " pos"]] | Result
 
 
@@ -41,3 +43,14 @@ def rows_at(
         row = row.float().cpu()
         rows[name] = row if at is None else row[at.cpu()]
     return rows
+
+
+def are_shares(values: Rows, inputs: MultimodalInput, example: int = 0) -> bool:
+    """Whether values are shares of attention, of which sums and means have a sense.
+
+    Of a result, if its type says so; of plain rows, if none is negative and none sums to more than 1.
+    """
+    if isinstance(values, Result) and not values.shares:
+        return False
+    rows = torch.stack(list(rows_at(values, inputs, example=example).values())).nan_to_num(0)
+    return bool((rows >= 0).all()) and float(rows.sum(dim=1).max()) <= 1 + ROUNDING

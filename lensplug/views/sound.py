@@ -19,9 +19,9 @@ from lensplug.geometry import AudioTimeline
 from lensplug.inputs import MultimodalInput
 from lensplug.media import Sound, load_sound
 from lensplug.media.warn import warn_user
-from lensplug.views.overlay import slider
+from lensplug.views.overlay import add_scales, scales_of, slider
 from lensplug.views.rows import Rows, rows_at
-from lensplug.views.style import FONT, MODALITY_COLORS, WHITE_TO_ORANGE, figure
+from lensplug.views.style import DIVERGING, FONT, MODALITY_COLORS, WHITE_TO_ORANGE, figure
 
 ROUNDED_S = 0.05
 """By more than this the length of a sound is never rounded."""
@@ -48,10 +48,10 @@ def sound_overlay(
 ) -> go.Figure:
     """Any value on positions over the sound, in seconds, with a slider where there are several.
 
-    Above, a bar for each audio position, as wide as what it hears directly; below, the same as colour behind
-    the waveform, each moment coloured by the nearest position; then the spectrogram. What lies behind the end of
-    the sound is shaded, and the title says how much of the audio's mass is there; so is what the encoder does not hear
-    of a sound that is too long for it.
+    All rows have one scale; a switch gives each its own. Above, a bar for each audio position, as wide as what it
+    hears directly; below, the same as colour behind the waveform, each moment coloured by the nearest position; then
+    the spectrogram. What lies behind the end of the sound is shaded, and the title says how much of the audio's mass
+    is there; so is what the encoder does not hear of a sound that is too long for it.
 
     Args:
         values: One value for each position of the example (a row of a rollout, of attention, ...), or
@@ -75,15 +75,20 @@ def sound_overlay(
     timeline = _of_length(timeline, heard.duration_s)
     rows = rows_at(values, inputs, inputs.modality.audio_positions(media_index, example))
     fig = make_subplots(rows=3, cols=1, shared_xaxes=True, row_heights=[0.36, 0.28, 0.36], vertical_spacing=0.04)
-    highest = max(float(row.nan_to_num(0).abs().max()) for row in rows.values()) or 1.0
+    each, whole = scales_of(list(rows.values()))
     for index, row in enumerate(rows.values()):
         fig.add_trace(_bars(row, timeline, shown=index == 0), row=1, col=1)
-        fig.add_trace(_heat(row, timeline, highest, shown=index == 0), row=2, col=1)
+        fig.add_trace(_heat(row, timeline, whole, shown=index == 0), row=2, col=1)
     fig.add_trace(_waveform(heard), row=2, col=1)
     fig.add_trace(_spectrogram(heard), row=3, col=1)
     _lay_out(fig, title, rows, timeline, heard.duration_s)
-    if min(float(row.nan_to_num(0).min()) for row in rows.values()) >= 0:
-        fig.update_yaxes(range=[0, 1.05 * highest], row=1, col=1)  # the same for all: a slider compares
+    ends = [1.05 * end for end in whole]
+    fig.update_yaxes(range=ends, row=1, col=1)
+    if len(rows) > 1:
+        at = range(1, 2 * len(rows), 2)  # the heat maps, beside their bars
+        changes = {"yaxis.range": ends, "yaxis.autorange": False}, {"yaxis.autorange": True}
+        add_scales(fig, whole, each, traces=at, layouts=changes)
+        fig.update_layout(title={"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}})
     return fig
 
 
@@ -143,12 +148,15 @@ def _bars(row: Float[Tensor, " token"], timeline: AudioTimeline, *, shown: bool)
     )  # fmt: skip
 
 
-def _heat(row: Float[Tensor, " token"], timeline: AudioTimeline, highest: float, *, shown: bool) -> go.Heatmap:
+def _heat(
+    row: Float[Tensor, " token"], timeline: AudioTimeline, scale: tuple[float, float], *, shown: bool
+) -> go.Heatmap:
     painted = timeline.to_seconds(row, bins=BINS)
     step = timeline.duration_s / BINS
     return go.Heatmap(
         z=[painted.tolist()], x0=step / 2, dx=step, y0=0, dy=2.1, visible=shown, showscale=False,
-        colorscale=WHITE_TO_ORANGE, zmin=0, zmax=highest, hovertemplate="%{x:.2f} s: %{z:.4f}<extra></extra>",
+        colorscale=DIVERGING if scale[0] < 0 else WHITE_TO_ORANGE, zmin=scale[0], zmax=scale[1],
+        hovertemplate="%{x:.2f} s: %{z:.4f}<extra></extra>",
     )  # fmt: skip
 
 

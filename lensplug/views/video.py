@@ -9,7 +9,7 @@ from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.media import load_video
 from lensplug.views.image import NO_GRID
-from lensplug.views.overlay import SIDE, add_buttons, below, heat, lay_out, scale_of, slider
+from lensplug.views.overlay import SIDE, add_buttons, add_scales, below, heat, lay_out, scales_of, slider
 from lensplug.views.rows import Rows, rows_at
 from lensplug.views.style import figure
 
@@ -25,7 +25,7 @@ def video_overlay(
 ) -> go.Figure:
     """A heat map of any value on positions over each frame: a slider for the frames, a menu where there are several.
 
-    All frames of a row share its colour scale, so that the slider compares them.
+    All frames and rows share one colour scale, so that the slider compares them; a switch gives each row its own.
 
     Args:
         values: As for `image_overlay`.
@@ -52,11 +52,11 @@ def video_overlay(
         )
     rows = rows_at(values, inputs, inputs.modality.video_positions(media_index, example), example=example)
     traces, of_frame, of_row = [], [], []
+    each, whole = scales_of([row[grid.frame >= 0] for row in rows.values()])
     for index, row in enumerate(rows.values()):
-        scale = scale_of(row[grid.frame >= 0])
         for frame in range(grid.n_frames):
             cells = grid.image_grid(frame).to_cells(row[grid.tokens_of_frame(frame)])
-            traces.append(heat(cells, visible=frame == 0, shown=index == 0, scale=scale))
+            traces.append(heat(cells, visible=frame == 0, shown=index == 0, scale=whole))
             of_frame.append(frame)
             of_row.append(index)
     drawn = SIDE / max(grid.width, grid.height)
@@ -72,4 +72,5 @@ def video_overlay(
     )
     if len(rows) > 1:
         add_buttons(fig, list(rows), of_row)
+        add_scales(fig, whole, [each[row] for row in of_row])
     return fig

@@ -6,20 +6,10 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
+from painted import painted
 
 from lensplug import LensplugError, analysis, views
 from lensplug.views.style import MODALITY_COLORS, visible
-
-
-def test_head_map_shows_log2_of_the_ratio_one_modality_at_a_time(seen):
-    fig = views.head_specialization(seen.heads)
-    image = seen.heads.modalities.index("image")
-    shown = [trace for trace in fig.data if trace.visible]
-    assert len(shown) == 1 and len(fig.data) == len(seen.heads.modalities)
-    expected = seen.heads.mean[..., image].clamp(1 / 8, 8).log2().numpy()
-    np.testing.assert_allclose(np.asarray(shown[0].z), expected, atol=1e-6)
-    with pytest.raises(LensplugError, match="audio"):
-        views.head_specialization(seen.heads, modality="audio")
 
 
 def test_logit_lens_cells_are_the_top_tokens(seen):
@@ -28,13 +18,6 @@ def test_logit_lens_cells_are_the_top_tokens(seen):
     assert np.asarray(heat.z).shape == (7, 3)
     assert heat.text[-1][-1] == seen.logit_lens.top_texts[0][-1][-1][0]
     assert "rank of" in heat.hovertext[0][0]
-
-
-def painted(trace, x: float, y: float) -> float:
-    """The value that a heat map has at a point."""
-    column = np.searchsorted(np.asarray(trace.x), x, side="right") - 1
-    row = np.searchsorted(np.asarray(trace.y), y, side="right") - 1
-    return float(np.asarray(trace.z)[row, column])
 
 
 def test_overlay_paints_the_values_where_their_boxes_are(seen):
@@ -58,7 +41,7 @@ def test_overlay_has_a_slider_for_several_rows_and_refuses_other_lengths(seen):
     assert [trace.visible for trace in fig.data] == [True, False, False] * 3
     visible = [step.args[0]["visible"] for step in fig.layout.sliders[0].steps]
     assert visible == np.tile(np.eye(3, dtype=bool), 3).tolist()
-    assert [button.label for button in fig.layout.updatemenus[0].buttons] == ["tiles", "both", "whole image"]
+    assert [button.label for button in fig.layout.updatemenus[0].buttons] == ["tiles", "mean of both", "whole image"]
     with pytest.raises(LensplugError, match="one for each"):
         views.image_overlay(torch.zeros(5), seen.inputs)
     with pytest.raises(LensplugError, match="pixels"):
@@ -70,9 +53,9 @@ def test_overlay_has_a_slider_for_several_rows_and_refuses_other_lengths(seen):
 def test_slider_and_view_buttons_choose_one_heat_map_together(seen):
     rows = {f"layer {i}": torch.rand(seen.inputs.tokens.shape[1]) for i in range(3)}
     grid, at = seen.inputs.modality.image_grid(), seen.inputs.modality.image_positions()
-    fig = views.image_overlay(rows, seen.inputs)
+    fig = views.image_overlay(rows, seen.inputs, view="all")
     steps, choices = fig.layout.sliders[0].steps, fig.layout.updatemenus[0].buttons
-    assert [one.label for one in choices] == ["both", "whole image", "tiles"]
+    assert [one.label for one in choices] == ["mean of both", "whole image", "tiles"]
     assert [(t.visible, t.opacity) for t in fig.data if t.showscale and t.visible] == [(True, 1)]
     for step, row in zip(steps, rows.values(), strict=True):
         for button, view in zip(choices, ("all", "base", "tiles"), strict=True):
