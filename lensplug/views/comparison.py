@@ -85,6 +85,10 @@ def _maps(
     maps = [blocks(f"{number}_{name}") for name in result.names]
     changes = [blocks(result.difference_column(number, name)) for name in result.names[1:]]
     limits, widest = _limits(maps), max(map(abs, _limits(changes))) or 1.0
+    colors = [[0, "#f7f6f3"], [1, COLORS[1]]]
+    if limits[0] < 0 < limits[1]:  # as far on both sides, 0 in the middle
+        most = max(-limits[0], limits[1])
+        limits, colors = (-most, most), DIVERGING
     told = [*names, *(f"{name} − {names[0]}" for name in names[1:])]
     rows = 1 if len(told) <= SIDE_BY_SIDE else 2
     columns = len(told) if rows == 1 else len(names)
@@ -111,13 +115,13 @@ def _maps(
     fig.update_layout(figure(title=f"{_words(number)}{title}{pooled}", height=height).layout)
     fig.update_layout(
         margin={"t": 80 + 14 * lines, "b": 110},
-        coloraxis={"colorscale": [[0, "#f7f6f3"], [1, COLORS[1]]], "cmin": limits[0], "cmax": limits[1],
+        coloraxis={"colorscale": colors, "cmin": limits[0], "cmax": limits[1],
                    "colorbar": _colorbar(_words(number), 0.25)},
         coloraxis2={"colorscale": DIVERGING, "cmin": -widest, "cmax": widest,
                     "colorbar": _colorbar("difference", 0.78)},
     )  # fmt: skip
     fig.update_xaxes(title=axes[1], **_ticks(acrosses))
-    fig.update_yaxes(**_ticks(downs), **({} if axes[0] == "entry" else {"autorange": "reversed"}))
+    fig.update_yaxes(**_ticks(downs), autorange="reversed")
     fig.update_yaxes(title=axes[0], col=1)
     if blank:
         fig.update_xaxes(visible=False, row=2, col=1)

@@ -10,7 +10,7 @@ from lensplug.views.style import MONO, figure, visible
 
 
 def logit_lens(result: LogitLens, *, inputs: MultimodalInput | None = None, example: int = 0) -> go.Figure:
-    """The top token of each layer at each position; colour is its probability, hover has the rest.
+    """The top token of each layer at each position, layers down; colour is its probability, hover has the rest.
 
     Args:
         result: From `analysis.logit_lens`.
@@ -44,7 +44,7 @@ def logit_lens(result: LogitLens, *, inputs: MultimodalInput | None = None, exam
         tickvals=list(range(len(positions))),
         ticktext=labels,
     )
-    fig.update_yaxes(title="after layer", tickvals=list(range(entries)), ticktext=result.entries)
+    fig.update_yaxes(autorange="reversed", title="after layer", tickvals=list(range(entries)), ticktext=result.entries)
     return fig
 
 
