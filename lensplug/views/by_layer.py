@@ -29,14 +29,14 @@ def attention_by_layer(
     inputs: MultimodalInput | None = None,
     str_tokens: Sequence[Sequence[str]] | None = None,
     groups: Groups | None = None,
+    scale: str = "linear",
     raw: bool = False,
 ) -> go.Figure:
     """Where one position looks in each layer, or what a rollout up to each layer has in it.
 
     A rollout is drawn as its lift over uniform attention, without the first position, or raw.
 
-    The row of [CLS] for a classifier, of the answer for a decoder. Colour goes by the square root of the weight, as in
-    `attention_matrix`.
+    The row of [CLS] for a classifier, of the answer for a decoder. Colour as in `attention_matrix`.
 
     Args:
         result: From `analysis.attention_from`, or from `analysis.attention_rollout(..., per_layer=True)`.
@@ -47,6 +47,7 @@ def attention_by_layer(
         str_tokens: The same without inputs: `cache.str_tokens` of a cache made with `tokens`.
         groups: To sum the weights of a group's positions: words from `lensplug.join_pieces`, or
             `views.group_positions`. The lift of a group is that of its sums.
+        scale: What is shown first, "linear" or "root".
         raw: Of a rollout, draw the shares in place of the lift.
 
     Raises:
@@ -69,7 +70,7 @@ def attention_by_layer(
         notes = f"{result.provenance.convention}. Shown: {shown}; {result.beyond_order(example, row=row)}"
     fig = heatmap(
         values, [str(layer) for layer in layers], numbered(texts, range(len(texts))), title=title, notes=notes,
-        hover="layer %{y}, <b>%{x}</b>", height=100 + 22 * len(layers),
+        hover="layer %{y}, <b>%{x}</b>", height=100 + 22 * len(layers), scale=scale,
     )  # fmt: skip
     fig.update_yaxes(title={"text": "layer"})
     return fig

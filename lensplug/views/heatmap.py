@@ -1,8 +1,13 @@
-"""Attention between named positions as a heat map, readable for hundreds of them and where most weights are small."""
+"""Attention between named positions as a heat map, readable for hundreds of them.
+
+Colour goes by the weight, from 0 to the largest. Where a few columns have nearly all of it, the others look empty, and
+are small: a switch draws the square root instead, and ends the scale below the largest.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 from jaxtyping import Float
@@ -11,15 +16,15 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
-from lensplug.views.style import figure, titled, visible
+from lensplug.views.style import figure, title_text, titled, visible
 
 CELLS = 1_000_000
 """More are not drawn: a page of 5 MB, and less than a pixel for each."""
 GAPS = 40
 """Up to so many rows and columns, cells stand apart."""
 FEW, SINKS, CLIP = 20, 3, 16
-"""Of so many columns and more, as many cells as so many columns have may be beyond the scale, and the scale ends at
-the largest weight over CLIP or higher: else the first token and the separators are all that is seen."""
+"""By square root, of so many columns and more, as many cells as so many columns have may be beyond the scale, and the
+scale ends at the largest weight over CLIP or higher: else the first token and the separators are all that is seen."""
 SCALE = {
     "orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "len": 220, "lenmode": "pixels",
     "thickness": 8, "xpad": 0, "ypad": 4, "tickformat": ".2~g", "tickfont": {"size": 10},
@@ -34,6 +39,7 @@ BY_ROOT = [
     for step, color in enumerate(sample_colorscale(PAPER_TO_INK, [step / 24 for step in range(25)]))
 ]
 """The square root of a weight over the largest tells its colour: what is 1 % of the largest is seen as 10 %."""
+SCALES = ("linear", "root")
 
 
 def heatmap(
@@ -45,6 +51,7 @@ def heatmap(
     notes: str,
     hover: str,
     height: int,
+    scale: str = "linear",
 ) -> go.Figure:
     """A weight for each row and column; the axes have as many names as there is room for.
 
@@ -56,31 +63,66 @@ def heatmap(
         notes: What has to be said, below the title.
         hover: How the names are to be read, such as "%{y} looks at %{x}".
         height: Of the figure, without its title.
+        scale: "linear", or "root": colour by the square root of the weight; what is shown first.
 
     Raises:
-        LensplugError: If there are too many cells to draw or to see.
+        LensplugError: If there are too many cells to draw or to see, or no such scale.
     """
+    if scale not in SCALES:
+        raise LensplugError(f"scale is {scale!r}, expected 'linear' or 'root'.")
     if values.numel() > CELLS:
         raise LensplugError(
             f"{len(rows)} x {len(columns)} cells cannot be seen, and weigh {values.numel() * 5.4 / 1e6:.0f} MB on a"
             " page: pool them (groups='words', or groups=[views.group_positions(inputs.modality)]), or draw chosen rows"
             " (views.attention_by_layer)."
         )
-    largest, darkest = float(values.nan_to_num(0).max()), _darkest(values.nan_to_num(0))
+    known = values.nan_to_num(0)
+    states = {name: _state(known, name, title, notes) for name in SCALES}
     gap = 1 if max(values.shape) <= GAPS else 0
+    first, text = states[scale]
     heat = go.Heatmap(
-        z=values.numpy(), x=list(columns), y=list(rows), colorscale=BY_ROOT, zmin=0, zmax=darkest or 1.0, xgap=gap,
-        ygap=gap, hovertemplate=f"{hover}: %{{z:.4f}}<extra></extra>", colorbar=SCALE,
+        z=values.numpy(), x=list(columns), y=list(rows), **first, xgap=gap, ygap=gap,
+        hovertemplate=f"{hover}: %{{z:.4f}}<extra></extra>", colorbar=SCALE,
     )  # fmt: skip
     fig = figure(heat, title="", height=height)
-    clipped = f", the darkest from {darkest:.2g} on (the largest weight is {largest:.2g})" if darkest < largest else ""
-    titled(fig, title, f"{notes}; colour by square root{clipped}")
+    titled(fig, title, _notes(notes, *_clipped(known, "root")))  # room for the longer of both
+    fig.update_layout(title={"text": text})
+    listed = [
+        {
+            "label": label,
+            "method": "update",
+            "args": [{**state, "colorscale": [state["colorscale"]]}, {"title.text": other}],
+        }
+        for label, (state, other) in zip(("linear", "square root"), states.values(), strict=True)
+    ]
+    menu = {"type": "buttons", "direction": "right", "buttons": listed, "active": SCALES.index(scale)}
+    place = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 2, "l": 240}, "font": {"size": 10}}
+    fig.update_layout(updatemenus=[{**menu, **place}])
     room = 28  # for the colour bar
     fig.update_layout(margin={"b": 20, "l": 20, "t": fig.layout.margin.t + room}, height=fig.layout.height + room)
     fig.update_layout(title={"pad": {"t": 58}})  # plotly sets it higher where it makes room for long names
     fig.update_xaxes(type="category", tickangle=-90, tickfont={"size": 10}, automargin=True)
     fig.update_yaxes(type="category", autorange="reversed", tickfont={"size": 10}, automargin=True)
     return fig
+
+
+def _state(values: Float[Tensor, "row column"], scale: str, title: str, notes: str) -> tuple[dict[str, Any], str]:
+    """Colours, and the title that says them."""
+    darkest, largest = _clipped(values, scale)
+    colors = BY_ROOT if scale == "root" else PAPER_TO_INK
+    said = _notes(notes, darkest, largest) if scale == "root" else f"{notes}; colour from 0 to {largest:.2g}"
+    return {"colorscale": colors, "zmin": 0, "zmax": darkest or 1.0}, title_text(title, said)
+
+
+def _clipped(values: Float[Tensor, "row column"], scale: str) -> tuple[float, float]:
+    """The weight from which all look the same, and the largest."""
+    largest = float(values.max())
+    return (_darkest(values) if scale == "root" else largest), largest
+
+
+def _notes(notes: str, darkest: float, largest: float) -> str:
+    clipped = f", the darkest from {darkest:.2g} on (the largest weight is {largest:.2g})" if darkest < largest else ""
+    return f"{notes}; colour by square root{clipped}"
 
 
 def _darkest(values: Float[Tensor, "row column"]) -> float:

@@ -12,7 +12,7 @@ from caches import cache_of_patterns, causal_patterns
 
 import lensplug
 from lensplug import LensplugError, analysis, views
-from lensplug.views.heatmap import BY_ROOT, CLIP, heatmap
+from lensplug.views.heatmap import BY_ROOT, CLIP, PAPER_TO_INK, heatmap
 
 TOKENS = [["[CLS]", "ro", "##ll", "<b>", "[PAD]"], ["[CLS]", "a", "b", "c", "d"]]
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
@@ -31,7 +31,7 @@ def test_the_matrix_is_drawn_without_padding_and_hover_tells_both_texts(cache):
     assert list(heat.x) == list(heat.y) == ["[CLS] 0", "ro 1", "##ll 2", "&lt;b&gt; 3"]
     assert heat.hovertemplate.startswith("<b>%{y}</b> looks at <b>%{x}</b>: %{z")
     assert fig.layout.yaxis.scaleanchor == "x" and fig.layout.yaxis.autorange == "reversed"
-    assert "layer 1, head 0" in fig.layout.title.text and "square root" in fig.layout.title.text
+    assert "layer 1, head 0" in fig.layout.title.text and "colour from 0 to" in fig.layout.title.text
     words = views.attention_matrix(analysis.attention_matrix(cache, layer=1, groups="words"))
     assert list(words.data[0].x) == ["[CLS] 0", "roll 1", "&lt;b&gt; 2"]
     assert "sum over keys, mean over queries" in words.layout.title.text
@@ -51,10 +51,28 @@ def test_colour_goes_by_the_square_root():
     assert colors[0] == "rgb(255, 255, 255)" and colors[-1] == "rgb(11, 37, 69)"
 
 
-def shown(values):
+def shown(values, scale="root"):
     names = [str(at) for at in range(values.shape[1])]
     rows = names[: len(values)]
-    return heatmap(values, rows, names, title="Attention", notes="rows", hover="%{y}", height=300)
+    return heatmap(values, rows, names, title="Attention", notes="rows", hover="%{y}", height=300, scale=scale)
+
+
+def test_colour_goes_by_the_weight_and_a_switch_takes_its_square_root():
+    values = torch.full((60, 60), 0.004)
+    values[:, 0] = 0.764
+    fig, rooted = shown(values, "linear"), shown(values)
+    heat = fig.data[0]
+    assert (heat.zmin, heat.zmax) == (0, pytest.approx(0.764))  # nothing is beyond the scale
+    assert [place for place, _ in heat.colorscale] == [place for place, _ in PAPER_TO_INK]
+    linear, root = fig.layout.updatemenus[0].buttons
+    assert fig.layout.updatemenus[0].active == 0 and rooted.layout.updatemenus[0].active == 1
+    for button, drawn in ((linear, heat), (root, rooted.data[0])):
+        restyled = button.args[0]
+        assert (restyled["zmin"], restyled["zmax"]) == (drawn.zmin, drawn.zmax)
+        assert [color for _, color in restyled["colorscale"][0]] == [color for _, color in drawn.colorscale]
+    assert root.args[1]["title.text"] == rooted.layout.title.text != fig.layout.title.text
+    with pytest.raises(LensplugError, match="scale is 'log', expected 'linear' or 'root'"):
+        shown(values, "log")
 
 
 def test_where_sinks_have_nearly_everything_the_scale_ends_lower_and_says_so():
