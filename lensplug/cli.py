@@ -170,22 +170,32 @@ def _report(lens: Any, prompt: str, out: Path, step: Any, **media: Any) -> Any:
     console.print(f"[bold]Question:[/bold] {escape(prompt)}")
     console.print(f"[bold]Answer:[/bold] {escape(result.answer.text[0])}")
     console.print(f"It becomes the top token {result.settled}.")
-    table = Table(title=f"The ten most {result.medium}-specialised heads", title_justify="left")
-    for column in ("layer", "head", f"mass on {result.medium}", "x chance", "label"):
-        table.add_column(column, justify="right")
-    labels, medium = result.heads.labels, result.heads.modalities.index(result.medium)
-    for layer, head, ratio in result.heads.top(result.medium, k=10):
-        mass = float(result.heads.mass[0, layer, head, medium])
-        table.add_row(str(layer), str(head), f"{mass:.3f}", f"{ratio:.2f}", labels[layer][head])
-    console.print(table)
+    console.print(_heads(result.heads, result.medium))
     console.print(f"Page: {written} ({written.stat().st_size / 1e6:.1f} MB)\n")
     return result
 
 
+def _heads(heads: Any, medium: str) -> Table:
+    """The heads that look at a medium most: the mass, what it would be by chance, the preference beyond that."""
+    table = Table(title=f"The ten heads that look at the {medium} most (preference in nats)", title_justify="left")
+    for column in ("layer", "head", f"mass on {medium}", "chance", "preference", "looks at", "prefers"):
+        table.add_column(column, justify="right")
+    labels, prefers, at = heads.labels, heads.prefers, heads.modalities.index(medium)
+    for layer, head, mass in heads.top(medium, k=10):
+        numbers = (
+            f"{mass:.3f}",
+            f"{float(heads.chance[0, layer, at]):.3f}",
+            f"{heads.preference[0, layer, head, at]:+.1f}",
+        )
+        table.add_row(str(layer), str(head), *numbers, labels[layer][head], prefers[layer][head])
+    return table
+
+
 def _card(result: Any) -> tuple[tuple[str, str], ...]:
     facts = dict(result.page.facts)
-    layer, head, ratio = result.heads.top(result.medium, k=1)[0]
-    looks = f"layer {layer}, head {head} ({ratio:.1f} x chance)"
+    layer, head, mass = result.heads.top(result.medium, k=1)[0]
+    chance = float(result.heads.chance[0, layer, result.heads.modalities.index(result.medium)])
+    looks = f"layer {layer}, head {head} ({mass:.0%} of its attention, chance {chance:.0%})"
     settled = ("Settled", result.settled)
     return (
         ("Prompt", facts["Prompt"]),

@@ -46,9 +46,11 @@ def sections_of(
         ),
         Section(
             "Which heads look where",
-            "Attention from the position that writes the answer. 1 is what uniform attention would give; orange heads"
-            " look at the chosen modality more than that, blue ones less.",
-            (views.head_specialization(heads),),
+            "Attention from the position that writes the answer: which heads look at the chosen class, and how far that"
+            " is from uniform attention (the column of chance, the button preference). What a head takes from there,"
+            " and whether the answer hangs on it, cannot be read from it. The sink is the first position, where heads"
+            " rest.",
+            (views.head_specialization(heads), views.heads_by_layer(heads)),
         ),
     ]
     looked = analysis.attention_from(cache, queries=cache.query_positions)

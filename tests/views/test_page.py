@@ -48,7 +48,7 @@ def test_the_report_holds_what_it_says(made, seen):
     assert result.answer.text == ["Red"] and "<dd>Red</dd>" in html
     assert result.parity.agrees
     assert re.fullmatch(r"after layer \d of 5|in the embedding already", result.settled)
-    assert html.count("plotly-graph-div") == 7 and html.count('CircuitsVis.render("') == 2
+    assert html.count("plotly-graph-div") == 8 and html.count('CircuitsVis.render("') == 2
     assert html.count('<div class="explorer"') == 1
 
 
@@ -56,7 +56,7 @@ def test_the_report_on_a_sound_holds_what_it_says(made_of_sound, heard):
     result, path = made_of_sound
     html = path.read_text(encoding="utf-8")
     assert result.answer.text == ["Happy"] and "<dd>Happy</dd>" in html and result.medium == "audio"
-    assert html.count("<audio controls") == 1 and html.count("plotly-graph-div") == 8
+    assert html.count("<audio controls") == 1 and html.count("plotly-graph-div") == 9
 
 
 def test_the_report_on_a_video_and_on_two_pictures(seen):
