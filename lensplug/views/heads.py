@@ -125,7 +125,8 @@ def _states(result: HeadSpecialization, reading: str) -> list[dict[str, Any]]:
 def _all_at_once(result: HeadSpecialization, reading: str) -> list[dict[str, Any]]:
     """What each head looks at, or prefers: a colour for each class."""
     labels = result.labels if reading == "mass" else result.prefers
-    names = [*result.modalities, *(("mixed",) if reading == "mass" else ()), "nothing"]
+    found = {name for row in labels for name in row}
+    names = [name for name in (*result.modalities, "mixed", "nothing") if name in found or name in result.modalities]
     number = {name: index for index, name in enumerate(names)}
     layers, heads = result.mass.shape[1:3]
     scale = [[(at + end) / len(names), MODALITY_COLORS[name]] for at, name in enumerate(names) for end in (0, 1)]
@@ -182,7 +183,8 @@ def _written(values: Float[Tensor, "layer head"], reading: str, heads: int) -> l
     form = {"mass": ".3f", "preference": "+.1f", "ratio": ".2g"}[reading]
     if heads > NUMBERED:
         return [[""] * values.shape[1] for _ in values]
-    return [["" if value != value else format(value, form) for value in row] for row in values.tolist()]
+    written = [["" if value != value else format(value, form) for value in row] for row in values.tolist()]
+    return [["0.0" if one in ("+0.0", "-0.0") else one for one in row] for row in written]
 
 
 def _hover(result: HeadSpecialization) -> list[list[list[str]]]:
