@@ -143,11 +143,6 @@ class Rollout(Result):
             for index, layer in enumerate(self.layers)
         }
 
-    @property
-    def shares(self) -> bool:
-        """Of `attention_rollout`; relevance is none."""
-        return self.relevance is None
-
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each example, output position and input position, and each layer if there are several."""
         import pandas as pd

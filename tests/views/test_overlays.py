@@ -40,10 +40,10 @@ def test_what_is_no_share_of_attention_opens_on_the_view_that_has_the_most(seen)
 
 def test_shares_of_attention_open_on_the_mean_of_both_views(seen):
     looked = analysis.attention_from(seen.cache)
-    for result in (looked, looked.by_position(), seen.rollout):
-        assert views.image_overlay(result, seen.inputs).layout.updatemenus[0].buttons[0].label == "mean of both"
+    for shares in (looked, looked.by_position(), seen.rollout.by_position(raw=True)):
+        assert views.image_overlay(shares, seen.inputs).layout.updatemenus[0].buttons[0].label == "mean of both"
     relevance = dataclasses.replace(seen.rollout, relevance=seen.rollout.values)
-    for other in (relevance, torch.randn(seen.inputs.tokens.shape[1]), 3 * seen.rollout.values[0, 0]):
+    for other in (seen.rollout, relevance, torch.randn(seen.inputs.tokens.shape[1]), 3 * seen.rollout.values[0, 0]):
         assert views.image_overlay(other, seen.inputs).layout.updatemenus[0].buttons[0].label != "mean of both"
 
 

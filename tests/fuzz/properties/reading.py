@@ -39,19 +39,28 @@ def head_specialization_is_sums_by_modality(case: Case) -> None:
     fewest = min(len(given.positions(example)) for example in range(len(given.mask)))
     query = -case.integer(1, fewest)
     causal = given.cache.model.cfg.attention_dir == "causal"
-    sink = case.chance(0.4)
-    found = analysis.head_specialization(given.cache, kinds, query=query, exclude_sink=sink)
+    seen_by = [
+        real[: query + len(real) + 1] if causal else real for real in map(given.positions, range(len(given.mask)))
+    ]
+    left = any(len(seen) > 1 for seen in seen_by)  # beside the sink
+    sink = case.one_of(("apart", "counted", "out") if left else ("apart", "counted"))
+    options = {"sinks": None if sink == "counted" else "first", "exclude_sink": sink == "out"}
+    found = analysis.head_specialization(given.cache, kinds, query=query, **options)
     length = given.mask.shape[1]
     for example, pattern in enumerate(zip(*given.numpys, strict=True)):
         real = given.positions(example)
         at = real[query]
         case.same(int(found.query[example]), at, "query")
-        seen = [p for p in real if (p <= at or not causal) and not (sink and p == real[0])]
+        seen = [p for p in real if (p <= at or not causal) and not (sink == "out" and p == real[0])]
+        classes = {p: "sink" if sink == "apart" and p == real[0] else names[example][p] for p in seen}
         for index, name in enumerate(found.modalities):
-            own = [p for p in seen if names[example][p] == name]
+            own = [p for p in seen if classes[p] == name]
             allowed = rounding(torch.float64, length)
             for layer, heads in enumerate(pattern):
-                row = heads[:, at, own]
+                whole = heads[:, at, seen].sum(-1, keepdims=True)
+                if own and not whole.all():
+                    continue  # nothing is left beside the sink
+                row = heads[:, at, own] / whole if own else heads[:, at, own]
                 mass = row.sum(-1) if own else np.full(len(heads), np.nan)
                 case.close(found.mass[example, layer, :, index], mass, allowed, f"mass on {name}")
                 chance = len(own) / len(seen) if own else np.nan
@@ -184,3 +193,6 @@ def uniform_attention_is_chance(case: Case) -> None:
     case.close(
         ratio[~ratio.isnan()], np.ones(int((~ratio.isnan()).sum())), rounding(torch.float32, 2), "mass over chance"
     )
+    preference = found.preference[~ratio.isnan()]
+    # The log of what is 1 to rounding, twice.
+    case.close(preference, np.zeros(len(preference)), rounding(torch.float32, 4), "preference")
