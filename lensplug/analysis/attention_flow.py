@@ -11,7 +11,9 @@ When to use it: beside `attention_rollout`. A rollout divides what there is amon
 fits through all of them together, so it is never less, and fades less with depth. When not to use it: values, MLPs
 and the sign of contributions are not in it. Every position gets all the room there is, so that the flows of one row
 can add up to far more than 1 (`normalized` divides by their sum), and the first positions of a deep causal model
-get nearly 1 whatever they say. It bounds where information can have come from; it is not an attribution.
+get nearly 1 whatever they say. So a flow comes with, and is drawn as, its `lift`: over the flow of attention that is
+spread evenly (as for rollouts, see `evenly`), without the first position. It bounds where information can have come
+from; it is not an attribution.
 
 Every position needs a maximum flow of its own, through layers x pos^2 / 2 edges: a tenth of a second for 12 layers of
 64 positions, minutes for 24 of 500, hours to days for thousands. What would take longer than `minutes` is refused
@@ -28,9 +30,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lensplug.analysis.evenly import EvenLayer, beyond_order, even_layer, lift
 from lensplug.analysis.flow_groups import flow_groups
 from lensplug.analysis.layered_graph import LayeredGraph
 from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
@@ -70,6 +73,30 @@ class Flow(Result):
     layers: tuple[int, ...]
     """The layers that it flows through, first to last."""
     provenance: Provenance
+    uniform: Float[Tensor, "example group"] | None = None
+    """The flows of attention that is spread evenly, NaN for the first position; None with `uniform=False`."""
+
+    @property
+    def lift(self) -> Float[Tensor, "example group"]:
+        """`values` over `uniform`; NaN for the first position, if alone, and where nothing can come from.
+
+        Raises:
+            LensplugError: If the flows of uniform attention were not asked for.
+        """
+        if self.uniform is None:
+            raise LensplugError("there is no flow of uniform attention: attention_flow(...) without uniform=False.")
+        return lift(self.values, self.uniform, ~self.values.isnan())
+
+    def beyond_order(self, example: int = 0) -> str:
+        """How far the flows and their lift go by the order of positions alone, in words: what figures say below them.
+
+        Raises:
+            LensplugError: If there is no such example, or no flow of uniform attention.
+        """
+        check_example(example, len(self.values))
+        lifted = self.lift[example]
+        assert self.uniform is not None
+        return beyond_order(self.values[example], self.uniform[example], lifted, "flow")
 
     @property
     def normalized(self) -> Float[Tensor, "example group"]:
@@ -89,19 +116,21 @@ class Flow(Result):
         return bool((self.positions > 1).any())
 
     def by_position(
-        self, example: int = 0, *, normalized: bool = False, shared: bool = False
+        self, example: int = 0, *, raw: bool = False, normalized: bool = False, shared: bool = False
     ) -> dict[str, Float[Tensor, " pos"]]:
         """The value of each position's group, for overlays; NaN for padding.
 
         Args:
             example: Which example.
-            normalized: Of `normalized` in place of `values`.
-            shared: Share a group's value out evenly among its positions, so that what is painted adds up to the
-                groups' values. By default each position has the whole: flows do not add up, and the flow into a group
-                bounds that into each of its positions, while a share would make large regions look dark.
+            raw: Of `values` in place of the lift; so it is without one.
+            normalized: Of `normalized` in place of the lift.
+            shared: Share a group's raw (or normalised) value out evenly among its positions, so that what is painted
+                adds up to the groups' values. By default each position has the whole: flows do not add up, and the flow
+                into a group bounds that into each of its positions, while a share would make large regions look dark.
         """
         check_example(example, len(self.values))
-        values = (self.normalized if normalized else self.values)[example]
+        raw = raw or shared or self.uniform is None
+        values = (self.normalized if normalized else self.values if raw else self.lift)[example]
         if shared:
             values = values / self.positions[example]
         own = self.groups[example]
@@ -112,6 +141,7 @@ class Flow(Result):
         import pandas as pd
 
         normalized = self.normalized
+        beside = {} if self.uniform is None else {"uniform": self.uniform, "lift": self.lift}
         table = [
             {
                 "example": example,
@@ -124,6 +154,7 @@ class Flow(Result):
                 "positions": len(members),
                 "flow": float(self.values[example, group]),
                 "normalized": float(normalized[example, group]),
+                **{name: float(own[example, group]) for name, own in beside.items()},
             }
             for example in range(len(self.values))
             for group, members in enumerate(Groups(self.groups[example], list(self.labels[example])).members)
@@ -147,6 +178,7 @@ def attention_flow(
     modality: ModalityMap | None = None,
     attention_mask: Mask | None = None,
     minutes: float = 5.0,
+    uniform: bool = True,
 ) -> Flow:
     """The maximum flow from an output position into each input position.
 
@@ -169,6 +201,7 @@ def attention_flow(
         modality: `inputs.modality`, for `groups="modality"`, and to name modalities.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
         minutes: The longest that it may take, estimated from the number of edges.
+        uniform: Find the flows of uniform attention too, for the lift: as long again.
 
     Raises:
         LensplugError: If something is missing in the cache, an option is out of its range, or it would take too long.
@@ -176,23 +209,41 @@ def attention_flow(
     mixing = Mixing(head_fusion, None if heads is None else tuple(heads), residual, discard, exclude_first)
     chosen = layer_range(layers, n_layers(cache))
     graphs: list[LayeredGraph] = []
+    even_graphs: list[LayeredGraph] = []
     for layer in reversed(chosen):
         fused = read_fused(cache, mixing, layer, needed_by="attention_flow").cpu()
         if not graphs:
             mask = _attended(cache, (fused.shape[0], fused.shape[2]), attention_mask, modality, row)
             index, first = resolve_position(row, mask, name="row"), mask.argmax(dim=1)
             merged = flow_groups(groups, modality, mask, index)
-            graphs = [
-                LayeredGraph(source=int(own.of_position[at]), width=len(own.names))
-                for own, at in zip(merged, index, strict=True)
-            ]
+            graphs, even_graphs = (
+                [
+                    LayeredGraph(source=int(own.of_position[at]), width=len(own.names))
+                    for own, at in zip(merged, index, strict=True)
+                ]
+                for _ in range(2)
+            )
         weight = read_residual_weight(cache, mixing, layer, needed_by="attention_flow")
         kept = weight.double().cpu() if isinstance(weight, Tensor) else [weight] * len(fused)
         capacities = [_capacity(mixing, *each) for each in zip(fused, kept, first, merged, strict=True)]
-        _refuse_hours(graphs, capacities, layer - chosen[0] + 1, minutes, merging=groups is not None)
+        share = minutes / 2 if uniform else minutes
+        _refuse_hours(graphs, capacities, layer - chosen[0] + 1, share, merging=groups is not None)
         for graph, capacity in zip(graphs, capacities, strict=True):
             graph.add(capacity)
+        if uniform:
+            attention = mixing.attention(fused.float(), first)
+            residual_of = weight.cpu() if isinstance(weight, Tensor) else weight
+            even = even_layer(cache, layer, attention, residual_of, mask, exclude_first=exclude_first)
+            for example, (graph, own) in enumerate(zip(even_graphs, merged, strict=True)):
+                graph.add(_even_capacity(even, example, own))
     flows = [_known(graph.max_flows(), own) for graph, own in zip(graphs, merged, strict=True)]
+    even_flows = None
+    if uniform:
+        found = [
+            _apart(_known(graph.max_flows(), own), own, int(at), even.receives[example])
+            for example, (graph, own, at) in enumerate(zip(even_graphs, merged, first, strict=True))
+        ]
+        even_flows = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=torch.nan)
     convention = f"{mixing.in_words}, layers {chosen[0]} to {chosen[-1]}, maximum flow {_into(groups)}"
     return Flow(
         values=torch.nn.utils.rnn.pad_sequence(flows, batch_first=True, padding_value=torch.nan),
@@ -204,7 +255,30 @@ def attention_flow(
         head_fusion=head_fusion,
         layers=tuple(chosen),
         provenance=Provenance.of(cache, "attention_flow", convention),
+        uniform=even_flows,
     )
+
+
+def _even_capacity(even: EvenLayer, example: int, groups: Groups) -> Float[Tensor, "group group"]:
+    """The mixture of one layer of uniform attention, the edges between two groups added up."""
+    width, own = len(groups.names), (groups.of_position >= 0).nonzero()[:, 0]
+    capacity = torch.zeros(width, width, dtype=torch.float64)
+    for rows in torch.split(own, ROWS_AT_ONCE):
+        kept = even.kept[example, rows]
+        mixed = ((1 - kept)[:, None] * even.rows(example, rows)).T[own]
+        merged = capacity.new_zeros(width, len(rows)).index_add_(0, groups.of_position[own], mixed)
+        capacity.index_add_(0, groups.of_position[rows], merged.T)
+        capacity.diagonal().index_add_(0, groups.of_position[rows], kept)
+    return capacity
+
+
+def _apart(
+    flows: Float[Tensor, " group"], groups: Groups, first: int, receives: Bool[Tensor, " pos"]
+) -> Float[Tensor, " group"]:
+    """NaN for the first position's group where it is set apart and alone."""
+    group = int(groups.of_position[first])
+    alone = int((groups.of_position == group).sum()) == 1
+    return flows.index_fill(0, torch.tensor([group]), torch.nan) if alone and not bool(receives[first]) else flows
 
 
 def _attended(

@@ -18,7 +18,7 @@ FINEST = 16
 """The most regions along a side of a view."""
 
 
-Merge = str | Shaped[Tensor, "*axes"] | Sequence[Groups] | None
+Merge = str | Shaped[Tensor, "..."] | Sequence[Groups] | None
 """None, "modality", a number for each position, or groups that have names, one for each example."""
 
 

@@ -8,20 +8,26 @@ from lensplug.analysis.attention_flow import Flow
 from lensplug.analysis.result import check_example
 from lensplug.groups import Groups
 from lensplug.inputs import MultimodalInput
-from lensplug.views.rollout import bars
+from lensplug.views.rollout import LIFT, LIFT_IN_WORDS, bars
 from lensplug.views.style import visible
 
 
 def attention_flow(
-    result: Flow, *, inputs: MultimodalInput | None = None, example: int = 0, normalized: bool = False
+    result: Flow,
+    *,
+    inputs: MultimodalInput | None = None,
+    example: int = 0,
+    normalized: bool = False,
+    raw: bool = False,
 ) -> go.Figure:
-    """The maximum flow into each position, or into each group of positions.
+    """The maximum flow into each position, or into each group of positions, as its lift over uniform attention.
 
     Args:
         result: From `analysis.attention_flow`.
         inputs: For the text and the modality of the positions, where a group is not named by its region.
         example: Which example.
-        normalized: Divided by their sum.
+        normalized: The flows divided by their sum, in place of the lift.
+        raw: The flows themselves, as for a result that has no lift.
     """
     check_example(example, len(result.values))
     labels = list(result.labels[example])
@@ -35,8 +41,14 @@ def attention_flow(
                 label = inputs.str_tokens[example][members[0]]
         names.append(modality.partition("+")[0] or "text")
         texts.append(visible(label) + (f", {len(members)} positions" if len(members) > 1 else ""))
+    raw = raw or result.uniform is None
+    shown, unit = (result.values, "maximum flow") if raw else (result.lift, LIFT)
+    shown, unit = (result.normalized, "share of the flows") if normalized else (shown, unit)
+    notes = result.provenance.convention
+    if result.uniform is not None:
+        notes += f". Shown: {LIFT_IN_WORDS if unit == LIFT else unit}; {result.beyond_order(example)}"
     return bars(
-        (result.normalized if normalized else result.values)[example], names, texts,
-        title=f"Flow into position {int(result.row[example])}", notes=result.provenance.convention,
-        unit="share of the flows" if normalized else "maximum flow", axis="group" if result.upper_bound else "position",
+        shown[example], names, texts,
+        title=f"Flow into position {int(result.row[example])}", notes=notes, unit=unit,
+        axis="group" if result.upper_bound else "position",
     )  # fmt: skip

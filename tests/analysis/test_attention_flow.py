@@ -154,7 +154,7 @@ def test_groups_by_hand():
     # Into {0, 1}: the .4 that leave the row in the last layer, and .25 of the .6 that stay there.
     assert result.groups.tolist() == [[0, 0, 1]] and result.labels == (("group 7", "position 2"),)
     torch.testing.assert_close(result.values, torch.tensor([[0.65, 0.6]], dtype=torch.float64), atol=1e-6, rtol=0)
-    whole = result.by_position()["into position 2"]
+    whole = result.by_position(raw=True)["into position 2"]
     assert whole.tolist() == pytest.approx([0.65, 0.65, 0.6])
     shared = result.by_position(shared=True)["into position 2"]
     assert shared.tolist() == pytest.approx([0.325, 0.325, 0.6])
@@ -187,7 +187,7 @@ def test_a_padded_batch_equals_each_example_alone(form, left):
         _, alone = run(model, row[None])
         torch.testing.assert_close(result.values[example][own], attention_flow(alone).values[0], atol=2e-6, rtol=0)
         assert result.values[example][~own].isnan().all() and (result.groups[example][~own] == -1).all()
-        assert result.by_position(example)[f"into position {int(own.nonzero()[-1])}"].isnan().equal(~own)
+        assert result.by_position(example, raw=True)[f"into position {int(own.nonzero()[-1])}"].isnan().equal(~own)
         expected = attention_flow(alone, groups=numbers[own]).values[0]
         torch.testing.assert_close(merged.values[example, : len(expected)], expected, atol=2e-6, rtol=0)
     assert sorted(set(result.to_dataframe().groupby("example").size())) == [5, 7, 9]
@@ -325,7 +325,7 @@ def test_the_table_and_the_comparison():
     assert table.groupby("example").normalized.sum().tolist() == pytest.approx([1, 1])
     other = attention_flow(cache_of_patterns(patterns[::-1]), groups=torch.tensor([0, 0, 1, 2]))
     difference = compare(one, other)
-    assert difference.numbers == ("flow", "normalized")
+    assert set(difference.numbers) == {"flow", "normalized", "uniform", "lift"}
     assert difference.table.flow_difference.tolist() == pytest.approx((other.values - one.values).flatten().tolist())
     with pytest.raises(LensplugError, match="example is 2, the result has 2"):
         one.by_position(2)

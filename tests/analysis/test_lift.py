@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from models import three_prompts
 
 import lensplug
 from lensplug import LensplugError
-from lensplug.analysis import attention_rollout, gradient_rollout
+from lensplug.analysis import attention_flow, attention_rollout, gradient_rollout
 from lensplug.reductions import RolloutProduct
 from lensplug.reductions.mixing import Mixing
 
@@ -230,3 +231,49 @@ def test_a_gradient_rollout_has_no_such_baseline():
     result = gradient_rollout(cache_of_patterns(patterns), cache_of_patterns(patterns))
     with pytest.raises(LensplugError, match="gradient_rollout has no rollout of uniform attention"):
         result.lift  # noqa: B018
+
+
+def flow_by_hand(stack, row, sink):
+    """The maximum flow by networkx, through mixtures from the last layer down."""
+    graph = nx.DiGraph()
+    graph.add_nodes_from([(len(stack), row), (0, sink)])
+    for layer, mixture in enumerate(stack):
+        for i, j in zip(*mixture.nonzero(), strict=True):
+            graph.add_edge((layer + 1, i), (layer, j), capacity=mixture[i, j])
+    return nx.maximum_flow_value(graph, (len(stack), row), (0, sink))
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude_first": True, "residual": 0.3}], ids=str)
+def test_flows_are_held_against_the_flow_of_uniform_attention(options):
+    patterns = causal_patterns(layers=3, batch=1, heads=2, length=7)
+    result = attention_flow(cache_of_patterns(patterns), **options)
+    may, residual = allowed(7), options.get("residual", 0.5)
+    even = []
+    for pattern in patterns:
+        attention = pattern[0].double().numpy().mean(axis=0)
+        seen = may.copy()
+        if options:
+            attention[:, 0], seen[:, 0] = 0, False
+            total = attention.sum(axis=1, keepdims=True)
+            attention = np.divide(attention, total, out=np.zeros_like(attention), where=total > 0)
+        mixed = spread(attention, seen, None if options else 0)
+        keeps = np.where(attention.any(axis=1), residual, 1.0)[:, None]
+        even.append((1 - keeps) * mixed + keeps * np.eye(7))
+    expected = [flow_by_hand(even, 6, sink) for sink in range(7)]
+    np.testing.assert_allclose(result.uniform[0, 1:].numpy(), expected[1:], atol=1e-6)
+    np.testing.assert_allclose(result.lift[0, 1:].numpy(), (result.values / result.uniform)[0, 1:].numpy())
+    assert bool(result.lift[0, 0].isnan())
+    assert torch.equal(result.by_position(raw=True)["into position 6"], result.values[0])
+    torch.testing.assert_close(result.by_position()["into position 6"], result.lift[0], equal_nan=True)
+    plain = attention_flow(cache_of_patterns(patterns), uniform=False, **options)
+    assert torch.equal(plain.values, result.values) and "lift" not in plain.to_dataframe()
+    with pytest.raises(LensplugError, match="no flow of uniform attention"):
+        plain.lift  # noqa: B018
+
+
+def test_the_lift_of_uniform_flows_is_one_also_in_groups():
+    cache = cache_of_patterns([uniform_attention(12)[None, None]] * 3)
+    for groups in (None, torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5])):
+        lifted = attention_flow(cache, groups=groups).lift[0]
+        np.testing.assert_allclose(lifted[~lifted.isnan()].numpy(), 1, atol=1e-6)
+    assert "THE LIFT IS FLAT" in attention_flow(cache).beyond_order()

@@ -141,14 +141,17 @@ def test_rollout_bars_are_the_row(seen):
 def test_flow_bars_are_positions_or_groups_in_the_colour_of_their_modality(seen):
     flow = analysis.attention_flow(seen.cache, row=20)  # the third word is at 2, then comes the image
     fig = views.attention_flow(flow, inputs=seen.inputs)
-    np.testing.assert_array_equal(np.asarray(fig.data[0].y), flow.values[0].numpy())
+    np.testing.assert_array_equal(np.asarray(fig.data[0].y), flow.lift[0].numpy())
+    assert "Shown: lift over uniform attention" in fig.layout.title.text.replace("</sub><br><sub>", " ")
+    raw = views.attention_flow(flow, inputs=seen.inputs, raw=True)
+    np.testing.assert_array_equal(np.asarray(raw.data[0].y), flow.values[0].numpy())
     colors = [MODALITY_COLORS[name] for name in seen.inputs.modality.position_names[0]]
     assert list(fig.data[0].marker.color) == colors and fig.layout.xaxis.title.text == "position"
     assert fig.data[0].customdata[1] == visible(seen.inputs.str_tokens[0][1])
     assert set(views.draw(flow).data[0].marker.color) == {MODALITY_COLORS["text"]}  # nobody said what is what
     merged = analysis.attention_flow(seen.cache, groups="modality", modality=seen.inputs.modality)
     fig = views.draw(merged)
-    np.testing.assert_array_equal(np.asarray(fig.data[0].y), merged.values[0].numpy())
+    np.testing.assert_array_equal(np.asarray(fig.data[0].y), merged.lift[0].numpy())
     assert list(fig.data[0].marker.color) == [MODALITY_COLORS[name] for name in merged.modalities[0]]
     of_region = merged.labels[0].index("[tiles·2,2]")
     assert fig.data[0].customdata[of_region] == "[tiles·2,2], 4 positions"
