@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import time
 import traceback
@@ -47,7 +48,7 @@ def shared_out(cases: int, names: Iterable[str] | None = None) -> dict[str, int]
     """How many of the cases each property gets, at least one."""
     chosen = [PROPERTIES[name] for name in (PROPERTIES if names is None else names)]
     total = sum(one.weight for one in chosen)
-    return {one.name: max(1, round(cases * one.weight / total)) for one in chosen}
+    return {one.name: math.ceil(cases * one.weight / total) for one in chosen}
 
 
 def run_task(name: str, numbers: Iterable[int], seed: int, n_models: int) -> Row:
