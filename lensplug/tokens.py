@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Int
@@ -31,19 +32,48 @@ def single_token(word: str, tokenizer: Any) -> int:
         pieces = [tokenizer.decode([token]) for token in ids]
         raise LensplugError(
             f"{word!r} is {len(ids)} tokens ({', '.join(map(repr, pieces))}), expected one: choose one of its pieces,"
-            " or give a token id."
+            " give a token id, or an answer that holds it: target=lens.generate(inputs), on answer.inputs."
         )
     return int(ids[0])
 
 
-def find_text(text: str, str_tokens: list[str]) -> range | None:
+def find_text(text: str, str_tokens: Sequence[str], tokens: Sequence[int] = (), tokenizer: Any = None) -> range | None:
     """The positions that a piece of text stands at, its last occurrence; None where it is not there.
 
     White space does not count: some tokenizers decode a word alone without the space before it. A token
     that lies only partly in the text counts.
+
+    Args:
+        text: What to find.
+        str_tokens: The text of each position.
+        tokens: Their ids: a character of several tokens ("🙂") is decoded from them together.
+        tokenizer: For these.
     """
-    owners = [pos for pos, token in enumerate(str_tokens) for _ in "".join(token.split())]
-    characters = "".join("".join(token.split()) for token in str_tokens)
+    pieces = _whole_characters(str_tokens, tokens, tokenizer)
+    owners = [place for piece, *place in pieces for _ in "".join(piece.split())]
+    characters = "".join("".join(piece.split()) for piece, _, _ in pieces)
     wanted = "".join(text.split())
     start = characters.rfind(wanted) if wanted else -1
-    return None if start < 0 else range(owners[start], owners[start + len(wanted) - 1] + 1)
+    return None if start < 0 else range(owners[start][0], owners[start + len(wanted) - 1][1])
+
+
+LONGEST = 12
+"""Tokens that are tried as one run of characters."""
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+"""What a part of a character is decoded to."""
+
+
+def _whole_characters(str_tokens: Sequence[str], tokens: Sequence[int], tokenizer: Any) -> list[tuple[str, int, int]]:
+    """The text of each position, from and to; positions that make a character only together are one piece."""
+    pieces, start = [], 0
+    while start < len(str_tokens):
+        piece, stop = str_tokens[start], start + 1
+        if UNKNOWN in piece and tokenizer is not None and len(tokens):
+            for end in range(start + 2, min(start + LONGEST, len(str_tokens)) + 1):
+                together = str(tokenizer.decode(list(tokens[start:end])))
+                if UNKNOWN not in together:
+                    piece, stop = together, end
+                    break
+        pieces.append((piece, start, stop))
+        start = stop
+    return pieces

@@ -18,7 +18,7 @@ def modality_ablation(result: ModalityAblation) -> go.Figure:
     summary = result.summary()
     what = {"with": f"with {result.modality}", "without": f"without {result.modality}", "control": "control"}
     titles = [
-        f"{what[name]}: {summary.accuracy[name]:.0%} right"
+        f"{what[name]}: {summary.accuracy[name]:.0%} right, F1 {summary.weighted_f1[name]:.2f}"
         + (f", {summary.changed[name]:.0%} changed" if name != "with" else "")
         for name in CONDITIONS
     ]

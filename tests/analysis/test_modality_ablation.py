@@ -208,17 +208,20 @@ def test_tables_by_hand():
         (([], "audio"), "there are no examples"),
         ((1, "audio", "shuffle"), "method is 'shuffle', expected one of 'remove', 'zero', 'mean', 'noise', 'silence'"),
         ((1, "smell"), "modality is 'smell', expected 'audio'"),
-        ((1, "audio", "blank"), "method 'blank' is for image, not for audio"),
+        ((1, "audio", "blank"), "method 'blank' is for image and video, not for audio"),
         ((1, "image"), "has no image: there is nothing to ablate"),
-        (([analysis.Example("How?", "Happy and sad", audio=[])], "audio"), "'Happy and sad' is .* tokens"),
+        ((1, "audio", "remove", "odds"), "scoring is 'odds', expected one of 'sum', 'mean', 'first'"),
+        (([analysis.Example("How?", [], audio=[])], "audio"), r"the answer \[\] is no text, token id from 0 to"),
+        (([analysis.Example("How?", 10**6, audio=[])], "audio"), "the answer 1000000 is no text"),
         (([analysis.Example("How?", "Happy", keep="Why?")], "text"), r"'Why\?', to be kept, does not stand in"),
     ],
 )
 def test_refuses(lens, arguments, message):
     own, *rest = arguments
+    rest, scoring = rest[:2], dict(zip(["scoring"], rest[2:], strict=False))
     own = examples("sound", own) if isinstance(own, int) else own
     with pytest.raises(lensplug.LensplugError, match=message):
-        analysis.modality_ablation(lens, own, *rest)
+        analysis.modality_ablation(lens, own, *rest, **scoring)
 
 
 def test_refuses_an_answer_that_is_no_class(lens):
@@ -231,3 +234,113 @@ def test_find_text_does_not_count_white_space():
     assert find_text("the game", texts) == range(7, 9), "the last occurrence"
     assert find_text("We won", texts) == range(2, 4)
     assert find_text("a game", texts) is None and find_text("", texts) is None
+
+
+class Bytes:
+    """Decodes UTF-8 bytes, as byte-level vocabularies do."""
+
+    def decode(self, ids):
+        return bytes(ids).decode(errors="replace")
+
+
+def test_a_character_of_several_tokens_is_found():
+    """ "🙂" is four bytes: each alone is decoded to a sign for what is no character."""
+    ids = list("<s>I am 🙂, für.</s>".encode())
+    texts = [Bytes().decode([one]) for one in ids]
+    assert find_text("🙂", texts) is None, "without ids there is no way to know"
+    start = len(b"<s>I am ")
+    assert find_text("🙂", texts, ids, Bytes()) == range(start, start + 4)
+    assert find_text("I am 🙂, für.", texts, ids, Bytes()) == range(3, len(ids) - 4)
+    assert find_text("ü", texts, ids, Bytes()) == range(start + 7, start + 9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scoring", ["sum", "mean", "first"])
+def test_answers_of_several_tokens_are_scored_as_hugging_face_scores_prompt_and_answer(lens, scoring):
+    """The full model on the embeddings of prompt and answer, one prompt at a time."""
+    embed = lens.hf_model.get_input_embeddings()
+    classes = ["Happy", "Happy and sad", [5, 6, 7], 9]
+    own = [
+        analysis.Example(one.text, answer, audio=one.audio)
+        for one, answer in zip(examples("sound", 4), classes, strict=True)
+    ]
+    result = analysis.modality_ablation(lens, own, "audio", classes=classes, scoring=scoring, batch_size=3)
+    ids = [
+        lens.tokenizer(one, add_special_tokens=False)["input_ids"] if isinstance(one, str) else one for one in classes
+    ]
+    ids = [one if isinstance(one, list) else [one] for one in ids]
+    assert result.classes[0] == "Happy" and len(ids[1]) > 2
+    for index, example in enumerate(own):
+        inputs = lens.prepare(example.text, audio=example.audio)
+        without = inputs.embeds[:, ~inputs.modality.mask("audio")[0]]
+        for condition, prompt in ((0, inputs.embeds), (1, without)):
+            for label, tokens in enumerate(ids):
+                counted = tokens[: [1, 2, 1, 1][label]] if scoring == "first" else tokens
+                whole = torch.cat([prompt, embed(torch.tensor([tokens]))], dim=1)
+                rows = lens.hf_model(inputs_embeds=whole).logits[0].log_softmax(-1)[prompt.shape[1] - 1 :]
+                each = [float(rows[at, token]) for at, token in enumerate(counted)]
+                expected = np.mean(each) if scoring == "mean" else np.sum(each)
+                assert float(result.scores[condition, index, label]) == pytest.approx(expected, abs=2e-3)
+        assert int(result.predicted[0, index]) == int(result.scores[0, index].argmax())
+        assert float(result.log_probability[0, index]) == float(result.scores[0, index, index])
+
+
+def test_first_differing_pieces_by_hand():
+    from lensplug.analysis.answers import scored_pieces
+
+    answers = [(1, 2, 3), (1, 4), (5, 6), (5, 6, 7)]
+    assert scored_pieces(answers, "first") == [(1, 2), (1, 4), (5, 6), (5, 6, 7)]
+    assert scored_pieces(answers, "sum") == answers
+
+
+def test_class_scores_are_scikit_learns():
+    predicted = [[0, 1, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]]
+    result = made(predicted, [0, 1, 0, 0, 1, 1], [[-1.0] * 6, [-2.0] * 6, [-1.0] * 6])
+    table = result.per_class("with")
+    assert table.precision.tolist() == pytest.approx([2 / 3, 2 / 3]) and table.recall.tolist() == pytest.approx(
+        [2 / 3] * 2
+    )
+    assert table.support.tolist() == [3, 3]
+    assert result.per_class("without").f1.tolist() == pytest.approx([0, 2 / 3])
+    assert result.weighted_f1["without"] == pytest.approx(1 / 3) == result.summary().weighted_f1["without"]
+    metrics = pytest.importorskip("sklearn.metrics")
+    for row, name in enumerate(("with", "without", "control")):
+        found = metrics.precision_recall_fscore_support(result.target, predicted[row], zero_division=0)
+        for column, expected in zip(("precision", "recall", "f1", "support"), found, strict=True):
+            assert result.per_class(name)[column].tolist() == pytest.approx(expected.tolist())
+
+
+def test_which_answers_changed_and_what_only_the_modality_tells():
+    result = made(
+        [[0, 1, 0, 1], [1, 1, 1, 1], [0, 1, 1, 1]], [0, 1, 1, 0],
+        [[-1.0, -1.0, -2.0, -3.0], [-2.0, -1.0, -4.0, -3.0], [-1.0, -1.0, -2.0, -3.0]],
+    )  # fmt: skip
+    table = result.changes()
+    assert (
+        table.example.tolist() == [0, 2]
+        and table["with"].tolist() == ["A", "A"]
+        and table["without"].tolist() == ["B", "B"]
+    )
+    assert table.log_probability_change.tolist() == [-1, -2] and table.right_without.tolist() == [False, True]
+    assert result.only_with().example.tolist() == [0] and result.only_with("control").empty
+
+
+def test_videos_are_ablated():
+    """It could never run: an example had no videos."""
+    lens = lensplug.tiny.llava_onevision()
+    scene = draw_scene(random.Random(0), size=(48, 48))
+    frames = [scene.image, scene.image.rotate(90)]
+    own = [analysis.Example("What is the color? Answer single word.", "Red", videos=[(frames, 2)])]
+    inputs = lens.prepare(own[0].text, videos=[(frames, 2)])
+    grey = lens.prepare(own[0].text, videos=[([scene.image.point(lambda _: 128)] * 2, 2)])
+    for method, embeds in (
+        ("zero", inputs.embeds.masked_fill(inputs.modality.mask("video")[..., None], 0)),
+        ("blank", grey.embeds),
+    ):
+        result = analysis.modality_ablation(lens, own, "video", method)
+        with torch.no_grad():
+            logits = lens.hf_model(inputs_embeds=embeds).logits[0, -1].log_softmax(-1)
+        expected = float(logits[lens.tokenizer("Red")["input_ids"][0]])
+        assert float(result.log_probability[1, 0]) == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(lensplug.LensplugError, match="'blank' is for image and video, not for audio"):
+        analysis.modality_ablation(lens, own, "audio", "blank")
