@@ -151,7 +151,7 @@ def test_a_long_matrix_is_pooled_and_says_so(heard):
     size = 600
     long = dataclasses.replace(
         heard.received, values=torch.rand(1, size), count=torch.ones(1, size).long(), matrix=torch.rand(1, size, size),
-        modalities=(("text",) * size,), str_tokens=(("w",) * size,),
+        modalities=(("text",) * size,), str_tokens=(("w",) * size,), visible=None,
     )  # fmt: skip
     fig = views.received_attention(long)
     z = np.asarray(fig.data[0].z, dtype=float)
