@@ -6,16 +6,19 @@ an image most of them are never read.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from importlib import import_module
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug import engines, reductions
+from lensplug.by_modality import named, rows_at
 from lensplug.errors import LensplugError
 from lensplug.finite import refuse_overflow
 from lensplug.inputs import MultimodalInput
@@ -28,7 +31,11 @@ RESIDUALS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
 ROWS = ("hook_attn_scores", "hook_pattern")
 """Hooks that have `query_positions` only."""
 
-NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+HookName = str | tuple[str, int] | tuple[str, int, str]
+"""A hook, or TransformerLens's short form: "resid_post" in every layer, ("resid_post", 3), ("scale", 3, "ln1")."""
+NamesFilter = HookName | Sequence[HookName] | Callable[[str], bool] | None
+PositionsOrModality = Positions | str | Sequence[str]
+"""Positions, or "image": all of a modality's."""
 
 
 @runtime_checkable
@@ -36,6 +43,10 @@ class Needs(Protocol):
     """An analysis, as far as running is concerned: it says which hooks it reads."""
 
     needs: Callable[[str], bool]
+
+
+Needed = Needs | str | Sequence[Needs | str] | Callable[..., Any] | None
+"""Analyses, or their names; a function that is none is refused with the list of them."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +71,11 @@ class Plan:
         inputs: MultimodalInput,
         *,
         names_filter: NamesFilter = None,
-        needs: Needs | Sequence[Needs] | None = None,
+        needs: Needed = None,
         keep: Keep = None,
-        query_positions: Positions | None = None,
-        residual_positions: Positions | None = None,
-        logit_positions: Positions | None = None,
+        query_positions: PositionsOrModality | None = None,
+        residual_positions: PositionsOrModality | None = None,
+        logit_positions: PositionsOrModality | None = None,
         device: Any = None,
         **others: Any,
     ) -> Plan:
@@ -77,7 +88,7 @@ class Plan:
         if needs is not None:
             if names_filter is not None:
                 raise LensplugError("needs and names_filter both say what to keep: give one of them.")
-            analyses = [needs] if isinstance(needs, Needs) else list(needs)
+            analyses = _analyses(needs)
             wanted = lambda name: any(one.needs(name) for one in analyses)  # noqa: E731
         if logit_positions is not None and others.get("return_type", "logits") not in ("logits", None):
             raise LensplugError("a loss needs the logits of every position: leave logit_positions out.")
@@ -135,12 +146,38 @@ def run_with_cache(
     return logits, cache
 
 
-def _rows(positions: Positions | None, inputs: MultimodalInput, name: str) -> Int[Tensor, "batch row"] | None:
+def _analyses(needs: Any) -> list[Needs]:
+    """The analyses that are meant, of one, its name, or several.
+
+    Raises:
+        LensplugError: If one is no analysis of a cache.
+    """
+    # Looked up by name when asked for: an analysis knows caches, not the other way round.
+    public = vars(import_module("lensplug.analysis"))
+    known = {name: one for name, one in public.items() if isinstance(one, Needs) and not isinstance(one, type)}
+    several = needs if isinstance(needs, list | tuple | set) else [needs]
+    made = []
+    for one in several:
+        found = known.get(one.removeprefix("analysis.")) if isinstance(one, str) else one
+        if not isinstance(found, Needs):
+            called = one if isinstance(one, str) else getattr(one, "__name__", type(one).__name__)
+            near = difflib.get_close_matches(str(called), known, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise LensplugError(
+                f"needs has {called!r}, expected analyses of a cache, or their names: {', '.join(sorted(known))}.{hint}"
+            )
+        made.append(found)
+    return made
+
+
+def _rows(positions: PositionsOrModality | None, inputs: MultimodalInput, name: str) -> Int[Tensor, "batch row"] | None:
     if positions is None:
         return None
+    if (names := named(positions)) is not None:
+        return rows_at(names, inputs, name)
     if isinstance(positions, Sequence) and not positions:
         return inputs.tokens.new_empty(len(inputs), 0)
-    return resolve_positions(positions, inputs.attention_mask, name=name)
+    return resolve_positions(cast(Positions, positions), inputs.attention_mask, name=name)
 
 
 def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Tensor, ...] | None, dict[str, Tensor]]:

@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensplug.by_modality import Modality, modality_of
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline, ImageGrid
+from lensplug.inputs import MultimodalInput
 from lensplug.masks import Mask, as_mask
 from lensplug.modality import ModalityMap, Span
 
@@ -79,7 +81,7 @@ class Groups:
 
 
 def group_positions(
-    modality: ModalityMap,
+    modality: Modality,
     str_tokens: Sequence[Sequence[str]] | None = None,
     *,
     example: int = 0,
@@ -91,7 +93,7 @@ def group_positions(
     """Text by runs of tokens; image tokens by view and region, or whole spans where there is no geometry.
 
     Args:
-        modality: Of the inputs.
+        modality: Of the inputs, or the inputs themselves, which name their words as well.
         str_tokens: Their texts, to name words; without them a word is named by its position.
         example: Which example.
         blocks: Regions along each side of a view.
@@ -100,6 +102,9 @@ def group_positions(
         join_newlines: Put the tokens that end a row of an image into the region that they end; by default they are a
             group of their own, from all over the prompt.
     """
+    if isinstance(modality, MultimodalInput) and str_tokens is None:
+        str_tokens = modality.str_tokens
+    modality = modality_of(modality)
     length = modality.labels.shape[1]
     texts = [f"position {at}" for at in range(length)] if str_tokens is None else str_tokens[example]
     of_position = torch.full((length,), -1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -18,20 +18,21 @@ from torch import Tensor
 
 from lensplug import caching, checkpoint, engines, generation, gradients, parity, prompts, variants
 from lensplug import inputs as _inputs
-from lensplug.caching import NamesFilter, Needs, Plan
+from lensplug.by_modality import Where, mask_at, named
+from lensplug.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.estimate import Estimate
 from lensplug.finite import refuse_overflow
 from lensplug.generation import Answer, Choosing
 from lensplug.inputs import MultimodalInput, refuse_other_inputs
-from lensplug.known_hooks import refuse_unknown_hooks
+from lensplug.known_hooks import hook_names_of, known_hooks
 from lensplug.lens_cache import LensCache
 from lensplug.masks import Mask
 from lensplug.media.seen import load_seen
 from lensplug.parity import ParityReport
 from lensplug.patches.placeholders import placeholders_as_words
-from lensplug.positions import Position, Positions
+from lensplug.positions import Position
 from lensplug.reductions import Keep, KeepGradients
 from lensplug.targets import Target
 from lensplug.turns import in_turn, refuse_training, turn
@@ -145,11 +146,11 @@ class MultimodalLens:
         inputs: MultimodalInput,
         *,
         names_filter: NamesFilter = None,
-        needs: Needs | Sequence[Needs] | None = None,
+        needs: Needed = None,
         keep: Keep = None,
-        query_positions: Positions | None = None,
-        residual_positions: Positions | None = None,
-        logit_positions: Positions | None = None,
+        query_positions: PositionsOrModality | None = None,
+        residual_positions: PositionsOrModality | None = None,
+        logit_positions: PositionsOrModality | None = None,
         **kwargs: Any,
     ) -> tuple[Float[Tensor, ...] | None, LensCache]:
         """Logits and TransformerLens's ActivationCache, without gradients.
@@ -162,13 +163,15 @@ class MultimodalLens:
                 query_positions=[-1], residual_positions=[-1], logit_positions=[-1],
             )
 
-        All positions may be negative (from the last that is not padding), and a tensor with a row for each example;
-        `[]` keeps none. What an analysis misses in the cache, it says.
+        All positions may be negative (from the last that is not padding), a tensor with a row for each example, or a
+        modality ("image"); `[]` keeps none. What an analysis misses in the cache, it says.
 
         Args:
             inputs: From `prepare` or `encode`.
-            names_filter: Which hooks to keep: a name, several, or a function of the name; all by default.
-            needs: In its place, the analyses that will read the cache: keeps the hooks that they say they need.
+            names_filter: Which hooks to keep: a name, several, or a function of the name; all by default. Names may be
+                in TransformerLens's short form, "resid_post" for every layer, ("resid_post", 3) for one.
+            needs: In its place, the analyses that will read the cache (or their names, "logit_lens"): keeps the hooks
+                that they say they need.
             keep: What to keep of attention patterns that are too large to keep, made in blocks of rows while the model
                 runs; single heads' patterns are then kept for `query_positions` only. By name, or a reduction of
                 `lensplug.reductions` with options:
@@ -193,7 +196,7 @@ class MultimodalLens:
                 patterns: the output would not change.
         """
         refuse_other_inputs(inputs)
-        refuse_unknown_hooks(self.model, names_filter)
+        names_filter = known_hooks(self.model, names_filter)
         plan = Plan.of(
             inputs,
             names_filter=names_filter,
@@ -222,7 +225,7 @@ class MultimodalLens:
             LensplugError: As `run_with_cache`.
         """
         refuse_other_inputs(inputs)
-        refuse_unknown_hooks(self.model, options.get("names_filter"))
+        options["names_filter"] = known_hooks(self.model, options.get("names_filter"))
         return Estimate.of(self.model, inputs, Plan.of(inputs, **options), engine=self.engine)
 
     @in_turn
@@ -269,7 +272,7 @@ class MultimodalLens:
                 out of range, or a gradient is not finite (fp16).
         """
         refuse_other_inputs(inputs)
-        refuse_unknown_hooks(self.model, names_filter)
+        names_filter = known_hooks(self.model, names_filter)
         return gradients.run_with_gradients(
             self.model,
             self.engine,
@@ -282,20 +285,23 @@ class MultimodalLens:
         )
 
     @in_turn
-    def without(self, inputs: MultimodalInput, positions: Mask) -> Variant:
+    def without(self, inputs: MultimodalInput, positions: Where) -> Variant:
         """The same prompts without some positions, for `lens.model` and `logits_at`: the rest moves together.
 
-            lens.model(lens.without(inputs, inputs.modality.mask("image")))
+            lens.model(lens.without(inputs, "image"))
 
         Args:
             inputs: From `prepare` or `encode`.
-            positions: A mask `[batch pos]`, True (or 1) where a position is left out.
+            positions: A modality ("image"; "media" for every image, video and audio position), several, or a mask
+                `[batch pos]`, True (or 1) where a position is left out.
 
         Raises:
-            LensplugError: If nothing is left of an example, or the model gives its core more than embeddings (Gemma 3,
-                Qwen2-VL) and would have to see a part of its image, video or sound.
+            LensplugError: If there is no such modality, nothing is left of an example, or the model gives its core
+                more than embeddings (Gemma 3, Qwen2-VL) and would have to see a part of its image, video or sound.
         """
-        return variants.without(self.hf_model, self.core, inputs, positions)
+        refuse_other_inputs(inputs)
+        gone = mask_at(positions, inputs, inputs.tokens.shape, "positions")
+        return variants.without(self.hf_model, self.core, inputs, gone)
 
     @in_turn
     def logits_at(
@@ -304,7 +310,7 @@ class MultimodalLens:
         rows: Int[Tensor, "batch row"],
         *,
         attention_mask: Mask | None = None,
-        hidden: Mask | None = None,
+        hidden: Where | None = None,
     ) -> Float[Tensor, "batch row d_vocab"]:
         """Logits at a few positions, at the speed of SDPA, with some positions hidden from all others.
 
@@ -313,13 +319,16 @@ class MultimodalLens:
                 `[batch pos d_model]`.
             rows: For each example the positions, from the left.
             attention_mask: Of embeddings, where there is padding, `[batch pos]`; inputs have their own.
-            hidden: A mask `[batch pos]` of positions that no query sees, in any layer; they keep their place, so that
-                nothing else moves. Masks are True and False, or 1 and 0.
+            hidden: Positions that no query sees, in any layer: a modality of the inputs ("image"), several, or a mask
+                `[batch pos]`. They keep their place, so that nothing else moves. Masks are True and False, or 1 and 0.
 
         Raises:
             LensplugError: If a hook of yours edits scores or patterns: the logits would not change.
         """
-        with torch.no_grad(), self.logits_only(rows, hidden=hidden):
+        if named(hidden) is not None:
+            known = inputs if isinstance(inputs, MultimodalInput) else None
+            hidden = mask_at(cast(Where, hidden), known, () if known is None else known.shape, "hidden")
+        with torch.no_grad(), self.logits_only(rows, hidden=cast("Mask | None", hidden)):
             logits: Tensor = self.model(inputs, attention_mask=attention_mask)
         return logits
 
@@ -357,18 +366,23 @@ class MultimodalLens:
         self,
         inputs: MultimodalInput,
         *,
-        fwd_hooks: Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]] = (),
+        fwd_hooks: Sequence[tuple[HookName | Callable[[str], bool], Callable[..., Any]]] = (),
         **kwargs: Any,
     ) -> Any:
         """TransformerLens's `run_with_hooks`: hooks act during this call only, also if one raises.
+
+        Names may be in TransformerLens's short form: `[("resid_post", function)]` in every layer,
+        `[(("resid_post", 3), function)]` in one.
 
         Raises:
             LensplugError: If a name is no hook of the model.
         """
         refuse_other_inputs(inputs)
-        refuse_unknown_hooks(self.model, [name for name, _ in fwd_hooks if isinstance(name, str)])
+        hooks = [
+            (name, function) for names, function in fwd_hooks for name in hook_names_of(self.model, names)
+        ]  # of a short form one for each layer
         with refuse_overflow(self.model, inputs.attention_mask, each_score=True):
-            return self.model.run_with_hooks(inputs, fwd_hooks=list(fwd_hooks), **kwargs)
+            return self.model.run_with_hooks(inputs, fwd_hooks=hooks, **kwargs)
 
     @contextmanager
     def placeholders_as_words(self) -> Iterator[None]:

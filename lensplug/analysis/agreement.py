@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.result import Provenance, Result, check_example
+from lensplug.by_modality import Modality, Where, mask_at, modality_of, named
 from lensplug.errors import LensplugError
-from lensplug.masks import Mask, as_mask
+from lensplug.masks import as_mask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +59,8 @@ def agreement(
     results: Mapping[str, Result | Float[Tensor, " pos"]],
     *,
     example: int = 0,
-    positions: Mask | None = None,
+    positions: Where | None = None,
+    modality: Modality | None = None,
 ) -> Agreement:
     """Rank correlations between maps of the same example.
 
@@ -66,8 +68,9 @@ def agreement(
         results: Name -> a value for each position: a tensor, or a result with one map (a rollout of one row, received
             attention); one with several maps says which there are.
         example: Which example of the results.
-        positions: Compare at these only, a mask `[pos]` such as `inputs.modality.mask("image")[0]`; positions that a
-            method gives NaN are left out.
+        positions: Compare at these only, "image" or another modality, or a mask `[pos]`; positions that a method gives
+            NaN are left out.
+        modality: `inputs.modality`, or the inputs, where `positions` is a modality.
 
     Raises:
         LensplugError: If there are fewer than two methods, their lengths differ, or fewer than three positions are
@@ -82,13 +85,14 @@ def agreement(
     values = torch.stack([one.detach().cpu().double() for one in maps.values()])
     ranked = ~values.isnan().any(dim=0)
     if positions is not None:
-        ranked &= as_mask(positions, ranked.shape, "positions", against="the maps have").cpu()
+        ranked &= _chosen(positions, modality, example, len(ranked))
     if int(ranked.sum()) < 3:
         raise LensplugError(f"{int(ranked.sum())} positions are left to rank, expected at least three.")
     import pandas as pd
 
     correlation = pd.DataFrame(values[:, ranked].T.numpy()).corr(method="spearman").to_numpy()
-    where = "all positions" if positions is None else "chosen positions"
+    names = named(positions)
+    where = "all positions" if positions is None else f"{'chosen' if names is None else ' and '.join(names)} positions"
     convention = f"Spearman's rank correlation over {int(ranked.sum())} of {where}"
     return Agreement(
         methods=tuple(maps),
@@ -96,6 +100,17 @@ def agreement(
         count=int(ranked.sum()),
         provenance=_made([result.provenance for result in results.values() if isinstance(result, Result)], convention),
     )
+
+
+def _chosen(positions: Where, modality: Modality | None, example: int, length: int) -> Bool[Tensor, " pos"]:
+    if named(positions) is None:
+        mask: Tensor = as_mask(positions, (length,), "positions", against="the maps have")
+        return mask.cpu()
+    if modality is None:
+        raise LensplugError(f"positions={positions!r} needs to know which position is what: give modality=inputs.")
+    every = modality_of(modality)
+    check_example(example, len(every.labels))
+    return mask_at(positions, every, (len(every.labels), length), "positions", against="the maps have")[example].cpu()
 
 
 def _made(each: Sequence[Provenance], convention: str) -> Provenance:

@@ -40,6 +40,7 @@ from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_we
 from lensplug.analysis.position_groups import Merge
 from lensplug.analysis.reading import attended, n_layers, needs
 from lensplug.analysis.result import Provenance, Result, check_example
+from lensplug.by_modality import Modality, modality_of
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 from lensplug.masks import Mask
@@ -175,7 +176,7 @@ def attention_flow(
     discard: float = 0.0,
     exclude_first: bool = False,
     layers: tuple[int, int] | None = None,
-    modality: ModalityMap | None = None,
+    modality: Modality | None = None,
     attention_mask: Mask | None = None,
     minutes: float = 5.0,
     uniform: bool = True,
@@ -198,7 +199,7 @@ def attention_flow(
         discard: The share of each row's weights, the smallest, that is left out.
         exclude_first: Leave out the weight on the first position that is not padding.
         layers: The first and the last layer that it flows through; all by default.
-        modality: `inputs.modality`, for `groups="modality"`, and to name modalities.
+        modality: `inputs.modality`, or the inputs, for `groups="modality"`, and to name modalities.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
         minutes: The longest that it may take, estimated from the number of edges.
         uniform: Find the flows of uniform attention too, for the lift: as long again.
@@ -206,6 +207,7 @@ def attention_flow(
     Raises:
         LensplugError: If something is missing in the cache, an option is out of its range, or it would take too long.
     """
+    modality = None if modality is None else modality_of(modality)
     mixing = Mixing(head_fusion, None if heads is None else tuple(heads), residual, discard, exclude_first)
     chosen = layer_range(layers, n_layers(cache))
     graphs: list[LayeredGraph] = []

@@ -28,15 +28,13 @@ from torch import Tensor
 
 from lensplug.analysis.result import Provenance, Result, refuse_other_making
 from lensplug.announce import announce
+from lensplug.by_modality import Where, mask_at, named
 from lensplug.errors import LensplugError
-from lensplug.masks import Mask, as_mask
 from lensplug.targets import LogitTarget, Terms, Written, terms_of
 from lensplug.variants import in_place
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MEDIA = ("image", "video", "audio")
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,7 +136,7 @@ def deletion_curve(
     target: LogitTarget,
     *,
     position: int = -1,
-    among: str | Mask = "media",
+    among: Where = "media",
     steps: int = 10,
     draws: int = 10,
     seed: int = 0,
@@ -154,8 +152,8 @@ def deletion_curve(
         target: What is watched: a word that is one token, an id, ids `[example]`, a pair (the difference of two
             log-probabilities), or an answer (the sum over its tokens).
         position: Where a token's probability is read; negative ones count from the last that is not padding.
-        among: Which positions are deleted: "media" (every image, video and audio position), a modality, or a mask
-            `[example pos]`.
+        among: Which positions are deleted: "media" (every image, video and audio position), a modality, several, or a
+            mask `[example pos]`.
         steps: In how many equal steps.
         draws: How many random orders; 0 for none (for other maps of examples whose random orders are known).
         seed: Of the random orders.
@@ -201,15 +199,11 @@ def deletion_curve(
     )
 
 
-def _among(among: str | Mask, inputs: Any) -> tuple[Bool[Tensor, "example pos"], str]:
+def _among(among: Where, inputs: Any) -> tuple[Bool[Tensor, "example pos"], str]:
     """The positions that are deleted, and what they are called."""
-    if not isinstance(among, str):
-        own = as_mask(among, inputs.tokens.shape, "among").to(inputs.tokens.device)
-        chosen, what = own & inputs.attention_mask.bool(), "chosen positions"
-    else:
-        names = MEDIA if among == "media" else (among,)
-        chosen = torch.stack([inputs.modality.mask(name) for name in names]).any(dim=0)
-        what = f"{among} positions"
+    own = mask_at(among, inputs, inputs.tokens.shape, "among").to(inputs.tokens.device)
+    chosen, names = own & inputs.attention_mask.bool(), named(among)
+    what = "chosen positions" if names is None else f"{' and '.join(names)} positions"
     if not bool(chosen.any(dim=1).all()):
         example = int((~chosen.any(dim=1)).nonzero()[0])
         raise LensplugError(f"example {example} has no {what} to delete: it has {', '.join(inputs.modality.names)}.")

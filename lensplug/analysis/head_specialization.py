@@ -31,6 +31,7 @@ from lensplug import hook_names
 from lensplug.analysis.head_readings import CLAMP, CLASSES, SINK, HeadSpecialization
 from lensplug.analysis.reading import n_layers, needs, pattern_shape, read_kept, read_rows
 from lensplug.analysis.result import Provenance
+from lensplug.by_modality import Modality, modality_of
 from lensplug.errors import LensplugError
 from lensplug.modality import ModalityMap
 from lensplug.positions import Position, resolve_position
@@ -43,7 +44,7 @@ SINKS = {"first": "the first position", "special": "the first position and the s
 @needs("attn.hook_pattern")
 def head_specialization(
     cache: Any,
-    modality: ModalityMap,
+    modality: Modality,
     *,
     query: Position = -1,
     sinks: Sinks = "first",
@@ -55,7 +56,7 @@ def head_specialization(
         cache: An ActivationCache with `hook_pattern` of every layer (`head_specialization.needs`), of every query
             position or of this one, or what each query gives to each modality
             (`lens.run_with_cache(..., keep="modality_mass")`).
-        modality: Which position is what (`inputs.modality`).
+        modality: Which position is what: `inputs.modality`, or the inputs.
         query: The position that looks, or one for each example; negative ones count from the last that is not padding.
         sinks: Which positions are a class of their own, "sink", and no longer count with their modality: "first",
             the first that is not padding; "special", the tokenizer's special tokens too; a mask `[batch pos]`, where
@@ -67,6 +68,7 @@ def head_specialization(
         LensplugError: If a pattern is missing, the map does not fit the cache, the position is out of
             range, or sinks are none of these.
     """
+    modality = modality_of(modality)
     mask, shape = modality.attention_mask, pattern_shape(cache, needed_by="head_specialization")
     if shape != tuple(mask.shape):
         raise LensplugError(

@@ -31,6 +31,7 @@ from lensplug.analysis.one_layer import Head, OneLayer, read_layer
 from lensplug.analysis.reading import attended, needs, texts_of
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.analysis.visibility import visible
+from lensplug.by_modality import Modality, modality_of
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
 from lensplug.modality import ModalityMap
@@ -138,7 +139,7 @@ def received_attention(
     scale: str = "row-max",
     over: str = "seen",
     exclude_sink: bool = False,
-    modality: ModalityMap | None = None,
+    modality: Modality | None = None,
     str_tokens: Sequence[Sequence[str]] | None = None,
     attention_mask: Mask | None = None,
 ) -> ReceivedAttention:
@@ -154,13 +155,14 @@ def received_attention(
             in a causal model not earlier, within a sliding window); "rows", its mean over all rows that are not
             padding; or "sum".
         exclude_sink: Leave out the first position that is not padding; rows are scaled by the largest of the rest.
-        modality: `inputs.modality`, to name media.
+        modality: `inputs.modality`, or the inputs, to name media.
         str_tokens: To name tokens, for a cache that has none: of TransformerLens alone, or made without `tokens`.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
 
     Raises:
         LensplugError: If the layer or a head is not there, or what names the positions does not fit.
     """
+    modality = None if modality is None else modality_of(modality)
     if scale not in SCALES:
         raise LensplugError(f"scale is {scale!r}, expected 'row-max' or 'none'.")
     if over not in OVER:

@@ -121,7 +121,7 @@ def test_equal_values_are_put_in_a_random_order(lens, batch):
     [
         ({"relevance": torch.zeros(7)}, r"relevance has the shape \[7\], the inputs \[2, "),
         ({"among": "audio"}, "example 0 has no audio positions to delete: it has text, image"),
-        ({"among": "picture"}, "modality is 'picture'"),
+        ({"among": "picture"}, "among is 'picture'"),
         ({"among": torch.ones(2, 3)}, r"among has the shape \[2, 3\]"),
         ({"target": "Zebra!"}, "'Zebra!' is"),
         ({"steps": 0}, "steps=0"),
