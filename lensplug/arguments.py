@@ -115,7 +115,8 @@ def _as_tensor(value: Any, member: Any) -> Any:
             return value
         value = value.float() if value.dtype == torch.float64 else value
     whole = isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
-    return value.float() if whole and "float32" in getattr(member, "dtypes", ()) else value
+    dtypes = getattr(member, "dtypes", ())  # of a hint for any dtype no list
+    return value.float() if whole and isinstance(dtypes, list | tuple) and "float32" in dtypes else value
 
 
 def _is_tensor(member: Any) -> bool:

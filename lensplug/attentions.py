@@ -31,6 +31,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 
 from lensplug.analysis.reading import attended, texts_of
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.lens_cache import LensCache
 from lensplug.masks import Mask
@@ -57,6 +58,7 @@ class AttentionsOnly:
     cfg: Config
 
 
+@checked
 def cache_from_attentions(
     attentions: Any,
     *,
@@ -108,6 +110,7 @@ def cache_from_attentions(
     return LensCache(named, AttentionsOnly(config), attention_mask=mask, str_tokens=texts)
 
 
+@checked
 def grads_from_attentions(attentions: Any, *, target: Any = None) -> ActivationCache:
     """The gradients of one number with respect to the attention of every layer, for `analysis.gradient_rollout`.
 

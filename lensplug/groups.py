@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensplug.arguments import checked
 from lensplug.by_modality import Modality, modality_of
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline, ImageGrid
@@ -44,6 +45,7 @@ class Groups:
                 members[group].append(position)
         return members
 
+    @checked
     def pool(self, pattern: Float[Tensor, "head query key"]) -> Float[Tensor, "head group group"]:
         """Sum over the keys of a group, mean over its queries.
 
@@ -54,6 +56,7 @@ class Groups:
         attention = pattern.float().cpu()
         return (member / member.sum(dim=0)).T @ attention @ member
 
+    @checked
     def sums(self, values: Float[Tensor, "*axes pos"]) -> Float[Tensor, "*axes group"]:
         """The sum of each group's values.
 
@@ -62,6 +65,7 @@ class Groups:
         """
         return values.float().cpu() @ self._member(values.shape[-1])
 
+    @checked
     def only(self, kept: Mask) -> Groups:
         """The groups of some positions, numbered as the prompt has them; a group without any is gone."""
         of_position = self.of_position.masked_fill(~as_mask(kept, self.of_position.shape, "kept").cpu(), -1)
@@ -80,6 +84,7 @@ class Groups:
         return (self.of_position[:, None] == torch.arange(len(self.names))).float()
 
 
+@checked
 def group_positions(
     modality: Modality,
     str_tokens: Sequence[Sequence[str]] | None = None,

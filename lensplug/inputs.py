@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
+from lensplug.arguments import checked
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.families import MediaLayout, media_layout
@@ -62,6 +63,7 @@ class MultimodalInput:
     audio: tuple[tuple[Sound, ...], ...] = field(default=(), repr=False)
     """The sounds of each example, as they came."""
 
+    @checked
     def pictures(self, example: int = 0) -> list[Image.Image]:
         """The pictures of an example as they are known, by media_index.
 

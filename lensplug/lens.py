@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lensplug import caching, checkpoint, engines, generation, gradients, parity, prompts, variants
 from lensplug import inputs as _inputs
+from lensplug.arguments import checked
 from lensplug.by_modality import Where, mask_at, named
 from lensplug.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality
 from lensplug.core import LanguageCore
@@ -80,6 +81,7 @@ class MultimodalLens:
         )
 
     @in_turn
+    @checked
     def prepare(
         self,
         text: str | Sequence[str],
@@ -120,6 +122,7 @@ class MultimodalLens:
         return _inputs.encode(self.hf_model, self.core, self.processor, outputs, given=given)
 
     @in_turn
+    @checked
     def encode(
         self, processor_outputs: Mapping[str, Any], *, images: Any = None, videos: Any = None, audio: Any = None
     ) -> MultimodalInput:
@@ -141,6 +144,7 @@ class MultimodalLens:
         return _inputs.encode(self.hf_model, self.core, self.processor, processor_outputs, given=given)
 
     @in_turn
+    @checked
     def run_with_cache(
         self,
         inputs: MultimodalInput,
@@ -210,6 +214,7 @@ class MultimodalLens:
         Estimate.of(self.model, inputs, plan, engine=self.engine).refuse_too_large()
         return caching.run_with_cache(self.model, self.engine, inputs, plan)
 
+    @checked
     def estimate(self, inputs: MultimodalInput, **options: Any) -> Estimate:
         """The memory that a run would take, from shapes alone: nothing is run.
 
@@ -229,6 +234,7 @@ class MultimodalLens:
         return Estimate.of(self.model, inputs, Plan.of(inputs, **options), engine=self.engine)
 
     @in_turn
+    @checked
     def run_with_gradients(
         self,
         inputs: MultimodalInput,
@@ -285,6 +291,7 @@ class MultimodalLens:
         )
 
     @in_turn
+    @checked
     def without(self, inputs: MultimodalInput, positions: Where) -> Variant:
         """The same prompts without some positions, for `lens.model` and `logits_at`: the rest moves together.
 
@@ -304,6 +311,7 @@ class MultimodalLens:
         return variants.without(self.hf_model, self.core, inputs, gone)
 
     @in_turn
+    @checked
     def logits_at(
         self,
         inputs: Any,
@@ -332,6 +340,7 @@ class MultimodalLens:
             logits: Tensor = self.model(inputs, attention_mask=attention_mask)
         return logits
 
+    @checked
     @contextmanager
     def logits_only(
         self,
@@ -362,6 +371,7 @@ class MultimodalLens:
             yield
 
     @in_turn
+    @checked
     def run_with_hooks(
         self,
         inputs: MultimodalInput,
@@ -398,6 +408,7 @@ class MultimodalLens:
             yield
 
     @in_turn
+    @checked
     def generate(
         self,
         inputs: MultimodalInput,
@@ -442,6 +453,7 @@ class MultimodalLens:
             )
 
     @in_turn
+    @checked
     def check(self, inputs: MultimodalInput, *, whole_patterns: bool = False) -> ParityReport:
         """The full Hugging Face model with SDPA attention against the wrapped core, on the same input.
 

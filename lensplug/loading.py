@@ -11,6 +11,7 @@ import transformers
 
 from lensplug import audio_llama as audio_llama  # registers the model with transformers' Auto classes
 from lensplug import engines, parity
+from lensplug.arguments import checked
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.lens import MultimodalLens
@@ -20,6 +21,7 @@ from lensplug.seam import run_to_seam
 from lensplug.turns import Turns, refuse_training
 
 
+@checked
 def load(
     name: str | Path,
     *,
@@ -70,6 +72,7 @@ def load(
     return wrap(hf_model, processor, engine=engine, process_weights=process_weights, check=check)
 
 
+@checked
 def wrap(
     hf_model: Any, processor: Any = None, *, engine: str = "auto", process_weights: bool = False, check: bool = True
 ) -> MultimodalLens:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
 from lensplug.masks import Mask, as_mask
@@ -54,6 +55,7 @@ class ModalityMap:
     """(example, media_index) -> when the tokens of that sound are heard."""
 
     @classmethod
+    @checked
     def build(
         cls,
         tokens: Int[Tensor, "batch pos"],
@@ -123,6 +125,7 @@ class ModalityMap:
         """The modality of every position, as a word."""
         return [[MODALITIES[index] for index in row] for row in self.labels.tolist()]
 
+    @checked
     def mask(self, modality: str) -> Bool[Tensor, "batch pos"]:
         """Where `modality` is; False everywhere if it does not occur."""
         if modality not in MODALITIES:
@@ -148,6 +151,7 @@ class ModalityMap:
                     start = pos
         return spans
 
+    @checked
     def image_grid(self, media_index: int = 0, example: int = 0) -> ImageGrid | None:
         """Where the tokens of an image lie in its pixels.
 
@@ -160,6 +164,7 @@ class ModalityMap:
         self.image_positions(media_index, example)
         return self.grids.get((example, media_index))
 
+    @checked
     def video_grid(self, media_index: int = 0, example: int = 0) -> VideoGrid | None:
         """Where, and in which frame, the tokens of a video lie; None as for `image_grid`.
 
@@ -169,6 +174,7 @@ class ModalityMap:
         self.video_positions(media_index, example)
         return self.video_grids.get((example, media_index))
 
+    @checked
     def audio_timeline(self, media_index: int = 0, example: int = 0) -> AudioTimeline | None:
         """When the tokens of a sound are heard, in its seconds; None for a family without geometry.
 
@@ -178,6 +184,7 @@ class ModalityMap:
         self.audio_positions(media_index, example)
         return self.timelines.get((example, media_index))
 
+    @checked
     def image_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, " token"]:
         """The positions of one image, in the order of its grid.
 
@@ -186,6 +193,7 @@ class ModalityMap:
         """
         return self._positions("image", media_index, example)
 
+    @checked
     def video_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, " token"]:
         """The positions of one video, in the order of its grid.
 
@@ -194,6 +202,7 @@ class ModalityMap:
         """
         return self._positions("video", media_index, example)
 
+    @checked
     def audio_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, " token"]:
         """The positions of one sound, in the order of its timeline.
 

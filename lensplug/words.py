@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 
@@ -30,6 +31,7 @@ ALONE = re.compile(r"\[[A-Z]+\d*\]|<(?!0x)[^<>\s]+>|[Ċ\n]+")
 """Special tokens and line breaks; <0xE2> is a byte of a word."""
 
 
+@checked
 def join_pieces(str_tokens: Sequence[str], *, word_ids: Sequence[int | None] | None = None) -> Groups:
     """The words of one example, each special token alone.
 

@@ -42,6 +42,7 @@ from lensplug.analysis.position_groups import Merge, position_groups
 from lensplug.analysis.processed import refuse_centred_logits
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.announce import announce
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 from lensplug.targets import Target, terms_of
@@ -87,10 +88,12 @@ class ActivationPatching(Result):
         way = way.masked_fill(way.abs() <= self.rounding, torch.nan)[:, None, None, None]
         return (self.values - self.corrupt[:, None, None, None]) / way
 
+    @checked
     def groups_of(self, example: int = 0) -> list[int]:
         """The numbers of the groups that an example has; elsewhere values are NaN."""
         return sorted(set(self.groups[example].tolist()) - {-1})
 
+    @checked
     def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
         """What each position's group recovers in each layer, for overlays; NaN where nothing is patched.
 
@@ -125,6 +128,7 @@ class ActivationPatching(Result):
         )
 
 
+@checked
 def activation_patching(
     lens: Any,
     clean: Any,

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lensplug.analysis.result import Provenance, Result, check_example
+from lensplug.arguments import checked
 from lensplug.by_modality import Modality, Where, mask_at, modality_of, named
 from lensplug.errors import LensplugError
 from lensplug.masks import as_mask
@@ -55,6 +56,7 @@ class Agreement(Result):
         )
 
 
+@checked
 def agreement(
     results: Mapping[str, Result | Float[Tensor, " pos"]],
     *,

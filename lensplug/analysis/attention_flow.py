@@ -40,6 +40,7 @@ from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_we
 from lensplug.analysis.position_groups import Merge
 from lensplug.analysis.reading import attended, n_layers, needs
 from lensplug.analysis.result import Provenance, Result, check_example
+from lensplug.arguments import checked
 from lensplug.by_modality import Modality, modality_of
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
@@ -116,6 +117,7 @@ class Flow(Result):
         """Whether positions were merged: values are then upper bounds on the flow into a group's positions together."""
         return bool((self.positions > 1).any())
 
+    @checked
     def by_position(
         self, example: int = 0, *, raw: bool = False, normalized: bool = False, shared: bool = False
     ) -> dict[str, Float[Tensor, " pos"]]:
@@ -165,6 +167,7 @@ class Flow(Result):
 
 
 @needs("attn.hook_pattern")
+@checked
 def attention_flow(
     cache: Any,
     *,

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lensplug.analysis.reading import attended, n_layers, needs, pattern_shape, read_rows
 from lensplug.analysis.result import Provenance, Result, check_example
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
 from lensplug.positions import Positions, resolve_positions
@@ -46,6 +47,7 @@ class AttentionFrom(Result):
     """The query positions, from the left."""
     provenance: Provenance
 
+    @checked
     def by_position(
         self, example: int = 0, *, query: int = 0, head: str | int = "mean"
     ) -> dict[str, Float[Tensor, " pos"]]:
@@ -94,6 +96,7 @@ class AttentionFrom(Result):
 
 
 @needs("attn.hook_pattern")
+@checked
 def attention_from(cache: Any, *, queries: Positions = -1, attention_mask: Mask | None = None) -> AttentionFrom:
     """The attention rows of a few queries.
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from lensplug.analysis.one_layer import Head, read_layer
 from lensplug.analysis.reading import attended, needs, texts_of
 from lensplug.analysis.result import Provenance, Result
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 from lensplug.masks import Mask
@@ -79,6 +80,7 @@ class AttentionMatrix(Result):
 
 
 @needs("attn.hook_pattern")
+@checked
 def attention_matrix(
     cache: Any,
     *,

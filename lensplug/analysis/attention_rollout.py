@@ -31,6 +31,7 @@ from lensplug.analysis.evenly import EvenLayer, beyond_order, even_layer, lift, 
 from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
 from lensplug.analysis.reading import attended, n_layers, needs, read, read_kept
 from lensplug.analysis.result import Provenance, Result, check_example
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
 from lensplug.positions import Positions, resolve_positions
@@ -123,6 +124,7 @@ class Rollout(Result):
         values, uniform, lifted = (one[example, row].cpu() for one in (self.values, self.uniform, self.lift))
         return beyond_order(values, uniform, lifted, "share")
 
+    @checked
     def by_position(self, example: int = 0, *, raw: bool = False) -> dict[str, Float[Tensor, " pos"]]:
         """Each output position's row, up to each layer if there are: for overlays.
 
@@ -171,6 +173,7 @@ class Rollout(Result):
 
 
 @needs("attn.hook_pattern")
+@checked
 def attention_rollout(
     cache: Any,
     *,

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.result import Provenance, Result, refuse_other_making
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Comparison(Result):
         models = " and ".join(f"{name}: {one.model}" for name, one in zip(self.names, self.provenances, strict=True))
         return f"Comparison({self.analysis}: {', '.join(self.numbers)}, {len(self.table)} rows; {models})"
 
+    @checked
     def difference_column(self, number: str | None = None, name: str | None = None) -> str:
         """The column with a number's difference from the first result.
 
@@ -73,6 +75,7 @@ class Comparison(Result):
             raise LensplugError(f"{name!r} is none of {', '.join(map(repr, self.names[1:]))}, which are compared.")
         return _difference(self.number(number), name or self.names[1], self.names)
 
+    @checked
     def largest(self, k: int = 10, *, number: str | None = None, name: str | None = None) -> pd.DataFrame:
         """The k rows in which a number (the first by default) changes most, either way.
 
@@ -84,6 +87,7 @@ class Comparison(Result):
         order = self.table[self.difference_column(number, name)].abs().sort_values(ascending=False).index[:k]
         return self.table.loc[order].reset_index(drop=True)
 
+    @checked
     def number(self, name: str | None = None) -> str:
         """A number's name, checked; the first by default."""
         if name is not None and name not in self.numbers:
@@ -95,6 +99,7 @@ class Comparison(Result):
         return self.table.copy()
 
 
+@checked
 def compare(result_a: Result, result_b: Result, *others: Result, names: Sequence[str] | None = None) -> Comparison:
     """Align results of the same analysis and take differences from the first, b - a.
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lensplug.analysis.result import Provenance, Result, refuse_other_making
 from lensplug.announce import announce
+from lensplug.arguments import checked
 from lensplug.by_modality import Where, mask_at, named
 from lensplug.errors import LensplugError
 from lensplug.targets import LogitTarget, Terms, Written, terms_of
@@ -35,6 +36,8 @@ from lensplug.variants import in_place
 
 if TYPE_CHECKING:
     import pandas as pd
+MOST_VARIANTS = 100_000
+"""Of one example: their masks are made before the first is run."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,6 +79,7 @@ class DeletionCurve(Result):
         return torch.stack([areas.mean(dim=1) - spread, areas.mean(dim=1) + spread], dim=1)
 
     @classmethod
+    @checked
     def combine(cls, results: Sequence[DeletionCurve]) -> DeletionCurve:
         """The examples of several results as one.
 
@@ -129,6 +133,7 @@ class DeletionCurve(Result):
         )
 
 
+@checked
 def deletion_curve(
     lens: Any,
     inputs: Any,
@@ -171,6 +176,8 @@ def deletion_curve(
         )
     if steps < 1 or draws < 0 or batch_size < 1:
         raise LensplugError(f"steps={steps}, draws={draws}, batch_size={batch_size}: expected at least 1, 0 and 1.")
+    if (variants := (2 + draws) * (steps + 1)) > MOST_VARIANTS:
+        raise LensplugError(f"steps={steps} and draws={draws} make {variants} runs of each example: take fewer.")
     terms = terms_of(target, position, inputs, lens.tokenizer, lens.model.cfg.d_vocab_out)
     chosen, what = _among(among, inputs)
     values = values.to(chosen.device).float()

@@ -45,6 +45,7 @@ from lensplug.analysis.attention_rollout import Rollout, chosen_rows
 from lensplug.analysis.processed import refuse_centred_logits
 from lensplug.analysis.reading import attended, n_layers, needs, read, read_pattern
 from lensplug.analysis.result import Provenance
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
 from lensplug.positions import Positions
@@ -54,6 +55,7 @@ CONTRIBUTIONS = (*SIGNS, "signed")
 
 
 @needs("attn.hook_pattern")
+@checked
 def gradient_rollout(
     cache: Any,
     grads: Any,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lensplug.analysis.heads_by_layer import HeadsByLayer, looks_at, standard_error
 from lensplug.analysis.result import Provenance, Result, refuse_other_making
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.modality import MODALITIES
 from lensplug.reductions.modality_mass import VIEWS
@@ -101,10 +102,12 @@ class HeadSpecialization(Result):
         """Of `mean`."""
         return self.error("ratio")
 
+    @checked
     def average(self, by: str = "mass") -> Float[Tensor, "layer head modality"]:
         """The mean of a reading ("mass", "preference", "ratio") over the examples that have the class in sight."""
         return self._reading(by).nanmean(dim=0)
 
+    @checked
     def error(self, by: str = "mass") -> Float[Tensor, "layer head modality"]:
         """The standard error of `average`: sample standard deviation over the root of the count; NaN below two."""
         return standard_error(self._reading(by))
@@ -131,6 +134,7 @@ class HeadSpecialization(Result):
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
+    @checked
     def in_words(self, layer: int, head: int) -> str:
         """Both readings of a head in one sentence.
 
@@ -153,6 +157,7 @@ class HeadSpecialization(Result):
         nats = float(self.average("preference")[layer, head, self._index(preferred)])
         return f"layer {layer}, head {head} {said} and prefers {_the(preferred)} ({nats:+.1f} nats)"
 
+    @checked
     def top(self, modality: str, k: int = 10, *, by: str = "mass") -> list[tuple[int, int, float]]:
         """The k heads with the largest average on a class: (layer, head, value).
 
@@ -175,6 +180,7 @@ class HeadSpecialization(Result):
         return HeadsByLayer.of(self)
 
     @classmethod
+    @checked
     def combine(cls, results: Sequence[HeadSpecialization]) -> HeadSpecialization:
         """Several results of one model as one, example after example.
 
@@ -196,6 +202,7 @@ class HeadSpecialization(Result):
         joined: dict[str, Any] = {name: torch.cat([getattr(result, name) for result in wide]) for name in tensors}
         return replace(first, modalities=names, views=views, **joined)
 
+    @checked
     def to_dataframe(self, *, per_example: bool = False) -> pd.DataFrame:
         """One row for each layer, head and class: the average readings, standard errors, count and labels.
 

@@ -31,6 +31,7 @@ from lensplug import hook_names
 from lensplug.analysis.head_readings import CLAMP, CLASSES, SINK, HeadSpecialization
 from lensplug.analysis.reading import n_layers, needs, pattern_shape, read_kept, read_rows
 from lensplug.analysis.result import Provenance
+from lensplug.arguments import checked
 from lensplug.by_modality import Modality, modality_of
 from lensplug.errors import LensplugError
 from lensplug.modality import ModalityMap
@@ -42,6 +43,7 @@ SINKS = {"first": "the first position", "special": "the first position and the s
 
 
 @needs("attn.hook_pattern")
+@checked
 def head_specialization(
     cache: Any,
     modality: Modality,

@@ -34,6 +34,7 @@ from lensplug.analysis.processed import raw_unembedding
 from lensplug.analysis.reading import attended, n_layers, needs, read_residual, residual_shape
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.analysis.vocabulary import CACHE_BYTES, chunks, statistics
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
 from lensplug.positions import Positions, resolve_positions
@@ -87,6 +88,7 @@ class LogitLens(Result):
         stays = (self.rank == 1).flip(1).int().cumprod(dim=1).sum(dim=1)  # entries on top, from the end
         return self.rank.shape[1] - 1 - stays
 
+    @checked
     def by_position(self, example: int = 0, *, measure: str = "probability") -> dict[str, Float[Tensor, " pos"]]:
         """One value of the target for each position and entry, NaN where the lens did not read: for overlays.
 
@@ -142,6 +144,7 @@ class LogitLens(Result):
 
 
 @needs("blocks.0.hook_resid_pre", "hook_resid_post")
+@checked
 def logit_lens(
     cache: Any,
     *,

@@ -39,6 +39,7 @@ from lensplug.analysis.ablation_run import Example as Example
 from lensplug.analysis.answers import SCORING, Label, answer_name, answer_tokens, scored_pieces
 from lensplug.analysis.class_scores import ClassScores
 from lensplug.analysis.result import Provenance, Result
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class ModalityAblation(Result):
         """Condition -> the mean of the classes' F1, each by how many examples it is right of (as scikit-learn)."""
         return {name: self._class_scores(name).weighted_f1 for name in CONDITIONS}
 
+    @checked
     def per_class(self, condition: str = "with") -> pd.DataFrame:
         """For each class precision, recall and F1 (0 to 1; 0 where none was given) and support, the examples of it."""
         import pandas as pd
@@ -100,6 +102,7 @@ class ModalityAblation(Result):
         columns = {name: getattr(scores, name).tolist() for name in ("precision", "recall", "f1", "support")}
         return pd.DataFrame(columns, index=pd.Index(self.classes, name="class"))
 
+    @checked
     def changes(self, condition: str = "without") -> pd.DataFrame:
         """The examples whose answer is another class than with the modality: from what to what, and which is right."""
         import pandas as pd
@@ -125,6 +128,7 @@ class ModalityAblation(Result):
             ]
         )  # fmt: skip
 
+    @checked
     def only_with(self, condition: str = "without") -> pd.DataFrame:
         """What only the modality tells: the examples that are right with it and wrong without."""
         table = self.changes(condition)
@@ -133,10 +137,12 @@ class ModalityAblation(Result):
     def _class_scores(self, condition: str) -> ClassScores:
         return ClassScores.of(self.target, self.predicted[_condition(condition)], len(self.classes))
 
+    @checked
     def confusion(self, condition: str = "without") -> pd.DataFrame:
         """How many examples of each class (rows) were given which answer (columns)."""
         return self._table(self.target, self.predicted[_condition(condition)], "answer that is right", condition)
 
+    @checked
     def transitions(self, condition: str = "without") -> pd.DataFrame:
         """How many answers went from which class, with the modality (rows), to which (columns)."""
         return self._table(self.predicted[0], self.predicted[_condition(condition)], "with", condition)
@@ -191,6 +197,7 @@ class ModalityAblation(Result):
         )
 
 
+@checked
 def modality_ablation(
     lens: Any,
     examples: Sequence[Example],

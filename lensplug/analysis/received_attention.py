@@ -31,6 +31,7 @@ from lensplug.analysis.one_layer import Head, OneLayer, read_layer
 from lensplug.analysis.reading import attended, needs, texts_of
 from lensplug.analysis.result import Provenance, Result, check_example
 from lensplug.analysis.visibility import visible
+from lensplug.arguments import checked
 from lensplug.by_modality import Modality, modality_of
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
@@ -75,16 +76,19 @@ class ReceivedAttention(Result):
     visible: Bool[Tensor, "example query key"] | None = None
     """Which entries of the matrix are of positions that may be attended; None: those that are not zero."""
 
+    @checked
     def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
         """What each position receives, for overlays."""
         check_example(example, len(self.values))
         return {f"layer {self.layer}": self.values[example]}
 
+    @checked
     def top(self, k: int = 25, *, example: int = 0) -> list[tuple[int, str, float]]:
         """The k positions that receive most: (position, text, value)."""
         at = self._order(example)[:k].tolist()
         return [(i, self.str_tokens[example][i], float(self.values[example, i])) for i in at]
 
+    @checked
     def of(self, modality: str, *, example: int = 0) -> list[tuple[int, str, float]]:
         """All positions of a modality: (position, text, value); NaN for what has no value."""
         check_example(example, len(self.values))
@@ -94,6 +98,7 @@ class ReceivedAttention(Result):
         chosen = [at for at, name in enumerate(names) if name == modality]
         return [(at, self.str_tokens[example][at], float(self.values[example, at])) for at in chosen]
 
+    @checked
     def table(self, k: int = 25) -> pd.DataFrame:
         """Of each example the k tokens that receive most, and every image, video and audio token."""
         frame = self.to_dataframe()
@@ -131,6 +136,7 @@ class ReceivedAttention(Result):
 
 
 @needs("attn.hook_pattern")
+@checked
 def received_attention(
     cache: Any,
     *,

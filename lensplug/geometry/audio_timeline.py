@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 
 
@@ -51,6 +52,7 @@ class AudioTimeline:
         end = max(float(self.end_s[-1]), self.duration_s if self.heard_s is None else self.heard_s)
         return torch.cat([torch.zeros(1), (center[1:] + center[:-1]) / 2, torch.tensor([end])])
 
+    @checked
     def to_seconds(self, values: Float[Tensor, " token"], *, bins: int) -> Float[Tensor, " bin"]:
         """Paint values on tokens over the sound, from 0 to its end, as equal bins of time.
 

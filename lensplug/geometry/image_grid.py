@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.geometry.raster import Raster
 from lensplug.masks import as_mask
@@ -50,6 +51,7 @@ class ImageGrid:
         """Which of "base" and "tiles" there are."""
         return tuple(name for name in VIEWS[1:] if bool(self._tokens_of(name).any()))
 
+    @checked
     def to_pixels(
         self, values: Float[Tensor, " token"], *, view: str = "all", preserve_mass: bool = False
     ) -> Float[Tensor, "height width"]:
@@ -78,6 +80,7 @@ class ImageGrid:
             total += raster.spread(own)
         return total
 
+    @checked
     def to_cells(
         self, values: Float[Tensor, " token"], *, view: str = "all"
     ) -> tuple[Float[Tensor, "row column"], Float[Tensor, " row_edge"], Float[Tensor, " column_edge"]]:
@@ -117,6 +120,7 @@ class ImageGrid:
         of_views = [chosen & self._tokens_of(name) for name in self.views]
         return [(values[own], Raster.of(self.boxes[own], self.height, self.width)) for own in of_views]
 
+    @checked
     def overlap(self, region: Region, *, view: str = "all") -> Float[Tensor, " token"]:
         """The way back: how much of each token's box lies in a part of the image, 0 to 1.
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.geometry.image_grid import ImageGrid, Region
 
@@ -42,11 +43,13 @@ class VideoGrid:
             return None
         return self.times_s[self.frame.clamp(min=0)].masked_fill(self.frame < 0, torch.nan)
 
+    @checked
     def image_grid(self, frame: int) -> ImageGrid:
         """The positions of one frame as the grid of an image; `tokens_of_frame` says which they are."""
         at = self.tokens_of_frame(frame)
         return ImageGrid(self.boxes[at], torch.zeros_like(self.frame[at]), self.newline[at], self.width, self.height)
 
+    @checked
     def tokens_of_frame(self, frame: int) -> Bool[Tensor, " token"]:
         """Which of the video's positions belong to a frame."""
         if not 0 <= frame < self.n_frames:
@@ -55,6 +58,7 @@ class VideoGrid:
             )
         return self.frame == frame
 
+    @checked
     def to_pixels(
         self, values: Float[Tensor, " token"], *, preserve_mass: bool = False
     ) -> Float[Tensor, "frame height width"]:
@@ -76,6 +80,7 @@ class VideoGrid:
             ]
         )
 
+    @checked
     def overlap(self, region: Region, *, frame: int | None = None) -> Float[Tensor, " token"]:
         """How much of each token's box lies in a part of the picture, in one frame or in all, 0 to 1."""
         shares = torch.zeros(len(self))

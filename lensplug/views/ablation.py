@@ -6,9 +6,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lensplug.analysis.modality_ablation import CONDITIONS, ModalityAblation
+from lensplug.arguments import checked
 from lensplug.views.style import figure, visible
 
 
+@checked
 def modality_ablation(result: ModalityAblation) -> go.Figure:
     """Three confusion tables: right answers in rows, given answers in columns, each cell a number of examples.
 

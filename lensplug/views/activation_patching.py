@@ -8,12 +8,14 @@ from torch import Tensor
 
 from lensplug.analysis.activation_patching import ActivationPatching
 from lensplug.analysis.result import check_example
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 from lensplug.views.heatmap import GAPS, numbered
 from lensplug.views.style import DIVERGING, figure, titled, visible
 
 
+@checked
 def activation_patching(result: ActivationPatching, *, example: int = 0, head: int | None = None) -> go.Figure:
     """A heat map of layer x position (or group), or of layer x head.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lensplug.analysis.attention_from import AttentionFrom
 from lensplug.analysis.attention_rollout import Rollout
 from lensplug.analysis.result import check_example
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 from lensplug.inputs import MultimodalInput
@@ -20,6 +21,7 @@ from lensplug.views.rollout import LIFT_IN_WORDS
 from lensplug.views.style import visible
 
 
+@checked
 def attention_by_layer(
     result: AttentionFrom | Rollout,
     *,

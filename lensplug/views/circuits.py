@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lensplug.analysis.reading import attended, layer_index, read_pattern, texts_of
 from lensplug.analysis.result import check_example
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups, group_positions
 from lensplug.inputs import MultimodalInput
@@ -61,6 +62,7 @@ def script() -> str:
     return text.replace("</script>", "<\\/script>")
 
 
+@checked
 def attention_heads(
     cache: Any,
     inputs: MultimodalInput | None = None,
@@ -113,6 +115,7 @@ def attention_heads(
     return _widget(component, height=640)
 
 
+@checked
 def colored_tokens(
     values: Float[Tensor, " pos"],
     inputs: MultimodalInput | None = None,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from lensplug.analysis.compare import Comparison
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.views.blocks import block_means, block_size
 from lensplug.views.style import DIVERGING, figure, visible
@@ -32,6 +33,7 @@ SIDE_BY_SIDE = 4
 """At most so many maps stand in one row; of more results the differences have a row of their own."""
 
 
+@checked
 def comparison(
     result: Comparison,
     *,

@@ -6,11 +6,13 @@ import plotly.graph_objects as go
 
 from lensplug.analysis.agreement import Agreement
 from lensplug.analysis.deletion_curve import DeletionCurve
+from lensplug.arguments import checked
 from lensplug.views.style import DIVERGING, figure, visible
 
 COLORS = {"most relevant first": "#c2541b", "least relevant first": "#2b5c8a", "random": "#9a9ea6"}
 
 
+@checked
 def deletion_curve(result: DeletionCurve) -> go.Figure:
     """The target's log-probability along the deletion, the mean over the examples; random orders as a band.
 
@@ -48,6 +50,7 @@ def deletion_curve(result: DeletionCurve) -> go.Figure:
     return fig
 
 
+@checked
 def agreement(result: Agreement) -> go.Figure:
     """The rank correlation of every two methods.
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from lensplug.analysis.attention_from import AttentionFrom
 from lensplug.analysis.logit_lens import LogitLens
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.views.explorer_numbers import chips_of, fitted, on_chips, raster_of, said, shown, start_of, totals
@@ -60,6 +61,7 @@ class Explorer:
         """A page of its own that loads nothing."""
         return self._page().to_html()
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write that page; the file appears only when it is whole."""
         return self._page().save(path)
@@ -74,6 +76,7 @@ class Explorer:
         return f'<iframe srcdoc="{document}" style="width:100%;height:{self.height}px;border:0"></iframe>'
 
 
+@checked
 def image_explorer(
     logit_lens: LogitLens,
     attention: AttentionFrom,

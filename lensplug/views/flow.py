@@ -6,12 +6,14 @@ import plotly.graph_objects as go
 
 from lensplug.analysis.attention_flow import Flow
 from lensplug.analysis.result import check_example
+from lensplug.arguments import checked
 from lensplug.groups import Groups
 from lensplug.inputs import MultimodalInput
 from lensplug.views.rollout import LIFT, LIFT_IN_WORDS, bars
 from lensplug.views.style import visible
 
 
+@checked
 def attention_flow(
     result: Flow,
     *,

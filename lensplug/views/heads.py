@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.head_readings import READINGS, HeadSpecialization
+from lensplug.arguments import checked
 from lensplug.views.style import DIVERGING, MODALITY_COLORS, PAPER_TO_DARK, figure, title_text, titled
 
 MEDIA = ("image", "audio", "video")
@@ -30,6 +31,7 @@ NOTES = {
 """What can be read from each, and what cannot."""
 
 
+@checked
 def head_specialization(result: HeadSpecialization, *, modality: str | None = None, by: str = "mass") -> go.Figure:
     """A heat map of layer x head for one class at a time; one row of buttons for classes, one for readings.
 

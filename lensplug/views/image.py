@@ -10,6 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.geometry import ImageGrid
 from lensplug.inputs import MultimodalInput
@@ -29,6 +30,7 @@ NO_GRID = (
 VIEW_NAMES = {"all": "mean of both", "base": "whole image", "tiles": "tiles"}
 
 
+@checked
 def image_overlay(
     values: Rows,
     inputs: MultimodalInput,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from lensplug.analysis.logit_lens import LogitLens
+from lensplug.arguments import checked
 from lensplug.inputs import MultimodalInput
 from lensplug.views.style import MONO, figure, visible
 
 
+@checked
 def logit_lens(result: LogitLens, *, inputs: MultimodalInput | None = None, example: int = 0) -> go.Figure:
     """The top token of each layer at each position, layers down; colour is its probability, hover has the rest.
 

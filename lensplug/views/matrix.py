@@ -6,12 +6,14 @@ import plotly.graph_objects as go
 
 from lensplug.analysis.attention_matrix import AttentionMatrix
 from lensplug.analysis.result import check_example
+from lensplug.arguments import checked
 from lensplug.views.heatmap import heatmap, numbered
 
 TALLEST = 660
 """Pixels, where there is room: a matrix is a square."""
 
 
+@checked
 def attention_matrix(result: AttentionMatrix, *, example: int = 0, scale: str = "linear") -> go.Figure:
     """Queries down, keys across, a square; hover tells both texts and the weight.
 

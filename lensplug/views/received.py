@@ -10,6 +10,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from lensplug.analysis.received_attention import MEDIA, ReceivedAttention
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.views.blocks import block_means, block_size
@@ -23,6 +24,7 @@ COLORS = {**MODALITY_COLORS, "": "#7a8794"}
 """ "" is a position whose modality was not given."""
 
 
+@checked
 def received_attention(
     result: ReceivedAttention, *, inputs: MultimodalInput | None = None, example: int = 0, top: int = 25
 ) -> go.Figure:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from lensplug.arguments import checked
 from lensplug.inputs import MultimodalInput
 from lensplug.views.style import MODALITY_COLORS, figure, visible
 
 
+@checked
 def modality_ribbon(inputs: MultimodalInput, *, example: int = 0) -> go.Figure:
     """Which position is text, image, generated or padding; hover reads the text of a span.
 

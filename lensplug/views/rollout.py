@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.attention_rollout import Rollout
+from lensplug.arguments import checked
 from lensplug.inputs import MultimodalInput
 from lensplug.views.heatmap import texts_for
 from lensplug.views.style import MODALITY_COLORS, figure, titled, visible
@@ -19,6 +20,7 @@ NAMED, LENGTH = 60, 16
 LIFT_IN_WORDS = f"{LIFT}, 1 = no more than order alone gives, first position left out"
 
 
+@checked
 def attention_rollout(
     result: Rollout,
     *,

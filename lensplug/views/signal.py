@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.views.style import FONT, MODALITY_COLORS, WHITE_TO_ORANGE, figure, titled, visible
 
@@ -30,6 +31,7 @@ POINTS = 1500
 ROUNDING = 2**-8
 
 
+@checked
 def attention_over_signal(
     weights: Any,
     signal: Any,

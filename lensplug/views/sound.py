@@ -14,6 +14,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline
 from lensplug.inputs import MultimodalInput
@@ -37,6 +38,7 @@ RANGE_DB = 60.0
 """The spectrogram shows what is at most so far below its loudest."""
 
 
+@checked
 def sound_overlay(
     values: Rows,
     inputs: MultimodalInput,
@@ -116,6 +118,7 @@ class Player:
         return self.body
 
 
+@checked
 def sound_player(inputs: MultimodalInput, *, media_index: int = 0, example: int = 0) -> Player:
     """The sound itself, as it came, in mono.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 import torch
 
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.media import load_video
@@ -14,6 +15,7 @@ from lensplug.views.rows import Rows, rows_at
 from lensplug.views.style import figure
 
 
+@checked
 def video_overlay(
     values: Rows,
     inputs: MultimodalInput,
