@@ -151,6 +151,11 @@ def _refuse_special_weights(name: str, decoder: nn.Module, head: nn.Module) -> N
                 f"the core of {name} has weights of more than one {what} ({', '.join(sorted(map(str, values)))}); load"
                 f" it with one {what} (no quantisation, no device_map)."
             )
+    if any(p.is_inference() for p in parameters):
+        raise LensplugError(
+            f"the weights of {name} were made in torch.inference_mode(), and can never take part in gradients: load the"
+            " model outside it."
+        )
     if parameters[0].device.type == "meta":
         raise LensplugError(f"{name} is on the meta device: its weights are not loaded.")
     linears = {type(m).__name__ for m in decoder.modules() if hasattr(m, "in_features") and type(m) is not nn.Linear}

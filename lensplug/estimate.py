@@ -78,6 +78,35 @@ class Estimate:
             kept_on,
         )
 
+    @classmethod
+    def of_answer(
+        cls, model: Any, inputs: MultimodalInput, plan: Plan, max_new_tokens: int, *, engine: str
+    ) -> Estimate:
+        """The estimate of `lens.generate`, whose first step is the run of this plan."""
+        made, cfg = cls._of(model, inputs, plan, engine), model.cfg
+        positions = len(inputs) * (inputs.tokens.shape[1] + max_new_tokens)
+        of_layer = 2 * positions * int(cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * cfg.dtype.itemsize
+        logits = 4 * len(inputs) * cfg.d_vocab_out * 4  # in fp32, with what chooses among them
+        # A longer cache of one layer is made beside its shorter one.
+        kept = {"key-value cache": cfg.n_layers * of_layer}
+        return replace(made, by_hook=kept, logits=logits, working=made.working + of_layer)
+
+    @classmethod
+    def of_check(cls, model: Any, inputs: MultimodalInput, plan: Plan, rows: int, *, engine: str) -> Estimate:
+        """The estimate of `lens.check`, whose wrapped core makes the run of this plan.
+
+        Args:
+            model: The wrapped core.
+            inputs: The inputs.
+            plan: Of its run.
+            rows: Of how many positions of each example logits are made.
+            engine: Its engine.
+        """
+        made = cls._of(model, inputs, plan, engine)
+        streams = 5 * inputs.tokens.numel() * model.cfg.d_model * 4
+        logits = 4 * len(inputs) * min(rows, inputs.tokens.shape[1]) * model.cfg.d_vocab_out * 4
+        return replace(made, by_hook={"residual streams": streams}, logits=logits)
+
     @property
     def kept(self) -> int:
         """What stays."""

@@ -8,6 +8,7 @@ the lens wherever it takes tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -21,6 +22,7 @@ from lensplug import inputs as _inputs
 from lensplug.arguments import checked
 from lensplug.by_modality import Where, mask_at, named
 from lensplug.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality
+from lensplug.copying import copy_together
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.estimate import Estimate
@@ -66,6 +68,15 @@ class MultimodalLens:
         self.engine = engine
         self.process_weights = process_weights
         checkpoint.remember(model, hf_model, core.decoder, core.head)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MultimodalLens:
+        """A lens with weights of its own, which its two models share as here."""
+        hf_model, model = copy_together(self.hf_model, self.model, memo)
+        processor = copy.deepcopy(self.processor, memo)
+        core = LanguageCore.of(hf_model)
+        return MultimodalLens(
+            hf_model, processor, core, model, engine=self.engine, process_weights=self.process_weights
+        )
 
     @property
     def tokenizer(self) -> Any:
@@ -447,7 +458,11 @@ class MultimodalLens:
         """
         refuse_other_inputs(inputs)
         choosing = Choosing(max_new_tokens, do_sample, temperature, top_p, top_k, seed, stop_strings)
-        with refuse_overflow(self.model, inputs.attention_mask, each_score=True):
+        whole = engines.makes_whole_patterns(self.engine, self.model)
+        options: dict[str, Any] = {} if whole else {"query_positions": []}
+        plan = Plan.of(inputs, names_filter=[], logit_positions=[-1], **options)
+        Estimate.of_answer(self.model, inputs, plan, max_new_tokens, engine=self.engine).refuse_too_large()
+        with refuse_overflow(self.model, inputs.attention_mask, each_score=whole):
             return generation.generate(
                 self.model, self.engine, self.hf_model, self.core, self.tokenizer, inputs, choosing
             )
@@ -472,6 +487,10 @@ class MultimodalLens:
             LensplugError: If the run would need more memory than is free.
         """
         refuse_other_inputs(inputs)
+        whole = whole_patterns or engines.makes_whole_patterns(self.engine, self.model)
+        options: dict[str, Any] = {} if whole else {"query_positions": []}
+        plan = Plan.of(inputs, names_filter=[], logit_positions=[-1], **options)
+        Estimate.of_check(self.model, inputs, plan, parity.ROWS, engine=self.engine).refuse_too_large()
         embedded = {"inputs_embeds": inputs.embeds, "attention_mask": inputs.attention_mask}
         return parity.compare(
             self.hf_model,

@@ -61,7 +61,8 @@ def load(
         architecture = (config.architectures or [None])[0]
         # The class that the checkpoint names; for one that registers itself (audio-LLaMA), as it is registered.
         model_class = getattr(transformers, architecture or "", None) or transformers.AutoModelForMultimodalLM
-        hf_model = model_class.from_pretrained(name, dtype=dtype, **kwargs)
+        with torch.inference_mode(False):  # weights made in it never take part in gradients
+            hf_model = model_class.from_pretrained(name, dtype=dtype, **kwargs)
         processor = transformers.AutoProcessor.from_pretrained(name, **kwargs)
     except (OSError, ValueError, KeyError) as error:
         raise LensplugError(

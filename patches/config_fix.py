@@ -309,8 +309,10 @@ class _Rotations:
     ) -> tuple[Tensor, Tensor]:
         asked = (n_ctx, dtype, self.rotary_emb.inv_freq.device)
         if self.last[0] != asked:
-            positions = torch.arange(n_ctx, device=asked[2])[None]
-            cos, sin = self.rotary_emb(torch.empty(0, dtype=dtype, device=asked[2]), positions)
+            # Runs with gradients will read it, also where it grows in a run of TransformerLens's generate.
+            with torch.inference_mode(False), torch.no_grad():
+                positions = torch.arange(n_ctx, device=asked[2])[None]
+                cos, sin = self.rotary_emb(torch.empty(0, dtype=dtype, device=asked[2]), positions)
             self.last = asked, (sin[0], cos[0])
         return self.last[1]
 

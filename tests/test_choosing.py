@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 
 import pytest
 import torch
-from models import QUESTION, scene
+from models import QUESTION, scene, text_tokens
+from torch.profiler import ProfilerActivity, profile
 
 import lensplug
 
@@ -33,6 +35,19 @@ def configured(lens, monkeypatch):
 def hugging_face(lens, inputs, **settings):
     written = lens.hf_model.generate(**inputs.model_inputs, max_new_tokens=NEW, **settings)
     return written[:, inputs.tokens.shape[1] :]
+
+
+def peak(way):
+    """The most that is allocated at once while a call lasts."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        way()
+    now, most = 0, 0
+    for event in sorted(measured.profiler.kineto_results.events(), key=lambda one: one.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
 
 
 @pytest.mark.parametrize(
@@ -176,3 +191,22 @@ def test_residual_hooks_steer_every_step(lens, inputs):
     logits = lens.run_with_hooks(steered.inputs, fwd_hooks=hooks)
     assert torch.equal(logits[:, inputs.tokens.shape[1] - 1 : -1].argmax(-1), steered.tokens)
     assert not torch.equal(steered.tokens, lens.generate(inputs, max_new_tokens=4).tokens)
+
+
+def test_no_pattern_is_made_while_nobody_sees_one(lens):
+    """The most that is allocated at once is less than one layer's pattern of all pairs would take."""
+    inputs = lens.encode({"input_ids": text_tokens(480) % 290})
+    lens.generate(inputs, max_new_tokens=1)
+    one = inputs.tokens.shape[1] ** 2 * lens.model.cfg.n_heads * 4
+    assert peak(lambda: lens.generate(inputs, max_new_tokens=2)) < one
+    hooks = [("blocks.0.attn.hook_pattern", lambda pattern, hook: None)]
+    with lens.model.hooks(fwd_hooks=hooks):
+        assert peak(lambda: lens.generate(inputs, max_new_tokens=2)) > one
+    assert peak(lambda: lens.check(inputs)) < one + 4 * 128 * lens.model.cfg.d_vocab_out * 4
+
+
+def test_what_does_not_fit_is_refused_before_it_runs(lens, inputs, monkeypatch):
+    monkeypatch.setattr("lensplug.estimate.free_bytes", lambda device: 100_000)
+    for run in (lambda: lens.generate(inputs, max_new_tokens=2), lambda: lens.check(inputs)):
+        with pytest.raises(lensplug.LensplugError, match="this run would take .* on cpu, and 0.1 MB are free"):
+            run()

@@ -215,7 +215,7 @@ class _Measured:
 
     def __init__(self, lens: Any, inputs: Any, target: Target, position: int) -> None:
         self._examples = len(inputs)
-        self.scale = torch.zeros(len(inputs))
+        self.scale = torch.zeros(len(inputs), dtype=torch.float32)
         """Of each example the size of what was read first: its largest logit, or the number of a function."""
         self.rows: Int[Tensor, "batch row"] | None = None
         self._of: Callable[[Tensor], Tensor]
@@ -272,7 +272,8 @@ class _Places:
     def laid_out(self, values: Sequence[Float[Tensor, " example"]]) -> Float[Tensor, "example layer group head"]:
         """What the runs of the table gave; NaN where an example has no such group."""
         there = self._there
-        found = torch.full((len(there), len(self.layers), there.shape[1], self.heads), torch.nan)
+        shape = (len(there), len(self.layers), there.shape[1], self.heads)
+        found = torch.full(shape, torch.nan, dtype=torch.float32)
         found[:, :, there.any(dim=0)] = torch.stack(list(values), dim=1).view(
             len(there), len(self.layers), -1, self.heads
         )

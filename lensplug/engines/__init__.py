@@ -52,7 +52,9 @@ def build(
     reasons = []
     for name in installed() if engine == "auto" else [engine]:
         try:
-            return name, import_module(ENGINES[name]).build(core, tokenizer=tokenizer, process_weights=process_weights)
+            with torch.inference_mode(False):  # what is made here takes part in gradients
+                build_model = import_module(ENGINES[name]).build
+                return name, build_model(core, tokenizer=tokenizer, process_weights=process_weights)
         except LensplugError as refused:
             reasons.append(refused)
         except ImportError as gone:
@@ -134,13 +136,18 @@ def at_sdpa_speed(engine: str, model: Any, n_examples: int) -> AbstractContextMa
     A hook on scores or patterns must see them, and may edit them; and some attention is not known to SDPA. There
     everything stays as it is.
     """
-    if watched_patterns(model):
+    if makes_whole_patterns(engine, model):
         return nullcontext()
-    none = torch.zeros(n_examples, 0, dtype=torch.long)
+    return attention_rows(engine, model, torch.zeros(n_examples, 0, dtype=torch.long))
+
+
+def makes_whole_patterns(engine: str, model: Any) -> bool:
+    """Whether a model makes whole patterns also where it is told not to, as `at_sdpa_speed` tells it."""
     try:
-        return attention_rows(engine, model, none)
+        import_module(ENGINES[engine]).attention_rows(model, torch.zeros(1, 0, dtype=torch.long))
     except LensplugError:
-        return nullcontext()
+        return True
+    return watched_patterns(model)
 
 
 def watched_patterns(model: Any) -> bool:

@@ -57,7 +57,9 @@ class _Product:
     def __call__(self, layer: int, start: int, pattern: Float[Tensor, "batch head row key"]) -> None:
         if hook_names.ROLLOUT not in self.named:
             batch, length = self._shape
-            self.named[hook_names.ROLLOUT] = torch.eye(length, device=pattern.device).repeat(batch, 1, 1)
+            self.named[hook_names.ROLLOUT] = torch.eye(length, dtype=pattern.dtype, device=pattern.device).repeat(
+                batch, 1, 1
+            )
             self.named[hook_names.ROLLOUT_ROWS] = pattern.new_zeros(batch, self._layers, length, 2)
         product = self.named[hook_names.ROLLOUT]
         rows, keys = pattern.shape[2:]
