@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from models import largest_difference, three_prompts
@@ -9,6 +11,7 @@ from transformer_lens.utilities import get_act_name
 
 from lensplug import LensplugError, analysis, views
 from lensplug.by_modality import mask_at, modality_of
+from lensplug.reductions.mixing import Mixing
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +153,53 @@ def test_short_names_that_the_model_does_not_have(lens, inputs, name, message):
     unchecked = getattr(type(lens).run_with_cache, "__wrapped__", type(lens).run_with_cache)
     with pytest.raises(LensplugError, match=message):
         unchecked(lens, inputs, names_filter=name)
+
+
+def test_heads_with_their_scores(cache, inputs):
+    top = analysis.head_specialization(cache, inputs).top("image", 3)
+    pairs = [(layer, head) for layer, head, _ in top]
+    for analyse in (analysis.attention_rollout, analysis.attention_flow):
+        options = {} if analyse is analysis.attention_rollout else {"groups": "modality", "modality": inputs}
+        of_top, of_pairs = (analyse(cache, heads=heads, **options) for heads in (top, pairs))
+        assert torch.equal(of_top.values, of_pairs.values), analyse
+        assert of_top.provenance == of_pairs.provenance, "the scores are no part of how it was made"
+    assert Mixing(heads=[3, (1, 2, 0.5)]).heads == (3, (1, 2))
+
+
+@pytest.mark.parametrize("one", [(1, 2, 0.5, 3), (1,), (1.5, 2), (True, 2), 0.5])
+def test_what_is_no_head(one):
+    unchecked = Mixing.__new__(Mixing)
+    object.__setattr__(unchecked, "heads", (one,))
+    for name, value in {"head_fusion": "mean", "residual": 0.5, "discard": 0.0}.items():
+        object.__setattr__(unchecked, name, value)
+    with pytest.raises(LensplugError, match=r"heads has .* expected heads of every layer.*heads=result.top"):
+        unchecked.__post_init__()
+
+
+def test_a_result_where_its_relevance_is_meant(lens, cache, inputs):
+    rollout, several = (analysis.attention_rollout(cache, rows=rows) for rows in (-1, [-1, -2]))
+    received = analysis.received_attention(cache, layer=1)
+    for result, row in ((rollout, rollout.lift[:, 0]), (received, received.values)):
+        curves = [analysis.deletion_curve(lens, inputs, one, 5, steps=3, draws=0) for one in (result, row)]
+        assert torch.equal(curves[0].most_first, curves[1].most_first)
+        assert not torch.equal(curves[0].most_first, curves[0].least_first)
+    tokens, by_hand = (views.colored_tokens(one, inputs).body for one in (received, received.values[0].nan_to_num(0)))
+    assert tokens.count("values") == by_hand.count("values")
+    for call in (
+        lambda: analysis.deletion_curve(lens, inputs, several, 5),
+        lambda: views.colored_tokens(several, inputs),
+        lambda: analysis.agreement({"one": several, "other": rollout}),
+    ):
+        with pytest.raises(LensplugError, match=r"is a Rollout with 2 maps .*by_position\(\)\['into position 130'\]"):
+            call()
+    with pytest.raises(LensplugError, match="HeadSpecialization has no value for each position"):
+        analysis.deletion_curve(lens, inputs, analysis.head_specialization(cache, inputs), 5)
+
+
+def test_colored_tokens_of_a_lift_have_the_mean_of_a_region(cache, inputs):
+    """Of even attention the lift is 1 everywhere: a region of ten patches does not read 10."""
+    rollout = analysis.attention_rollout(cache, rows=-1)
+    object.__setattr__(rollout, "lift", torch.ones_like(rollout.lift))
+    body = views.colored_tokens(rollout, inputs).body
+    numbers = {float(one) for one in re.search(r'"values": \[([^\]]*)\]', body)[1].split(",")}
+    assert numbers == {1.0}

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lensplug.analysis.result import Provenance, Result, check_example
+from lensplug.analysis.result import Provenance, Result, check_example, one_row
 from lensplug.arguments import checked
 from lensplug.by_modality import Modality, Where, mask_at, modality_of, named
 from lensplug.errors import LensplugError
@@ -130,9 +130,4 @@ def _map(name: str, result: Any, example: int) -> Float[Tensor, " pos"]:
         if result.ndim != 1:
             raise LensplugError(f"{name} has the shape {list(result.shape)}, expected one value for each position.")
         return result
-    maps: dict[str, Tensor] = result.by_position(example)
-    if len(maps) != 1:
-        raise LensplugError(
-            f"{name} has {len(maps)} maps ({', '.join(list(maps)[:4])}, ...): give one, result.by_position()[...]."
-        )
-    return next(iter(maps.values()))
+    return one_row(result, example, name)

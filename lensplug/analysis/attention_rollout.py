@@ -199,8 +199,8 @@ def attention_rollout(
         head_fusion: "mean" over heads (the paper), "max" or "min", or "value_weighted": the norm of what the heads
             together bring from each position, values through W_O (Kobayashi et al. 2020, arXiv 2004.10102; needs
             `hook_v`). All are then normalised to rows that sum to 1.
-        heads: Only these: heads of every layer, or pairs (layer, head), as `HeadSpecialization.top` gives them
-            without the ratio; a layer without any leaves everything in its place.
+        heads: Only these: heads of every layer, or pairs (layer, head), `heads=result.top("image", 3)`
+            will do; a layer without any of them leaves everything in its place.
         discard: The share (0 to 1) of each row's weights, the smallest, that is set to 0 before a row is normalised;
             of equal weights at the edge none is.
         exclude_first: Leave out the weight on the first position that is not padding, where many heads rest, before

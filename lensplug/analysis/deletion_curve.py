@@ -10,7 +10,7 @@ When not to use it: a prompt with half an image is none that the model was train
 it was thrown off; positions are deleted one by one, and what stands in two of them twice is not missed before both are
 gone. Maps are compared on the same examples, targets and positions only.
 
-    curve = analysis.deletion_curve(lens, inputs, rollout.values[:, 0], target="Red")
+    curve = analysis.deletion_curve(lens, inputs, rollout, target="Red")
     curve.area                                       # order -> nats, for each example
     analysis.DeletionCurve.combine([curve, ...]).summary()
 """
@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.result import Provenance, Result, refuse_other_making
+from lensplug.analysis.result import Provenance, Result, one_row, refuse_other_making
 from lensplug.announce import announce
 from lensplug.arguments import checked
 from lensplug.by_modality import Where, mask_at, named
@@ -137,7 +137,7 @@ class DeletionCurve(Result):
 def deletion_curve(
     lens: Any,
     inputs: Any,
-    relevance: Float[Tensor, " *example pos"],
+    relevance: Result | Float[Tensor, " *example pos"],
     target: LogitTarget,
     *,
     position: int = -1,
@@ -152,8 +152,9 @@ def deletion_curve(
     Args:
         lens: From `lensplug.load`, `wrap` or `tiny`.
         inputs: From `prepare` or `encode` (`answer.inputs` for an answer).
-        relevance: A value for each position of each example, such as `Rollout.values[:, 0]`; only its order among the
-            deleted positions counts, and equal values are put in a random order.
+        relevance: A value for each position of each example, or a result that has one (a rollout of one row: its lift;
+            a gradient rollout; a flow; received attention); only its order among the deleted positions counts, and
+            equal values are put in a random order.
         target: What is watched: a word that is one token, an id, ids `[example]`, a pair (the difference of two
             log-probabilities), or an answer (the sum over its tokens).
         position: Where a token's probability is read; negative ones count from the last that is not padding.
@@ -168,6 +169,8 @@ def deletion_curve(
         LensplugError: If relevance does not fit the inputs or holds NaN where it is read, there is nothing to delete,
             or the target is none.
     """
+    if isinstance(relevance, Result):
+        relevance = torch.stack([one_row(relevance, example, "relevance") for example in range(len(inputs))])
     values = relevance[None] if relevance.ndim == 1 else relevance
     if tuple(values.shape) != tuple(inputs.tokens.shape):
         raise LensplugError(

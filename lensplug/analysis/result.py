@@ -204,6 +204,23 @@ class Result:
         return import_module("lensplug.views").draw(self)._repr_mimebundle_(include, exclude)
 
 
+def one_row(result: Result, example: int, name: str) -> Float[Tensor, " pos"]:
+    """The one value for each position that a result has of an example.
+
+    Raises:
+        LensplugError: If it has none, or several for each position.
+    """
+    rows = result.by_position(example)
+    if len(rows) != 1:
+        kind, first = type(result).__name__, next(iter(rows), "")
+        more = ", ..." if len(rows) > 3 else ""
+        raise LensplugError(
+            f"{name} is a {kind} with {len(rows)} maps ({', '.join(map(repr, list(rows)[:3]))}{more}): give one,"
+            f" result.by_position()[{first!r}], or make the result of one row."
+        )
+    return next(iter(rows.values()))
+
+
 def check_example(example: int, n_examples: int) -> None:
     """Refuse an example that a result does not have."""
     if not 0 <= example < n_examples:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,8 +21,8 @@ from lensplug.errors import LensplugError
 FUSIONS = ("mean", "max", "min", "value_weighted")
 ROWS_AT_ONCE = 256
 
-Heads = Sequence[int | tuple[int, int]]
-"""Heads of every layer, or pairs (layer, head)."""
+Heads = Sequence[int | tuple[int, int] | tuple[int, int, float]]
+"""Heads of every layer, or pairs (layer, head); what `top` gives, (layer, head, score), will do."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class Mixing:
 
     head_fusion: str = "mean"
     """"mean", "max", "min", or "value_weighted": the norm of what the heads together bring from each key."""
-    heads: tuple[int | tuple[int, int], ...] | None = None
-    """Only these heads, of every layer, or pairs (layer, head): a layer without any mixes nothing. None: all."""
+    heads: Heads | None = None
+    """Only these heads, of every layer, or pairs (layer, head), scores left out; None: all. A layer without any of them
+    mixes nothing."""
     residual: float | str = 0.5
     """Weight of the identity, or "measured": by the norms of the stream and of what attention adds to it."""
     discard: float = 0.0
@@ -50,6 +53,8 @@ class Mixing:
             raise LensplugError(f"discard is {self.discard}, expected a share from 0 to below 1.")
         if self.heads is not None and not self.heads:
             raise LensplugError("heads is empty: give at least one head, or None for all.")
+        if self.heads is not None:  # the score is no part of what is mixed, nor of how it is told
+            object.__setattr__(self, "heads", tuple(_head(one) for one in self.heads))
 
     @property
     def needs_patterns(self) -> bool:
@@ -72,7 +77,7 @@ class Mixing:
             LensplugError: If there is one.
         """
         for one in self.heads or ():
-            layer, head = one if isinstance(one, tuple) else (0, one)
+            layer, head = one[:2] if isinstance(one, tuple) else (0, one)
             if not (0 <= layer < n_layers and 0 <= head < n_heads):
                 raise LensplugError(
                     f"heads has {one}, the model has layers 0 to {n_layers - 1} and heads 0 to {n_heads - 1}."
@@ -82,7 +87,7 @@ class Mixing:
         """The chosen heads of a layer; None for all."""
         if self.heads is None:
             return None
-        pairs = [one if isinstance(one, tuple) else (layer, one) for one in self.heads]
+        pairs = [one[:2] if isinstance(one, tuple) else (layer, one) for one in self.heads]
         return sorted({head for at, head in pairs if at == layer})
 
     def fused(
@@ -114,6 +119,26 @@ class Mixing:
             fused = _without_smallest(fused, self.discard)
         total = fused.sum(dim=-1, keepdim=True)
         return torch.where(total > 0, fused / total, 0.0)
+
+
+def _head(one: Any) -> int | tuple[int, int]:
+    """A head, or (layer, head), in Python's own numbers.
+
+    Raises:
+        LensplugError: If it is neither.
+    """
+    try:
+        if not isinstance(one, tuple | list):
+            return index(one)
+        layer, head, *_score = one
+        if len(_score) < 2 and not isinstance(one[0], bool):
+            return index(layer), index(head)
+    except (TypeError, ValueError):
+        pass
+    raise LensplugError(
+        f"heads has {one!r}, expected heads of every layer, heads=[3, 5], or (layer, head), as"
+        ' analysis.head_specialization(...).top("image", 3) gives them: heads=result.top("image", 3).'
+    )
 
 
 def keeps(

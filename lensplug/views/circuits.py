@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.reading import attended, layer_index, read_pattern, texts_of
-from lensplug.analysis.result import check_example
+from lensplug.analysis.result import Result, check_example, one_row
 from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups, group_positions
@@ -117,7 +117,7 @@ def attention_heads(
 
 @checked
 def colored_tokens(
-    values: Float[Tensor, " pos"],
+    values: Result | Float[Tensor, " pos"],
     inputs: MultimodalInput | None = None,
     *,
     example: int = 0,
@@ -127,15 +127,19 @@ def colored_tokens(
     """The prompt with each token coloured by a value; image regions have the sum of theirs.
 
     Args:
-        values: One for each position: a row of a rollout, of attention, ...
+        values: One for each position: a row of a rollout, of attention, ...; or a result that has one such row. Where
+            those are no shares of attention (the lift of a rollout), image regions have the mean of theirs.
         inputs: The inputs that were analysed.
         example: Which example.
         blocks: Regions along each side of the picture.
         str_tokens: The text of each position, without inputs: `cache.str_tokens` of a cache made with `tokens`.
 
     Raises:
-        LensplugError: If the values are not one for each position.
+        LensplugError: If the values are not one for each position, or a result has several rows.
     """
+    means = isinstance(values, Result) and not values.shares
+    if isinstance(values, Result):
+        values = one_row(values, example, "values").nan_to_num(0)
     if inputs is None:
         row = values.detach().float().cpu()
         texts = texts_for(len(row), inputs=None, str_tokens=str_tokens, example=example)
@@ -144,6 +148,8 @@ def colored_tokens(
         (row,) = rows_at(values, inputs).values()
         groups = group_positions(inputs.modality, inputs.str_tokens, example=example, blocks=blocks)
     sums = groups.sums(row)
+    if means:
+        sums = sums / groups.sums(torch.ones_like(row)).clamp(min=1)
     tokens = [_harmless(_shown(name)) for name in groups.names]
     # Each sign would have a scale of its own: the least negative value as red as the largest positive is blue.
     most = float(sums[sums.isfinite()].abs().max()) if bool(sums.isfinite().any()) else 0.0

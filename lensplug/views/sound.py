@@ -75,7 +75,7 @@ def sound_overlay(
         raise LensplugError("the sound is not known (encode keeps none): give sound=.")
     heard = load_sound(inputs.audio[example][media_index] if sound is None else sound)
     timeline = _of_length(timeline, heard.duration_s)
-    rows = rows_at(values, inputs, inputs.modality.audio_positions(media_index, example))
+    rows = rows_at(values, inputs, inputs.modality.audio_positions(media_index, example), example=example)
     fig = make_subplots(rows=3, cols=1, shared_xaxes=True, row_heights=[0.36, 0.28, 0.36], vertical_spacing=0.04)
     each, whole = scales_of(list(rows.values()))
     for index, row in enumerate(rows.values()):

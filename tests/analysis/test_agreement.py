@@ -51,7 +51,7 @@ def test_results_with_one_map():
     result = analysis.agreement({"rollout": rollout, "received": received}, example=1)
     expected = by_hand(rollout.lift[1, 0, 1:].numpy(), received.values[1, 1:].numpy())
     assert float(result.rank_correlation[0, 1]) == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(LensplugError, match=r"rollout has 2 maps \(into position 0, into position 8"):
+    with pytest.raises(LensplugError, match=r"rollout is a Rollout with 2 maps \('into position 0', 'into position 8'"):
         analysis.agreement({"rollout": analysis.attention_rollout(cache, rows=[0, -1]), "received": received})
 
 
