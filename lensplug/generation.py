@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,15 +15,14 @@ from torch import Tensor
 from lensplug import engines
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
+from lensplug.given_answers import behind, tokens_of
 from lensplug.inputs import MultimodalInput
-from lensplug.tokens import token_texts
-from lensplug.variants import continued
 from lensplug.writer import Writer, settings
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote."""
+    """What the model wrote, or what the user says that it writes (`lens.with_answer`)."""
 
     text: list[str]
     """For each example, without special tokens."""
@@ -100,12 +99,20 @@ def generate(
         with engines.at_sdpa_speed(engine, model, len(inputs)):
             tokens, generated = writer.write(inputs.tokens, inputs.attention_mask, tokenizer)
         text = [_decoded(row[own], tokenizer) for row, own in zip(tokens, generated, strict=True)]
-        embeds = core.decoder.embed_tokens(tokens).detach()
-    answered = inputs.appended(tokens, embeds, generated, token_texts(tokens, tokenizer))
-    if core.beside is not None:
-        model_inputs, beside = continued(hf_model, core, inputs, tokens, generated)
-        answered = replace(answered, model_inputs=model_inputs, decoder_inputs=beside)
-    return Answer(text, tokens, answered)
+    return Answer(text, tokens, behind(hf_model, core, tokenizer, inputs, tokens, generated))
+
+
+def given(
+    model: Any, hf_model: Any, core: LanguageCore, tokenizer: Any, inputs: MultimodalInput, text: str | Sequence[str]
+) -> Answer:
+    """The answer that the user gives, as if the model had written it.
+
+    Raises:
+        LensplugError: If it is not one text for each prompt, or does not fit behind it.
+    """
+    inputs, tokens, own = tokens_of(text, inputs, core, tokenizer, model.cfg.n_ctx)
+    texts = [_decoded(row[mask], tokenizer) for row, mask in zip(tokens, own, strict=True)]
+    return Answer(texts, tokens, behind(hf_model, core, tokenizer, inputs, tokens, own))
 
 
 @contextmanager

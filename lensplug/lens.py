@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug import caching, checkpoint, engines, generation, gradients, parity, prompts, variants
+from lensplug import caching, checkpoint, conversations, engines, generation, gradients, parity, prompts, variants
 from lensplug import inputs as _inputs
 from lensplug.arguments import checked
 from lensplug.by_modality import Where, mask_at, named
 from lensplug.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality
+from lensplug.conversations import Prompts, split_answers
 from lensplug.copying import copy_together
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
@@ -95,12 +96,13 @@ class MultimodalLens:
     @checked
     def prepare(
         self,
-        text: str | Sequence[str],
+        text: Prompts,
         *,
         images: Any = None,
         videos: Any = None,
         audio: Any = None,
         chat_template: bool = True,
+        answer: str | Sequence[str] | None = None,
     ) -> MultimodalInput:
         """Words, pictures, videos and sounds to what the core receives.
 
@@ -108,9 +110,13 @@ class MultimodalLens:
             inputs = lens.prepare("What happens?", videos=["clip.mp4"])
             inputs = lens.prepare("How does the speaker sound?", audio=[(waveform, sampling_rate)])
             batch = lens.prepare(["What is this?", "And this?"], images=[[first], [second]])
+            inputs = lens.prepare("What is the color? Answer single word.", images=["photo.jpg"], answer="Red")
 
         Args:
-            text: One prompt, or a list of prompts for a batch.
+            text: One prompt, or a list of prompts for a batch. A prompt is a text, or a conversation: chat messages in
+                Hugging Face's form (a list of dictionaries with `role` and `content`), whose parts hold their media
+                ({"type": "image", "path": "photo.jpg"}) or stand for those of `images`, `videos` and `audio`, in their
+                order. Where the assistant has the last word it is the answer.
             images: A list of PIL images, uint8 arrays or files, or a single one; for a batch, one list for
                 each prompt. Photographs are turned as their EXIF says.
             videos: Likewise files of videos (16 frames are taken; `lensplug.media.load_video` takes another number),
@@ -120,6 +126,8 @@ class MultimodalLens:
                 is resampled, and a warning says so; another says what of a long sound the encoder does not hear.
             chat_template: Wrap each prompt as a user's turn with its media first. Without it the text
                 is taken as it is and must hold the placeholders.
+            answer: What the model is taken to answer, labelled "generated", as with `with_answer`: one for all prompts,
+                one for each, or several for one prompt.
 
         Raises:
             LensplugError: If media and placeholders do not match, a file cannot be read, or the processor
@@ -127,10 +135,47 @@ class MultimodalLens:
         """
         if self.processor is None:
             raise LensplugError("this lens has no processor: run your own and use lens.encode(processor_outputs).")
+        read, spoken = split_answers(conversations.read(text))
+        if spoken is not None and answer is not None:
+            raise LensplugError("the messages end with the assistant's answer, and answer= is given: give one of them.")
         outputs, given = prompts.prepare(
-            self.processor, text, images=images, videos=videos, audio=audio, chat_template=chat_template
+            self.processor,
+            read,
+            batched=conversations.is_batch(text),
+            images=images,
+            videos=videos,
+            audio=audio,
+            chat_template=chat_template,
         )
-        return _inputs.encode(self.hf_model, self.core, self.processor, outputs, given=given)
+        inputs = _inputs.encode(self.hf_model, self.core, self.processor, outputs, given=given)
+        words = spoken if answer is None else answer
+        return inputs if words is None else self._with_answer(inputs, words).inputs
+
+    @in_turn
+    @checked
+    def with_answer(self, inputs: MultimodalInput, text: str | Sequence[str]) -> Answer:
+        """An answer that you give, in place of one that the model writes: what would make it say this?
+
+            answer = lens.with_answer(inputs, "Red")
+            _, cache, grads = lens.run_with_gradients(answer.inputs, target=answer, keep="cam")
+            both = lens.with_answer(inputs, ["Red", "Blue"])          # of one prompt
+
+        It goes wherever an answer of `generate` does. The words are tokenised as they stand, as a `target` is, and
+        nothing is added: an end-of-turn token counts only where the text has it.
+
+        Args:
+            inputs: From `prepare` or `encode`; padded at the left, if at all.
+            text: One answer for all prompts, one for each, or several for one prompt.
+
+        Raises:
+            LensplugError: If there is not one answer for each prompt, one has no tokens or holds a placeholder, or
+                prompt and answer leave the context.
+        """
+        return self._with_answer(inputs, text)
+
+    def _with_answer(self, inputs: MultimodalInput, text: str | Sequence[str]) -> Answer:
+        refuse_other_inputs(inputs)
+        return generation.given(self.model, self.hf_model, self.core, self.tokenizer, inputs, text)
 
     @in_turn
     @checked
@@ -272,8 +317,9 @@ class MultimodalLens:
         Args:
             inputs: From `prepare` or `encode`.
             target: Whose logit: a word that is one token, a token id, a tensor of ids [batch]; a pair of them, for the
-                difference of two logits; an answer of `generate` (run on `answer.inputs`), for the sum over its tokens;
-                or a function that makes one number of the logits [batch pos d_vocab]. `position` is for the first two.
+                difference of two logits; an answer of `generate` or `with_answer` (run on `answer.inputs`), or the
+                inputs that hold it, for the sum over its tokens; or a function that makes one number of the logits
+                [batch pos d_vocab]. `position` is for the first two.
             position: Where the logit is read, the place before the one it is written to, or one for each example;
                 negative ones count from the last that is not padding.
             names_filter: Which hooks to keep, as in `run_with_cache`; by default every layer's `attn.hook_pattern`,

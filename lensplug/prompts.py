@@ -10,6 +10,9 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jinja2
+
+from lensplug.conversations import Conversation, media_of, messages, with_media
 from lensplug.errors import LensplugError
 from lensplug.media import Media, Sound, load_media
 from lensplug.media.warn import warn_user
@@ -17,8 +20,9 @@ from lensplug.media.warn import warn_user
 
 def prepare(
     processor: Any,
-    text: str | Sequence[str],
+    prompts: Sequence[str | Conversation],
     *,
+    batched: bool,
     images: Any = None,
     videos: Any = None,
     audio: Any = None,
@@ -28,7 +32,8 @@ def prepare(
 
     Args:
         processor: The model's Hugging Face processor.
-        text: One prompt, or one for each example of a batch.
+        prompts: One for each example, a text or a conversation (`conversations.read`).
+        batched: Whether media are a list for each prompt; else they are those of the only prompt.
         images: A list of the prompt's pictures (as `lensplug.media.load_image` takes them), or a single one; for a
             batch, one such list for each example, or None.
         videos: Likewise its videos (as `load_video` takes them).
@@ -43,11 +48,11 @@ def prepare(
     Raises:
         LensplugError: If media and placeholders do not match, or a file cannot be read.
     """
-    texts = [text] if isinstance(text, str) else list(text)
-    batched = not isinstance(text, str)
-    given = load_media(len(texts), batched=batched, images=images, videos=videos, audio=audio)
+    if not chat_template and any(not isinstance(prompt, str) for prompt in prompts):
+        raise LensplugError("chat messages are wrapped by the model's chat template: leave chat_template=False out.")
+    given = media_of(prompts, batched=batched, images=images, videos=videos, audio=audio)
     sounds = given.audio
-    nothing = ((),) * len(texts)
+    nothing = ((),) * len(prompts)
     media: dict[str, Sequence[Sequence[Any]]] = {
         "image": given.images or nothing,
         "video": given.videos or nothing,
@@ -68,10 +73,17 @@ def prepare(
                 f"{type(processor).__name__} takes sounds in its chat template only: give plain words and"
                 " chat_template=True."
             )
-        return _by_template(processor, texts, heard), given
+        return _by_template(
+            processor,
+            [with_media(prompt, {"audio": len(own)}) for prompt, own in zip(prompts, sounds, strict=True)],
+            heard,
+        ), given
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if chat_template:
-        counts = [{kind: len(own[example]) for kind, own in media.items()} for example in range(len(texts))]
-        texts = [_chat_prompt(processor, prompt, count) for prompt, count in zip(texts, counts, strict=True)]
+        counts = [{kind: len(own[example]) for kind, own in media.items()} for example in range(len(prompts))]
+        texts = [
+            _chat_prompt(processor, with_media(prompt, count)) for prompt, count in zip(prompts, counts, strict=True)
+        ]
     for kind, own in media.items():
         _refuse_other_count(texts, own, getattr(processor, f"{kind}_token", None), kind)
     arguments = _arguments(processor, texts, given, heard)
@@ -118,12 +130,14 @@ def _stackable(given: Media) -> list[Any]:
     return [video.frames.numpy() for video in videos]
 
 
-def _by_template(processor: Any, texts: Sequence[str], sounds: Sequence[Sequence[Sound]]) -> Mapping[str, Any]:
-    """Where the processor itself takes no sounds, as Voxtral's: they go into the turn, as files in memory."""
+def _by_template(
+    processor: Any, conversations: Sequence[Conversation], sounds: Sequence[Sequence[Sound]]
+) -> Mapping[str, Any]:
+    """Where the processor itself takes no sounds, as Voxtral's: they go into the turns, as files in memory."""
     turns = []
-    for prompt, own in zip(texts, sounds, strict=True):
-        content = [{"type": "audio", "base64": sound.as_wav()} for sound in own]
-        turns.append([{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}])
+    for conversation, own in zip(conversations, sounds, strict=True):
+        parts = iter([{"type": "audio", "base64": sound.as_wav()} for sound in own])
+        turns.append(messages(conversation, as_text=False, sounds=parts))
     try:
         outputs: Mapping[str, Any] = processor.apply_chat_template(turns, tokenize=True, return_dict=True)
     except (ValueError, TypeError) as error:
@@ -177,15 +191,18 @@ def _refuse_other_count(texts: Sequence[str], given: Sequence[Sequence[Any]], to
             )
 
 
-def _chat_prompt(processor: Any, prompt: str, media: Mapping[str, int]) -> str:
+def _chat_prompt(processor: Any, conversation: Conversation) -> str:
     if not has_chat_template(processor):
         raise LensplugError(
             f"{type(processor).__name__} has no chat template: write the prompt in the model's own form, with its"
             " placeholders, and give chat_template=False; or run the processor yourself, and use"
             " lens.encode(processor_outputs)."
         )
-    content: list[Any] = [{"type": kind} for kind, count in media.items() for _ in range(count)]
-    content.append({"type": "text", "text": prompt})
-    message: Any = [{"role": "user", "content": content if hasattr(processor, "tokenizer") else prompt}]
-    rendered = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    turns: Any = messages(conversation, as_text=not hasattr(processor, "tokenizer"))
+    try:
+        rendered = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except jinja2.TemplateError as error:  # roles that do not take turns, or a system's that the model has none for
+        raise LensplugError(
+            f"the chat template of {type(processor).__name__} refuses the messages: {error}."
+        ) from error
     return str(rendered)

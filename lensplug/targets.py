@@ -29,7 +29,8 @@ class Written(Protocol):
 
 Token = str | int | Tensor
 """A word that is one token, a token id, or ids `[batch]`."""
-LogitTarget = Token | tuple[Token, Token] | Written
+LogitTarget = Token | tuple[Token, Token] | Written | MultimodalInput
+"""Of inputs the answer that they hold."""
 Target = LogitTarget | Callable[[Tensor], Tensor]
 """A function makes one number of all logits."""
 
@@ -62,7 +63,8 @@ def terms_of(
     """The logits that a target means; refused before the model runs.
 
     Args:
-        target: A token; a pair, for the difference of two logits; or an answer, for the sum over its tokens.
+        target: A token; a pair, for the difference of two logits; or an answer, or the inputs that hold it, for the sum
+            over its tokens.
         position: Where a token's logit is read: the place before the one it is written to.
         inputs: What will be run.
         tokenizer: For words.
@@ -71,7 +73,7 @@ def terms_of(
     Raises:
         LensplugError: If a token is none, the position is out of range, or the answer is of other inputs.
     """
-    if isinstance(target, Written):
+    if isinstance(target, Written | MultimodalInput):
         return _of_answer(target, inputs)
     at = resolve_position(position, inputs.attention_mask)[:, None]
     if isinstance(target, tuple) and len(target) == 2:
@@ -80,21 +82,32 @@ def terms_of(
     if not isinstance(target, str | int | Tensor):
         raise LensplugError(
             f"target is a {type(target).__name__}, expected a word that is one token, a token id, a tensor of ids"
-            " [batch], a pair of them (the difference of two logits), an answer of lens.generate, or, for gradients, a"
-            " function logits -> scalar."
+            " [batch], a pair of them (the difference of two logits), an answer (lens.generate, lens.with_answer), or,"
+            " for gradients, a function logits -> scalar."
         )
     ids = _ids(target, len(at), tokenizer, vocabulary)
     return Terms(at, ids[:, None, None], torch.ones(len(at), 1, 1))
 
 
-def _of_answer(answer: Written, inputs: MultimodalInput) -> Terms:
+def _of_answer(answer: Written | MultimodalInput, inputs: MultimodalInput) -> Terms:
     """Each written token at the position before its own."""
-    new = answer.tokens.shape[1]
-    if not torch.equal(answer.inputs.tokens, inputs.tokens):
+    whole = answer if isinstance(answer, MultimodalInput) else answer.inputs
+    if not torch.equal(whole.tokens, inputs.tokens):
         raise LensplugError("the target is an answer to other inputs: run on answer.inputs, which hold the answer.")
+    if isinstance(answer, MultimodalInput):
+        columns = whole.modality.mask("generated").any(dim=0).nonzero()[:, 0].tolist()
+        if not columns or columns[0] == 0:
+            raise LensplugError(
+                "the target is inputs that hold no answer behind a prompt: lens.prepare(..., answer='Red'), or"
+                " lens.generate(inputs).inputs."
+            )
+        new = whole.tokens.shape[1] - columns[0]
+    else:
+        new = answer.tokens.shape[1]
     written = inputs.modality.mask("generated")[:, -new:]
     rows = torch.arange(inputs.tokens.shape[1] - new - 1, inputs.tokens.shape[1] - 1).expand(len(written), -1)
-    return Terms(rows.to(written.device), answer.tokens[:, :, None].to(written.device), written[:, :, None].float())
+    ids = whole.tokens[:, -new:, None]
+    return Terms(rows.to(written.device), ids.to(written.device), written[:, :, None].float())
 
 
 def _ids(token: Token, batch: int, tokenizer: Any, vocabulary: int) -> Int[Tensor, " batch"]:

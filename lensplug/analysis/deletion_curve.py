@@ -31,6 +31,7 @@ from lensplug.announce import announce
 from lensplug.arguments import checked
 from lensplug.by_modality import Where, mask_at, named
 from lensplug.errors import LensplugError
+from lensplug.inputs import MultimodalInput
 from lensplug.targets import LogitTarget, Terms, Written, terms_of
 from lensplug.variants import in_place
 
@@ -197,7 +198,7 @@ def deletion_curve(
         deleted.append((rank[:, None] < cuts.to(rank.device)[None, :, None]).flatten(0, 1))  # [order-step pos]
     curves = _log_probabilities(lens, inputs, torch.stack(deleted), chosen, terms, batch_size)
     stacked = curves.reshape(len(inputs), 2 + draws, steps + 1)
-    read = "over the answer" if isinstance(target, Written) else f"at position {position}"
+    read = "over the answer" if isinstance(target, Written | MultimodalInput) else f"at position {position}"
     convention = f"{what} hidden from attention and replaced by their mean, nats {read}"
     return DeletionCurve(
         fractions=fractions,

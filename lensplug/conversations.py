@@ -1,0 +1,218 @@
+"""Prompts as conversations: turns of a user and of the model, with the media where they stand.
+
+A plain prompt is one turn of the user, media first. Chat messages are Hugging Face's: a list of dictionaries with a
+role and its content, a text or a list of parts; a part is a text, or an image, video or sound, which stands in the part
+or is the next one of `images=`, `videos=`, `audio=`:
+
+    [
+        {"role": "user", "content": [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "What colour has it?"},
+    ]
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lensplug.errors import LensplugError
+from lensplug.media import Media, load_image, load_media, load_sound, load_video
+
+KINDS = ("image", "video", "audio")
+SOURCES = ("path", "url", "base64")
+"""Under which names, beside that of its kind, a part holds its medium."""
+LOADERS: dict[str, Callable[[Any], Any]] = {"image": load_image, "video": load_video, "audio": load_sound}
+FORM = (
+    'give messages as [{"role": "user", "content": [{"type": "image", "path": "cat.png"}, {"type": "text", "text":'
+    ' "What is it?"}]}]'
+)
+
+Message = Mapping[str, Any]
+Prompts = str | Message | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]]
+"""One prompt, a text or chat messages; or several of either."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one of the two said: texts, and where between them a medium stands."""
+
+    role: str
+    parts: tuple[tuple[str, Any], ...]
+    """("text", the text), or a kind of medium and the medium; None where it is the next of those that were given."""
+
+    @property
+    def text(self) -> str | None:
+        """What was said, if that is words alone."""
+        alone = all(kind == "text" for kind, _ in self.parts)
+        return "".join(text for _, text in self.parts) if alone else None
+
+
+Conversation = tuple[Turn, ...]
+
+
+def is_batch(text: Any) -> bool:
+    """Whether these are several prompts: a list of texts or of conversations."""
+    return not isinstance(text, str | Mapping) and not any(isinstance(one, Mapping) for one in text)
+
+
+def read(text: Prompts) -> list[str | Conversation]:
+    """Each prompt: a text as it is, messages as turns.
+
+    Raises:
+        LensplugError: If messages are not in the form of Hugging Face's.
+    """
+    several: Any = list(text) if is_batch(text) else [text]
+    if not several:
+        raise LensplugError("there is no prompt: give a text, chat messages, or a list of either.")
+    return [one if isinstance(one, str) else _conversation(one) for one in several]
+
+
+def media_of(prompts: Sequence[str | Conversation], *, batched: bool, **given: Any) -> Media:
+    """The media of each prompt, in the order of its parts, loaded.
+
+    Args:
+        prompts: From `read`.
+        batched: Whether what is given is a list for each prompt.
+        **given: images, videos and audio, as `lens.prepare` got them.
+
+    Raises:
+        LensplugError: If a conversation has more or fewer parts without a medium than were given for it.
+    """
+    beside = load_media(len(prompts), batched=batched, **given)
+    own = {"image": beside.images, "video": beside.videos, "audio": beside.audio}
+    merged: dict[str, list[tuple[Any, ...]]] = {}
+    for kind, of_kind in own.items():
+        each = of_kind or ((),) * len(prompts)
+        merged[kind] = [
+            tuple(media) if isinstance(prompt, str) else _in_their_places(prompt, kind, media)
+            for prompt, media in zip(prompts, each, strict=True)
+        ]
+    found = {kind: tuple(each) if any(each) or own[kind] else () for kind, each in merged.items()}
+    return Media(images=found["image"], videos=found["video"], audio=found["audio"])
+
+
+def with_media(prompt: str | Conversation, counts: Mapping[str, int]) -> Conversation:
+    """A conversation; of a text one turn of the user, with so many of each kind of medium first."""
+    if not isinstance(prompt, str):
+        return prompt
+    media = tuple((kind, None) for kind, count in counts.items() for _ in range(count))
+    return (Turn("user", (*media, ("text", prompt))),)
+
+
+def messages(conversation: Conversation, *, as_text: bool, sounds: Iterator[Any] | None = None) -> list[dict[str, Any]]:
+    """What a chat template takes.
+
+    Args:
+        conversation: Turns.
+        as_text: Whether the content is a text, for a tokenizer, or a list of parts, for a processor.
+        sounds: Where the template itself reads sounds: what each of their parts is, in their order.
+    """
+    made = []
+    for turn in conversation:
+        content: Any = turn.text
+        if not as_text:
+            content = [_part(kind, own, sounds) for kind, own in turn.parts]
+        made.append({"role": turn.role, "content": content})
+    return made
+
+
+def split_answers(prompts: Sequence[str | Conversation]) -> tuple[list[str | Conversation], list[str] | None]:
+    """Prompts without the last turns of the model, and what it said in them; None where it has the last word nowhere.
+
+    Raises:
+        LensplugError: If such a turn is no text, nothing stands before it, or only some prompts have one.
+    """
+    last = [None if isinstance(prompt, str) or prompt[-1].role != "assistant" else prompt[-1] for prompt in prompts]
+    if not any(last):
+        return list(prompts), None
+    answers = [None if turn is None else turn.text for turn in last]
+    spoken = [answer for answer in answers if answer is not None]
+    if len(spoken) < len(prompts) or any(len(prompt) == 1 for prompt in prompts):
+        raise LensplugError(
+            "the last message is the assistant's, which is read as the answer: it must be words, behind what the user"
+            " asks, and every prompt of a batch must have one."
+        )
+    return [prompt[:-1] for prompt in prompts], spoken
+
+
+def _part(kind: str, own: Any, sounds: Iterator[Any] | None) -> dict[str, Any]:
+    if kind == "text":
+        return {"type": "text", "text": own}
+    return next(sounds) if kind == "audio" and sounds is not None else {"type": kind}
+
+
+def _in_their_places(conversation: Conversation, kind: str, given: Sequence[Any]) -> tuple[Any, ...]:
+    """The media of a conversation: what stands in its parts, and where none does the next one that was given."""
+    parts = [medium for turn in conversation for own, medium in turn.parts if own == kind]
+    missing = sum(medium is None for medium in parts)
+    if missing != len(given):
+        name = {"image": "images", "video": "videos", "audio": "audio"}[kind]
+        raise LensplugError(
+            f'the messages have {missing} part(s) {{"type": "{kind}"}} without the {kind} itself, and {len(given)} are'
+            f' given as {name}=: put each into its part, {{"type": "{kind}", "path": ...}}, or give one for each such'
+            " part, in their order."
+        )
+    rest = iter(given)
+    return tuple(next(rest) if medium is None else LOADERS[kind](medium) for medium in parts)
+
+
+def _conversation(given: Any) -> Conversation:
+    several = [given] if isinstance(given, Mapping) else given
+    if isinstance(several, str) or not isinstance(several, Sequence) or not several:
+        raise LensplugError(f"a prompt is a {type(given).__name__}, expected a text or chat messages: {FORM}.")
+    return tuple(_turn(message) for message in several)
+
+
+def _turn(message: Any) -> Turn:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+        came = sorted(message) if isinstance(message, Mapping) else type(message).__name__
+        raise LensplugError(f"a message is {came}, expected a role and a content: {FORM}.")
+    content = message["content"]
+    if isinstance(content, str):
+        return Turn(message["role"], (("text", content),))
+    if not isinstance(content, Sequence) or not content:
+        raise LensplugError(f"the content of a message is {content!r}, expected a text or a list of parts: {FORM}.")
+    return Turn(message["role"], tuple(_read_part(part) for part in content))
+
+
+def _read_part(part: Any) -> tuple[str, Any]:
+    if isinstance(part, str):
+        return "text", part
+    kind = str(part.get("type")) if isinstance(part, Mapping) else ""
+    kind = {"image_url": "image", "video_url": "video", "audio_url": "audio", "input_audio": "audio"}.get(kind, kind)
+    if kind == "text" and isinstance(part.get("text"), str):
+        return "text", part["text"]
+    if kind not in KINDS:
+        raise LensplugError(
+            f"a part of a message is {_brief(part)}, expected a text, an image, a video or a sound: {FORM}."
+        )
+    names = (kind, *SOURCES, f"{kind}_url", "input_audio", "data")
+    held = [(name, part[name]) for name in names if part.get(name) is not None]
+    if len(held) > 1:
+        raise LensplugError(f"a part of a message holds its {kind} twice ({held[0][0]} and {held[1][0]}): give one.")
+    return kind, _medium(*held[0]) if held else None
+
+
+def _medium(name: str, medium: Any) -> Any:
+    """What a part holds, as `lensplug.media` loads it: bytes of what is encoded."""
+    if isinstance(medium, Mapping) and name.endswith(("_url", "input_audio")):  # OpenAI's form
+        name, medium = next(((key, medium[key]) for key in ("url", "data") if key in medium), (name, medium))
+    if not isinstance(medium, str):
+        return medium
+    if medium.startswith("data:"):
+        name, medium = "base64", medium.partition(",")[2]
+    if name not in ("base64", "data"):
+        return medium
+    try:
+        return base64.b64decode(medium, validate=True)
+    except binascii.Error as error:
+        raise LensplugError(f"a part of a message is not in base64 ({error}): give a path.") from error
+
+
+def _brief(part: Any) -> str:
+    text = repr(part)
+    return text if len(text) <= 80 else text[:77] + "..."
