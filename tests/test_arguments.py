@@ -28,7 +28,7 @@ ROW = Float[Tensor, " pos"]
         (Int[Tensor, "a b"], [[1], [2]], torch.tensor([[1], [2]])),
         (Positions, np.array([1]), torch.tensor([1])),
     ],
-    ids=str,
+    ids=lambda value: repr(value)[:20] if isinstance(value, int | float | str) else type(value).__name__,
 )  # fmt: skip
 def test_what_means_the_same_is_converted(hint, given, expected):
     found = admitted(given, hint, "x")
@@ -50,7 +50,7 @@ def test_what_means_the_same_is_converted(hint, given, expected):
         (ROW, torch.tensor([True]), "of bool"), (ROW, int, "x is the class int"), (ROW, object(), "x is an object"),
         (str, "y" * 100, None),
     ],
-    ids=str,
+    ids=lambda value: repr(value)[:20] if isinstance(value, int | float | str) else type(value).__name__,
 )  # fmt: skip
 def test_what_does_not_is_refused_in_words(hint, given, words):
     if words is None:

@@ -99,18 +99,18 @@ def test_the_standard_error_of_a_difference_is_of_pairs():
     table = analysis.compare(a, b).table
     differences = (b.ratio - a.ratio).flatten(1).double().numpy()
     expected = differences.std(axis=0, ddof=1) / 2
-    np.testing.assert_allclose(table.standard_error_difference, expected, rtol=1e-4)
-    assert (table.standard_error_difference > 0).all()
+    np.testing.assert_allclose(table.ratio_standard_error_difference, expected, rtol=1e-4)
+    assert (table.ratio_standard_error_difference > 0).all()
     np.testing.assert_allclose(table.ratio_difference, differences.mean(axis=0), atol=1e-5)
     same = analysis.compare(a, a).table
-    assert same.standard_error_difference.max() == 0 < same.standard_error_a.min()
+    assert same.ratio_standard_error_difference.max() == 0 < same.ratio_standard_error_a.min()
 
 
 def test_without_pairs_the_errors_are_squared_and_added():
     a, b = several(range(4), 0), several(range(10, 13), 1)
     table = analysis.compare(a, b).table
-    expected = np.sqrt(a.standard_error.flatten() ** 2 + b.standard_error.flatten() ** 2)
-    np.testing.assert_allclose(table.standard_error_difference, expected, rtol=1e-5)
+    expected = np.sqrt(a.error("ratio").flatten() ** 2 + b.error("ratio").flatten() ** 2)
+    np.testing.assert_allclose(table.ratio_standard_error_difference, expected, rtol=1e-5)
 
 
 def test_three_results_with_names():

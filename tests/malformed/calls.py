@@ -55,7 +55,7 @@ def good_calls() -> list[Call]:
     said = analysis.logit_lens(cache, positions=-1)
     everywhere = analysis.logit_lens(cache, positions=inputs.modality.image_positions())
     looked = analysis.attention_from(cache)
-    received = analysis.received_attention(cache)
+    received = analysis.received_attention(cache, modality=inputs.modality)
     matrix = analysis.attention_matrix(cache, layer=1)
     flow = analysis.attention_flow(cache, groups="modality", modality=inputs.modality)
     three = torch.arange(inputs.shape[1]) * 3 // inputs.shape[1]
@@ -143,7 +143,7 @@ def good_calls() -> list[Call]:
         Call("modality_ablation", analysis.modality_ablation, {
             "lens": lens, "examples": examples[:1], "modality": "image", "method": "remove", "classes": None,
             "batch_size": 2, "seed": 0}),
-        Call("Example", analysis.Example, {"prompt": question, "label": "Red", "images": [picture], "audio": ()}),
+        Call("Example", analysis.Example, {"text": question, "answer": "Red", "images": [picture], "audio": ()}),
         Call("heads.top", heads.top, {"modality": "image", "k": 3}),
         Call("heads.combine", type(heads).combine, {"results": [heads, heads]}),
         Call("said.by_position", everywhere.by_position, {"example": 0, "measure": "probability"}),
