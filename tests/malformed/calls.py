@@ -161,7 +161,7 @@ def good_calls() -> list[Call]:
         Call("curve.combine", type(curve).combine, {"results": [curve]}),
         Call("compared.largest", compared.largest, {"k": 3, "number": None}),
         Call("grid.to_pixels", grid.to_pixels, {"values": per_token, "view": "all", "preserve_mass": False}),
-        Call("grid.to_cells", grid.to_cells, {"values": per_token, "view": "whole"}),
+        Call("grid.to_cells", grid.to_cells, {"values": per_token, "view": "base"}),
         Call("grid.overlap", grid.overlap, {"region": (1, 2, 30, 40), "view": "all"}),
         Call("timeline.to_seconds", timeline.to_seconds, {"values": torch.rand(len(timeline)), "bins": 20}),
         Call("modality.mask", inputs.modality.mask, {"modality": "image"}),
