@@ -1,0 +1,20 @@
+"""After a run that was interrupted at any place everything is as it was before; a seed of its own each day."""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+import pytest
+from built import ENGINES
+from interruptions import interrupted
+
+COUNT = int(os.environ.get("LENSPLUG_INTERRUPTIONS", "120"))
+SEED = int(os.environ.get("LENSPLUG_SEED", datetime.datetime.now(datetime.UTC).strftime("%Y%m%d")))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_state_after_interrupted_runs_is_the_state_before(engine):
+    outcome = interrupted(COUNT // 2, SEED, (engine,))
+    assert not outcome.left, "\n".join(outcome.left)
+    assert outcome.interrupted > 0.5 * outcome.cases, outcome
