@@ -7,6 +7,7 @@ a hook of TransformerLens, or in the vision tower or a layer of the Hugging Face
 
 from __future__ import annotations
 
+import linecache
 import random
 import sys
 import threading
@@ -126,17 +127,32 @@ class Interrupt:
 
     def __init__(self, at: int, kind: type[BaseException]) -> None:
         self.at, self.kind, self.lines, self.where = at, kind, 0, ""
+        self._waiting: set[tuple[Any, int]] = set()
 
     def __call__(self, frame: Any, event: str, arg: Any) -> Any:
         return self.line if frame.f_code.co_filename.startswith(INSIDE) else None
 
     def line(self, frame: Any, event: str, arg: Any) -> Any:
-        if event == "line":
+        if event == "line" and not self._only_traced(frame):
             self.lines += 1
             if self.lines == self.at:
                 self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
                 raise self.kind("interrupted")
         return self.line
+
+    def _only_traced(self, frame: Any) -> bool:
+        """Whether tracing alone can raise here: Python looks for signals where calls and loops end.
+
+        So not at a `try:` of its own, where nothing is run, and not where a `with` block around a lock is come by again
+        to release it: the lock's own end is no Python.
+        """
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if "with turn(" not in line:
+            return line.strip() == "try:"
+        place = (frame, frame.f_lineno)
+        again = place in self._waiting
+        (self._waiting.discard if again else self._waiting.add)(place)
+        return again
 
 
 @contextmanager
