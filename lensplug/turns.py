@@ -29,17 +29,17 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 _LOCKS: dict[int, Any] = {}
 """`id` of a configuration -> its lock. Not on the configuration: locks can be neither copied nor saved."""
-_GUARD = threading.Lock()
 
 
 def turn(config: Any) -> AbstractContextManager[Any]:
     """The lock of all that runs the model with this configuration of its decoder; re-entrant."""
-    with _GUARD:
-        if id(config) not in _LOCKS:
-            _LOCKS[id(config)] = threading.RLock()
+    lock: AbstractContextManager[Any] | None = _LOCKS.get(id(config))
+    if lock is None:
+        own = threading.RLock()
+        lock = _LOCKS.setdefault(id(config), own)  # in one step: another thread may be as far
+        if lock is own:
             weakref.finalize(config, _LOCKS.pop, id(config), None)
-        lock: AbstractContextManager[Any] = _LOCKS[id(config)]
-        return lock
+    return lock
 
 
 def in_turn(method: Method) -> Method:
