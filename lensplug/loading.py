@@ -8,17 +8,23 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from lensplug import audio_llama as audio_llama  # registers the model with transformers' Auto classes
-from lensplug import engines, parity
+from lensplug import engines, load_folder, load_options, parity
 from lensplug.arguments import checked
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.lens import MultimodalLens
 from lensplug.patches.unbridged import is_bridge, is_bridged, unbridged
-from lensplug.public_names import public_name
 from lensplug.seam import run_to_seam
 from lensplug.turns import Turns, refuse_training
+from lensplug.wrap_arguments import refuse_not_loaded, refuse_other_models, refuse_other_processors
+
+FAILURES = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError
+)  # fmt: skip
+"""How transformers says that it cannot load something."""
 
 
 @checked
@@ -44,31 +50,40 @@ def load(
         engine: See `wrap`.
         process_weights: See `wrap`.
         check: See `wrap`.
-        **kwargs: For `from_pretrained`, such as `revision` or `local_files_only`.
+        **kwargs: For `from_pretrained`, such as `revision` or `local_files_only`. What would split, offload or quantise
+            weights, or run code that comes with them, is refused.
 
     Raises:
-        LensplugError: If nothing is found under that name, or the model cannot be wrapped exactly.
+        LensplugError: If nothing is found under that name, the device is not there, an option is none that can be
+            followed, or the model cannot be wrapped exactly.
     """
-    is_path = isinstance(name, Path) or str(name).startswith(("/", ".", "~")) or str(name).count("/") > 1
-    if is_path and not Path(name).is_dir():
-        raise LensplugError(
-            f"{str(name)!r} could not be loaded: there is no such folder. (Expected one that save_pretrained wrote, or"
-            " a model of the Hugging Face hub, such as 'llava-hf/llava-onevision-qwen2-0.5b-ov-hf'.)"
-        )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    engines.refuse_unknown(engine)
+    dtype = load_options.known_dtype(dtype)
+    device, where, of_weights = load_options.options(kwargs, device)
+    path = load_folder.found(name, subfolder=where.get("subfolder", ""), gguf_file=where.get("gguf_file"))
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **kwargs)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False, **where)
+        load_options.refuse_quantised(config, str(name))
+        load_folder.refuse_no_processor(path, config)
+        processor = transformers.AutoProcessor.from_pretrained(path, trust_remote_code=False, **where)
         architecture = (config.architectures or [None])[0]
         # The class that the checkpoint names; for one that registers itself (audio-LLaMA), as it is registered.
         model_class = getattr(transformers, architecture or "", None) or transformers.AutoModelForMultimodalLM
         with torch.inference_mode(False):  # weights made in it never take part in gradients
-            hf_model = model_class.from_pretrained(name, dtype=dtype, **kwargs)
-        processor = transformers.AutoProcessor.from_pretrained(name, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+            hf_model, report = model_class.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, **where, **of_weights
+            )
+    except LensplugError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise LensplugError(f"there is not enough memory for {str(name)!r}: {error}") from error
+    except FAILURES as error:
+        raise load_folder.explained(str(name), error) from error
+    if missing := sorted(report["missing_keys"]):
         raise LensplugError(
-            f"{str(name)!r} could not be loaded: {error} (Expected a model of the Hugging Face hub, or a folder with"
-            " config.json, weights and processor files.)"
-        ) from error
+            f"the weights of {str(name)!r} lack {len(missing)} of a {type(hf_model).__name__}'s ({missing[0]}, ...),"
+            " which would be random numbers: are these the weights of this configuration?"
+        )
     hf_model = hf_model.to(device).eval()
     return wrap(hf_model, processor, engine=engine, process_weights=process_weights, check=check)
 
@@ -96,12 +111,15 @@ def wrap(
         LensplugError: If the model has no language core of its own, or one that cannot be wrapped
             exactly; what stands in the way is named.
     """
-    _refuse_other_models(hf_model)
+    refuse_other_models(hf_model, processor)
+    given = processor
     if is_bridge(hf_model) and processor is None:
         processor = getattr(hf_model, "processor", None) or hf_model.tokenizer
     if is_bridge(hf_model) or is_bridged(hf_model):
         hf_model = unbridged(hf_model)
     core = LanguageCore.of(hf_model)
+    refuse_not_loaded(hf_model)
+    refuse_other_processors(given, core)  # a bridge may have less than its model's processor
     refuse_training(hf_model, "model")
     tokenizer = getattr(processor, "tokenizer", processor)
     name, model = engines.build(core, engine=engine, tokenizer=tokenizer, process_weights=process_weights)
@@ -112,22 +130,6 @@ def wrap(
         if not report.agrees:
             raise LensplugError(f"{report} wrap(..., check=False) gives the lens all the same, to look into.")
     return lens
-
-
-def _refuse_other_models(model: Any) -> None:
-    """What is no Hugging Face model, and may be taken for one."""
-    if isinstance(model, MultimodalLens):
-        raise LensplugError("this is a lens already: its model is lens.hf_model, wrapped as lens.model.")
-    if isinstance(model, str | Path):
-        raise LensplugError(f"lensplug.wrap takes a model in memory: lensplug.load({str(model)!r}) loads one by name.")
-    if any(kind.__name__ == "HookedRootModule" for kind in type(model).__mro__) and not is_bridge(model):
-        name = getattr(getattr(model, "cfg", None), "model_name", None) or "name"
-        raise LensplugError(
-            f"a {type(model).__name__} has no Hugging Face model any more, which a lens runs and checks against: wrap"
-            f" that, lensplug.wrap(AutoModelForCausalLM.from_pretrained({public_name(name)!r}), tokenizer). Analyses"
-            " read its caches as they are, logits, cache = model.run_with_cache(tokens), analysis.logit_lens(cache);"
-            " and lensplug.patches work on it."
-        )
 
 
 def _short_check(lens: MultimodalLens) -> parity.ParityReport:

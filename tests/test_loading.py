@@ -146,7 +146,7 @@ def test_refuses_a_folder_without_a_model(tmp_path):
     for name in (tmp_path / "missing", str(tmp_path / "missing"), "./missing"):
         with pytest.raises(lensplug.LensplugError, match="missing' could not be loaded: there is no such folder"):
             lensplug.load(name)
-    with pytest.raises(lensplug.LensplugError, match=f"{tmp_path.name}.* could not be loaded.*config.json"):
+    with pytest.raises(lensplug.LensplugError, match=f"{tmp_path.name}.* could not be loaded: the folder is empty"):
         lensplug.load(tmp_path, local_files_only=True)
 
 

@@ -88,7 +88,7 @@ def test_a_bridge_with_its_processor_is_a_lens_and_stays_as_it_was(onevision, br
     lens = lensplug.wrap(bridge, processor, engine=engine)
     inputs = lens.prepare(QUESTION, images=[scene(48, 48)])
     _, cache = lens.run_with_cache(inputs)
-    assert analysis.head_specialization(cache, inputs.modality).modalities == ("text", "image")
+    assert analysis.head_specialization(cache, inputs.modality).modalities == ("text", "image", "sink")
     assert lens.check(inputs).agrees and lens.tokenizer is processor.tokenizer
     with torch.no_grad():
         assert largest_difference(lens.model(lens.encode(given)), expected) < 1e-4

@@ -32,6 +32,16 @@ def installed() -> list[str]:
     return [name for name in ENGINES if hooked or name != "hooked_transformer"]
 
 
+def refuse_unknown(engine: str) -> None:
+    """Raise if there is no engine of that name.
+
+    Raises:
+        LensplugError: Then.
+    """
+    if engine != "auto" and engine not in ENGINES:
+        raise LensplugError(f"engine is {engine!r}, expected 'auto' or one of {', '.join(map(repr, ENGINES))}.")
+
+
 def build(
     core: LanguageCore, *, engine: str = "auto", tokenizer: Any = None, process_weights: bool = False
 ) -> tuple[str, Any]:
@@ -47,8 +57,7 @@ def build(
         LensplugError: If the engine is unknown, not installed, or cannot compute this core exactly; or TransformerLens
             is a version that has changed inside.
     """
-    if engine != "auto" and engine not in ENGINES:
-        raise LensplugError(f"engine is {engine!r}, expected 'auto' or one of {', '.join(map(repr, ENGINES))}.")
+    refuse_unknown(engine)
     reasons = []
     for name in installed() if engine == "auto" else [engine]:
         try:

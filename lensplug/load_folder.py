@@ -1,0 +1,107 @@
+"""Whether there is a model under a name, as far as that can be told before weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lensplug.errors import LensplugError
+
+EXPECTED = (
+    "Expected a folder that save_pretrained wrote for model and processor, or a model of the Hugging Face hub, such as"
+    " 'llava-hf/llava-onevision-qwen2-0.5b-ov-hf'."
+)
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+PROCESSOR = ("processor_config.json", "preprocessor_config.json")
+TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+
+
+def found(name: str | Path, *, subfolder: str = "", gguf_file: str | None = None) -> str:
+    """The name as transformers takes it; of a folder one that has all that is needed.
+
+    Raises:
+        LensplugError: If it is a path, and no such folder, or one that lacks something.
+    """
+    text = str(name)
+    path = Path(text).expanduser()
+    is_path = isinstance(name, Path) or text.startswith(("/", ".", "~")) or text.count("/") > 1
+    if path.is_file():
+        raise LensplugError(f"{text!r} could not be loaded: it is a file. Give the folder that it is in. {EXPECTED}")
+    if not text or not path.is_dir():
+        if is_path or not text:
+            raise LensplugError(f"{text!r} could not be loaded: there is no such folder. {EXPECTED}")
+        return text
+    _refuse_incomplete(path / subfolder, text, gguf_file)
+    return str(path)
+
+
+def refuse_no_processor(name: str, config: Any) -> None:
+    """Raise if a folder of a model that sees or hears has a tokenizer's files only.
+
+    Raises:
+        LensplugError: Then.
+    """
+    folder = Path(name)
+    kinds = [kind for kind in ("vision", "audio") if getattr(config, f"{kind}_config", None) is not None]
+    if kinds and folder.is_dir() and not any((folder / file).is_file() for file in PROCESSOR):
+        raise LensplugError(
+            f"{name!r} could not be loaded: it has no {PROCESSOR[0]} or {PROCESSOR[1]}, which say how images and sounds"
+            f" are read. Save it beside the model: AutoProcessor.from_pretrained(...).save_pretrained({name!r})."
+        )
+
+
+def explained(name: str, error: BaseException) -> LensplugError:
+    """Why transformers could not load it, in a sentence or two."""
+    chain = list(_chain(error))
+    kinds, text = {type(one).__name__ for one in chain}, str(error).strip()
+    if "GatedRepoError" in kinds:
+        why = "it asks for an account: accept its terms on the hub, and log in with `hf auth login`"
+    elif kinds & {"RepositoryNotFoundError", "HFValidationError"} or "not a valid model identifier" in text:
+        why = "the hub has no model of that name, and there is no such folder"
+    elif _without_network(chain):
+        why = (
+            "there is no such folder here, no network (or HF_HUB_OFFLINE is set), and nothing of it in the cache of the"
+            " hub: give a folder, or fetch it where there is a network, `hf download`"
+        )
+    elif "trust_remote_code" in text:
+        why = (
+            "it has code of its own, of which nothing is known here: read it, load the model with transformers, and"
+            " give it to lensplug.wrap(model, processor)"
+        )
+    else:
+        return LensplugError(f"{name!r} could not be loaded: {text or type(error).__name__} ({EXPECTED})")
+    return LensplugError(f"{name!r} could not be loaded: {why}. {EXPECTED}")
+
+
+def _refuse_incomplete(folder: Path, name: str, gguf_file: str | None) -> None:
+    files = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    if not files:
+        raise LensplugError(f"{name!r} could not be loaded: the folder is empty, or is not there. {EXPECTED}")
+    why = ""
+    if gguf_file is not None:
+        why = "" if gguf_file in files else f"it has no {gguf_file!r}"
+    elif "config.json" not in files:
+        why = "it has no config.json"
+        if "adapter_config.json" in files:
+            why += ", but an adapter: merge it into its model first, model.merge_and_unload().save_pretrained(...)"
+        elif gguf := [file for file in files if file.endswith(".gguf")]:
+            why += f", but a GGUF file: give gguf_file={gguf[0]!r}"
+    elif not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        why = f"it has no weights ({', '.join(WEIGHTS)}): save the model itself, model.save_pretrained({name!r})"
+    if not why and gguf_file is None and not set(files) & {*PROCESSOR, *TOKENIZER}:
+        why = f"it has no processor and no tokenizer: save it beside the model, processor.save_pretrained({name!r})"
+    if why:
+        raise LensplugError(f"{name!r} could not be loaded: {why}. {EXPECTED}")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _without_network(chain: list[BaseException]) -> bool:
+    names = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError", "ConnectTimeout"}
+    said = any("couldn't connect" in str(one) or "outgoing traffic has been disabled" in str(one) for one in chain)
+    return said or any(type(one).__name__ in names for one in chain)

@@ -1,0 +1,163 @@
+"""What `lensplug.load` is asked for, held against what there is, before anything large is read.
+
+A core is one set of whole weights in one dtype on one device. Options of transformers that would give another one
+(split, offloaded or quantised weights, code from elsewhere) are refused by name, with what to type in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import utils
+
+from lensplug.errors import LensplugError
+
+WHERE_FROM = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+"""Options that say where files are: for configuration, weights and processor."""
+OF_WEIGHTS = ("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "variant", "weights_only")
+"""Options for the weights alone."""
+OWN_MODEL = "load the model yourself with transformers, and give it to lensplug.wrap(model, processor)"
+QUANTISED = (
+    "a core has whole weights, which TransformerLens multiplies with: leave it out, and save memory with"
+    " dtype='bfloat16'"
+)
+SPLIT = "a core lies whole on one device: leave it out, and give device='cuda' (or 'cuda:1', 'cpu')"
+REFUSED = {
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_config", "torchao_config"), QUANTISED),
+    **dict.fromkeys(
+        ("max_memory", "offload_folder", "offload_state_dict", "offload_buffers", "tp_plan", "tp_size", "device_mesh"),
+        SPLIT,
+    ),
+    "torch_dtype": "the argument is called dtype: lensplug.load(name, dtype=...)",
+    "ignore_mismatched_sizes": "weights that do not fit would be random numbers: leave it out",
+    "state_dict": OWN_MODEL,
+    "config": OWN_MODEL,
+    "output_loading_info": "load returns a lens: leave it out",
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+ATTENTION = {"eager": True, "sdpa": True, "flash_attention_2": "flash_attn_2", "flash_attention_3": "flash_attn_3"}
+"""Name -> always there, or the package that transformers must find."""
+
+
+def known_device(device: Any) -> torch.device:
+    """The device that is meant; of None "cuda" if there is one, else "cpu".
+
+    Raises:
+        LensplugError: If there is none of that name here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    here = f"give device={' or '.join(map(repr, found))}, which are here, or leave it out"
+    here = here if len(found) > 1 else "give device='cpu', the only one here, or leave it out"
+    try:
+        known = torch.device(device)
+    except RuntimeError as error:
+        raise LensplugError(f"device is {device!r}, which torch does not know: {here}.") from error
+    if known.type == "meta":
+        raise LensplugError(f"device is 'meta', where weights have no numbers: {here}.")
+    try:
+        torch.empty(1, device=known)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise LensplugError(f"device is {str(device)!r}, and there is none here that torch can use: {here}.") from error
+    return known
+
+
+def known_dtype(dtype: Any) -> str | torch.dtype:
+    """The dtype that is meant, "auto" for the checkpoint's.
+
+    Raises:
+        LensplugError: If it is none of weights.
+    """
+    if dtype == "auto":
+        return "auto"
+    found: torch.dtype | None = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if found is None or found not in DTYPES.values():
+        raise LensplugError(f"dtype is {dtype!r}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}.")
+    return found
+
+
+def options(given: Mapping[str, Any], device: Any) -> tuple[torch.device, dict[str, Any], dict[str, Any]]:
+    """The device, options that say where files are, and options of the weights.
+
+    Raises:
+        LensplugError: If an option is unknown, or would make another core than the checkpoint's.
+    """
+    rest = dict(given)
+    device = _of_map(rest.pop("device_map"), device) if "device_map" in rest else device
+    if rest.pop("trust_remote_code", False):
+        raise LensplugError(
+            "trust_remote_code=True runs code that comes with the weights, of which nothing is known here: read it,"
+            f" {OWN_MODEL}."
+        )
+    for name, value in rest.items():
+        if name in REFUSED and value not in (None, False):
+            raise LensplugError(f"{name}={_brief(value)}: {REFUSED[name]}.")
+    rest = {name: value for name, value in rest.items() if name not in REFUSED}
+    known = (*WHERE_FROM, *OF_WEIGHTS, "gguf_file")
+    if unknown := [name for name in rest if name not in known]:
+        raise LensplugError(
+            f"load takes no {unknown[0]!r}. Of transformers' arguments it hands on {', '.join(sorted(known))}; for"
+            f" others, those of a processor too, {OWN_MODEL}."
+        )
+    attention = rest.get("attn_implementation")
+    for one in attention.values() if isinstance(attention, Mapping) else [attention]:
+        _refuse_attention(one)
+    where = {name: value for name, value in rest.items() if name not in OF_WEIGHTS}
+    return known_device(device), where, {name: rest[name] for name in OF_WEIGHTS if name in rest}
+
+
+def refuse_quantised(config: Any, name: str) -> None:
+    """Raise if a checkpoint's own weights are quantised, by what its configuration says.
+
+    Raises:
+        LensplugError: Then.
+    """
+    text = config.get_text_config(decoder=True)
+    found = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
+    if found:
+        method = found.get("quant_method") if isinstance(found, Mapping) else getattr(found, "quant_method", None)
+        raise LensplugError(
+            f"the weights of {name!r} are quantised ({getattr(method, 'value', method) or 'unknown'}), and a core has"
+            " whole weights: load the checkpoint that it was made of, with dtype='bfloat16' to save memory."
+        )
+
+
+def _of_map(device_map: Any, device: Any) -> Any:
+    """The one device of a device_map.
+
+    Raises:
+        LensplugError: If it is more than one, or `device` is another.
+    """
+    if device_map is None:
+        return device
+    places = set(map(str, device_map.values())) if isinstance(device_map, Mapping) else {str(device_map)}
+    place: str = next(iter(places)) if len(places) == 1 else ""
+    if place in ("", "auto", "balanced", "balanced_low_0", "sequential", "disk"):
+        raise LensplugError(f"device_map={_brief(device_map)}: {SPLIT}.")
+    place = f"cuda:{place}" if place.isdigit() else place
+    if device is not None and torch.device(device) != torch.device(place):
+        raise LensplugError(f"device={str(device)!r} and device_map={_brief(device_map)} differ: give device= alone.")
+    return place
+
+
+def _refuse_attention(name: Any) -> None:
+    needed = ATTENTION.get(name) if isinstance(name, str) else name is None
+    if needed is None or needed is False:
+        raise LensplugError(
+            f"attn_implementation is {name!r}, expected one of {', '.join(map(repr, ATTENTION))}: leave it out for"
+            " SDPA."
+        )
+    if isinstance(needed, str) and not getattr(utils, f"is_{needed}_available", lambda: False)():
+        raise LensplugError(
+            f"attn_implementation={name!r} needs a package (flash-attn) that is not installed, or a GPU that is not"
+            " here: leave it out for SDPA. (What reads patterns computes them by itself.)"
+        )
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{type(value).__name__}(...)"
