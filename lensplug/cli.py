@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lensplug.errors import LensplugError
+from lensplug.writable import file_to_write, folder_to_write
 
 app = typer.Typer(
     add_completion=False,
@@ -45,6 +46,7 @@ def demo(
     from lensplug.views.page import Index
 
     with _steps() as step:
+        out = folder_to_write(out)
         step("loading the tiny LLaVA-OneVision")
         lens = lensplug.tiny.llava_onevision(device=device)
         scene = draw_scene(random.Random(seed), size=(96, 96))
@@ -77,6 +79,7 @@ def report(
 ) -> None:
     """Write one self-contained page about how a model answers a prompt, on pictures, videos or sounds or on words."""
     with _steps() as step:
+        out = file_to_write(out)  # a report may take minutes
         media = _media(image, video, audio)
         lens = _load(model, device, dtype, step)
         _refuse_no_medium(lens, media)

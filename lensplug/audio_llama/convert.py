@@ -31,6 +31,7 @@ from lensplug.audio_llama.lora import (
 from lensplug.audio_llama.modeling import AudioLlamaForConditionalGeneration
 from lensplug.audio_llama.processing import AudioLlamaProcessor
 from lensplug.errors import LensplugError
+from lensplug.writable import folder_to_write
 
 MASK_VECTOR = ("masked_spec_embed",)
 """Of the acoustic model; only used to hide frames in training."""
@@ -81,7 +82,7 @@ def convert(
         LensplugError: If keys are left over or missing, shapes do not fit, an adapter is for another model, parts
             have different dtypes, or `out` is not empty.
     """
-    out = Path(out)
+    out = folder_to_write(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LensplugError(f"{str(out)!r} exists already: give a new folder.")
     refuse_other_base(base, adapters, allowed=allow_other_base)

@@ -63,7 +63,11 @@ class Explorer:
 
     @checked
     def save(self, path: str | Path) -> Path:
-        """Write that page; the file appears only when it is whole."""
+        """Write that page; the file appears only when it is whole.
+
+        Raises:
+            LensplugError: If it cannot be written there.
+        """
         return self._page().save(path)
 
     def _page(self) -> Page:

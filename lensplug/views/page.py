@@ -24,6 +24,7 @@ from lensplug.views.circuits import Widget, script
 from lensplug.views.explorer import Explorer
 from lensplug.views.packing import inflatable
 from lensplug.views.sound import Player
+from lensplug.writable import file_to_write, unwritten
 
 Part: TypeAlias = go.Figure | Widget | Player | Explorer
 
@@ -64,8 +65,13 @@ class Page:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the page; the file appears only when it is whole."""
-        return _save(self.to_html(), path)
+        """Write the page; the file appears only when it is whole.
+
+        Raises:
+            LensplugError: If it cannot be written there.
+        """
+        target = file_to_write(path)  # before the page is made
+        return _save(self.to_html(), target)
 
 
 @dataclass(frozen=True)
@@ -78,19 +84,26 @@ class Index:
     """(file name, heading, facts as name and value) of each page."""
 
     def save(self, path: str | Path) -> Path:
-        """Write the page; the file appears only when it is whole."""
-        return _save(_template("index.html").render(page=self, style=Markup(_read("style.css"))), path)
+        """Write the page; the file appears only when it is whole.
+
+        Raises:
+            LensplugError: If it cannot be written there.
+        """
+        target = file_to_write(path)
+        return _save(_template("index.html").render(page=self, style=Markup(_read("style.css"))), target)
 
 
-def _save(html: str, path: str | Path) -> Path:
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _save(html: str, target: Path) -> Path:
     unfinished = target.with_name(target.name + ".part")
     try:
-        unfinished.write_text(html, encoding="utf-8")
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            unfinished.write_text(html, encoding="utf-8")
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:  # a disk that became full since it was asked
+        raise unwritten(target, error) from error
     return target
 
 
