@@ -64,6 +64,8 @@ class _BlockRows(RowsOfABlock):
         window = self.target.cfg.window_size if self.target.attn_type == "local" else None
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         self._pattern = PatternBlocks(q, k, float(self.target.attn_scale), window)
+        if not self._rows.shape[1]:  # no time spent on what is empty
+            return q.new_zeros(len(q), q.shape[1], 0, k.shape[2], dtype=torch.float32)
         at = self._rows.to(q.device)[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])
         return self._kept(self._pattern.scores(q.gather(2, at)))
 
@@ -77,14 +79,18 @@ class _BlockRows(RowsOfABlock):
         seen = [mask.bool().to(scores.device) for mask in masks if mask is not None]
         padding = torch.stack(seen).all(dim=0) if seen else None
         self._pattern = replace(self._pattern, causal=True, padding=padding)
+        if not self._rows.shape[1]:
+            return scores
         return self._kept(scores.masked_fill(~self._pattern.seen(self._rows.to(scores.device)), -torch.inf))
 
     def _z(
         self, v: Float[Tensor, "batch key kv_head d_head"], pattern: Float[Tensor, "batch head row key"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        refuse_edits(pattern, self._scores_kept)
+        if self._rows.shape[1]:
+            refuse_edits(pattern, self._scores_kept)
+            del self._scores_kept
         of_rows, v = self._pattern, v.transpose(1, 2)
-        del self._pattern, self._scores_kept
+        del self._pattern
         if self._each_block is not None:
             for start, block in of_rows:
                 self._each_block(start, block)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from lensplug.patches.bridge_padding import seen_by
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
@@ -81,25 +81,47 @@ class _BlockRows(RowsOfABlock):
         return output, None
 
     def _blocks(self, q: Tensor, k: Tensor, attention_mask: Tensor | None) -> PatternBlocks:
-        scale = 1 / float(self.target.original_component.scaling)
         visible = self._visible(k.shape[2])
-        visible = None if visible is None else visible.to(q.device)
-        if attention_mask is None:
-            return PatternBlocks(q, k, scale, causal=True, padding=visible)
-        mask = seen_by(attention_mask, q.shape[2], k.shape[2], q.device)
-        if visible is not None:
-            mask = mask & visible[:, None, None]
-        past = k.shape[2] - q.shape[2]
-        return PatternBlocks(q, k, scale, causal=not bool(mask.triu(diagonal=1 + past).any()), mask=mask)
+        return _blocks(self.target, q, k, attention_mask, None if visible is None else visible.to(q.device))
 
     def _show_rows(self, blocks: PatternBlocks) -> None:
         """Fire the hooks of scores and pattern with the rows."""
+        if not self._rows.shape[1]:  # nothing that could be edited, and no time spent on it
+            none = blocks.q.new_zeros(*blocks.q.shape[:2], 0, blocks.length)
+            self.target.hook_pattern(self.target.hook_attn_scores(none))
+            return
         rows = self._rows.to(blocks.q.device)
         at = rows[:, None, :, None].expand(-1, blocks.q.shape[1], -1, blocks.q.shape[3])
         scores = blocks.scores(blocks.q.gather(2, at)).masked_fill(~blocks.seen(rows), -torch.inf)
         before = scores.clone()  # hooks may write into what they get
         pattern = self.target.hook_attn_scores(scores).softmax(dim=-1).nan_to_num(0.0)
         refuse_edits(self.target.hook_pattern(pattern), before)
+
+
+def attend(
+    attn: Any,
+    q: Float[Tensor, "batch head pos d_head"],
+    k: Float[Tensor, "batch kv_head key d_head"],
+    v: Float[Tensor, "batch kv_head key d_head"],
+    attention_mask: Tensor | None,
+) -> Float[Tensor, "batch head pos d_head"]:
+    """What a block's attention gives by SDPA, no rows and no hooks."""
+    return _blocks(attn, q, k, attention_mask, None).attend(v)
+
+
+def _blocks(
+    attn: Any, q: Tensor, k: Tensor, attention_mask: Tensor | None, visible: Bool[Tensor, "batch key"] | None
+) -> PatternBlocks:
+    scale = 1 / float(attn.original_component.scaling)
+    if attention_mask is None:
+        return PatternBlocks(q, k, scale, causal=True, padding=visible)
+    mask = seen_by(attention_mask, q.shape[2], k.shape[2], q.device)
+    if visible is not None:
+        mask = mask & visible[:, None, None]
+    past = k.shape[2] - q.shape[2]
+    # No key is later than the last query; of more queries to look waits for the device.
+    causal = q.shape[2] == 1 or not bool(mask.triu(diagonal=1 + past).any())
+    return PatternBlocks(q, k, scale, causal=causal, mask=mask)
 
 
 def _refuse(attn: Any) -> None:

@@ -111,12 +111,14 @@ class PatternBlocks:
         self, v: Float[Tensor, "batch kv_head key d_head"], *, everything: bool
     ) -> Float[Tensor, "batch head 1 d_head"]:
         """Of a single query behind a key-value cache: query heads that share keys are rows, and no key is copied."""
-        mask = None
-        if not everything:
-            mask = self.seen(self.q.new_zeros(1, 1, dtype=torch.long)) if self.mask is None else self.mask
-        rows = grouped(self.q, self.k)
+        k, mask = self.k, self.mask
+        if mask is None and not everything:  # the last query: its window is the last keys
+            window = self.length if self.window is None else self.window
+            k, v = k[:, :, -window:], v[:, :, -window:]
+            mask = None if self.padding is None else self.padding[:, None, None, -window:]
+        rows = grouped(self.q, k)
         return ungrouped(
-            F.scaled_dot_product_attention(rows, self.k, v, attn_mask=mask, scale=1 / self.scale), self.q.shape[1]
+            F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=1 / self.scale), self.q.shape[1]
         )
 
     def attend_and_show(
