@@ -87,6 +87,8 @@ class Estimate:
         positions = len(inputs) * (inputs.tokens.shape[1] + max_new_tokens)
         of_layer = 2 * positions * int(cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * cfg.dtype.itemsize
         logits = 4 * len(inputs) * cfg.d_vocab_out * 4  # in fp32, with what chooses among them
+        if engine == "hooked_transformer":
+            of_layer += of_layer // 2  # keys are kept before their rotation and behind it
         # A longer cache of one layer is made beside its shorter one.
         kept = {"key-value cache": cfg.n_layers * of_layer}
         return replace(made, by_hook=kept, logits=logits, working=made.working + of_layer)

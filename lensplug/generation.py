@@ -96,7 +96,7 @@ def generate(
     # The tables that grow here are read by later runs with gradients, whatever the user's code is in.
     with torch.inference_mode(False), torch.no_grad(), _seeded(choosing.seed, core.device):
         writer = Writer(hf_model, engines.decoding(engine, model, inputs), chosen)
-        with engines.at_sdpa_speed(engine, model, len(inputs)):
+        with engines.at_sdpa_speed(engine, model, len(inputs)), engines.unwatched_blocks(engine, model):
             tokens, generated = writer.write(inputs.tokens, inputs.attention_mask, tokenizer)
         text = [_decoded(row[own], tokenizer) for row, own in zip(tokens, generated, strict=True)]
     return Answer(text, tokens, behind(hf_model, core, tokenizer, inputs, tokens, generated))

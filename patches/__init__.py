@@ -4,13 +4,14 @@ For HookedTransformer:
 
 `config_fix` makes a HookedTransformer the language core of a Hugging Face model in memory;
 `embedding_input` lets it take merged embeddings wherever it takes tokens; `attention_rows` gives it the speed
-of SDPA, and patterns of chosen rows only (`pattern_blocks` is its arithmetic); `gated_mlp` computes MLPs in place.
+of SDPA, and patterns of chosen rows only (`pattern_blocks` is its arithmetic); `gated_mlp` computes MLPs in place;
+`unwatched_blocks` runs blocks that no hook sees without their hook points.
 
 For TransformerBridge: `bridge_core` makes a bridge of such a core, and leaves the Hugging Face model whole;
 `bridge_input`, `bridge_attention_rows` do for it what the former do for a HookedTransformer; `hook_names` gives its
 hooks HookedTransformer's names, one each; `bridge_padding` keeps padding from attending; `bridge_cache` finds the
 key-value cache when it generates; `bridge_resid_mid` lets an edit between attention and MLP reach the stream;
-`bridge_mlp` computes MLPs in place.
+`bridge_mlp` computes MLPs in place; `bridge_unwatched_blocks` runs blocks that no hook sees without their hook points.
 
 For both: `logit_rows` gives logits of chosen positions; `checkpointed_blocks` lets a backward pass keep the blocks'
 inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding; `placeholders` refuses tokens that
@@ -33,6 +34,7 @@ PATCHES = {
     "BridgeMLPInPlace": "lensplug.patches.bridge_mlp",
     "BridgePadding": "lensplug.patches.bridge_padding",
     "BridgeResidMid": "lensplug.patches.bridge_resid_mid",
+    "BridgeUnwatchedBlocks": "lensplug.patches.bridge_unwatched_blocks",
     "CheckpointedBlocks": "lensplug.patches.checkpointed_blocks",
     "ConfigFix": "lensplug.patches.config_fix",
     "EmbeddingInput": "lensplug.patches.embedding_input",
@@ -41,6 +43,7 @@ PATCHES = {
     "LogitDirections": "lensplug.patches.logit_directions",
     "LogitRows": "lensplug.patches.logit_rows",
     "PlaceholdersRefused": "lensplug.patches.placeholders",
+    "UnwatchedBlocks": "lensplug.patches.unwatched_blocks",
 }
 """Patch -> its module, imported when asked for: TransformerLens 4 has no HookedTransformer to import."""
 

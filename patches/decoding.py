@@ -74,10 +74,10 @@ class HookedDecoding(Decoding):
 
     def __init__(self, model: Any, prompt: Any) -> None:
         """See `Decoding`."""
-        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+        from lensplug.patches.unwatched_blocks import GrowingEntry
 
         super().__init__(model, prompt)
-        self._cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(self._prompt.embeds))
+        self._cache = [GrowingEntry() for _ in model.blocks]
 
     def _words(self, tokens: Tensor) -> Tensor:
         return self.model.embed.W_E[tokens]

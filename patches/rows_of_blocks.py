@@ -34,6 +34,12 @@ class RowsOfABlock(Patch):
         super().__init__(attn)
         self._rows, self._hidden, self._each_block, self._each_gradient = rows, hidden, each_block, each_gradient
 
+    @property
+    def shows_patterns(self) -> bool:
+        """Whether rows of patterns are asked for, or are other than the model's own."""
+        asked = (self._hidden, self._each_block, self._each_gradient)
+        return bool(self._rows.shape[1]) or any(one is not None for one in asked)
+
     def _visible(self, keys: int) -> Bool[Tensor, "batch key"] | None:
         """Where a query may look; None: everywhere."""
         if self._hidden is not None and self._hidden.shape[1] != keys:

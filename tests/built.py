@@ -54,3 +54,10 @@ def mlp_in_place(engine: str) -> Any:
     from lensplug import patches
 
     return patches.GatedMLPInPlace if engine == "hooked_transformer" else patches.BridgeMLPInPlace
+
+
+def unwatched_blocks(engine: str) -> Any:
+    """The patch that runs blocks that no hook sees without their hook points."""
+    from lensplug import patches
+
+    return patches.UnwatchedBlocks if engine == "hooked_transformer" else patches.BridgeUnwatchedBlocks

@@ -150,6 +150,17 @@ def at_sdpa_speed(engine: str, model: Any, n_examples: int) -> AbstractContextMa
     return attention_rows(engine, model, torch.zeros(n_examples, 0, dtype=torch.long))
 
 
+def unwatched_blocks(engine: str, model: Any) -> AbstractContextManager[Any]:
+    """While it lasts, blocks that no hook sees compute the same numbers in fewer calls, where patterns are not made.
+
+    Hooks that come meanwhile are seen. For answers: what is checked, and studied, runs with all hook points.
+    """
+    if makes_whole_patterns(engine, model):
+        return nullcontext()
+    context: AbstractContextManager[Any] = in_force(import_module(ENGINES[engine]).unwatched_blocks(model))
+    return context
+
+
 def makes_whole_patterns(engine: str, model: Any) -> bool:
     """Whether a model makes whole patterns also where it is told not to, as `at_sdpa_speed` tells it."""
     try:

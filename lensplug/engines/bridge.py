@@ -25,6 +25,13 @@ def decoding(model: Any, prompt: Any) -> Any:
     return BridgeDecoding(model, prompt)
 
 
+def unwatched_blocks(model: Any) -> Patch:
+    """While it is applied, blocks that no hook sees run without their hook points."""
+    from lensplug.patches.bridge_unwatched_blocks import BridgeUnwatchedBlocks
+
+    return BridgeUnwatchedBlocks(model)
+
+
 def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = False) -> Any:
     """A TransformerBridge of the core, with the patches that make it a multimodal model's.
 

@@ -27,6 +27,13 @@ def decoding(model: Any, prompt: Any) -> Any:
     return HookedDecoding(model, prompt)
 
 
+def unwatched_blocks(model: Any) -> Patch:
+    """While it is applied, blocks that no hook sees run without their hook points."""
+    from lensplug.patches.unwatched_blocks import UnwatchedBlocks
+
+    return UnwatchedBlocks(model)
+
+
 def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = False) -> Any:
     """A HookedTransformer of the core, with the patches that make it a multimodal model's.
 

@@ -167,6 +167,7 @@ def test_importing_the_patches_imports_no_transformer_lens():
         "BridgeMLPInPlace",
         "BridgePadding",
         "BridgeResidMid",
+        "BridgeUnwatchedBlocks",
         "CheckpointedBlocks",
         "ConfigFix",
         "EmbeddingInput",
@@ -175,6 +176,7 @@ def test_importing_the_patches_imports_no_transformer_lens():
         "LogitDirections",
         "LogitRows",
         "PlaceholdersRefused",
+        "UnwatchedBlocks",
     ]
     with pytest.raises(ImportError, match="NoSuchPatch"):
         from lensplug.patches import NoSuchPatch  # noqa: F401

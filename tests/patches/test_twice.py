@@ -12,12 +12,12 @@ from models import QUESTION, largest_difference, llava_onevision, scene, snapsho
 import lensplug
 from lensplug import LensplugError, patches
 
-OF_HOOKED = ("AttentionRows", "ConfigFix", "EmbeddingInput", "GatedMLPInPlace")
+OF_HOOKED = ("AttentionRows", "ConfigFix", "EmbeddingInput", "GatedMLPInPlace", "UnwatchedBlocks")
 OF_BRIDGE = tuple(name for name in patches.PATCHES if "Bridge" in name) + ("HookNames",)
 OF_BOTH = ("CheckpointedBlocks", "LogitDirections", "LogitRows", "PlaceholdersRefused")
 ALREADY = {"EmbeddingInput", "GatedMLPInPlace", "LogitDirections", "PlaceholdersRefused", *OF_BRIDGE} - {
-    "BridgeAttentionRows"
-}
+    "BridgeAttentionRows", "BridgeUnwatchedBlocks",
+}  # fmt: skip
 """In force on lens.model."""
 
 

@@ -1,0 +1,200 @@
+"""Blocks of a HookedTransformer that no hook sees, without their hook points: for the steps of an answer.
+
+The gap: a step of an answer has one position, and its time is that of calls, not of numbers. HookedTransformer calls
+twenty empty hook points in each block, makes each norm's input three times, looks for the shape of each weight, and
+rotates all keys of its cache again: twice the time of the same model in Hugging Face. Under this patch a block that no
+hook sees computes the same numbers, to the bit, in the fewest calls; keys are kept rotated too, in a cache that grows
+in steps. A block with a hook, on any of its points or modules, runs as ever.
+
+Checked against TransformerLens 3.9, `TransformerBlock.forward` and `AbstractAttention.forward`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from lensplug.patches.pattern_blocks import PatternBlocks
+from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, gated
+from torch import Tensor
+from torch.nn import functional as F
+from transformer_lens.components import (
+    Attention,
+    GatedMLP,
+    GroupedQueryAttention,
+    RMSNorm,
+    RMSNormPre,
+    TransformerBlock,
+)
+from transformer_lens.utilities.tensors import get_offset_position_ids
+
+OTHERWISE = (
+    "use_attn_in", "use_split_qkv_input", "use_attn_result", "use_hook_mlp_in", "use_normalization_before_and_after",
+    "use_attention_sinks", "use_logn_attn", "use_dynamic_ntk_rope", "parallel_attn_mlp", "attn_only", "load_in_4bit",
+    "rotary_adjacent_pairs", "ungroup_grouped_query_attention", "attn_scores_soft_cap", "clip_qkv",
+)  # fmt: skip
+"""Settings under which a block computes something else, and is left alone (0 or below, None, False: not so)."""
+POST_NORMS = ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
+"""Architectures with other norms."""
+
+
+class UnwatchedBlocks(Unwatched):
+    """While applied, blocks of a HookedTransformer that no hook sees run without their hook points."""
+
+    def __init__(self, model: Any) -> None:
+        """Keep `model`; nothing is changed before `apply`."""
+        positions = _Positions()
+        super().__init__(model, [_Block(block, positions) for block in model.blocks if _is_known(block)])
+
+
+class _Positions:
+    """Of the step at hand, for all blocks: where each position stands, and which keys are padding."""
+
+    def __init__(self) -> None:
+        self._mask: Tensor | None = None
+
+    def of(self, mask: Int[Tensor, "batch key"], past: int) -> tuple[Int[Tensor, "batch pos"], Tensor]:
+        if mask is not self._mask:
+            self._mask, self._made = mask, (get_offset_position_ids(past, mask), mask.bool())
+        return self._made
+
+
+class _Block(UnwatchedBlock):
+    relies_on = ("ln1", "attn", "ln2", "mlp")
+
+    def __init__(self, block: Any, positions: _Positions) -> None:
+        super().__init__(block)
+        self._positions = positions
+
+    def _short(  # type: ignore[override]
+        self,
+        residual: Float[Tensor, "batch pos d_model"],
+        shortformer_pos_embed: None = None,
+        past_kv_cache_entry: Any = None,
+        attention_mask: Int[Tensor, "batch key"] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        entry = past_kv_cache_entry
+        known = entry is None or (isinstance(entry, GrowingEntry) and entry.all_rotated)
+        if shortformer_pos_embed is not None or not known:
+            old: Tensor = self._forward(residual, shortformer_pos_embed, entry, attention_mask)
+            return old
+        block = self.target
+        middle = self._attended(_norm(block.ln1, residual), entry, attention_mask).add_(residual)
+        mlp, x = block.mlp, _norm(block.ln2, middle)
+        post = gated(mlp.act_fn, F.linear(x, mlp.W_gate.T.contiguous()), F.linear(x, mlp.W_in.T.contiguous()))
+        post += mlp.b_in
+        return F.linear(post, mlp.W_out.T.contiguous(), mlp.b_out).add_(middle)
+
+    def _attended(self, x: Tensor, entry: Any, attention_mask: Tensor | None) -> Tensor:
+        attn = self.target.attn
+        own = not isinstance(attn, GroupedQueryAttention)
+        k_and_v = (attn.W_K, attn.b_K, attn.W_V, attn.b_V) if own else (attn._W_K, attn._b_K, attn._W_V, attn._b_V)
+        q = _by_head(x, attn.W_Q, attn.b_Q)
+        k, v = _by_head(x, *k_and_v[:2]), _by_head(x, *k_and_v[2:])
+        if attn.cfg.use_qk_norm:
+            q, k = _norm(attn.q_norm, q), _norm(attn.k_norm, k)
+        past = 0 if entry is None else entry.length
+        cos, sin, padding = self._tables(past, x.shape[1], attention_mask)
+        q, rotated = _rotated(q, cos, sin), _rotated(k, cos, sin)
+        if entry is not None:
+            rotated, v = entry.append_rotated(k, rotated, v)
+        window = attn.cfg.window_size if attn.attn_type == "local" else None
+        q, rotated, v = q.transpose(1, 2), rotated.transpose(1, 2), v.transpose(1, 2)
+        z = PatternBlocks(q, rotated, float(attn.attn_scale), window, causal=True, padding=padding).attend(v)
+        return F.linear(z.transpose(1, 2).flatten(2), attn.W_O.permute(2, 0, 1).flatten(1), attn.b_O)
+
+    def _tables(self, past: int, length: int, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Cosines and sines of these positions, [batch or 1, pos, 1, d_head], and the keys that are no padding."""
+        attn = self.target.attn
+        if past + length > len(attn.rotary_cos):
+            attn._extend_rotary_embeddings(min(attn.cfg.n_ctx, max(past + length, 2 * len(attn.rotary_cos))))
+        if mask is None:
+            here = slice(past, past + length)
+            return attn.rotary_cos[None, here, None], attn.rotary_sin[None, here, None], None
+        at, padding = self._positions.of(mask, past)
+        return attn.rotary_cos[at, None], attn.rotary_sin[at, None], padding
+
+
+class GrowingEntry:
+    """The keys and values of one block, as TransformerLens's cache keeps them, in tensors that grow in steps.
+
+    TransformerLens makes its cache anew for every token. Keys are kept before their rotation, which is what a watched
+    block asks for, and, as long as the block is unwatched, rotated too.
+    """
+
+    GROWTH = 128
+    """Positions."""
+
+    def __init__(self) -> None:
+        """Nothing is kept yet."""
+        self.length = 0
+        self.all_rotated = True
+        self._kept: list[Tensor] = []
+
+    @property
+    def past_keys(self) -> Float[Tensor, "batch pos kv_head d_head"]:
+        """Before their rotation."""
+        return self._kept[0][:, : self.length] if self._kept else torch.empty(0, 0, 0, 0)
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys, before their rotation, and values, with those of these positions; what a watched block calls."""
+        self.all_rotated, self._kept[2:] = False, []
+        k, v = self._append(k, v)
+        return k, v
+
+    def append_rotated(self, k: Tensor, rotated: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All rotated keys, and all values."""
+        _, v, rotated = self._append(k, v, rotated)
+        return rotated, v
+
+    def _append(self, *new: Tensor) -> list[Tensor]:
+        length = self.length + new[0].shape[1]
+        if not self._kept or length > self._kept[0].shape[1]:
+            for i, one in enumerate(new):
+                larger = one.new_empty(len(one), length + self.GROWTH, *one.shape[2:])
+                if self.length:
+                    larger[:, : self.length] = self._kept[i][:, : self.length]
+                self._kept[i : i + 1] = [larger]
+        for kept, one in zip(self._kept, new, strict=True):
+            kept[:, self.length : length] = one
+        self.length = length
+        return [kept[:, :length] for kept in self._kept]
+
+
+def _norm(norm: Any, x: Tensor) -> Tensor:
+    """An RMSNorm, as TransformerLens computes it."""
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    x = (x / (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()).to(norm.cfg.dtype)
+    return x * norm.w if isinstance(norm, RMSNorm) else x
+
+
+def _by_head(x: Tensor, weight: Tensor, bias: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+    return F.linear(x, weight.transpose(1, 2).flatten(0, 1), bias.flatten()).unflatten(2, bias.shape)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+
+
+def _is_known(block: Any) -> bool:
+    """Whether a block is as TransformerLens makes those of Llama and its relatives, on one device."""
+    cfg = block.cfg
+    attn, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
+    norms = [getattr(block, name, None) for name in ("ln1", "ln2")]
+    if not (as_made(block, [TransformerBlock]) and as_made(attn, [Attention, GroupedQueryAttention])):
+        return False
+    norms += [attn.q_norm, attn.k_norm] if cfg.use_qk_norm else []
+    return (
+        as_made(mlp, [GatedMLP])
+        and not cfg.is_layer_norm_activation()
+        and all(as_made(norm, [RMSNorm, RMSNormPre]) for norm in norms)
+        and cfg.positional_embedding_type == "rotary"
+        and cfg.rotary_dim == cfg.d_head
+        and (attn._attention_dir_override or cfg.attention_dir) == "causal"
+        and cfg.original_architecture not in POST_NORMS
+        and not any((getattr(cfg, name, None) or 0) > 0 for name in OTHERWISE)
+        and len({parameter.device for parameter in block.parameters()} | {attn.rotary_cos.device}) == 1
+        and next(block.parameters()).device.type != "mps"
+    )
