@@ -11,6 +11,8 @@ from torch import Tensor
 from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 
+MOST_BINS = 10_000_000
+
 
 @dataclass(frozen=True)
 class AudioTimeline:
@@ -60,8 +62,13 @@ class AudioTimeline:
 
         Args:
             values: One value a token.
-            bins: How many bins.
+            bins: How many bins; at most ten million.
+
+        Raises:
+            LensplugError: If there is not one value for each token, or there are no bins or too many.
         """
+        if not 1 <= bins <= MOST_BINS:
+            raise LensplugError(f"bins is {bins}, expected 1 to {MOST_BINS}.")
         if values.shape != self.start_s.shape:
             raise LensplugError(f"{list(values.shape)} values for {len(self)} audio tokens: give one value a token.")
         middles = (torch.arange(bins) + 0.5) * self.duration_s / bins

@@ -20,7 +20,6 @@ from lensplug.analysis.heads_by_layer import HeadsByLayer
 from lensplug.analysis.logit_lens import LogitLens
 from lensplug.analysis.modality_ablation import ModalityAblation
 from lensplug.analysis.received_attention import ReceivedAttention
-from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.views.ablation import modality_ablation
 from lensplug.views.activation_patching import activation_patching
@@ -37,7 +36,6 @@ from lensplug.views.rollout import attention_rollout
 
 
 @singledispatch
-@checked
 def draw(result: Any) -> go.Figure:
     """The figure of a result of `lensplug.analysis`, with its defaults.
 
