@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from operator import index
 from types import UnionType
@@ -70,6 +70,23 @@ def whole_number(value: Any, name: str) -> int:
     return number
 
 
+def at_least(least: int, **numbers: int) -> None:
+    """Refuse numbers below the least that means something.
+
+    Raises:
+        LensplugError: If one is.
+    """
+    for name, number in numbers.items():
+        if number < least:
+            raise LensplugError(f"{name} is {number}, expected at least {least}.")
+
+
+def check_example(example: int, n_examples: int) -> None:
+    """Refuse an example that is not there."""
+    if not 0 <= example < n_examples:
+        raise LensplugError(f"example is {example}, there are {n_examples}, counted from 0.")
+
+
 def described(value: Any) -> str:
     """What was given, in few words."""
     if isinstance(value, Tensor | np.ndarray):
@@ -99,11 +116,23 @@ def _as(value: Any, member: Any) -> tuple[bool, Any]:
     if member is float:
         number = isinstance(value, int | float | np.integer | np.floating) and not truth
         return (True, float(value)) if number and not math.isnan(value) else (False, None)
+    if isinstance(value, type) and typing.get_origin(member) is Callable:
+        return False, None  # int(logits) is a call, and not what anybody means
+    if _holds_texts(value, member):
+        return False, None
     if _is_tensor(member):
         value = _as_tensor(value, member)
     if typing.get_origin(member) is tuple and isinstance(value, list):
         value = tuple(value)
     return is_bearable(value, member), value
+
+
+def _holds_texts(value: Any, member: Any) -> bool:
+    """Whether a text stands where several things are meant: to Python it is a sequence of texts."""
+    if typing.get_origin(member) is not Sequence:
+        return False
+    inside = typing.get_args(member)[0]
+    return isinstance(value, str) or isinstance(value, Sequence) and any(_holds_texts(one, inside) for one in value[:1])
 
 
 def _as_tensor(value: Any, member: Any) -> Any:

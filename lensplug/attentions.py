@@ -31,7 +31,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 
 from lensplug.analysis.reading import attended, texts_of
-from lensplug.arguments import checked
+from lensplug.arguments import checked, described
 from lensplug.errors import LensplugError
 from lensplug.lens_cache import LensCache
 from lensplug.masks import Mask
@@ -161,5 +161,8 @@ def _differentiated(target: Any, layers: list[Tensor]) -> list[Tensor]:
 
 def _each(tokens: Any) -> Sequence[Sequence[Any]]:
     """The texts of each example; of one they may come alone."""
-    given: Sequence[Sequence[Any]] = [tokens] if len(tokens) and isinstance(tokens[0], str) else tokens
+    rows: Any = [tokens] if isinstance(tokens, Sequence) and len(tokens) and isinstance(tokens[0], str) else tokens
+    if isinstance(tokens, str) or not isinstance(rows, Sequence) or not all(isinstance(row, Sequence) for row in rows):
+        raise LensplugError(f"tokens is {described(tokens)}, expected the text of each position, for each example.")
+    given: Sequence[Sequence[Any]] = rows
     return given

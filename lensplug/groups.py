@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.arguments import checked
+from lensplug.arguments import at_least, check_example, checked
 from lensplug.by_modality import Modality, modality_of
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline, ImageGrid
@@ -110,7 +110,11 @@ def group_positions(
     if isinstance(modality, MultimodalInput) and str_tokens is None:
         str_tokens = modality.str_tokens
     modality = modality_of(modality)
+    check_example(example, len(modality.labels))
+    at_least(1, blocks=blocks, stretches=stretches, text_run=text_run)
     length = modality.labels.shape[1]
+    if str_tokens is not None and [len(row) for row in str_tokens] != [length] * len(modality.labels):
+        raise LensplugError(f"str_tokens are not one text for each of {length} positions: give inputs.str_tokens.")
     texts = [f"position {at}" for at in range(length)] if str_tokens is None else str_tokens[example]
     of_position = torch.full((length,), -1)
     names: list[str] = []

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from lensplug.arguments import checked
+from lensplug.arguments import check_example, checked
 from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
 from lensplug.families import MediaLayout, media_layout
@@ -69,6 +69,7 @@ class MultimodalInput:
 
         For a family that shows a video as images (InternVL), its frames.
         """
+        check_example(example, len(self))
         if self.images and self.images[example]:
             return list(self.images[example])
         if not self.videos or "video" in self.modality.names:

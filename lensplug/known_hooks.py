@@ -12,6 +12,7 @@ from typing import Any
 
 from transformer_lens.utilities import get_act_name
 
+from lensplug.arguments import described
 from lensplug.caching import HookName, NamesFilter
 from lensplug.errors import LensplugError
 
@@ -36,6 +37,8 @@ def known_hooks(model: Any, names: NamesFilter) -> list[str] | Callable[[str], b
     Raises:
         LensplugError: If a name is no hook of the model.
     """
+    if isinstance(names, type):
+        raise LensplugError(f"names_filter is {described(names)}, expected a name, several, or a function of the name.")
     if names is None or callable(names):
         return names
     several: Any = [names] if isinstance(names, str) or _is_short(names) else names

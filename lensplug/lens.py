@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lensplug import caching, checkpoint, conversations, engines, generation, gradients, parity, prompts, variants
 from lensplug import inputs as _inputs
-from lensplug.arguments import checked
+from lensplug.arguments import checked, described
 from lensplug.by_modality import Where, mask_at, named
 from lensplug.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality
 from lensplug.conversations import Prompts, split_answers
@@ -390,6 +390,12 @@ class MultimodalLens:
         Raises:
             LensplugError: If a hook of yours edits scores or patterns: the logits would not change.
         """
+        embeddings = isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim == 3
+        if not embeddings and not isinstance(inputs, MultimodalInput | Variant):
+            given = described(inputs)
+            raise LensplugError(
+                f"inputs is {given}, expected those of a lens, a variant, or embeddings [batch pos d_model]."
+            )
         if named(hidden) is not None:
             known = inputs if isinstance(inputs, MultimodalInput) else None
             hidden = mask_at(cast(Where, hidden), known, () if known is None else known.shape, "hidden")

@@ -89,6 +89,8 @@ class ModalityMap:
         labels = torch.full_like(tokens, TEXT)
         media_index = torch.full_like(tokens, -1)
         for modality, token in placeholder_ids.items():
+            if modality not in MODALITIES:
+                raise LensplugError(f"placeholder_ids has {modality!r}, expected some of {', '.join(MODALITIES)}.")
             at = (tokens == token) & real
             labels[at] = MODALITIES.index(modality)
             for example, row in enumerate(at):

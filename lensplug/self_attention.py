@@ -6,13 +6,14 @@ told of, or the attention of a decoder to its encoder give smooth pictures of no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lensplug.arguments import described
 from lensplug.errors import LensplugError
 
 ROUNDING = 2**-8
@@ -29,6 +30,10 @@ def of_layers(attentions: Any) -> list[Tensor]:
         held = [name for name in attentions if name.endswith("attentions")]
         names = f"one of its {', '.join(held)}" if held else "outputs.attentions (it has none: output_attentions=True)"
         raise LensplugError(f"attentions is a whole {type(attentions).__name__}: give {names}.")
+    if attentions is not None and not isinstance(attentions, Sequence | Tensor):
+        raise LensplugError(
+            f"attentions is {described(attentions)}, expected outputs.attentions, a tensor for each layer."
+        )
     layers = [] if attentions is None else list(attentions)
     if not layers or any(layer is None for layer in layers):
         raise LensplugError(

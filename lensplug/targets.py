@@ -112,6 +112,8 @@ def _of_answer(answer: Written | MultimodalInput, inputs: MultimodalInput) -> Te
 
 def _ids(token: Token, batch: int, tokenizer: Any, vocabulary: int) -> Int[Tensor, " batch"]:
     ids = torch.as_tensor(single_token(token, tokenizer) if isinstance(token, str) else token)
+    if not ids.numel():
+        raise LensplugError("target is empty: give a token, or one for each example.")
     if ids.ndim > 1 or (ids.ndim == 1 and len(ids) != batch):
         raise LensplugError(f"target has the shape {list(ids.shape)}, expected one id or [{batch}], one an example.")
     whole = not ids.is_floating_point() and ids.dtype != torch.bool

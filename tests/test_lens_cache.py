@@ -62,7 +62,7 @@ def test_a_sliced_cache_counts_from_its_own_last_position(lens, right, keep, exa
     for chosen in ([example], (example, example + 1), torch.tensor([example])):
         sliced = cache.apply_slice_to_batch_dim(chosen)
         assert len(sliced.attention_mask) == 1 and sliced.str_tokens == (cache.str_tokens[example],)
-        one = lens_map(right, example)
+        one = right[example : example + 1].modality
         for name, value in each_result(sliced, one).items():
             torch.testing.assert_close(value[0], expected[name][example], rtol=1e-5, atol=1e-6)
     without = cache.apply_slice_to_batch_dim(example)
@@ -70,13 +70,6 @@ def test_a_sliced_cache_counts_from_its_own_last_position(lens, right, keep, exa
     for name, value in each_result(without, one).items():
         torch.testing.assert_close(value[0], expected[name][example], rtol=1e-5, atol=1e-6)
     assert torch.equal(each_result(cache, right.modality)["logit_lens"], expected["logit_lens"])  # as it was
-
-
-def lens_map(inputs, example):
-    """The modality map of one example of a batch."""
-    whole = inputs.modality
-    at = slice(example, example + 1)
-    return lensplug.modality.ModalityMap(whole.labels[at], whole.special[at], whole.media_index[at])
 
 
 def test_moved_copied_and_pickled(lens, right):

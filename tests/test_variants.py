@@ -159,12 +159,12 @@ def test_ablation_of_the_image(lens, given, inputs, method, monkeypatch):
     run = AblationRun(lens, examples, "image", method, torch.Generator().manual_seed(0), 2, lambda doing: None)
     monkeypatch.setattr(run, "_prepare", lambda own: inputs)
     monkeypatch.setattr(run, "_text", lambda own, inputs: inputs.modality.mask("text"))
-    outcome = run.outcome(torch.tensor([5, 6]), torch.tensor([0, 1]))
+    scores = run.outcome([(5,), (6,)]).scores[:, [0, 1], [0, 1]]  # of each example's own answer
     reference = reference_logits(lens.hf_model, given)[:, -1].log_softmax(-1)
-    torch.testing.assert_close(outcome.log_probability[0], reference[[0, 1], [5, 6]], atol=1e-4, rtol=0)
+    torch.testing.assert_close(scores[0], reference[[0, 1], [5, 6]], atol=1e-4, rtol=0)
     if method == "remove":
         gone = inputs.modality.mask("image")
         alone = [reference_logits(lens.hf_model, rows_without(given, gone, example))[0, -1] for example in range(2)]
         expected = torch.stack(alone).log_softmax(-1)[[0, 1], [5, 6]]
-        torch.testing.assert_close(outcome.log_probability[1], expected, atol=1e-4, rtol=0)
-    assert float((outcome.log_probability[1:] - outcome.log_probability[:1]).abs().min()) > 1e-3
+        torch.testing.assert_close(scores[1], expected, atol=1e-4, rtol=0)
+    assert float((scores[1:] - scores[:1]).abs().min()) > 1e-3

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lensplug.analysis.ablation_methods import METHODS, NEED_STATISTICS, Ablation, EmbeddingStatistics
 from lensplug.analysis.answers import Label
+from lensplug.arguments import admitted
 from lensplug.errors import LensplugError
 from lensplug.media import listed, load_image, load_sound, load_video
 from lensplug.tokens import find_text
@@ -39,6 +40,8 @@ class Example:
     videos: Any = ()
 
     def __post_init__(self) -> None:
+        admitted(self.text, str, "text")
+        admitted(self.answer, Label, "answer")
         for name in ("images", "audio", "videos"):
             object.__setattr__(self, name, listed(getattr(self, name), name))
 

@@ -40,11 +40,13 @@ from lensplug.alignment import counterparts
 from lensplug.analysis.mixtures import layer_range
 from lensplug.analysis.position_groups import Merge, position_groups
 from lensplug.analysis.processed import refuse_centred_logits
-from lensplug.analysis.result import Provenance, Result, check_example
+from lensplug.analysis.reading import Lens
+from lensplug.analysis.result import Provenance, Result
 from lensplug.announce import announce
-from lensplug.arguments import checked
+from lensplug.arguments import check_example, checked
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
+from lensplug.inputs import MultimodalInput
 from lensplug.targets import Target, terms_of
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ class ActivationPatching(Result):
     @checked
     def groups_of(self, example: int = 0) -> list[int]:
         """The numbers of the groups that an example has; elsewhere values are NaN."""
+        check_example(example, len(self.values))
         return sorted(set(self.groups[example].tolist()) - {-1})
 
     @checked
@@ -130,9 +133,9 @@ class ActivationPatching(Result):
 
 @checked
 def activation_patching(
-    lens: Any,
-    clean: Any,
-    corrupt: Any,
+    lens: Lens,
+    clean: MultimodalInput,
+    corrupt: MultimodalInput,
     target: Target,
     *,
     activation: str = "resid_pre",

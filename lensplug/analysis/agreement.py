@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lensplug.analysis.result import Provenance, Result, check_example, one_row
-from lensplug.arguments import checked
+from lensplug.analysis.result import Provenance, Result, one_row
+from lensplug.arguments import check_example, checked
 from lensplug.by_modality import Modality, Where, mask_at, modality_of, named
 from lensplug.errors import LensplugError
 from lensplug.masks import as_mask

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformer_lens import ActivationCache
 
 from lensplug.analysis.evenly import EvenLayer, beyond_order, even_layer, lift
 from lensplug.analysis.flow_groups import flow_groups
@@ -39,8 +40,8 @@ from lensplug.analysis.layered_graph import LayeredGraph
 from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
 from lensplug.analysis.position_groups import Merge
 from lensplug.analysis.reading import attended, n_layers, needs
-from lensplug.analysis.result import Provenance, Result, check_example
-from lensplug.arguments import checked
+from lensplug.analysis.result import Provenance, Result
+from lensplug.arguments import check_example, checked
 from lensplug.by_modality import Modality, modality_of
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
@@ -169,7 +170,7 @@ class Flow(Result):
 @needs("attn.hook_pattern")
 @checked
 def attention_flow(
-    cache: Any,
+    cache: ActivationCache,
     *,
     row: Position = -1,
     residual: float | str = 0.5,

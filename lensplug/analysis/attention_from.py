@@ -17,15 +17,16 @@ When not to use it: attention is where a head looks, not what it moves from ther
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens import ActivationCache
 
 from lensplug.analysis.reading import attended, n_layers, needs, pattern_shape, read_rows
-from lensplug.analysis.result import Provenance, Result, check_example
-from lensplug.arguments import checked
+from lensplug.analysis.result import Provenance, Result
+from lensplug.arguments import check_example, checked
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
 from lensplug.positions import Positions, resolve_positions
@@ -97,7 +98,9 @@ class AttentionFrom(Result):
 
 @needs("attn.hook_pattern")
 @checked
-def attention_from(cache: Any, *, queries: Positions = -1, attention_mask: Mask | None = None) -> AttentionFrom:
+def attention_from(
+    cache: ActivationCache, *, queries: Positions = -1, attention_mask: Mask | None = None
+) -> AttentionFrom:
     """The attention rows of a few queries.
 
     Args:

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens import ActivationCache
 
 from lensplug.analysis.one_layer import Head, read_layer
 from lensplug.analysis.reading import attended, needs, texts_of
@@ -82,7 +83,7 @@ class AttentionMatrix(Result):
 @needs("attn.hook_pattern")
 @checked
 def attention_matrix(
-    cache: Any,
+    cache: ActivationCache,
     *,
     layer: int,
     head: Head = "mean",

@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformer_lens import ActivationCache
 
 from lensplug import hook_names
 from lensplug.analysis.evenly import EvenLayer, beyond_order, even_layer, lift, rolled_out
 from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
 from lensplug.analysis.reading import attended, n_layers, needs, read, read_kept
-from lensplug.analysis.result import Provenance, Result, check_example
-from lensplug.arguments import checked
+from lensplug.analysis.result import Provenance, Result
+from lensplug.arguments import check_example, checked
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
 from lensplug.positions import Positions, resolve_positions
@@ -175,7 +176,7 @@ class Rollout(Result):
 @needs("attn.hook_pattern")
 @checked
 def attention_rollout(
-    cache: Any,
+    cache: ActivationCache,
     *,
     rows: Positions | None = None,
     residual: float | str = 0.5,

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.result import Provenance, Result, refuse_other_making
-from lensplug.arguments import checked
+from lensplug.arguments import at_least, checked
 from lensplug.errors import LensplugError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Comparison(Result):
             number: Which number.
             name: From the first result to which other; the second by default.
         """
+        at_least(1, k=k)
         order = self.table[self.difference_column(number, name)].abs().sort_values(ascending=False).index[:k]
         return self.table.loc[order].reset_index(drop=True)
 

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lensplug.analysis.reading import Lens
 from lensplug.analysis.result import Provenance, Result, one_row, refuse_other_making
 from lensplug.announce import announce
 from lensplug.arguments import checked
@@ -136,8 +137,8 @@ class DeletionCurve(Result):
 
 @checked
 def deletion_curve(
-    lens: Any,
-    inputs: Any,
+    lens: Lens,
+    inputs: MultimodalInput,
     relevance: Result | Float[Tensor, " *example pos"],
     target: LogitTarget,
     *,

@@ -34,11 +34,13 @@ is not lost beside the 1 of the identity.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens import ActivationCache
 
 from lensplug import hook_names
 from lensplug.analysis.attention_rollout import Rollout, chosen_rows
@@ -57,8 +59,8 @@ CONTRIBUTIONS = (*SIGNS, "signed")
 @needs("attn.hook_pattern")
 @checked
 def gradient_rollout(
-    cache: Any,
-    grads: Any,
+    cache: ActivationCache,
+    grads: ActivationCache | Mapping[str, Tensor],
     *,
     rows: Positions | None = None,
     contributions: str = "positive",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lensplug.analysis.heads_by_layer import HeadsByLayer, looks_at, standard_error
 from lensplug.analysis.result import Provenance, Result, refuse_other_making
-from lensplug.arguments import checked
+from lensplug.arguments import at_least, checked
 from lensplug.errors import LensplugError
 from lensplug.modality import MODALITIES
 from lensplug.reductions.modality_mass import VIEWS
@@ -169,6 +169,7 @@ class HeadSpecialization(Result):
         Raises:
             LensplugError: If there is no such class or reading.
         """
+        at_least(1, k=k)
         scores = self.average(by)[..., self._index(modality)].flatten()
         order = scores.nan_to_num(-math.inf).argsort(descending=True, stable=True)
         order = order[: min(k, int((~scores.isnan()).sum()))]

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from transformer_lens import ActivationCache
 
 from lensplug import hook_names
 from lensplug.analysis.head_readings import CLAMP, CLASSES, SINK, HeadSpecialization
@@ -45,7 +46,7 @@ SINKS = {"first": "the first position", "special": "the first position and the s
 @needs("attn.hook_pattern")
 @checked
 def head_specialization(
-    cache: Any,
+    cache: ActivationCache,
     modality: Modality,
     *,
     query: Position = -1,

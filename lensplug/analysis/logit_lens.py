@@ -29,12 +29,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens import ActivationCache
 
 from lensplug.analysis.processed import raw_unembedding
 from lensplug.analysis.reading import attended, n_layers, needs, read_residual, residual_shape
-from lensplug.analysis.result import Provenance, Result, check_example
+from lensplug.analysis.result import Provenance, Result
 from lensplug.analysis.vocabulary import CACHE_BYTES, chunks, statistics
-from lensplug.arguments import checked
+from lensplug.arguments import at_least, check_example, checked
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
 from lensplug.positions import Positions, resolve_positions
@@ -146,7 +147,7 @@ class LogitLens(Result):
 @needs("blocks.0.hook_resid_pre", "hook_resid_post")
 @checked
 def logit_lens(
-    cache: Any,
+    cache: ActivationCache,
     *,
     positions: Positions | None = -1,
     top_k: int = 5,
@@ -174,6 +175,7 @@ def logit_lens(
         LensplugError: If a residual is missing, a position is out of range, the target is not one token, or
             `final_norm=False` of weights that TransformerLens alone has folded.
     """
+    at_least(1, chunk_bytes=chunk_bytes)
     model = _model(cache)
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(n_layers(cache)))]
     batch, length = residual_shape(cache, needed_by="logit_lens")

@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,6 +38,7 @@ from lensplug.analysis.ablation_run import AT_THE_INPUT, AblationRun
 from lensplug.analysis.ablation_run import Example as Example
 from lensplug.analysis.answers import SCORING, Label, answer_name, answer_tokens, scored_pieces
 from lensplug.analysis.class_scores import ClassScores
+from lensplug.analysis.reading import Lens
 from lensplug.analysis.result import Provenance, Result
 from lensplug.arguments import checked
 from lensplug.errors import LensplugError
@@ -199,7 +200,7 @@ class ModalityAblation(Result):
 
 @checked
 def modality_ablation(
-    lens: Any,
+    lens: Lens,
     examples: Sequence[Example],
     modality: str,
     method: str = "remove",
@@ -233,7 +234,7 @@ def modality_ablation(
         LensplugError: If there are no examples, one lacks the modality, an answer is no class, or
             the method is not known or is not for this modality.
     """
-    _refuse_bad_options(examples, modality, method, scoring)
+    _refuse_bad_options(examples, modality, method, scoring, batch_size)
     given = list(classes) if classes is not None else [example.answer for example in examples]
     vocabulary = int(lens.model.cfg.d_vocab_out)
     tokens = {answer_tokens(one, lens.tokenizer, vocabulary): answer_name(one, lens.tokenizer) for one in given}
@@ -289,9 +290,11 @@ def _condition(name: str) -> int:
     return CONDITIONS.index(name)
 
 
-def _refuse_bad_options(examples: Sequence[Example], modality: str, method: str, scoring: str) -> None:
+def _refuse_bad_options(examples: Sequence[Example], modality: str, method: str, scoring: str, batch_size: int) -> None:
     if not examples:
         raise LensplugError("there are no examples.")
+    if batch_size < 1:
+        raise LensplugError(f"batch_size is {batch_size}, expected at least 1.")
     methods = (*METHODS, *AT_THE_INPUT)
     if method not in methods:
         raise LensplugError(f"method is {method!r}, expected one of {', '.join(map(repr, methods))}.")

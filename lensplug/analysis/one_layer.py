@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
 from typing import Any, SupportsIndex
 
 from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.reading import layer_index, read_head_mean, read_pattern
+from lensplug.arguments import whole_number
 from lensplug.errors import LensplugError
 
 Head = str | SupportsIndex | Sequence[SupportsIndex]
@@ -48,7 +48,8 @@ def _heads(head: Head, n_heads: int) -> list[int]:
     """The heads that are meant, counted from 0."""
     if isinstance(head, str):
         raise LensplugError(f"head is {head!r}, expected 'mean', a head, or a list of heads.")
-    chosen = [index(one) for one in ([head] if isinstance(head, SupportsIndex) else head)]
+    several = head.tolist() if isinstance(head, Tensor) and head.ndim == 1 else head
+    chosen = [whole_number(one, "head") for one in (several if isinstance(several, Sequence) else [several])]
     if not chosen or not all(-n_heads <= one < n_heads for one in chosen):
         raise LensplugError(f"head is {head}, the model has heads 0 to {n_heads - 1}.")
     return [one % n_heads for one in chosen]

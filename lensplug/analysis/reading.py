@@ -17,6 +17,22 @@ from lensplug.errors import LensplugError
 from lensplug.masks import Mask, as_mask
 from lensplug.positions import Positions, counted_from_the_end
 
+
+@runtime_checkable
+class Lens(Protocol):
+    """What an analysis that runs the model is given: `lensplug.load`, `wrap` and `tiny` make it."""
+
+    model: Any
+    engine: str
+    logits_at: Callable[..., Any]
+    logits_only: Callable[..., Any]
+    run_with_cache: Callable[..., Any]
+
+    @property
+    def tokenizer(self) -> Any:
+        """For words."""
+
+
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformer_lens import ActivationCache
 
 from lensplug.analysis.one_layer import Head, OneLayer, read_layer
 from lensplug.analysis.reading import attended, needs, texts_of
-from lensplug.analysis.result import Provenance, Result, check_example
+from lensplug.analysis.result import Provenance, Result
 from lensplug.analysis.visibility import visible
-from lensplug.arguments import checked
+from lensplug.arguments import at_least, check_example, checked
 from lensplug.by_modality import Modality, modality_of
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
@@ -85,6 +86,7 @@ class ReceivedAttention(Result):
     @checked
     def top(self, k: int = 25, *, example: int = 0) -> list[tuple[int, str, float]]:
         """The k positions that receive most: (position, text, value)."""
+        at_least(1, k=k)
         at = self._order(example)[:k].tolist()
         return [(i, self.str_tokens[example][i], float(self.values[example, i])) for i in at]
 
@@ -101,6 +103,7 @@ class ReceivedAttention(Result):
     @checked
     def table(self, k: int = 25) -> pd.DataFrame:
         """Of each example the k tokens that receive most, and every image, video and audio token."""
+        at_least(1, k=k)
         frame = self.to_dataframe()
         return frame[(frame["rank"] <= k) | frame.modality.isin(MEDIA)].reset_index(drop=True)
 
@@ -138,7 +141,7 @@ class ReceivedAttention(Result):
 @needs("attn.hook_pattern")
 @checked
 def received_attention(
-    cache: Any,
+    cache: ActivationCache,
     *,
     layer: int = 0,
     head: Head = "mean",

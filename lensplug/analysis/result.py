@@ -219,9 +219,3 @@ def one_row(result: Result, example: int, name: str) -> Float[Tensor, " pos"]:
             f" result.by_position()[{first!r}], or make the result of one row."
         )
     return next(iter(rows.values()))
-
-
-def check_example(example: int, n_examples: int) -> None:
-    """Refuse an example that a result does not have."""
-    if not 0 <= example < n_examples:
-        raise LensplugError(f"example is {example}, the result has {n_examples}, counted from 0.")

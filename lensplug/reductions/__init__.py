@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from lensplug.arguments import described
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.reductions.cam import Cam as Cam
@@ -79,9 +80,8 @@ def chosen(keep: Any, by_name: Mapping[str, Any] = BY_NAME) -> list[Any]:
     several = keep if isinstance(keep, Sequence) and not isinstance(keep, str) else [] if keep is None else [keep]
     made = []
     for one in several:
-        if isinstance(one, str) and one not in by_name:
-            raise LensplugError(
-                f"keep has {one!r}, expected {', '.join(map(repr, by_name))}, or a reduction of lensplug.reductions."
-            )
+        if one not in by_name if isinstance(one, str) else not hasattr(one, "begin"):
+            names = ", ".join(map(repr, by_name))
+            raise LensplugError(f"keep has {described(one)}, expected {names}, or a reduction of lensplug.reductions.")
         made.append(by_name[one]() if isinstance(one, str) else one)
     return made

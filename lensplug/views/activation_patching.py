@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.activation_patching import ActivationPatching
-from lensplug.analysis.result import check_example
-from lensplug.arguments import checked
+from lensplug.arguments import check_example, checked
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 from lensplug.views.heatmap import GAPS, numbered

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lensplug.analysis.attention_from import AttentionFrom
 from lensplug.analysis.attention_rollout import Rollout
-from lensplug.analysis.result import check_example
-from lensplug.arguments import checked
+from lensplug.arguments import check_example, checked
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups
 from lensplug.inputs import MultimodalInput

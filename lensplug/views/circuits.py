@@ -20,10 +20,11 @@ import circuitsvis
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens import ActivationCache
 
 from lensplug.analysis.reading import attended, layer_index, read_pattern, texts_of
-from lensplug.analysis.result import Result, check_example, one_row
-from lensplug.arguments import checked
+from lensplug.analysis.result import Result, one_row
+from lensplug.arguments import check_example, checked
 from lensplug.errors import LensplugError
 from lensplug.groups import Groups, group_positions
 from lensplug.inputs import MultimodalInput
@@ -64,7 +65,7 @@ def script() -> str:
 
 @checked
 def attention_heads(
-    cache: Any,
+    cache: ActivationCache,
     inputs: MultimodalInput | None = None,
     *,
     layer: int,

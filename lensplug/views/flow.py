@@ -5,8 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from lensplug.analysis.attention_flow import Flow
-from lensplug.analysis.result import check_example
-from lensplug.arguments import checked
+from lensplug.arguments import check_example, checked
 from lensplug.groups import Groups
 from lensplug.inputs import MultimodalInput
 from lensplug.views.rollout import LIFT, LIFT_IN_WORDS, bars

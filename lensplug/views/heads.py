@@ -47,7 +47,11 @@ def head_specialization(result: HeadSpecialization, *, modality: str | None = No
         LensplugError: If there is no such class or reading.
     """
     result._reading(by)
-    shown = modality or next((name for name in MEDIA if name in result.modalities), result.modalities[0])
+    shown = (
+        modality
+        if modality is not None
+        else next((name for name in MEDIA if name in result.modalities), result.modalities[0])
+    )
     first, first_reading = result._index(shown), READINGS.index(by)
     layers, heads = result.mass.shape[1:3]
     drawn = [_states(result, reading) for reading in READINGS]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from lensplug.analysis.logit_lens import LogitLens
-from lensplug.arguments import checked
+from lensplug.arguments import check_example, checked
 from lensplug.inputs import MultimodalInput
 from lensplug.views.style import MONO, figure, visible
 
@@ -20,6 +20,7 @@ def logit_lens(result: LogitLens, *, inputs: MultimodalInput | None = None, exam
         example: Which example of the batch.
     """
     entries = len(result.entries)
+    check_example(example, len(result.positions))
     positions = result.positions[example].tolist()
     top = result.top_texts[example]
     hover = [[_hover(result, example, entry, pos) for pos in range(len(positions))] for entry in range(entries)]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from lensplug.analysis.attention_matrix import AttentionMatrix
-from lensplug.analysis.result import check_example
-from lensplug.arguments import checked
+from lensplug.arguments import check_example, checked
 from lensplug.views.heatmap import heatmap, numbered
 
 TALLEST = 660

@@ -10,7 +10,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from lensplug.analysis.received_attention import MEDIA, ReceivedAttention
-from lensplug.arguments import checked
+from lensplug.arguments import at_least, checked
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.views.blocks import block_means, block_size
@@ -42,6 +42,7 @@ def received_attention(
     Raises:
         LensplugError: If there is no such example, or the inputs are not those of the result.
     """
+    at_least(1, top=top)
     if inputs is not None:
         result = _with_names(result, inputs)
     named = [position for position, _, _ in result.top(top, example=example)]

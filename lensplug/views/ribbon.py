@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from lensplug.arguments import checked
+from lensplug.arguments import check_example, checked
 from lensplug.inputs import MultimodalInput
 from lensplug.views.style import MODALITY_COLORS, figure, visible
 
@@ -17,6 +17,7 @@ def modality_ribbon(inputs: MultimodalInput, *, example: int = 0) -> go.Figure:
         inputs: From `prepare`, `encode` or an answer.
         example: Which example of the batch.
     """
+    check_example(example, len(inputs))
     texts = inputs.str_tokens[example]
     named: set[str] = set()
     bars = []

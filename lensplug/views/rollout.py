@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.attention_rollout import Rollout
-from lensplug.arguments import checked
+from lensplug.arguments import check_example, checked
+from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.views.heatmap import texts_for
 from lensplug.views.style import MODALITY_COLORS, figure, titled, visible
@@ -47,6 +48,9 @@ def attention_rollout(
     Raises:
         LensplugError: If the texts are not one for each position.
     """
+    check_example(example, len(result.values))
+    if not -(rows := result.values.shape[1]) <= row < rows:
+        raise LensplugError(f"row is {row}, the result has {rows}, counted from 0 in the order asked for.")
     notes = result.provenance.convention
     if result.relevance is not None:
         shown, unit = result.relevance, "relevance"

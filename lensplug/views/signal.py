@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from plotly.subplots import make_subplots
 from torch import Tensor
 
@@ -33,12 +33,12 @@ ROUNDING = 2**-8
 
 @checked
 def attention_over_signal(
-    weights: Any,
-    signal: Any,
+    weights: Shaped[Tensor, " *axes"],
+    signal: Shaped[Tensor, " *axes"],
     *,
     sampling_rate: int | float | None = None,
     channels: Sequence[str] | None = None,
-    mask: Any = None,
+    mask: Shaped[Tensor, " *axes"] | None = None,
     stretch: int | None = None,
     title: str = "Attention over the signal",
 ) -> go.Figure:

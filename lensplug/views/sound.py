@@ -14,7 +14,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from lensplug.arguments import checked
+from lensplug.arguments import check_example, checked
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline
 from lensplug.inputs import MultimodalInput
@@ -134,6 +134,9 @@ def sound_player(inputs: MultimodalInput, *, media_index: int = 0, example: int 
 
     if not inputs.audio:
         raise LensplugError("the sound is not known: encode keeps none, lens.prepare does.")
+    check_example(example, len(inputs))
+    if not 0 <= media_index < len(inputs.audio[example]):
+        raise LensplugError(f"example {example} has no sound {media_index}: it has {len(inputs.audio[example])}.")
     sound = inputs.audio[example][media_index].at_rate(PLAYED_HZ)
     buffer = BytesIO()
     soundfile.write(buffer, sound.waveform.numpy(), PLAYED_HZ, format="MP3")
