@@ -30,6 +30,8 @@ test-4: $(BIN_4)/lensplug
 # Random cases against oracles that import nothing of lensplug's own computation; the tests run a few hundred each day.
 fuzz: $(BIN)/lensplug
 	PYTHONPATH=tests OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m fuzz --cases 10000
+	PYTHONPATH=tests OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m malformed.calls
+	LENSPLUG_INTERRUPTIONS=1000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_interrupted.py
 
 lint: $(BIN)/lensplug
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ REFUSED = {
     "minus one": (lambda mask: -mask.long(), "holds -1"),
     "longer": (lambda mask: torch.cat([mask, mask], dim=-1), "has the shape"),
     "another rank": (lambda mask: mask[..., None], "has the shape"),
-    "words": (lambda mask: "no modality", "is a str, expected a mask|'no modality', expected one of|needs to know|expected ndarray"),
+    "words": (lambda mask: "no modality", "is a str|'no modality', expected|needs to know"),
     "ragged": (lambda mask: [[1], [1, 0]], "expected a mask"),
 }
 

@@ -6,6 +6,7 @@ whether it attends to the padding is the first question: the title says how much
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ def attention_over_signal(
     names = _names(channels, series.shape[1])
     stretch = _stretch(len(weight), series, stretch)
     padding = _padding(series, mask, len(weight), stretch)
-    if sampling_rate is not None and not sampling_rate > 0:
+    if sampling_rate is not None and not 0 < sampling_rate < math.inf:
         raise LensplugError(f"sampling_rate is {sampling_rate}, expected values in each second, above 0.")
     time = Time(len(series), stretch, sampling_rate)
     part = torch.stack([own.float().mean() for own in torch.split(padding, stretch)][: len(weight)])

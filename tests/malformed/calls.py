@@ -3,12 +3,13 @@
 Run as a program, since under pytest another tool checks the annotations of the package, whose errors would stand where
 the package's own must:
 
-    python -m malformed.calls            # from tests/; prints a table, and every call that ended in a raw traceback
+    PYTHONPATH=tests python -m malformed.calls     # prints how many, and every call that ended in a raw traceback
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import random
 import signal
 import sys
 import warnings
@@ -36,8 +37,6 @@ class Call:
 
 
 def good_calls() -> list[Call]:
-    import random
-
     from lensplug.tiny.scenes import draw_scene
     from lensplug.tiny.voices import make_voice
 
@@ -285,11 +284,38 @@ def outcomes(calls: list[Call]) -> list[Outcome]:
     return found
 
 
+NEVER_MEANT = (
+    "object", "nan", "infinity", "dict", "class", "function", "bytes", "list of none", "complex tensor",
+    "tensor of rank 5", "nan tensor", "empty tensor",
+)  # fmt: skip
+"""Values that mean nothing wherever they are given, but for `MEANT`."""
+MEANT = {
+    ("activation_patching", "target", "function"), ("lens.run_with_gradients", "target", "function"),
+    ("attention_flow", "minutes", "infinity"), ("lens.run_with_cache", "names_filter", "function"),
+}  # fmt: skip
+
+
+def nonsense(outcome: Outcome) -> bool:
+    """Whether something was taken that means nothing; media of an `Example` are looked at when it is run."""
+    late = outcome.call == "Example" and outcome.argument in ("images", "audio")
+    known = late or (outcome.call, outcome.argument, outcome.value) in MEANT
+    return outcome.kind == "taken" and outcome.value in NEVER_MEANT and not known
+
+
 def main() -> None:
-    found = outcomes(good_calls())
-    Path(sys.argv[1]).write_text(json.dumps([vars(one) for one in found], indent=0)) if len(sys.argv) > 1 else None
-    for kind in ("refused", "taken", "raw"):
-        print(kind, sum(one.kind == kind for one in found))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", type=float, default=1.0, help="of the calls, chosen by the seed")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    calls = good_calls()
+    chosen = random.Random(given.seed).sample(calls, max(1, round(given.share * len(calls))))
+    found = outcomes(chosen)
+    counts = {kind: sum(one.kind == kind for one in found) for kind in ("refused", "taken", "raw")}
+    print(f"{len(chosen)} functions, {len(found)} malformed calls (seed {given.seed}): {counts}")
+    faults = [one for one in found if one.kind == "raw" or nonsense(one)]
+    for one in faults:
+        print(f"{one.kind}: {one.call}({one.argument}={one.value}) {one.says}")
+    sys.exit(bool(faults))
 
 
 if __name__ == "__main__":
