@@ -153,10 +153,13 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]
         stops = config.stop_strings
         self._stop_strings = None if stops is None else StopStringCriteria(tokenizer, stops)
         self._length: Tensor | None = None
+        self._last_ones: Tensor | None = None  # on the device, made once: to bring them there waits for it
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Bool[Tensor, " batch"]:
         last = input_ids[:, -1]
-        done = torch.isin(last, torch.tensor(self._ends, device=last.device, dtype=last.dtype))
+        if self._last_ones is None:
+            self._last_ones = torch.tensor(self._ends, device=last.device, dtype=last.dtype)
+        done = torch.isin(last, self._last_ones)
         if self._stop_strings is not None:
             done = done | self._stop_strings(input_ids, scores)
         here = input_ids.shape[1] - self._prompt
