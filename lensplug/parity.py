@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -177,12 +178,16 @@ def _meet(
         lost.copy_(~resid.isfinite().all(dim=-1) & at)
 
     def at_the_head(head: Any, given: tuple[Tensor]) -> tuple[Tensor]:
-        hooks = [(f"blocks.{len(core.decoder.layers) - 1}.hook_resid_post", choose)]
-        hooks += [] if scores is None else scores.hooks
-        with engines.logit_rows(model, rows):
-            wrapped.append(model.run_with_hooks(wrapped_input, return_type="logits", fwd_hooks=hooks))
+        # On the point itself: TransformerLens looks through all hook points to find one, and to take its hook away.
+        handle = model.blocks[-1].hook_resid_post.register_forward_hook(lambda point, _, resid: choose(resid, point))
+        try:
+            with engines.logit_rows(model, rows):
+                wrapped.append(run(wrapped_input, return_type="logits"))
+        finally:
+            handle.remove()
         return (given[0].gather(1, rows[..., None].expand(-1, -1, given[0].shape[-1])),)
 
+    run = model if scores is None else partial(model.run_with_hooks, fwd_hooks=scores.hooks)
     handles = [
         core.decoder.layers[-1].register_forward_hook(lambda _, __, output: streams.append(_stream(output))),
         core.head.register_forward_pre_hook(at_the_head),
