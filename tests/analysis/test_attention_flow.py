@@ -327,7 +327,7 @@ def test_the_table_and_the_comparison():
     difference = compare(one, other)
     assert set(difference.numbers) == {"flow", "normalized", "uniform", "lift"}
     assert difference.table.flow_difference.tolist() == pytest.approx((other.values - one.values).flatten().tolist())
-    with pytest.raises(LensplugError, match="example is 2, the result has 2"):
+    with pytest.raises(LensplugError, match="example is 2, there are 2"):
         one.by_position(2)
 
 

@@ -358,5 +358,5 @@ def test_values_by_position_for_overlays():
             assert torch.equal(row[[2, 5]], expected[1, entry])
     with pytest.raises(LensplugError, match="measure is 'loss', expected one of 'probability'"):
         result.by_position(measure="loss")
-    with pytest.raises(LensplugError, match="example is 2, the result has 2"):
+    with pytest.raises(LensplugError, match="example is 2, there are 2"):
         result.by_position(2)

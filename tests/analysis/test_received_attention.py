@@ -230,5 +230,5 @@ def test_refuses_caches_that_cannot_be_read():
 def test_refuses_an_example_that_is_not_there():
     result = analysis.received_attention(one_head(A1))
     for ask in (result.top, lambda example: result.of("audio", example=example)):
-        with pytest.raises(lensplug.LensplugError, match="example is 1, the result has 1, counted from 0"):
+        with pytest.raises(lensplug.LensplugError, match="example is 1, there are 1, counted from 0"):
             ask(example=1)

@@ -36,7 +36,7 @@ def test_the_matrix_is_drawn_without_padding_and_hover_tells_both_texts(cache):
     assert list(words.data[0].x) == ["[CLS] 0", "roll 1", "&lt;b&gt; 2"]
     assert "sum over keys, mean over queries" in words.layout.title.text
     assert np.asarray(views.attention_matrix(result, example=1).data[0].z).shape == (5, 5)
-    with pytest.raises(LensplugError, match="example is 2, the result has 2"):
+    with pytest.raises(LensplugError, match="example is 2, there are 2"):
         views.attention_matrix(result, example=2)
 
 
@@ -134,7 +134,7 @@ def test_by_layer_refuses_what_is_not_there(cache):
     for call, message in (
         (lambda: views.attention_by_layer(looked, row=1), "query is 1, the result has 1"),
         (lambda: views.attention_by_layer(looked, head=2), "head is 2, expected 'mean' or a head from 0 to 1"),
-        (lambda: views.attention_by_layer(looked, example=2), "example is 2, the result has 2"),
+        (lambda: views.attention_by_layer(looked, example=2), "example is 2, there are 2"),
         (lambda: views.attention_by_layer(whole), r"attention_rollout\(..., per_layer=True\)"),
         (lambda: views.attention_by_layer(layers, row=1), "row is 1, the result has 1"),
         (lambda: views.attention_by_layer(looked, str_tokens=[["a"]]), r"texts are for \[1\] positions"),

@@ -131,7 +131,7 @@ def test_received_attention_is_drawn_where_it_is_in_a_padded_batch(heard):
     drawn = {x: y for trace in fig.data if trace.type == "bar" for x, y in zip(trace.x, trace.y, strict=True)}
     assert sorted(drawn) == kept == list(fig.data[0].x)
     np.testing.assert_allclose([drawn[i] for i in kept], result.values[1, kept].numpy(), atol=5e-5)
-    with pytest.raises(LensplugError, match="example is 2, the result has 2"):
+    with pytest.raises(LensplugError, match="example is 2, there are 2"):
         views.received_attention(result, example=2)
 
 
