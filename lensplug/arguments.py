@@ -132,7 +132,11 @@ def _holds_texts(value: Any, member: Any) -> bool:
     if typing.get_origin(member) is not Sequence:
         return False
     inside = typing.get_args(member)[0]
-    return isinstance(value, str) or isinstance(value, Sequence) and any(_holds_texts(one, inside) for one in value[:1])
+    return (
+        isinstance(value, str | bytes)
+        or isinstance(value, Sequence)
+        and any(_holds_texts(one, inside) for one in value[:1])
+    )
 
 
 def _as_tensor(value: Any, member: Any) -> Any:

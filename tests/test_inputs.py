@@ -236,7 +236,9 @@ def test_a_lens_without_processor_and_a_processor_without_images(lens, picture):
     with pytest.raises(lensplug.LensplugError, match="no processor.*lens.encode"):
         text.prepare("What?")
     assert text.encode({"input_ids": text_tokens(3)}).str_tokens == [[str(int(t)) for t in text_tokens(3)[0]]]
-    words = lensplug.wrap(lens.hf_model, lens.tokenizer)
+    with pytest.raises(lensplug.LensplugError, match="reads words, and .* takes image and video as well"):
+        lensplug.wrap(lens.hf_model, lens.tokenizer)
+    words = lensplug.wrap(text_model("Llama"), lens.tokenizer, check=False)
     with pytest.raises(lensplug.LensplugError, match="TokenizersBackend takes none|PreTrainedTokenizerFast takes none"):
         words.prepare("What?", images=[picture])
 

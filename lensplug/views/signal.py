@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from lensplug.arguments import checked
+from lensplug.arguments import admitted, checked
 from lensplug.errors import LensplugError
 from lensplug.views.style import FONT, MODALITY_COLORS, WHITE_TO_ORANGE, figure, titled, visible
 
@@ -34,12 +34,12 @@ ROUNDING = 2**-8
 
 @checked
 def attention_over_signal(
-    weights: Shaped[Tensor, " *axes"],
-    signal: Shaped[Tensor, " *axes"],
+    weights: Any,
+    signal: Any,
     *,
     sampling_rate: int | float | None = None,
     channels: Sequence[str] | None = None,
-    mask: Shaped[Tensor, " *axes"] | None = None,
+    mask: Any = None,
     stretch: int | None = None,
     title: str = "Attention over the signal",
 ) -> go.Figure:
@@ -63,6 +63,8 @@ def attention_over_signal(
     Raises:
         LensplugError: If weights are negative, not finite or all 0, or if weights, names or mask do not fit the signal.
     """
+    weights, signal = admitted(weights, Tensor, "weights"), admitted(signal, Tensor, "signal")
+    mask = admitted(mask, Tensor | None, "mask")
     weight, series = _weights(weights), _series(signal)
     names = _names(channels, series.shape[1])
     stretch = _stretch(len(weight), series, stretch)
