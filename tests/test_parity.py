@@ -32,7 +32,9 @@ def test_agrees_and_reports_what_was_measured(name):
     reference = reference_logits(model, model_inputs)
     assert report.agrees and report.not_finite == 0 and report.first_divergent_layer is None
     assert report.argmax_agreement == 1 and report.positions == inputs.tokens.numel()
-    assert report.logit_scale == pytest.approx(float(reference.abs().max()))
+    largest = float(reference.abs().max())  # of a long prompt not every position is compared
+    every = report.compared == report.positions
+    assert report.logit_scale == pytest.approx(largest) if every else report.logit_scale <= largest * (1 + 1e-6)
     measured = largest_difference(wrapped_logits(lens, inputs), reference)
     assert report.max_logit_difference == pytest.approx(measured, abs=1e-5)
     assert "agrees with" in str(report) and type(model).__name__ in str(report)
