@@ -23,9 +23,10 @@ test-bridge: $(BIN)/lensplug
 	LENSPLUG_ENGINE=bridge $(PYTEST) tests/analysis tests/reductions tests/test_*gradient*.py tests/test_query_positions.py
 
 # The same tests with TransformerLens 4, where a core is a TransformerBridge; what needs a HookedTransformer is skipped.
-# Left out, for its minutes: where images lie is between processors and encoders, and no TransformerLens takes part.
+# Left out, for their minutes: media, and where tokens lie in them, are between processors and encoders alone.
+NO_TRANSFORMER_LENS := tests/media $(addprefix tests/families/test_,image_geometry.py video_grids.py whisper_windows.py)
 test-4: $(BIN_4)/lensplug
-	$(PYTEST_4) --ignore=tests/families/test_image_geometry.py
+	$(PYTEST_4) $(addprefix --ignore=,$(NO_TRANSFORMER_LENS))
 
 # Random cases against oracles that import nothing of lensplug's own computation; the tests run a few hundred each day.
 fuzz: $(BIN)/lensplug
