@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
+from lensplug.patches.rows import refuse_other_rows
 from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks, refuse_behind_a_cache
 from torch import Tensor
 
@@ -59,8 +60,7 @@ class _BlockRows(RowsOfABlock):
         self, q: Float[Tensor, "batch pos head d_head"], k: Float[Tensor, "batch key kv_head d_head"]
     ) -> Float[Tensor, "batch head row key"]:
         refuse_behind_a_cache(q.shape[1], k.shape[1], self._rows, self._hidden)
-        if len(q) != len(self._rows):
-            raise LensplugError(f"rows are for {len(self._rows)} examples, the model runs on {len(q)}.")
+        refuse_other_rows(self._rows, self._last, *q.shape[:2])
         window = self.target.cfg.window_size if self.target.attn_type == "local" else None
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         self._pattern = PatternBlocks(q, k, float(self.target.attn_scale), window)

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from lensplug.patches.bridge_padding import seen_by
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
+from lensplug.patches.rows import refuse_other_rows
 from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks, refuse_behind_a_cache
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -59,8 +60,6 @@ class _BlockRows(RowsOfABlock):
     ) -> tuple[Float[Tensor, "batch pos d_model"], None]:
         """The bridge's attention, hook by hook; the output from SDPA."""
         attn = self.target
-        if len(hidden_states) != len(self._rows):
-            raise LensplugError(f"rows are for {len(self._rows)} examples, the model runs on {len(hidden_states)}.")
         x = attn.hook_in(hidden_states)
         heads = (*x.shape[:2], -1, attn.original_component.head_dim)
         q, k, v = (project(x).view(heads).transpose(1, 2) for project in (attn.q, attn.k, attn.v))
@@ -71,6 +70,7 @@ class _BlockRows(RowsOfABlock):
         cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
         k, v = attn._update_kv_cache(k, v, past_key_values=cache)
         refuse_behind_a_cache(q.shape[2], k.shape[2], self._rows, self._hidden)
+        refuse_other_rows(self._rows, self._last, *hidden_states.shape[:2])
         blocks = self._blocks(q, k, attention_mask)
         self._show_rows(blocks)
         if self._each_block is not None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Float, Int
-from lensplug.patches.errors import LensplugError
+from jaxtyping import Float
 from lensplug.patches.patch import Patch
+from lensplug.patches.rows import as_rows, last_of, refuse_other_rows
 from torch import Tensor
 
 
@@ -25,15 +25,19 @@ class LogitRows(Patch):
         logits = model(tokens)                     # [batch row d_vocab]
     """
 
-    def __init__(self, model: Any, rows: Int[Tensor, "batch row"]) -> None:
+    def __init__(self, model: Any, rows: Any) -> None:
         """Keep the unembedding of `model`; nothing is changed before `apply`.
 
         Args:
             model: A HookedTransformer or a TransformerBridge.
-            rows: For each example the positions, from the left, whose logits are wanted.
+            rows: For each example the positions, from the left, whose logits are wanted: `[batch row]`.
+
+        Raises:
+            LensplugError: If rows are no whole numbers `[batch, row]`, or count from the end.
         """
         super().__init__(model.unembed)
-        self._rows = rows
+        self._rows = as_rows(rows)
+        self._last = last_of(self._rows)
 
     def _options(self) -> dict[str, Any]:
         return {"rows": self._rows}
@@ -44,8 +48,7 @@ class LogitRows(Patch):
 
     def forward(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch row d_vocab"]:
         """The logits of the rows."""
-        if len(residual) != len(self._rows):
-            raise LensplugError(f"rows are for {len(self._rows)} examples, the model runs on {len(residual)}.")
+        refuse_other_rows(self._rows, self._last, *residual.shape[:2])
         rows = self._rows.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1])
         logits: Tensor = self._forward(residual.gather(1, rows))
         return logits

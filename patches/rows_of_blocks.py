@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.masks import as_mask
 from lensplug.patches.patch import Patch, PatchOfParts
+from lensplug.patches.rows import as_rows, last_of
 from torch import Tensor
 
 EachBlock = Callable[[int, int, Float[Tensor, "batch head row key"]], None]
@@ -33,6 +34,7 @@ class RowsOfABlock(Patch):
         """As `RowsOfBlocks`, of its layer."""
         super().__init__(attn)
         self._rows, self._hidden, self._each_block, self._each_gradient = rows, hidden, each_block, each_gradient
+        self._last = last_of(rows)
 
     @property
     def shows_patterns(self) -> bool:
@@ -61,7 +63,7 @@ class RowsOfBlocks(PatchOfParts):
     def __init__(
         self,
         model: Any,
-        rows: Int[Tensor, "batch row"],
+        rows: Any,
         *,
         hidden: Any = None,
         each_block: EachBlock | None = None,
@@ -71,8 +73,8 @@ class RowsOfBlocks(PatchOfParts):
 
         Args:
             model: The model.
-            rows: For each example the query positions, from the left, whose scores and patterns are wanted; there
-                may be none (`[batch 0]`).
+            rows: For each example the query positions, from the left, whose scores and patterns are wanted:
+                `[batch row]`; there may be none (`[batch 0]`).
             hidden: Positions that no query sees, in any block: they keep their place, and nothing is read from them.
                 True and False, or 1 and 0.
             each_block: Shown the whole pattern of every layer, a block of rows at a time, the last rows first, in fp32:
@@ -82,8 +84,10 @@ class RowsOfBlocks(PatchOfParts):
                 to it, in the same blocks: the last layer first. The backward pass makes both anew.
 
         Raises:
-            LensplugError: If the model's attention has something that SDPA does not know.
+            LensplugError: If the model's attention has something that SDPA does not know, or rows are no whole numbers
+                `[batch, row]`, or count from the end.
         """
+        rows = as_rows(rows)
         hidden = None if hidden is None else as_mask(hidden, (len(rows), None), "hidden")
         each = (each_block, each_gradient)
         super().__init__(
