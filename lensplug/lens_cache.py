@@ -134,6 +134,20 @@ class LensCache(ActivationCache):
             made.str_tokens = self.str_tokens and tuple(self.str_tokens[example] for example in examples.tolist())
         return made
 
+    def remove_batch_dim(self) -> LensCache:
+        """Take the batch axis off the cache of one example; returns the cache itself.
+
+        Raises:
+            LensplugError: If it holds more than one.
+        """
+        if self.has_batch_dim and len(self.attention_mask) != 1:
+            raise LensplugError(
+                f"the cache holds {len(self.attention_mask)} examples, and its batch axis can only go where it holds 1:"
+                " choose one first, cache.apply_slice_to_batch_dim(0) takes the axis off as well."
+            )
+        super().remove_batch_dim()
+        return self
+
     def _each_tensor(self, change: Callable[[Tensor], Tensor]) -> None:
         for name in ("attention_mask", "query_positions", "residual_positions", "modality_parts"):
             value = getattr(self, name)

@@ -150,3 +150,36 @@ def test_a_batch_of_transformer_lens_alone_does_not_guess_where_it_ends(lens, ri
 def test_a_cache_that_would_lose_what_it_knows_is_refused(lens, right):
     with pytest.raises(LensplugError, match=r"return_cache_object=False is not taken: dict\(cache.items"):
         run(lens, right, return_cache_object=False)
+
+
+def test_the_map_of_other_examples_is_refused(lens, right):
+    """Of a shape it fits: two examples that change places, and another one alone."""
+    _, cache = lens.run_with_cache(right)
+    for chosen in ([1, 0, 2], [0, 2, 1], [2]):
+        others = cache.apply_slice_to_batch_dim(chosen)
+        for name, value in maps_read(others, right[chosen].modality).items():
+            assert torch.isfinite(value).any(), name
+        wrong = right[: len(chosen)].modality
+        with pytest.raises(LensplugError, match="in the same order"):
+            analysis.head_specialization(others, wrong, query=-1)
+        with pytest.raises(LensplugError, match="in the same order"):
+            analysis.received_attention(others, layer=0, modality=wrong)
+        with pytest.raises(LensplugError, match="in the same order"):
+            analysis.attention_flow(others, row=-1, groups="modality", modality=wrong)
+
+
+def maps_read(cache, modality):
+    """What reads a modality map beside a cache."""
+    return {
+        "head_specialization": analysis.head_specialization(cache, modality, query=-1).mass,
+        "received_attention": analysis.received_attention(cache, layer=0, modality=modality).values,
+        "attention_flow": analysis.attention_flow(cache, row=-1, groups="modality", modality=modality).values,
+    }
+
+
+def test_the_batch_axis_of_several_examples_stays(lens, right):
+    _, cache = lens.run_with_cache(right, names_filter="resid_post")
+    with pytest.raises(LensplugError, match="holds 3 examples.*apply_slice_to_batch_dim"):
+        cache.remove_batch_dim()
+    assert cache.has_batch_dim
+    assert cache.apply_slice_to_batch_dim(0).remove_batch_dim().has_batch_dim is False

@@ -39,7 +39,7 @@ from lensplug.analysis.flow_groups import flow_groups
 from lensplug.analysis.layered_graph import LayeredGraph
 from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
 from lensplug.analysis.position_groups import Merge
-from lensplug.analysis.reading import attended, n_layers, needs
+from lensplug.analysis.reading import attended, n_layers, needs, refuse_other_map
 from lensplug.analysis.result import Provenance, Result
 from lensplug.arguments import check_example, checked
 from lensplug.by_modality import Modality, modality_of
@@ -295,11 +295,8 @@ def _attended(
     row: Position,
 ) -> Int[Tensor, "batch pos"]:
     """Which positions are not padding: as given, else as the modality map or the cache says."""
-    if modality is not None and tuple(modality.labels.shape) != shape:
-        raise LensplugError(
-            f"the modality map is {list(modality.labels.shape)}, the cache {list(shape)}: use the map of the inputs"
-            " that were run."
-        )
+    if modality is not None:
+        refuse_other_map(cache, shape, modality)
     if attention_mask is None and modality is not None:
         attention_mask = modality.attention_mask
     return attended(cache, shape, attention_mask, torch.device("cpu"), positions=row)

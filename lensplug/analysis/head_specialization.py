@@ -30,7 +30,7 @@ from transformer_lens import ActivationCache
 
 from lensplug import hook_names
 from lensplug.analysis.head_readings import CLAMP, CLASSES, SINK, HeadSpecialization
-from lensplug.analysis.reading import n_layers, needs, pattern_shape, read_kept, read_rows
+from lensplug.analysis.reading import n_layers, needs, pattern_shape, read_kept, read_rows, refuse_other_map
 from lensplug.analysis.result import Provenance
 from lensplug.arguments import checked
 from lensplug.by_modality import Modality, modality_of
@@ -73,10 +73,7 @@ def head_specialization(
     """
     modality = modality_of(modality)
     mask, shape = modality.attention_mask, pattern_shape(cache, needed_by="head_specialization")
-    if shape != tuple(mask.shape):
-        raise LensplugError(
-            f"the modality map is {list(mask.shape)}, the cache {list(shape)}: use the map of the inputs that were run."
-        )
+    refuse_other_map(cache, shape, modality)
     own, named = _sink_positions(sinks, mask, exclude_sink)
     index = resolve_position(query, mask, name="query")
     ahead = _seen_ahead(cache, modality, index)

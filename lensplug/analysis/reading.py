@@ -15,6 +15,7 @@ from lensplug import hook_names
 from lensplug.arguments import whole_number
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask, as_mask
+from lensplug.modality import ModalityMap
 from lensplug.positions import Positions, counted_from_the_end
 
 
@@ -261,6 +262,38 @@ def attended(
         return torch.ones(shape, dtype=torch.long, device=device)
     real: Tensor = as_mask(mask, shape, "attention_mask", against="the cache is")
     return real.long().to(device)
+
+
+def refuse_other_map(cache: Any, shape: tuple[int, int], modality: ModalityMap) -> None:
+    """Raise unless a modality map is of the examples in the cache, as far as the cache can tell: by shape and padding.
+
+    Args:
+        cache: An ActivationCache; one that TransformerLens made alone knows no padding.
+        shape: The number of its examples and of its positions.
+        modality: The map that was given.
+
+    Raises:
+        LensplugError: It says in which example they differ.
+    """
+    of_map = modality.attention_mask
+    if tuple(of_map.shape) != tuple(shape):
+        raise LensplugError(
+            f"the modality map is {list(of_map.shape)}, the cache {list(shape)}: use the map of the inputs that were"
+            " run."
+        )
+    of_cache = getattr(cache, "attention_mask", None)
+    if of_cache is None or tuple(of_cache.shape) != tuple(shape):
+        return
+    if not hasattr(cache.model, "blocks") and bool(of_cache.bool().all()):
+        return  # of attentions alone, for which no mask was given
+    others = (of_map.bool().cpu() != of_cache.bool().cpu()).any(dim=1).nonzero()[:, 0].tolist()
+    if others:
+        example = others[0]
+        raise LensplugError(
+            f"example {example} has {int(of_map[example].sum())} positions that are not padding in the modality map,"
+            f" {int(of_cache[example].sum())} in the cache, or others: use the map of the inputs that were run; of a"
+            " cache that was sliced, the map of inputs[...] with the same examples in the same order."
+        )
 
 
 def refuse_rows(cache: Any, name: str, pattern: Float[Tensor, "batch head query key"]) -> None:

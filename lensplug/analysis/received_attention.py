@@ -29,7 +29,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 
 from lensplug.analysis.one_layer import Head, OneLayer, read_layer
-from lensplug.analysis.reading import attended, needs, texts_of
+from lensplug.analysis.reading import attended, needs, refuse_other_map, texts_of
 from lensplug.analysis.result import Provenance, Result
 from lensplug.analysis.visibility import visible
 from lensplug.arguments import at_least, check_example, checked
@@ -179,7 +179,7 @@ def received_attention(
     one = _one_layer(cache, layer, head)
     fused = one.attention
     shape = (fused.shape[0], fused.shape[-1])
-    modalities = _modalities(modality, shape)
+    modalities = _modalities(cache, modality, shape)
     texts = texts_of(cache, str_tokens, shape)
     if attention_mask is None and modality is not None:
         attention_mask = modality.attention_mask
@@ -223,11 +223,12 @@ def _one_layer(cache: Any, layer: int, head: Head) -> OneLayer:
     return OneLayer(mean.attention * heads, mean.layer, "sum", f"layer {mean.layer}, sum of all heads")
 
 
-def _modalities(modality: ModalityMap | None, shape: tuple[int, int]) -> tuple[tuple[str, ...], ...]:
+def _modalities(cache: Any, modality: ModalityMap | None, shape: tuple[int, int]) -> tuple[tuple[str, ...], ...]:
     """The modality of each position, "" where it was not given."""
     if modality is None:
         return (("",) * shape[1],) * shape[0]
     if tuple(modality.attention_mask.shape) != shape:
         found = list(modality.attention_mask.shape)
         raise LensplugError(f"modality is for {found} positions, the cache is {list(shape)}: give that of its inputs.")
+    refuse_other_map(cache, shape, modality)
     return tuple(map(tuple, modality.position_names))
