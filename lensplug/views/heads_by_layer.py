@@ -24,7 +24,7 @@ def heads_by_layer(result: HeadSpecialization | HeadsByLayer) -> go.Figure:
     """
     lines = result.by_layer() if isinstance(result, HeadSpecialization) else result
     layers = list(range(len(lines.mass)))
-    fig = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05, column_widths=[0.5, 0.5])
+    fig = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.1, column_widths=[0.5, 0.5])
     for index, name in enumerate(lines.labels):
         fig.add_trace(_bar(lines, index, name, layers), row=1, col=1)
     for index, name in enumerate(lines.classes):
