@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import torch
@@ -36,11 +36,15 @@ _AS_WORDS: ContextVar[bool] = ContextVar("placeholders_as_words", default=False)
 @contextmanager
 def placeholders_as_words() -> Iterator[None]:
     """While it lasts, in this thread, placeholders without a medium run as if they were words."""
-    before = _AS_WORDS.set(True)
+    before = _AS_WORDS.get()
     try:
-        yield
+        try:
+            _AS_WORDS.set(True)
+            yield
+        finally:
+            _AS_WORDS.set(before)
     finally:
-        _AS_WORDS.reset(before)
+        _AS_WORDS.set(before)  # an interruption may come at the line above
 
 
 class PlaceholdersRefused(Patch):
@@ -107,5 +111,7 @@ class _Door:
             return self._method(*args, **kwargs)
         for given in (*args[:1], kwargs.get("input"), kwargs.get("input_ids")):
             self._patch.refuse(given)
-        with placeholders_as_words():  # what a model has written itself may be anything
-            return self._method(*args, **kwargs)
+        # What a model has written itself may be anything. In a context of its own: nothing has to be put back.
+        own = copy_context()
+        own.run(_AS_WORDS.set, True)
+        return own.run(self._method, *args, **kwargs)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lensplug.patches import placeholders
 from models import QUESTION, llava_onevision, scene
 
 import lensplug
@@ -102,6 +103,7 @@ def state(lens: Any) -> dict[str, Any]:
     found["configuration"] = str(lens.hf_model.config.to_dict())
     found["attention"] = lens.core.decoder.config._attn_implementation
     found["modes"] = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype())
+    found["placeholders as words"] = placeholders._AS_WORDS.get()
     found["lock"] = _free(lens)
     return found
 

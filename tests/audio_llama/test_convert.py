@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 from audio_llamas import sound
 from models import largest_difference, randomise, text_config
+from tolerances import rounding
 from trainings import PROMPTS, ROWS, Training, adapter_of, checkpoint, lora, mixed, plain, renamed, run, without
 from typer.testing import CliRunner
 
@@ -106,7 +107,8 @@ def test_the_adapter_weights_alone(embeddings, folders, tmp_path):
     convert(tmp_path / "base", root / "acoustic", tmp_path / "lora.pth", tmp_path / "out", adapters=adapters)
     expected, _ = training.logits(tokenizer, PROMPTS[:1], [sound(0.4)])
     assert expected.shape[-1] == rows
-    assert largest_difference(logits_of(tmp_path / "out"), expected) < 1e-4
+    # Merged and not, products of some 100 terms through the layers: each rounds by its own order.
+    assert largest_difference(logits_of(tmp_path / "out"), expected) < rounding(torch.float32, 300, expected)
 
 
 def test_a_new_audio_token_gets_a_row_and_other_tokens_without_rows_are_refused(folders, tmp_path):
