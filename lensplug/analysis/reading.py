@@ -119,11 +119,11 @@ def read_kept(cache: Any, name: str) -> Tensor | None:
     return _held(cache, name, needed_by="") if name in cache.cache_dict else None
 
 
-def read_square(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch head query key"]:
-    """What a cache holds of one layer's pattern, the weights or their gradient, in fp32, square.
+def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch head query key"]:
+    """The attention pattern of one layer, in fp32, square; the rows of attended positions sum to 1.
 
     Raises:
-        LensplugError: If it is not there, or is not one row for each position.
+        LensplugError: If it is not there, is not one row for each position, or holds NaN or rows that do not sum to 1.
     """
     pattern = _held(cache, _pattern(layer), needed_by=needed_by)
     if getattr(cache, "query_positions", None) is not None:
@@ -136,18 +136,9 @@ def read_square(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "bat
             f"the pattern of layer {layer} has the shape {list(pattern.shape)}, expected [batch, head, pos, pos]:"
             f" {needed_by} needs every row (do not slice positions, and do not generate with a key-value cache)."
         )
-    return pattern.float()
-
-
-def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch head query key"]:
-    """The attention pattern of one layer, in fp32, square; the rows of attended positions sum to 1.
-
-    Raises:
-        LensplugError: If it is not there, is not one row for each position, or holds NaN or rows that do not sum to 1.
-    """
-    pattern = read_square(cache, layer, needed_by=needed_by)
-    refuse_rows(cache, _pattern(layer), pattern)
-    return pattern
+    wide: Float[Tensor, "batch head query key"] = pattern.float()
+    _refuse_rows(cache, _pattern(layer), wide)
+    return wide
 
 
 def read_head_mean(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch query key"]:
@@ -160,7 +151,7 @@ def read_head_mean(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "
     if name not in cache.cache_dict:
         return read_pattern(cache, layer, needed_by=needed_by).mean(dim=1)
     mean = _held(cache, name, needed_by=needed_by)
-    refuse_rows(cache, name, mean[:, None])
+    _refuse_rows(cache, name, mean[:, None])
     return mean
 
 
@@ -296,7 +287,7 @@ def refuse_other_map(cache: Any, shape: tuple[int, int], modality: ModalityMap) 
         )
 
 
-def refuse_rows(cache: Any, name: str, pattern: Float[Tensor, "batch head query key"]) -> None:
+def _refuse_rows(cache: Any, name: str, pattern: Float[Tensor, "batch head query key"]) -> None:
     """Raise unless the rows of attended positions sum to 1.
 
     Of a cache that does not know its padding, rows of zeros in front that nobody looks at are padding.
