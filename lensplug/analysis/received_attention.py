@@ -33,7 +33,7 @@ from lensplug.analysis.reading import attended, needs, refuse_other_map, texts_o
 from lensplug.analysis.result import Provenance, Result
 from lensplug.analysis.visibility import visible
 from lensplug.arguments import at_least, check_example, checked
-from lensplug.by_modality import Modality, modality_of
+from lensplug.by_modality import MEDIA, Modality, modality_of
 from lensplug.errors import LensplugError
 from lensplug.masks import Mask
 from lensplug.modality import ModalityMap
@@ -48,7 +48,6 @@ OVER = {
     "sum": "sum over rows",
 }
 """How a column becomes one number."""
-MEDIA = ("image", "video", "audio")
 
 
 @dataclass(frozen=True, repr=False)

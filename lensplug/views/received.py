@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from lensplug.analysis.received_attention import MEDIA, ReceivedAttention
+from lensplug.analysis.received_attention import ReceivedAttention
 from lensplug.arguments import at_least, checked
+from lensplug.by_modality import MEDIA
 from lensplug.errors import LensplugError
 from lensplug.inputs import MultimodalInput
 from lensplug.views.blocks import block_means, block_size
