@@ -20,8 +20,6 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from transformer_lens.hook_points import HookPoint
-
 from lensplug.errors import LensplugError
 from lensplug.patches.patch import Patch
 
@@ -65,6 +63,8 @@ def refuse_training(model: Any, name: str) -> None:
     Raises:
         LensplugError: It names the first such module.
     """
+    from transformer_lens.hook_points import HookPoint  # it takes seconds to import
+
     training = [path for path, part in model.named_modules() if part.training and not isinstance(part, HookPoint)]
     if training:
         which = f" ({training[0]}, ...)" if training[0] else ""

@@ -33,8 +33,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import patching
-from transformer_lens.utilities import get_act_name
 
 from lensplug.alignment import counterparts
 from lensplug.analysis.mixtures import layer_range
@@ -174,6 +172,9 @@ def activation_patching(
     Raises:
         LensplugError: If the positions cannot be aligned, the target is none, or an option is not known.
     """
+    from transformer_lens import patching  # it takes seconds to import
+    from transformer_lens.utilities import get_act_name
+
     _refuse_bad_options(activation, by)
     aligned, model = counterparts(clean, corrupt), lens.model
     chosen, merged = layer_range(layers, model.cfg.n_layers), _groups(groups, by, corrupt)

@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import ActivationCache
 
+from lensplug.activation_cache import ActivationCache
 from lensplug.analysis.evenly import EvenLayer, beyond_order, even_layer, lift
 from lensplug.analysis.flow_groups import flow_groups
 from lensplug.analysis.layered_graph import LayeredGraph

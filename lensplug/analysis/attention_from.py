@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import ActivationCache
 
+from lensplug.activation_cache import ActivationCache
 from lensplug.analysis.reading import attended, n_layers, needs, pattern_shape, read_rows
 from lensplug.analysis.result import Provenance, Result
 from lensplug.arguments import check_example, checked

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import ActivationCache
 
+from lensplug.activation_cache import ActivationCache
 from lensplug.analysis.one_layer import Head, read_layer
 from lensplug.analysis.reading import attended, needs, texts_of
 from lensplug.analysis.result import Provenance, Result

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import ActivationCache
 
 from lensplug import hook_names
+from lensplug.activation_cache import ActivationCache
 from lensplug.analysis.evenly import EvenLayer, beyond_order, even_layer, lift, rolled_out
 from lensplug.analysis.mixtures import layer_range, read_fused, read_residual_weight
 from lensplug.analysis.reading import attended, n_layers, needs, read, read_kept

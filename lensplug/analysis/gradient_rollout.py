@@ -40,9 +40,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import ActivationCache
 
 from lensplug import hook_names
+from lensplug.activation_cache import ActivationCache
 from lensplug.analysis.attention_rollout import Rollout, chosen_rows
 from lensplug.analysis.processed import refuse_centred_logits
 from lensplug.analysis.reading import attended, n_layers, needs, read, read_pattern

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from transformer_lens import ActivationCache
 
 from lensplug import hook_names
+from lensplug.activation_cache import ActivationCache
 from lensplug.analysis.head_readings import CLAMP, CLASSES, SINK, HeadSpecialization
 from lensplug.analysis.reading import n_layers, needs, pattern_shape, read_kept, read_rows, refuse_other_map
 from lensplug.analysis.result import Provenance

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import ActivationCache
 
+from lensplug.activation_cache import ActivationCache
 from lensplug.analysis.processed import raw_unembedding
 from lensplug.analysis.reading import attended, n_layers, needs, read_residual, residual_shape
 from lensplug.analysis.result import Provenance, Result

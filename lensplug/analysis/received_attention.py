@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import ActivationCache
 
+from lensplug.activation_cache import ActivationCache
 from lensplug.analysis.one_layer import Head, OneLayer, read_layer
 from lensplug.analysis.reading import attended, needs, refuse_other_map, texts_of
 from lensplug.analysis.result import Provenance, Result

@@ -20,8 +20,8 @@ import circuitsvis
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import ActivationCache
 
+from lensplug.activation_cache import ActivationCache
 from lensplug.analysis.reading import attended, layer_index, read_pattern, texts_of
 from lensplug.analysis.result import Result, one_row
 from lensplug.arguments import check_example, checked

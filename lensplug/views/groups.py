@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from lensplug.groups import Groups
+from lensplug.groups import group_positions as group_positions  # a public name of the views
 from lensplug.words import running_text
 
 
