@@ -24,6 +24,26 @@ app = typer.Typer(
 )
 console = Console()
 
+
+def _show_versions(wanted: bool) -> bool:
+    if wanted:
+        from importlib.metadata import version
+
+        packages = ("lensplug", "transformer-lens", "transformers", "torch")
+        print(*(f"{name} {version(name)}" for name in packages), sep="\n")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _everywhere(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_versions, is_eager=True, help="Show the versions, and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 Model = Annotated[str, typer.Option(help="A model of the Hugging Face hub, or a folder.")]
 ImageFile = Annotated[list[Path] | None, typer.Option(help="A picture; once for each.")]
 VideoFile = Annotated[list[Path] | None, typer.Option(help="A video, 16 frames of which are seen; once for each.")]

@@ -7,10 +7,12 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import torch
 from models import text_model
 from PIL import Image
 from typer.testing import CliRunner
 
+import lensplug
 from lensplug.cli import app
 from lensplug.media import load_sound
 from lensplug.prompts import as_the_model_reads
@@ -140,3 +142,10 @@ def test_a_file_that_is_no_image_is_one_sentence_and_writes_nothing(tmp_path):
 def test_a_model_that_is_not_there_is_one_sentence(photo, tmp_path):
     result = run("check", "--model", tmp_path / "nothing", "--image", photo)
     assert result.exit_code == 2 and "could not be loaded" in result.stderr
+
+
+def test_versions_are_shown():
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[0] == f"lensplug {lensplug.__version__}"
+    assert f"torch {torch.__version__.split('+')[0]}" in result.output
