@@ -1,4 +1,5 @@
 from . import analysis as analysis
+from . import patches as patches
 from . import tiny as tiny
 from . import views as views
 from .attentions import cache_from_attentions as cache_from_attentions

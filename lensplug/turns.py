@@ -74,7 +74,7 @@ def refuse_training(model: Any, name: str) -> None:
         )
 
 
-class Turns(Patch):  # type: ignore[misc]
+class Turns(Patch):
     """While applied, what is called on a TransformerLens model waits for other threads that run it."""
 
     def __init__(self, model: Any, config: Any) -> None:

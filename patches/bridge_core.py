@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
+
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.windows import sliding_windows
-from torch import nn
 
 CORES = {
     "llama": ("LlamaModel", "LlamaForCausalLM"),
@@ -38,8 +39,8 @@ CORES = {
 
 
 def build_language_bridge(
-    decoder: nn.Module,
-    head: nn.Module,
+    decoder: Any,
+    head: nn.Linear,
     text_config: Any,
     *,
     tokenizer: Any = None,
@@ -98,15 +99,15 @@ def causal_shell(decoder: nn.Module, head: nn.Module, text_config: Any, *, share
         )
     _refuse_bridged(decoder)
     _refuse_rotation_inside(decoder, text_config)
-    decoder, head = shared_copy(decoder, share=share), shared_copy(head, share=share)
-    config = decoder.config
+    copies = [shared_copy(module, share=share) for module in (decoder, head)]
+    config: Any = copies[0].config
     # The bridge computes attention itself; what SDPA decides is the mask: none where it is plainly causal, else a
     # byte for each pair of positions in place of a number.
     config._attn_implementation = "sdpa"
     config.use_cache = False  # keys and values of a single pass are read by nobody; generating asks for them
     with torch.device("meta"):  # without memory
         shell = getattr(transformers, architecture)(config)
-    shell.model, shell.lm_head = decoder, head
+    shell.model, shell.lm_head = copies
     return shell.train(decoder.training)
 
 
@@ -151,7 +152,7 @@ def _refuse_bridged(decoder: nn.Module) -> None:
         )
 
 
-def _refuse_rotation_inside(decoder: nn.Module, text_config: Any) -> None:
+def _refuse_rotation_inside(decoder: Any, text_config: Any) -> None:
     """Before 5.17 transformers made one rotation of three parts inside each block, where a bridge takes it as made."""
     if not text_config.model_type.endswith("_vl_text"):
         return

@@ -23,11 +23,12 @@ from inspect import signature
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from lensplug.patches.bridge_cache import BridgeCache
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.merged import Merged, as_looked_up, is_merged, padded, refuse_long_answer
 from lensplug.patches.patch import Patch, PatchOfParts, in_force
-from torch import Tensor
 
 
 class BridgeEmbeddingInput(Patch):
@@ -73,8 +74,8 @@ class BridgeEmbeddingInput(Patch):
         if is_residual and not isinstance(input, Tensor):
             raise LensplugError("start_at_layer takes a residual stream: give inputs.embeds, or leave it out.")
         if is_residual or not is_merged(input):
-            given = {} if tokens is None else {"tokens": tokens}
-            return self._forward(input, return_type, loss_per_token, *args, **given, **kwargs)
+            with_tokens = {} if tokens is None else {"tokens": tokens}
+            return self._forward(input, return_type, loss_per_token, *args, **with_tokens, **kwargs)
         if isinstance(input, Tensor) and any(kwargs.get(name) is not None for name in ("cache", "past_key_values")):
             # A step of an answer: its mask is that of all positions so far, and its caller's affair.
             return self._forward(self.target.embed.hook_out(input), return_type, loss_per_token, *args, **kwargs)
@@ -113,10 +114,10 @@ class BridgeEmbeddingInput(Patch):
         merged.refuse_padding_at_the_end()
         if merged.decoder_inputs and not kwargs.get("use_past_kv_cache", True):
             raise LensplugError(f"a core that is given {self._beside} generates with use_past_kv_cache=True.")
-        with_prompt = merged.tokens is not None and kwargs.get("return_type", "input") in ("input", "tokens")
+        prompt = merged.tokens if kwargs.get("return_type", "input") in ("input", "tokens") else None
         with in_force(BridgeCache(self.target)), in_force(_GenerationSteps(self.target, merged, self._forward)):
             output = self._generate(merged.embeds, *args, **kwargs)
-        return torch.cat([merged.tokens, output], dim=1) if with_prompt and isinstance(output, Tensor) else output
+        return torch.cat([prompt, output], dim=1) if prompt is not None and isinstance(output, Tensor) else output
 
     def _merged(self, input: Any, tokens: Tensor | None, attention_mask: Any) -> Merged:
         merged = Merged.of(self.target, input, tokens, attention_mask)

@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 from jaxtyping import Float
-from lensplug.patches.patch import Patch, PatchOfParts
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
+
+from lensplug.patches.patch import Patch, PatchOfParts
 
 
 class BridgeResidMid(PatchOfParts):
@@ -61,5 +62,7 @@ class _Layer(Patch):
         middle: Tensor = self._point(hidden_states + attended)
         del hidden_states, attended
         if around:
-            return middle + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(middle)))
-        return middle + layer.mlp(layer.post_attention_layernorm(middle))
+            written: Tensor = layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(middle)))
+        else:
+            written = layer.mlp(layer.post_attention_layernorm(middle))
+        return middle + written

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from lensplug.patches.bridge_attention_rows import CACHES, attend
-from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, gated, projected
 from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components import (
     BlockBridge,
@@ -27,6 +25,9 @@ from transformer_lens.model_bridge.generalized_components import (
     RMSNormalizationBridge,
 )
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from lensplug.patches.bridge_attention_rows import CACHES, attend
+from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, gated, projected
 
 FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "use_hook_mlp_in")
 """Settings under which a block computes more."""
@@ -110,7 +111,7 @@ def _is_known(block: Any) -> bool:
     if not as_made(attn, [PositionEmbeddingsAttentionBridge]) or not as_made(mlp, [GatedMLPBridge]):
         return False
     norms = [part for name, part in [*parts.items(), *attn.submodules.items()] if "ln" in name or "norm" in name]
-    linears = [getattr(attn, name, None) for name in ATTENTION] + [getattr(mlp, name, None) for name in MLP]
+    linears: list[Any] = [getattr(attn, name, None) for name in ATTENTION] + [getattr(mlp, name, None) for name in MLP]
     return (
         ("ln1_post" in parts) == ("ln2_post" in parts)
         and all(as_made(norm, [NormalizationBridge, RMSNormalizationBridge]) and norm.uses_rms_norm for norm in norms)

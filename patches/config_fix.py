@@ -21,11 +21,12 @@ from typing import Any
 
 import einops
 import torch
+from torch import Tensor, nn
+
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.hooked import HookedTransformer, HookedTransformerConfig
 from lensplug.patches.patch import Patch
 from lensplug.patches.windows import sliding_windows
-from torch import Tensor, nn
 
 DECODERS = {"llama": "LlamaModel", "qwen2": "Qwen2Model", "mistral": "MistralModel", "qwen3": "Qwen3Model"}
 """The decoders that HookedTransformer computes exactly: `model_type` of the configuration -> class."""
@@ -115,7 +116,7 @@ def hooked_transformer_config(
     )
 
 
-def core_state_dict(decoder: nn.Module, head: nn.Module, cfg: HookedTransformerConfig) -> dict[str, Tensor]:
+def core_state_dict(decoder: Any, head: nn.Linear, cfg: HookedTransformerConfig) -> dict[str, Tensor]:
     """HookedTransformer's state dict for a decoder and its head, as views of their parameters.
 
     Only the biases that the decoder lacks are new tensors (zeros). Nothing is copied.
@@ -126,12 +127,12 @@ def core_state_dict(decoder: nn.Module, head: nn.Module, cfg: HookedTransformerC
     def zeros(*shape: int | None) -> Tensor:
         return torch.zeros(shape, dtype=cfg.dtype, device=cfg.device)  # type: ignore[arg-type]
 
-    def bias(linear: nn.Module, n_heads: int) -> Tensor:
+    def bias(linear: nn.Linear, n_heads: int) -> Tensor:
         if linear.bias is None:
             return zeros(n_heads, cfg.d_head)
         return einops.rearrange(linear.bias, "(head d_head) -> head d_head", head=n_heads)
 
-    def projection(linear: nn.Module, n_heads: int) -> Tensor:
+    def projection(linear: nn.Linear, n_heads: int) -> Tensor:
         return einops.rearrange(linear.weight, "(head d_head) d_model -> head d_model d_head", head=n_heads)
 
     weights: dict[str, Tensor] = {"embed.W_E": decoder.embed_tokens.weight}
@@ -166,8 +167,8 @@ def core_state_dict(decoder: nn.Module, head: nn.Module, cfg: HookedTransformerC
 
 
 def build_hooked_transformer(
-    decoder: nn.Module,
-    head: nn.Module,
+    decoder: Any,
+    head: nn.Linear,
     text_config: Any,
     *,
     tokenizer: Any = None,
@@ -230,8 +231,8 @@ class ConfigFix(Patch):
     def __init__(
         self,
         model: HookedTransformer,
-        decoder: nn.Module,
-        head: nn.Module,
+        decoder: Any,
+        head: nn.Linear,
         text_config: Any,
         *,
         tokenizer: Any = None,
@@ -300,7 +301,7 @@ class _Rotations:
     Layers ask one after the other when they need a longer table: they get the same one.
     """
 
-    def __init__(self, rotary_emb: nn.Module) -> None:
+    def __init__(self, rotary_emb: Any) -> None:
         self.rotary_emb = rotary_emb
         self.last: tuple[Any, tuple[Tensor, Tensor]] = (None, (torch.empty(0), torch.empty(0)))
 

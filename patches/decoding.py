@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
+
 from lensplug.patches.logit_rows import LogitRows
 from lensplug.patches.merged import Merged, padded, refuse_long_answer
 from lensplug.patches.patch import in_force
-from torch import Tensor
 
 
 class Decoding:
@@ -80,7 +81,8 @@ class HookedDecoding(Decoding):
         self._cache = [GrowingEntry() for _ in model.blocks]
 
     def _words(self, tokens: Tensor) -> Tensor:
-        return self.model.embed.W_E[tokens]
+        words: Tensor = self.model.embed.W_E[tokens]
+        return words
 
     def _step(self, embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
         logits: Tensor = self.model(
@@ -119,7 +121,8 @@ class BridgeDecoding(Decoding):
         parts = self._prompt.decoder_inputs.get("position_ids")
         if parts is not None:
             following = parts[-3:].amax(dim=(0, 2)) + 1 + past - self._prompt.embeds.shape[1]
-            return following[None, :, None].expand(3, -1, 1)
+            three_parts: Tensor = following[None, :, None].expand(3, -1, 1)
+            return three_parts
         if attention_mask is None:
             return torch.arange(past, self._length, device=embeds.device)[None]
         return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, past:]

@@ -18,11 +18,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.hooked import HookedTransformer
 from lensplug.patches.merged import Merged, as_looked_up, is_merged, padded, refuse_long_answer
 from lensplug.patches.patch import Patch, in_force
-from torch import Tensor
 
 
 class EmbeddingInput(Patch):
@@ -72,13 +73,14 @@ class EmbeddingInput(Patch):
     ) -> tuple[Tensor, Tensor | None, None, Tensor | None]:
         """HookedTransformer.input_to_embed: the first residual stream, tokens, (no) positions, mask."""
         if not isinstance(input, Merged) and not is_merged(input):
-            return self._input_to_embed(
+            looked_up: tuple[Tensor, Tensor | None, None, Tensor | None] = self._input_to_embed(
                 input,
                 prepend_bos=prepend_bos,
                 padding_side=padding_side,
                 attention_mask=attention_mask,
                 past_kv_cache=past_kv_cache,
             )
+            return looked_up
         merged = input if isinstance(input, Merged) else Merged.of(self.target, input, None, attention_mask)
         mask = merged.attention_mask
         if past_kv_cache is not None:
@@ -104,12 +106,12 @@ class EmbeddingInput(Patch):
             return self._generate(input, *args, **given, **kwargs)
         merged = Merged.of(self.target, input, None, attention_mask)
         merged.refuse_padding_at_the_end()
-        with_prompt = merged.tokens is not None and kwargs.get("return_type", "input") in ("input", "tokens")
-        if with_prompt:
+        prompt = merged.tokens if kwargs.get("return_type", "input") in ("input", "tokens") else None
+        if prompt is not None:
             kwargs["return_type"] = "tokens"
         with in_force(_GenerationSteps(self.target, merged)):
             output = self._generate(merged.embeds, *args, **kwargs)
-        return torch.cat([merged.tokens, output], dim=1) if with_prompt and isinstance(output, Tensor) else output
+        return torch.cat([prompt, output], dim=1) if prompt is not None and isinstance(output, Tensor) else output
 
 
 class _GenerationSteps(Patch):

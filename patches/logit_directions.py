@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lensplug.patches.patch import Patch
 from torch import Tensor
+
+from lensplug.patches.patch import Patch
 
 
 class LogitDirections(Patch):
@@ -41,5 +42,5 @@ class LogitDirections(Patch):
         directions: Tensor = self._unembedding_columns(tokens)
         if self.target.cfg.normalization_type in ("LN", "RMS"):
             offset = getattr(self.target.cfg, "rmsnorm_uses_offset", False)  # Gemma's norms multiply by 1 + weight
-            return directions * (self.target.ln_final.w + int(offset))
+            directions = directions * (self.target.ln_final.w + int(offset))
         return directions

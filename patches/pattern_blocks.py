@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from lensplug.patches.errors import LensplugError
 from torch import Tensor
 from torch.nn import functional as F
+
+from lensplug.patches.errors import LensplugError
 
 BLOCK_BYTES = 2**26
 """About what a block of rows takes, in fp32, with what it is made from."""
@@ -144,7 +145,7 @@ class _ShownBackward(torch.autograd.Function):
         return blocks.attend(v)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         blocks = PatternBlocks(q, k, *ctx.rest)
         heads = q.shape[1]

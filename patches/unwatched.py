@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lensplug.patches.patch import Patch, PatchOfParts
 from torch import Tensor
 from torch.nn import functional as F
+
+from lensplug.patches.patch import Patch, PatchOfParts
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Where a module keeps its hooks."""
@@ -55,8 +56,10 @@ class UnwatchedBlock(Patch):
 
 def as_made(module: Any, kinds: Sequence[type]) -> bool:
     """Whether a module is of one of these classes, and nobody has replaced its methods by what computes otherwise."""
+    if type(module) not in kinds:
+        return False
     replaced = [value for name, value in vars(module).items() if hasattr(type(module), name) and callable(value)]
-    return type(module) in kinds and all(_is_known(method) for method in replaced)
+    return all(_is_known(method) for method in replaced)
 
 
 def _is_known(method: Any) -> bool:

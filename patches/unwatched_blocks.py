@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from lensplug.patches.pattern_blocks import PatternBlocks
-from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, gated
 from torch import Tensor
 from torch.nn import functional as F
 from transformer_lens.components import (
@@ -28,6 +26,9 @@ from transformer_lens.components import (
     TransformerBlock,
 )
 from transformer_lens.utilities.tensors import get_offset_position_ids
+
+from lensplug.patches.pattern_blocks import PatternBlocks
+from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, gated
 
 OTHERWISE = (
     "use_attn_in", "use_split_qkv_input", "use_attn_result", "use_hook_mlp_in", "use_normalization_before_and_after",
@@ -170,7 +171,8 @@ def _norm(norm: Any, x: Tensor) -> Tensor:
 
 
 def _by_head(x: Tensor, weight: Tensor, bias: Tensor) -> Float[Tensor, "batch pos head d_head"]:
-    return F.linear(x, weight.transpose(1, 2).flatten(0, 1), bias.flatten()).unflatten(2, bias.shape)
+    flat = F.linear(x, weight.transpose(1, 2).flatten(0, 1), bias.flatten())
+    return flat.view(*x.shape[:2], *bias.shape)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -181,7 +183,8 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _is_known(block: Any) -> bool:
     """Whether a block is as TransformerLens makes those of Llama and its relatives, on one device."""
     cfg = block.cfg
-    attn, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
+    attn: Any = getattr(block, "attn", None)
+    mlp: Any = getattr(block, "mlp", None)
     norms = [getattr(block, name, None) for name in ("ln1", "ln2")]
     if not (as_made(block, [TransformerBlock]) and as_made(attn, [Attention, GroupedQueryAttention])):
         return False

@@ -14,7 +14,7 @@ import lensplug
 
 PUBLIC = {
     "lensplug": "Answer AudioTimeline Groups ImageGrid LensplugError ModalityMap MultimodalInput MultimodalLens"
-    " ParityReport Span VideoGrid analysis cache_from_attentions grads_from_attentions join_pieces load tiny"
+    " ParityReport Span VideoGrid analysis cache_from_attentions grads_from_attentions join_pieces load patches tiny"
     " views wrap",
     "lensplug.analysis": "ActivationPatching Agreement AttentionFrom AttentionMatrix Comparison DeletionCurve Example"
     " Flow HeadSpecialization HeadsByLayer LogitLens ModalityAblation ReceivedAttention Rollout activation_patching"
