@@ -266,7 +266,7 @@ class ConfigFix(Patch):
 def _sharing(cfg: HookedTransformerConfig, state_dict: dict[str, Tensor]) -> HookedTransformer:
     """A model whose parameters are the given tensors: built without memory, then assigned."""
     with torch.device("meta"):
-        model = _construct(cfg)
+        model = _construct(cfg, move_to_device=False)  # there is nothing to move yet
     left = model.load_state_dict(state_dict, strict=False, assign=True)
     buffers = {name for name, _ in model.named_buffers()}
     if left.unexpected_keys or set(left.missing_keys) - buffers:
@@ -320,7 +320,7 @@ class _Rotations:
 
 def _processed(cfg: HookedTransformerConfig, state_dict: dict[str, Tensor]) -> HookedTransformer:
     """A model with folded and centred weights of its own; `state_dict` is left as it is."""
-    model = _construct(cfg)
+    model = _construct(cfg, move_to_device=True)
     copies = {name: weight.clone() for name, weight in state_dict.items()}
     with torch.no_grad():
         model.load_and_process_state_dict(
@@ -329,11 +329,11 @@ def _processed(cfg: HookedTransformerConfig, state_dict: dict[str, Tensor]) -> H
     return model
 
 
-def _construct(cfg: HookedTransformerConfig) -> HookedTransformer:
+def _construct(cfg: HookedTransformerConfig, *, move_to_device: bool) -> HookedTransformer:
     with warnings.catch_warnings():
         # HookedTransformer announces its end in 4.0; that is not the user's business.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return HookedTransformer(cfg, move_to_device=torch.get_default_device().type != "meta")
+        return HookedTransformer(cfg, move_to_device=move_to_device)
 
 
 def _rotary_arguments(text_config: Any) -> dict[str, Any]:
