@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import os
+from datetime import datetime, timezone
 
 import pytest
 from built import ENGINES
 from interruptions import interrupted
 
 COUNT = int(os.environ.get("LENSPLUG_INTERRUPTIONS", "120"))
-SEED = int(os.environ.get("LENSPLUG_SEED", datetime.datetime.now(datetime.UTC).strftime("%Y%m%d")))
+SEED = int(os.environ.get("LENSPLUG_SEED", datetime.now(timezone.utc).strftime("%Y%m%d")))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
