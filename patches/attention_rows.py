@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
+
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
 from lensplug.patches.rows import refuse_other_rows
 from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks, refuse_behind_a_cache
-from torch import Tensor
 
 
 class AttentionRows(RowsOfBlocks):

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
 from lensplug.patches.bridge_padding import seen_by
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
 from lensplug.patches.rows import refuse_other_rows
 from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks, refuse_behind_a_cache
-from torch import Tensor
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 INPUT_FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
 """Settings of a bridge under which attention is computed head by head."""

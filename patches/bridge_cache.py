@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lensplug.patches.patch import Patch, PatchOfParts
 from torch import Tensor
+
+from lensplug.patches.patch import Patch, PatchOfParts
 
 
 class BridgeCache(PatchOfParts):

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from lensplug.patches.patch import Patch, PatchOfParts
 from torch import Tensor
+
+from lensplug.patches.patch import Patch, PatchOfParts
 
 
 class BridgeMLPInPlace(PatchOfParts):

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from lensplug.patches.patch import Patch, PatchOfParts
 from torch import Tensor
+
+from lensplug.patches.patch import Patch, PatchOfParts
 
 
 class BridgePadding(PatchOfParts):

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lensplug.patches.patch import Patch, PatchOfParts
 from torch.utils.checkpoint import checkpoint
+
+from lensplug.patches.patch import Patch, PatchOfParts
 
 
 class CheckpointedBlocks(PatchOfParts):

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from lensplug.patches.hooked import HookedTransformer
-from lensplug.patches.patch import Patch, PatchOfParts
 from torch import Tensor
 from torch.nn import functional as F
 from transformer_lens.components import GatedMLP
+
+from lensplug.patches.hooked import HookedTransformer
+from lensplug.patches.patch import Patch, PatchOfParts
 
 
 class GatedMLPInPlace(PatchOfParts):

@@ -22,9 +22,10 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property, reduce
 from typing import Any
 
+from transformer_lens.hook_points import HookPoint, _AliasedHookPoint
+
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.patch import Patch, PatchOfParts, in_force
-from transformer_lens.hook_points import HookPoint, _AliasedHookPoint
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 from jaxtyping import Float
+from torch import Tensor
+
 from lensplug.patches.patch import Patch
 from lensplug.patches.rows import as_rows, last_of, refuse_other_rows
-from torch import Tensor
 
 
 class LogitRows(Patch):

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool
-from lensplug.patches.errors import LensplugError
 from torch import Tensor
+
+from lensplug.patches.errors import LensplugError
 
 
 def as_mask(given: Any, shape: Sequence[int | None], name: str, *, against: str = "expected") -> Bool[Tensor, "*axes"]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.masks import as_mask
-from torch import Tensor
 
 
 @dataclass(frozen=True)

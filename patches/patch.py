@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 import torch
-from lensplug.patches.errors import LensplugError, changed_inside
 from torch import Tensor, nn
+
+from lensplug.patches.errors import LensplugError, changed_inside
 
 _KEY = "_patches_in_force"
 """Under this name a target holds what was done to it. On the target, so that a copy of it knows too."""

@@ -22,10 +22,11 @@ from contextvars import ContextVar, copy_context
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.merged import is_merged
 from lensplug.patches.patch import Patch
-from torch import Tensor
 
 DOORS = ("forward", "generate", "generate_stream", "hf_generate", "diffusion_generate", "input_to_embed")
 """Where tokens go in; what runs with a cache or with hooks goes through `forward`."""

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from lensplug.patches.errors import LensplugError
 from torch import Tensor
+
+from lensplug.patches.errors import LensplugError
 
 EXPECTED = "expected whole numbers [batch, row], such as torch.tensor([[5]]): positions of each example, from the left"
 

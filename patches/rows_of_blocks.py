@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.masks import as_mask
 from lensplug.patches.patch import Patch, PatchOfParts
 from lensplug.patches.rows import as_rows, last_of
-from torch import Tensor
 
 EachBlock = Callable[[int, int, Float[Tensor, "batch head row key"]], None]
 """Called with the layer, the first query position of a block of rows, and the pattern of the block."""

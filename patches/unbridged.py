@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from lensplug.patches.bridge_core import copied, shared_memory
 from lensplug.patches.errors import LensplugError, changed_inside
-from torch import nn
 
 
 def is_bridge(model: Any) -> bool:

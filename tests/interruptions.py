@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lensplug.patches import placeholders
 from models import QUESTION, llava_onevision, scene
 
 import lensplug
 from lensplug import analysis, patches
+from lensplug.patches import placeholders
 from lensplug.turns import turn
 
 INSIDE = tuple(str(Path(one.__file__).parent) for one in (lensplug, patches))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from inspect import signature
 
 import torch
+from models import text_model, text_tokens
+
 from lensplug.patches import BridgeCache, BridgeEmbeddingInput
 from lensplug.patches.bridge_core import build_language_bridge
-from models import text_model, text_tokens
 
 
 def test_without_the_patch_a_bridge_forgets_the_prompt():

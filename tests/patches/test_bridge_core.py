@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from built import built
-from lensplug.patches.bridge_core import build_language_bridge, causal_shell, shared_copy
 from models import (
     QUESTION,
     TEXT_CORES,
@@ -18,6 +17,7 @@ from models import (
 )
 
 from lensplug import LensplugError
+from lensplug.patches.bridge_core import build_language_bridge, causal_shell, shared_copy
 
 
 def parts(hf):

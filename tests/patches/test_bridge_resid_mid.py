@@ -6,9 +6,10 @@ import pytest
 import torch
 from beside import gemma3
 from built import built
+from models import largest_difference, reference_logits, snapshot, text_model, text_tokens
+
 from lensplug.patches import BridgeResidMid
 from lensplug.patches.bridge_core import build_language_bridge
-from models import largest_difference, reference_logits, snapshot, text_model, text_tokens
 
 
 def by_hand(model, tokens, layer, direction):

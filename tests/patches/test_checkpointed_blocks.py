@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from built import ENGINES, attention_rows, built
-from lensplug.patches import CheckpointedBlocks
 from models import TEXT_CORES, snapshot, text_model, text_tokens
+
+from lensplug.patches import CheckpointedBlocks
 
 LENGTH = 24
 TOKENS = text_tokens(LENGTH, 2)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from lensplug.patches import ConfigFix, EmbeddingInput
-from lensplug.patches.config_fix import build_hooked_transformer, core_state_dict, hooked_transformer_config
 from models import TEXT_CORES, largest_difference, reference_logits, snapshot, text_config, text_model, text_tokens
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from lensplug import LensplugError
+from lensplug.patches import ConfigFix, EmbeddingInput
+from lensplug.patches.config_fix import build_hooked_transformer, core_state_dict, hooked_transformer_config
 from lensplug.tiny.image_model import build_tokenizer
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from lensplug.patches import LogitDirections
 from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from lensplug.patches import LogitDirections
 
 
 @pytest.fixture(params=["RMS", "RMSPre", "LN", "LNPre"])

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from built import ENGINES, built
-from lensplug.patches import LogitRows
 from models import snapshot, text_model, text_tokens
 
 from lensplug import LensplugError
+from lensplug.patches import LogitRows
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from lensplug.patches.patch import Patch
 from torch import nn
 
 from lensplug import LensplugError
+from lensplug.patches.patch import Patch
 
 
 class Rename(Patch):

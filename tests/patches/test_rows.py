@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from built import ENGINES, built
-from lensplug.patches import AttentionRows, BridgeAttentionRows, LogitRows
 from models import text_model, text_tokens
 
 from lensplug import LensplugError
+from lensplug.patches import AttentionRows, BridgeAttentionRows, LogitRows
 
 LENGTH = 7
 ATTENTION = {"hooked_transformer": AttentionRows, "bridge": BridgeAttentionRows}
