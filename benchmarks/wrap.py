@@ -49,7 +49,7 @@ def measure(mode: str) -> dict[str, float]:
 
     lensplug.wrap(_tiny(), check=True)  # imports and first-call costs are not the wrap's
     model = build()
-    core = lensplug.core.LanguageCore.of(model)
+    core = lensplug.hf.language_core.LanguageCore.of(model)
     weights = sum(p.numel() * p.element_size() for p in {*core.decoder.parameters(), *core.head.parameters()})
     gc.collect()
     process = psutil.Process()

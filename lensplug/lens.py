@@ -17,37 +17,41 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug import caching, checkpoint, conversations, engines, generation, gradients, parity, prompts, variants
-from lensplug import inputs as _inputs
-from lensplug.arguments import checked, described
-from lensplug.by_modality import Where, mask_at, named
-from lensplug.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality
-from lensplug.conversations import Prompts, split_answers
-from lensplug.copying import copy_together
-from lensplug.core import LanguageCore
+from lensplug import engines
+from lensplug.cache.lens_cache import LensCache
+from lensplug.engines.copying import copy_together
 from lensplug.errors import LensplugError
-from lensplug.estimate import Estimate
-from lensplug.finite import refuse_overflow
-from lensplug.generation import Answer, Choosing
-from lensplug.inputs import MultimodalInput, refuse_other_inputs
-from lensplug.known_hooks import hook_names_of, known_hooks
-from lensplug.lens_cache import LensCache
-from lensplug.masks import Mask
+from lensplug.hf import conversations, prompts
+from lensplug.hf.conversations import Prompts, split_answers
+from lensplug.hf.language_core import LanguageCore
+from lensplug.hf.turns import in_turn, refuse_training, turn
+from lensplug.inputs import multimodal_input as _inputs
+from lensplug.inputs import variants
+from lensplug.inputs.multimodal_input import MultimodalInput, refuse_other_inputs
+from lensplug.inputs.targets import Target
+from lensplug.inputs.variants import Variant
 from lensplug.media.seen import load_seen
-from lensplug.parity import ParityReport
-from lensplug.patches.placeholders import placeholders_as_words
-from lensplug.positions import Position
+from lensplug.patches.both.placeholders import placeholders_as_words
+from lensplug.positions.by_modality import Where, mask_at, named
+from lensplug.positions.indices import Position
+from lensplug.provenance import fingerprint as checkpoint
 from lensplug.reductions import Keep, KeepGradients
-from lensplug.targets import Target
-from lensplug.turns import in_turn, refuse_training, turn
-from lensplug.variants import Variant
+from lensplug.running import caching, generation, gradients, parity
+from lensplug.running.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality
+from lensplug.running.estimate import Estimate
+from lensplug.running.generation import Answer, Choosing
+from lensplug.running.hook_checks import hook_names_of, known_hooks
+from lensplug.running.parity import ParityReport
+from lensplug.validation.arguments import checked, described
+from lensplug.validation.finite import refuse_overflow
+from lensplug.validation.masks import Mask
 
 
 class MultimodalLens:
     """A Hugging Face multimodal model with its language core under TransformerLens.
 
     Threads that use one lens, or several on one Hugging Face model, wait for each other, also where they call
-    `lens.model` itself; hooks that you leave on `lens.model` act in the runs of all of them (see `lensplug.turns`).
+    `lens.model` itself; hooks that you leave on `lens.model` act in the runs of all of them (see `lensplug.hf.turns`).
     A model in training mode is refused by every run.
     """
 
@@ -380,8 +384,8 @@ class MultimodalLens:
         """Logits at a few positions, at the speed of SDPA, with some positions hidden from all others.
 
         Args:
-            inputs: From `prepare` or `encode`, a variant of them (`without`, `lensplug.variants`), or merged embeddings
-                `[batch pos d_model]`.
+            inputs: From `prepare` or `encode`, a variant of them (`without`, `lensplug.inputs.variants`), or merged
+                embeddings `[batch pos d_model]`.
             rows: For each example the positions, from the left.
             attention_mask: Of embeddings, where there is padding, `[batch pos]`; inputs have their own.
             hidden: Positions that no query sees, in any layer: a modality of the inputs ("image"), several, or a mask

@@ -18,8 +18,9 @@ from lensplug.patches.patch import Patch, PatchOfParts
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Where a module keeps its hooks."""
 THE_SAME = (
-    "attention_rows", "bridge_attention_rows", "bridge_cache", "bridge_mlp", "bridge_padding", "bridge_resid_mid",
-    "checkpointed_blocks", "config_fix", "gated_mlp", "unwatched",
+    "hooked_transformer.core", "hooked_transformer.attention_rows", "hooked_transformer.mlp_in_place",
+    "bridge.attention_rows", "bridge.key_value_cache", "bridge.mlp_in_place", "bridge.padding", "bridge.resid_mid",
+    "both.checkpointed_blocks", "unwatched",
 )  # fmt: skip
 """Patches under which a block computes the same numbers, in another way."""
 
@@ -64,7 +65,7 @@ def as_made(module: Any, kinds: Sequence[type]) -> bool:
 
 def _is_known(method: Any) -> bool:
     """Whether a method is that of a patch that computes the same as what it replaces."""
-    home = str(getattr(method, "__module__", "")).removeprefix(f"{__package__}.")
+    home = str(getattr(method, "__module__", "")).removeprefix("lensplug.patches.")
     return home in THE_SAME and not getattr(getattr(method, "__self__", None), "shows_patterns", False)
 
 

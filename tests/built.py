@@ -23,11 +23,11 @@ def built(engine: str, hf: Any, **options: Any) -> Any:
     """The model without the patches that take embeddings, under HookedTransformer's names."""
     parts = hf.get_decoder(), hf.get_output_embeddings(), hf.config
     if engine == "hooked_transformer":
-        from lensplug.patches.config_fix import build_hooked_transformer
+        from lensplug.patches.hooked_transformer.core import build_hooked_transformer
 
         return build_hooked_transformer(*parts, **options)
     from lensplug.patches import BridgeCache, BridgePadding, BridgeResidMid, HookNames
-    from lensplug.patches.bridge_core import build_language_bridge
+    from lensplug.patches.bridge.core import build_language_bridge
 
     model = build_language_bridge(*parts, **options)
     for patch in (BridgeResidMid, HookNames, BridgeCache, BridgePadding):

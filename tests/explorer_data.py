@@ -8,8 +8,8 @@ from PIL import Image
 from lensplug.analysis import AttentionFrom, LogitLens
 from lensplug.analysis.result import Provenance
 from lensplug.geometry import ImageGrid
-from lensplug.inputs import MultimodalInput
-from lensplug.modality import ModalityMap
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.positions.modality_map import ModalityMap
 
 WORDS = ("the", " red", " circle", "\n", " of", " left", " 絵", "</s>", " blue", " 7", " square", "<|im_end|>")
 

@@ -23,8 +23,8 @@ from models import QUESTION, llava_onevision, scene
 
 import lensplug
 from lensplug import analysis, patches
-from lensplug.patches import placeholders
-from lensplug.turns import turn
+from lensplug.hf.turns import turn
+from lensplug.patches.both import placeholders
 
 INSIDE = tuple(str(Path(one.__file__).parent) for one in (lensplug, patches))
 KINDS = (KeyboardInterrupt, RuntimeError, ValueError, SystemExit, MemoryError)

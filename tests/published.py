@@ -8,7 +8,7 @@ import torch
 from caches import cache_of_patterns
 
 from lensplug.analysis import HeadSpecialization, head_specialization
-from lensplug.modality import ModalityMap
+from lensplug.positions.modality_map import ModalityMap
 
 PUBLISHED = [1.0, 17.9, 0.65, 21.65, 3.68, 19.18, 0.23, 0.89, 17.3, 10.74, 3.69, 19.3, 25.0, 0.09]
 """The image sums of the heads of layer 0 over 25 images, in the notebook that this project comes from; head 0 first."""

@@ -8,7 +8,8 @@ from importlib import import_module
 import pytest
 import torch
 
-from lensplug import analysis, announce
+from lensplug import analysis
+from lensplug.running import announce
 
 
 @pytest.fixture

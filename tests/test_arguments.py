@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug import LensplugError
-from lensplug.arguments import admitted, checked
-from lensplug.positions import Positions
+from lensplug.positions.indices import Positions
+from lensplug.validation.arguments import admitted, checked
 
 ROW = Float[Tensor, " pos"]
 

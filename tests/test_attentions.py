@@ -12,8 +12,8 @@ from caches import causal_patterns
 
 import lensplug
 from lensplug import LensplugError, analysis, views
-from lensplug.modality import ModalityMap
-from lensplug.self_attention import ROUNDING
+from lensplug.attentions.checks import ROUNDING
+from lensplug.positions.modality_map import ModalityMap
 
 ENCODERS = [name for name in encoders.CONFIGS if name != "LlamaForCausalLM"]
 BERT = "BertForSequenceClassification"

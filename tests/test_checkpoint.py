@@ -15,7 +15,7 @@ from torch import nn
 
 import lensplug
 from lensplug import analysis
-from lensplug.checkpoint import fingerprint
+from lensplug.provenance.fingerprint import fingerprint
 
 
 def test_both_engines_of_one_model_have_one_fingerprint(lens):
@@ -58,7 +58,7 @@ def test_it_is_of_the_numbers_not_of_where_and_how_they_lie():
 def test_another_process_finds_the_same():
     code = (
         f"import sys; sys.path.insert(0, {str(Path(lensplug.__file__).parent.parent)!r})\n"
-        "import torch; from lensplug.checkpoint import fingerprint\n"
+        "import torch; from lensplug.provenance.fingerprint import fingerprint\n"
         "torch.manual_seed(0); print(fingerprint(torch.nn.Linear(40, 30)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

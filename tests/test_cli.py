@@ -13,9 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import lensplug
-from lensplug.cli import app
+from lensplug.app.cli import app
+from lensplug.hf.prompts import as_the_model_reads
 from lensplug.media import load_sound
-from lensplug.prompts import as_the_model_reads
 from lensplug.tiny import CHECKPOINTS
 from lensplug.tiny.image_model import build_tokenizer
 from lensplug.tiny.scenes import draw_scene

@@ -23,7 +23,7 @@ from models import (
 from torch import nn
 
 import lensplug
-from lensplug.core import LanguageCore
+from lensplug.hf.language_core import LanguageCore
 from lensplug.lens import MultimodalLens
 
 LEFT_AND_RIGHT = torch.tensor([[0] * 5 + [1] * 19, [1] * 24, [1] * 17 + [0] * 7])

@@ -62,7 +62,7 @@ assert not modules, modules
 
 
 @pytest.mark.parametrize(
-    "code", ["from lensplug import analysis, views", "import lensplug.cli", "from lensplug import LensplugError"]
+    "code", ["from lensplug import analysis, views", "import lensplug.app.cli", "from lensplug import LensplugError"]
 )
 def test_nothing_heavy_is_imported_by(code):
     assert loaded_by(code) == set()

@@ -10,7 +10,7 @@ from models import relative_difference
 from transformer_lens.utilities import get_act_name
 
 from lensplug import LensplugError
-from lensplug.tokens import single_token
+from lensplug.positions.tokens import single_token
 
 TOKEN = 7
 pattern = partial(get_act_name, "pattern")

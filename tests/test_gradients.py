@@ -22,7 +22,7 @@ from transformers.models.qwen2 import modeling_qwen2
 
 import lensplug
 from lensplug import LensplugError, analysis
-from lensplug.tokens import single_token
+from lensplug.positions.tokens import single_token
 
 TOKEN = 7
 pattern = partial(get_act_name, "pattern")

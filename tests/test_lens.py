@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import lensplug
 from lensplug import analysis
-from lensplug.tokens import single_token
+from lensplug.positions.tokens import single_token
 
 
 @pytest.fixture(scope="module")

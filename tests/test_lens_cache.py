@@ -12,7 +12,8 @@ from models import scene, three_prompts
 from transformer_lens import ActivationCache
 
 import lensplug
-from lensplug import LensplugError, analysis, hook_names
+from lensplug import LensplugError, analysis
+from lensplug.cache import names as hook_names
 
 REDUCED = ["rollout", "modality_mass", "head_mean"]
 

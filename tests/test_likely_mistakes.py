@@ -10,7 +10,7 @@ from models import largest_difference, three_prompts
 from transformer_lens.utilities import get_act_name
 
 from lensplug import LensplugError, analysis, views
-from lensplug.by_modality import mask_at, modality_of
+from lensplug.positions.by_modality import mask_at, modality_of
 from lensplug.reductions.mixing import Mixing
 
 

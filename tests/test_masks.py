@@ -12,9 +12,9 @@ from models import QUESTION, llava_onevision, scene
 import lensplug
 from lensplug import LensplugError, analysis
 from lensplug.geometry import ImageGrid
-from lensplug.groups import Groups
-from lensplug.masks import as_mask
-from lensplug.modality import ModalityMap
+from lensplug.positions.groups import Groups
+from lensplug.positions.modality_map import ModalityMap
+from lensplug.validation.masks import as_mask
 
 FORMS = {
     "bool": lambda mask: mask,
@@ -126,7 +126,9 @@ def test_hiding_does_hide(case):
     lens, inputs = case
     rows = torch.full((2, 1), inputs.tokens.shape[1] - 1)
     image = inputs.modality.mask("image")
-    other = lensplug.variants.in_place(inputs, torch.where(image[..., None], inputs.embeds.roll(1, 0), inputs.embeds))
+    other = lensplug.inputs.variants.in_place(
+        inputs, torch.where(image[..., None], inputs.embeds.roll(1, 0), inputs.embeds)
+    )
     for mask in (image, image.long(), image.float().numpy()):
         same = [lens.logits_at(each, rows, hidden=mask) for each in (inputs, other)]
         torch.testing.assert_close(*same, atol=1e-5, rtol=0)

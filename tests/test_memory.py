@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
-from lensplug import memory
+from lensplug.running import memory
 
 
 def group(folder, **files):

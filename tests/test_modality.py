@@ -8,8 +8,8 @@ from models import QUESTION, scene
 
 from lensplug import LensplugError, ModalityMap
 from lensplug.geometry import AudioTimeline, ImageGrid
-from lensplug.modality import MODALITIES
-from lensplug.positions import resolve_position
+from lensplug.positions.indices import resolve_position
+from lensplug.positions.modality_map import MODALITIES
 
 IMAGE, AUDIO, BOS = 90, 91, 1
 

@@ -26,7 +26,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 
 import lensplug
 from lensplug import LensplugError, analysis
-from lensplug.public_names import public_name
+from lensplug.provenance.public_names import public_name
 
 
 def own_bridge(hf, **options):

@@ -8,8 +8,8 @@ from built import HOOKED, ONLY_HOOKED
 from models import IMAGE_FAMILIES, largest_difference, reference_logits, text_model, text_tokens, wrapped_logits
 
 import lensplug
-from lensplug import parity
-from lensplug.parity import sdpa
+from lensplug.running import parity
+from lensplug.running.parity import sdpa
 
 
 @pytest.fixture

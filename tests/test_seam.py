@@ -17,8 +17,8 @@ from models import (
 from torch import nn
 
 import lensplug
-from lensplug.core import LanguageCore
-from lensplug.seam import run_to_seam
+from lensplug.hf.language_core import LanguageCore
+from lensplug.hf.seam import run_to_seam
 
 
 def hooks_on(model: nn.Module) -> int:

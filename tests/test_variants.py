@@ -11,8 +11,8 @@ from models import largest_difference, llava_onevision, reference_logits, scene
 
 import lensplug
 from lensplug import LensplugError, analysis
-from lensplug.analysis.ablation_run import AblationRun, Example
-from lensplug.variants import in_place
+from lensplug.analysis.interventions.ablation_run import AblationRun, Example
+from lensplug.inputs.variants import in_place
 
 
 @once

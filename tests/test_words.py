@@ -8,9 +8,9 @@ from caches import causal_patterns
 
 import lensplug
 from lensplug import LensplugError
-from lensplug.groups import Groups
-from lensplug.views.groups import group_runs
-from lensplug.words import running_text
+from lensplug.positions.groups import Groups
+from lensplug.positions.words import running_text
+from lensplug.views.tokens.groups import group_runs
 
 JOINED = {
     "wordpiece": (

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from lensplug import LensplugError
+from lensplug.app.cli import app
 from lensplug.audio_llama.convert import convert
-from lensplug.cli import app
-from lensplug.views.page import Index, Page
-from lensplug.writable import file_to_write, folder_to_write
+from lensplug.files.writable import file_to_write, folder_to_write
+from lensplug.views.page.page import Index, Page
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="it has no such files")
 

@@ -21,10 +21,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lensplug.analysis.result import Provenance, Result, one_row
-from lensplug.arguments import check_example, checked
-from lensplug.by_modality import Modality, Where, mask_at, modality_of, named
 from lensplug.errors import LensplugError
-from lensplug.masks import as_mask
+from lensplug.positions.by_modality import Modality, Where, mask_at, modality_of, named
+from lensplug.validation.arguments import check_example, checked
+from lensplug.validation.masks import as_mask
 
 if TYPE_CHECKING:
     import pandas as pd

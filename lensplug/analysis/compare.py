@@ -25,8 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.result import Provenance, Result, refuse_other_making
-from lensplug.arguments import at_least, checked
 from lensplug.errors import LensplugError
+from lensplug.validation.arguments import at_least, checked
 
 if TYPE_CHECKING:
     import pandas as pd

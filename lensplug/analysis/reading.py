@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug import hook_names
-from lensplug.arguments import whole_number
+from lensplug.cache import names as hook_names
 from lensplug.errors import LensplugError
-from lensplug.masks import Mask, as_mask
-from lensplug.modality import ModalityMap
-from lensplug.positions import Positions, counted_from_the_end
+from lensplug.positions.indices import Positions, counted_from_the_end
+from lensplug.positions.modality_map import ModalityMap
+from lensplug.validation.arguments import whole_number
+from lensplug.validation.masks import Mask, as_mask
 
 
 @runtime_checkable

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.checkpoint import fingerprint
 from lensplug.errors import LensplugError
-from lensplug.public_names import public_name
-from lensplug.versions import versions
+from lensplug.provenance.fingerprint import fingerprint
+from lensplug.provenance.public_names import public_name
+from lensplug.provenance.versions import versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +34,8 @@ class Provenance:
     """What could be read two ways, said in words."""
     versions: Mapping[str, str]
     weights: str = ""
-    """A fingerprint of the weights that ran (`lensplug.checkpoint`): two checkpoints of one name have two; "" where
-    they are not known."""
+    """A fingerprint of the weights that ran (`lensplug.provenance.fingerprint`): two checkpoints of one name have two;
+    "" where they are not known."""
     query: str = ""
     """The position that was asked about, as it was asked; "" where rows of the result say it, or it has none."""
     options: Mapping[str, str] = field(default_factory=dict)

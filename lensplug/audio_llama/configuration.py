@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from lensplug.audio_frames import WHISPER_CONVOLUTIONS
 from lensplug.errors import LensplugError
+from lensplug.geometry.audio_frames import WHISPER_CONVOLUTIONS
 
 WAVEFORM_ENCODERS = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat")
 """Encoders that take the waveform itself and give a frame for every few hundred samples, by `model_type`."""

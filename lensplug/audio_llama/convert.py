@@ -31,7 +31,7 @@ from lensplug.audio_llama.lora import (
 from lensplug.audio_llama.modeling import AudioLlamaForConditionalGeneration
 from lensplug.audio_llama.processing import AudioLlamaProcessor
 from lensplug.errors import LensplugError
-from lensplug.writable import folder_to_write
+from lensplug.files.writable import folder_to_write
 
 MASK_VECTOR = ("masked_spec_embed",)
 """Of the acoustic model; only used to hide frames in training."""

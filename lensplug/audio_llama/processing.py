@@ -7,9 +7,9 @@ from typing import Any, no_type_check
 import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 
-from lensplug.audio_frames import frame_count
 from lensplug.audio_llama.configuration import AudioLlamaConfig
 from lensplug.errors import LensplugError
+from lensplug.geometry.audio_frames import frame_count
 
 
 class AudioLlamaProcessor(ProcessorMixin):

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lensplug.core import LanguageCore
 from lensplug.errors import LensplugError
-from lensplug.masks import Mask
+from lensplug.hf.language_core import LanguageCore
 from lensplug.patches.errors import changed_inside
 from lensplug.patches.patch import in_force
+from lensplug.validation.masks import Mask
 
 ENGINES = {"hooked_transformer": "lensplug.engines.hooked_transformer", "bridge": "lensplug.engines.bridge"}
 """Name -> the module whose `build(core, ...)` makes the model; "auto" takes the first that computes a core exactly."""
@@ -106,7 +106,7 @@ def attention_rows(
 
 def checkpointed(model: Any) -> AbstractContextManager[Any]:
     """While it lasts, a backward pass through a model of either engine computes its blocks again, and keeps less."""
-    from lensplug.patches.checkpointed_blocks import CheckpointedBlocks
+    from lensplug.patches.both.checkpointed_blocks import CheckpointedBlocks
 
     context: AbstractContextManager[Any] = in_force(CheckpointedBlocks(model))
     return context
@@ -119,7 +119,7 @@ def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextMan
         model: A model that an engine made.
         rows: For each example the positions, from the left.
     """
-    from lensplug.patches.logit_rows import LogitRows
+    from lensplug.patches.both.logit_rows import LogitRows
 
     context: AbstractContextManager[Any] = in_force(LogitRows(model, rows))
     return context

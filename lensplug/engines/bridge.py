@@ -7,27 +7,27 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from lensplug.core import LanguageCore
+from lensplug.hf.language_core import LanguageCore
 from lensplug.patches.patch import Patch
 
 
 def attention_rows(model: Any, rows: Int[Tensor, "batch row"], **shown: Any) -> Patch:
     """While it is applied, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
-    from lensplug.patches.bridge_attention_rows import BridgeAttentionRows
+    from lensplug.patches.bridge.attention_rows import BridgeAttentionRows
 
     return BridgeAttentionRows(model, rows, **shown)
 
 
 def decoding(model: Any, prompt: Any) -> Any:
     """The steps of one answer, behind a key-value cache."""
-    from lensplug.patches.decoding import BridgeDecoding
+    from lensplug.patches.both.decoding import BridgeDecoding
 
     return BridgeDecoding(model, prompt)
 
 
 def unwatched_blocks(model: Any) -> Patch:
     """While it is applied, blocks that no hook sees run without their hook points."""
-    from lensplug.patches.bridge_unwatched_blocks import BridgeUnwatchedBlocks
+    from lensplug.patches.bridge.unwatched_blocks import BridgeUnwatchedBlocks
 
     return BridgeUnwatchedBlocks(model)
 
@@ -38,15 +38,15 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     Raises:
         LensplugError: If the core is one that a bridge is not known to compute exactly.
     """
-    from lensplug.patches.bridge_cache import BridgeCache
-    from lensplug.patches.bridge_core import build_language_bridge
-    from lensplug.patches.bridge_input import BridgeEmbeddingInput
-    from lensplug.patches.bridge_mlp import BridgeMLPInPlace
-    from lensplug.patches.bridge_padding import BridgePadding
-    from lensplug.patches.bridge_resid_mid import BridgeResidMid
-    from lensplug.patches.hook_names import HookNames
-    from lensplug.patches.logit_directions import LogitDirections
-    from lensplug.patches.placeholders import PlaceholdersRefused
+    from lensplug.patches.both.logit_directions import LogitDirections
+    from lensplug.patches.both.placeholders import PlaceholdersRefused
+    from lensplug.patches.bridge.core import build_language_bridge
+    from lensplug.patches.bridge.embedding_input import BridgeEmbeddingInput
+    from lensplug.patches.bridge.hook_names import HookNames
+    from lensplug.patches.bridge.key_value_cache import BridgeCache
+    from lensplug.patches.bridge.mlp_in_place import BridgeMLPInPlace
+    from lensplug.patches.bridge.padding import BridgePadding
+    from lensplug.patches.bridge.resid_mid import BridgeResidMid
 
     model = build_language_bridge(
         core.decoder,

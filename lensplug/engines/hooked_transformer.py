@@ -8,28 +8,28 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from lensplug.core import BESIDE, LanguageCore
 from lensplug.errors import LensplugError
+from lensplug.hf.language_core import BESIDE, LanguageCore
 from lensplug.patches.patch import Patch
 
 
 def attention_rows(model: Any, rows: Int[Tensor, "batch row"], **shown: Any) -> Patch:
     """While it is applied, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
-    from lensplug.patches.attention_rows import AttentionRows
+    from lensplug.patches.hooked_transformer.attention_rows import AttentionRows
 
     return AttentionRows(model, rows, **shown)
 
 
 def decoding(model: Any, prompt: Any) -> Any:
     """The steps of one answer, behind a key-value cache."""
-    from lensplug.patches.decoding import HookedDecoding
+    from lensplug.patches.both.decoding import HookedDecoding
 
     return HookedDecoding(model, prompt)
 
 
 def unwatched_blocks(model: Any) -> Patch:
     """While it is applied, blocks that no hook sees run without their hook points."""
-    from lensplug.patches.unwatched_blocks import UnwatchedBlocks
+    from lensplug.patches.hooked_transformer.unwatched_blocks import UnwatchedBlocks
 
     return UnwatchedBlocks(model)
 
@@ -50,11 +50,11 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     if core.beside is not None:
         name, reason = core.text_config.model_type, BESIDE[core.text_config.model_type][1]
         raise LensplugError(f"the core is {name}, which cannot be a HookedTransformer: {reason}. Use engine='bridge'.")
-    from lensplug.patches.config_fix import build_hooked_transformer
-    from lensplug.patches.embedding_input import EmbeddingInput
-    from lensplug.patches.gated_mlp import GatedMLPInPlace
-    from lensplug.patches.logit_directions import LogitDirections
-    from lensplug.patches.placeholders import PlaceholdersRefused
+    from lensplug.patches.both.logit_directions import LogitDirections
+    from lensplug.patches.both.placeholders import PlaceholdersRefused
+    from lensplug.patches.hooked_transformer.core import build_hooked_transformer
+    from lensplug.patches.hooked_transformer.embedding_input import EmbeddingInput
+    from lensplug.patches.hooked_transformer.mlp_in_place import GatedMLPInPlace
 
     model = build_hooked_transformer(
         core.decoder,

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from lensplug.geometry import ImageGrid
-from lensplug.image_cells import boxes, squeezed
+from lensplug.geometry.image_cells import boxes, squeezed
 
 
 def anyres_grid(config: Any, height: int, width: int, *, most: int | None = None) -> ImageGrid:

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lensplug.audio_frames import MEL, Frames, frame_count, interpolated
 from lensplug.errors import LensplugError
 from lensplug.families import MediaLayout, refuse_other_sound, shared_out
 from lensplug.geometry import AudioTimeline
+from lensplug.geometry.audio_frames import MEL, Frames, frame_count, interpolated
 from lensplug.media import Media
 
 

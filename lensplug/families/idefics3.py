@@ -15,7 +15,7 @@ from typing import Any
 
 from lensplug.families import MediaLayout, by_example, setting
 from lensplug.geometry import ImageGrid
-from lensplug.image_cells import tiles_and_whole
+from lensplug.geometry.image_cells import tiles_and_whole
 from lensplug.media import Media
 
 

@@ -17,7 +17,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 
 from lensplug.families import MediaLayout, by_example
 from lensplug.geometry import ImageGrid
-from lensplug.image_cells import tiles_and_whole
+from lensplug.geometry.image_cells import tiles_and_whole
 from lensplug.media import Media
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lensplug.families import MediaLayout, by_example, setting
 from lensplug.geometry import ImageGrid
-from lensplug.image_cells import boxes, cells
+from lensplug.geometry.image_cells import boxes, cells
 from lensplug.media import Media
 
 

@@ -18,7 +18,7 @@ import torch
 from lensplug.families import MediaLayout, shared_out
 from lensplug.families.anyres import anyres_grid, interpolated_cells
 from lensplug.geometry import ImageGrid, VideoGrid
-from lensplug.image_cells import boxes, cells
+from lensplug.geometry.image_cells import boxes, cells
 from lensplug.media import Media, Video
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from lensplug.audio_frames import MEL, WHISPER_CONVOLUTIONS, Frames, frame_count, stacked
 from lensplug.errors import LensplugError
 from lensplug.families import MediaLayout, refuse_other_sound
 from lensplug.geometry import AudioTimeline
+from lensplug.geometry.audio_frames import MEL, WHISPER_CONVOLUTIONS, Frames, frame_count, stacked
 from lensplug.media import Media
 
 SAMPLING_RATE = 16000

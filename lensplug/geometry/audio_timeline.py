@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lensplug.arguments import checked
 from lensplug.errors import LensplugError
+from lensplug.validation.arguments import checked
 
 MOST_BINS = 10_000_000
 

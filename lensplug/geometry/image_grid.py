@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.geometry.raster import Raster
-from lensplug.masks import as_mask
+from lensplug.validation.arguments import checked
+from lensplug.validation.masks import as_mask
 
 Region = Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"]
 """A box x0 y0 x1 y1, or a mask of pixels `[height width]`: True and False, 1 and 0, or, as in pictures, 255 and 0."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.geometry.image_grid import ImageGrid, Region
+from lensplug.validation.arguments import checked
 
 
 @dataclass(frozen=True)

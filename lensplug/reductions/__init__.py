@@ -19,13 +19,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lensplug.arguments import described
 from lensplug.errors import LensplugError
-from lensplug.inputs import MultimodalInput
+from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.reductions.cam import Cam as Cam
 from lensplug.reductions.head_mean import HeadMean as HeadMean
 from lensplug.reductions.modality_mass import ModalityMass as ModalityMass
 from lensplug.reductions.rollout import RolloutProduct as RolloutProduct
+from lensplug.validation.arguments import described
 
 
 @runtime_checkable

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug import hook_names
+from lensplug.cache import names as hook_names
 from lensplug.errors import LensplugError
-from lensplug.inputs import MultimodalInput
+from lensplug.inputs.multimodal_input import MultimodalInput
 
 SIGNS = ("positive", "negative")
 

@@ -7,32 +7,32 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from lensplug.analysis.activation_patching import ActivationPatching
 from lensplug.analysis.agreement import Agreement
-from lensplug.analysis.attention_flow import Flow
-from lensplug.analysis.attention_from import AttentionFrom
-from lensplug.analysis.attention_matrix import AttentionMatrix
-from lensplug.analysis.attention_rollout import Rollout
+from lensplug.analysis.attention.attention_flow import Flow
+from lensplug.analysis.attention.attention_from import AttentionFrom
+from lensplug.analysis.attention.attention_matrix import AttentionMatrix
+from lensplug.analysis.attention.attention_rollout import Rollout
+from lensplug.analysis.attention.head_readings import HeadSpecialization
+from lensplug.analysis.attention.heads_by_layer import HeadsByLayer
+from lensplug.analysis.attention.received_attention import ReceivedAttention
 from lensplug.analysis.compare import Comparison
-from lensplug.analysis.deletion_curve import DeletionCurve
-from lensplug.analysis.head_readings import HeadSpecialization
-from lensplug.analysis.heads_by_layer import HeadsByLayer
-from lensplug.analysis.logit_lens import LogitLens
-from lensplug.analysis.modality_ablation import ModalityAblation
-from lensplug.analysis.received_attention import ReceivedAttention
+from lensplug.analysis.interventions.activation_patching import ActivationPatching
+from lensplug.analysis.interventions.deletion_curve import DeletionCurve
+from lensplug.analysis.interventions.modality_ablation import ModalityAblation
+from lensplug.analysis.logits.logit_lens import LogitLens
 from lensplug.errors import LensplugError
-from lensplug.views.ablation import modality_ablation
-from lensplug.views.activation_patching import activation_patching
-from lensplug.views.by_layer import attention_by_layer
-from lensplug.views.comparison import comparison
-from lensplug.views.deletion import agreement, deletion_curve
-from lensplug.views.flow import attention_flow
-from lensplug.views.heads import head_specialization
-from lensplug.views.heads_by_layer import heads_by_layer
-from lensplug.views.lens_table import logit_lens
-from lensplug.views.matrix import attention_matrix
-from lensplug.views.received import received_attention
-from lensplug.views.rollout import attention_rollout
+from lensplug.views.figures.ablation import modality_ablation
+from lensplug.views.figures.activation_patching import activation_patching
+from lensplug.views.figures.by_layer import attention_by_layer
+from lensplug.views.figures.comparison import comparison
+from lensplug.views.figures.deletion import agreement, deletion_curve
+from lensplug.views.figures.flow import attention_flow
+from lensplug.views.figures.heads import head_specialization
+from lensplug.views.figures.heads_by_layer import heads_by_layer
+from lensplug.views.figures.lens_table import logit_lens
+from lensplug.views.figures.matrix import attention_matrix
+from lensplug.views.figures.received import received_attention
+from lensplug.views.figures.rollout import attention_rollout
 
 
 @singledispatch

@@ -12,10 +12,10 @@ from transformer_lens import patching
 
 import lensplug
 from lensplug import Groups, LensplugError, analysis, views
-from lensplug.alignment import counterparts
+from lensplug.inputs.counterparts import counterparts
+from lensplug.positions.tokens import single_token
 from lensplug.tiny.scenes import draw_scene
 from lensplug.tiny.voices import make_voice
-from lensplug.tokens import single_token
 
 COLOR, SHAPE = "What is the color? Answer single word.", "What is the shape? Answer single word."
 PAIR = ("Red", "Blue")

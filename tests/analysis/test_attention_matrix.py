@@ -10,7 +10,7 @@ from caches import cache_of_patterns, causal_patterns, run, text_model, tokens
 
 import lensplug
 from lensplug import LensplugError, analysis
-from lensplug.groups import Groups
+from lensplug.positions.groups import Groups
 
 TEXTS = [["[CLS]", "ro", "##ll", "a", "[PAD]"], ["[CLS]", "a", "b", "c", "d"]]
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])

@@ -10,7 +10,7 @@ from caches import ROTARY, cache_of_patterns, causal_patterns, run, text_model, 
 
 import lensplug
 from lensplug import analysis
-from lensplug.modality import ModalityMap
+from lensplug.positions.modality_map import ModalityMap
 
 
 def received(seed, **options):

@@ -11,7 +11,7 @@ from models import scene
 
 import lensplug
 from lensplug import LensplugError, analysis, views
-from lensplug.tokens import single_token
+from lensplug.positions.tokens import single_token
 
 STEPS = 4
 

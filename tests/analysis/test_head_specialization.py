@@ -14,7 +14,7 @@ from published import PUBLISHED, published_heads
 from lensplug.analysis import HeadSpecialization, head_specialization
 from lensplug.errors import LensplugError
 from lensplug.geometry import ImageGrid
-from lensplug.modality import ModalityMap
+from lensplug.positions.modality_map import ModalityMap
 
 IMAGE, AUDIO = 48, 49
 """Ids of placeholders."""

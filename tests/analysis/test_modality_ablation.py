@@ -10,14 +10,15 @@ import pytest
 import torch
 
 import lensplug
-from lensplug import ModalityMap, MultimodalInput, analysis, variants
-from lensplug.analysis.ablation_methods import METHODS, Ablation, EmbeddingStatistics
-from lensplug.analysis.modality_ablation import ModalityAblation
+from lensplug import ModalityMap, MultimodalInput, analysis
+from lensplug.analysis.interventions.ablation_methods import METHODS, Ablation, EmbeddingStatistics
+from lensplug.analysis.interventions.modality_ablation import ModalityAblation
 from lensplug.analysis.result import Provenance
-from lensplug.core import LanguageCore
+from lensplug.hf.language_core import LanguageCore
+from lensplug.inputs import variants
+from lensplug.positions.tokens import find_text
 from lensplug.tiny.scenes import draw_scene
 from lensplug.tiny.voices import QUESTIONS, make_voice
-from lensplug.tokens import find_text
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +287,7 @@ def test_answers_of_several_tokens_are_scored_as_hugging_face_scores_prompt_and_
 
 
 def test_first_differing_pieces_by_hand():
-    from lensplug.analysis.answers import scored_pieces
+    from lensplug.analysis.interventions.answers import scored_pieces
 
     answers = [(1, 2, 3), (1, 4), (5, 6), (5, 6, 7)]
     assert scored_pieces(answers, "first") == [(1, 2), (1, 4), (5, 6), (5, 6, 7)]

@@ -9,7 +9,7 @@ from caches import run, text_model, tokens
 
 import lensplug
 from lensplug import LensplugError, analysis
-from lensplug.analysis.processed import is_folded
+from lensplug.analysis.logits.processed import is_folded
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -77,7 +77,7 @@ def test_what_is_run_is_the_same_or_refused(pair, lens, inputs, picture):
 
 
 def analysis_groups(inputs):
-    from lensplug.groups import Groups
+    from lensplug.positions.groups import Groups
 
     return Groups(inputs.modality.mask("image")[0].long(), ["text", "image"])
 

@@ -14,7 +14,7 @@ from caches import ROTARY, cache_of_patterns, causal_patterns, run, text_model, 
 from lensplug import LensplugError, analysis
 from lensplug.analysis import HeadSpecialization
 from lensplug.analysis.result import Provenance
-from lensplug.modality import ModalityMap
+from lensplug.positions.modality_map import ModalityMap
 
 AUDIO = 90
 IDS = torch.tensor([[1, AUDIO, AUDIO, 2, 3, 4]])

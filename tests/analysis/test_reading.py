@@ -14,7 +14,7 @@ from lensplug.analysis import attention_flow, attention_rollout, head_specializa
 from lensplug.analysis.reading import attended, n_layers
 from lensplug.analysis.result import Provenance
 from lensplug.errors import LensplugError
-from lensplug.modality import ModalityMap
+from lensplug.positions.modality_map import ModalityMap
 
 IMAGE = 49
 

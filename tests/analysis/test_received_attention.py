@@ -12,7 +12,7 @@ from caches import ROTARY, cache_of_patterns, causal_patterns, padded, run, text
 
 import lensplug
 from lensplug import analysis
-from lensplug.modality import ModalityMap
+from lensplug.positions.modality_map import ModalityMap
 
 A1 = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0.2, 0.3, 0.5]])
 

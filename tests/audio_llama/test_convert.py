@@ -17,8 +17,8 @@ from trainings import PROMPTS, ROWS, Training, adapter_of, checkpoint, lora, mix
 from typer.testing import CliRunner
 
 import lensplug
+from lensplug.app.cli import app
 from lensplug.audio_llama.convert import convert
-from lensplug.cli import app
 from lensplug.tiny.sound_model import build_tokenizer
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lensplug
-from lensplug.audio_frames import Frames
 from lensplug.audio_llama import AudioLlamaConfig
 from lensplug.families.audio_llama import timeline
+from lensplug.geometry.audio_frames import Frames
 
 STANDARD = [(10, 5, 0), (3, 2, 0), (3, 2, 0), (3, 2, 0), (3, 2, 0), (2, 2, 0), (2, 2, 0)]
 

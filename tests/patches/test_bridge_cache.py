@@ -8,7 +8,7 @@ import torch
 from models import text_model, text_tokens
 
 from lensplug.patches import BridgeCache, BridgeEmbeddingInput
-from lensplug.patches.bridge_core import build_language_bridge
+from lensplug.patches.bridge.core import build_language_bridge
 
 
 def test_without_the_patch_a_bridge_forgets_the_prompt():

@@ -17,7 +17,7 @@ from models import (
 )
 
 from lensplug import LensplugError
-from lensplug.patches.bridge_core import build_language_bridge, causal_shell, shared_copy
+from lensplug.patches.bridge.core import build_language_bridge, causal_shell, shared_copy
 
 
 def parts(hf):

@@ -9,7 +9,7 @@ from built import built
 from models import largest_difference, reference_logits, snapshot, text_model, text_tokens
 
 from lensplug.patches import BridgeResidMid
-from lensplug.patches.bridge_core import build_language_bridge
+from lensplug.patches.bridge.core import build_language_bridge
 
 
 def by_hand(model, tokens, layer, direction):

@@ -7,7 +7,11 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from lensplug import LensplugError
 from lensplug.patches import ConfigFix, EmbeddingInput
-from lensplug.patches.config_fix import build_hooked_transformer, core_state_dict, hooked_transformer_config
+from lensplug.patches.hooked_transformer.core import (
+    build_hooked_transformer,
+    core_state_dict,
+    hooked_transformer_config,
+)
 from lensplug.tiny.image_model import build_tokenizer
 
 

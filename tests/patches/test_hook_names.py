@@ -11,7 +11,7 @@ from models import largest_difference, snapshot, text_model, text_tokens
 
 from lensplug import LensplugError
 from lensplug.patches import HookNames
-from lensplug.patches.bridge_core import build_language_bridge
+from lensplug.patches.bridge.core import build_language_bridge
 
 GATED = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in", "attn.hook_result")
 

@@ -156,7 +156,8 @@ def test_a_partly_covered_patch_is_refused_whole(module):
 
 def test_importing_the_patches_imports_no_transformer_lens():
     """TransformerLens 4 has no HookedTransformer: lensplug must still be importable beside it, and say so."""
-    code = "import sys, lensplug.patches as p; print('lensplug.patches.config_fix' in sys.modules, *p.PATCHES)"
+    module = "lensplug.patches.hooked_transformer.core"
+    code = f"import sys, lensplug.patches as p; print({module!r} in sys.modules, *p.PATCHES)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == [
         "False",

@@ -11,7 +11,7 @@ from models import snapshot, text_model, text_tokens
 
 from lensplug import LensplugError
 from lensplug.patches import PlaceholdersRefused
-from lensplug.patches.placeholders import placeholders_as_words
+from lensplug.patches.both.placeholders import placeholders_as_words
 from lensplug.tiny.image_model import build_tokenizer
 
 IMAGE, WORDS = 7, text_tokens(9)

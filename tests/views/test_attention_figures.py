@@ -12,7 +12,7 @@ from caches import cache_of_patterns, causal_patterns
 
 import lensplug
 from lensplug import LensplugError, analysis, views
-from lensplug.views.heatmap import BY_ROOT, CLIP, PAPER_TO_INK, heatmap
+from lensplug.views.figures.heatmap import BY_ROOT, CLIP, PAPER_TO_INK, heatmap
 
 TOKENS = [["[CLS]", "ro", "##ll", "<b>", "[PAD]"], ["[CLS]", "a", "b", "c", "d"]]
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])

@@ -14,7 +14,8 @@ from explorer_data import grid_of, random_results, said_of
 
 from lensplug import LensplugError, analysis, views
 from lensplug.geometry import ImageGrid
-from lensplug.views import explorer_numbers, packing
+from lensplug.views.explorer import numbers as explorer_numbers
+from lensplug.views.explorer import packing
 from lensplug.views.style import visible
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")

@@ -9,8 +9,8 @@ from plotly.colors import sample_colorscale
 from published import published_heads
 
 from lensplug import LensplugError, views
-from lensplug.analysis.head_readings import READINGS
-from lensplug.views.heads import LABEL, NOTES
+from lensplug.analysis.attention.head_readings import READINGS
+from lensplug.views.figures.heads import LABEL, NOTES
 from lensplug.views.style import DIVERGING, PAPER_TO_DARK
 
 

@@ -10,8 +10,8 @@ import pytest
 from image_families import lens
 from plotly.offline import get_plotlyjs
 
-from lensplug.report import report
-from lensplug.views.page import Page, Section
+from lensplug.app.report import report
+from lensplug.views.page.page import Page, Section
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 

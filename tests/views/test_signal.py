@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lensplug import LensplugError, views
-from lensplug.views import signal as drawing
+from lensplug.views.overlays import signal as drawing
 
 
 def note(fig) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from lensplug import LensplugError, analysis, views
 from lensplug.geometry import AudioTimeline
-from lensplug.groups import group_positions
+from lensplug.positions.groups import group_positions
 from lensplug.views.style import MODALITY_COLORS, visible
 
 

@@ -13,7 +13,7 @@ from fuzz.case import Case, holds
 from fuzz.properties.core import drawn
 from fuzz.properties.mixing import Attention, heads_of, mixing_options, mixtures
 from fuzz.wrapped import Prompts, reference
-from lensplug.positions import resolve_positions
+from lensplug.positions.indices import resolve_positions
 from lensplug.reductions import HeadMean, RolloutProduct
 from lensplug.reductions.mixing import Mixing
 

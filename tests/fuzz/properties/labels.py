@@ -11,7 +11,7 @@ from tolerances import rounding
 from fuzz.case import Case, holds
 from fuzz.properties.reading import labelled
 from lensplug import ModalityMap
-from lensplug.groups import Groups, group_positions
+from lensplug.positions.groups import Groups, group_positions
 
 IDS = {"image": 90, "video": 91, "audio": 92}
 SPECIAL = (0, 1, 2)

@@ -14,7 +14,7 @@ from tolerances import rounding
 from fuzz.case import Case, holds
 from fuzz.properties.mixing import Attention, attention
 from lensplug import ModalityMap, analysis
-from lensplug.groups import Groups
+from lensplug.positions.groups import Groups
 
 KINDS = ("text", "image", "video", "audio", "generated")
 

@@ -1,0 +1,1 @@
+"""Analyses that read attention patterns."""

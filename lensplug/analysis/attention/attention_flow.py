@@ -1,0 +1,367 @@
+"""Attention flow: how much can have come from each input position, if attention weights were the widths of pipes.
+
+Idea (Abnar & Zuidema 2020, "Quantifying attention flow in transformers", arXiv 2005.00928): the positions between
+layers are nodes, the weights of A' = (1 - r) A + r I are the capacities of the edges, and the flow into an input
+position is the maximum flow from the output position to it, as if it were the only one.
+
+    flow = analysis.attention_flow(cache)                                                # every position alone
+    flow = analysis.attention_flow(cache, groups="modality", modality=inputs.modality)   # a prompt with media
+
+When to use it: beside `attention_rollout`. A rollout divides what there is among the paths; a flow sends as much as
+fits through all of them together, so it is never less, and fades less with depth. When not to use it: values, MLPs
+and the sign of contributions are not in it. Every position gets all the room there is, so that the flows of one row
+can add up to far more than 1 (`normalized` divides by their sum), and the first positions of a deep causal model
+get nearly 1 whatever they say. So a flow comes with, and is drawn as, its `lift`: over the flow of attention that is
+spread evenly (as for rollouts, see `evenly`), without the first position. It bounds where information can have come
+from; it is not an attribution.
+
+Every position needs a maximum flow of its own, through layers x pos^2 / 2 edges: a tenth of a second for 12 layers of
+64 positions, minutes for 24 of 500, hours to days for thousands. What would take longer than `minutes` is refused
+before it starts. `groups` merges positions, the capacities of parallel edges added. Inside a group everything can
+then go everywhere, so its value is an upper bound on the exact flow into its positions together
+(`benchmarks/flow.py` says how tight). Capacities and flows are fp64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lensplug.analysis.attention.evenly import EvenLayer, beyond_order, even_layer, lift
+from lensplug.analysis.attention.flow_groups import flow_groups
+from lensplug.analysis.attention.layered_graph import LayeredGraph
+from lensplug.analysis.attention.mixtures import layer_range, read_fused, read_residual_weight
+from lensplug.analysis.attention.position_groups import Merge
+from lensplug.analysis.reading import attended, n_layers, needs, refuse_other_map
+from lensplug.analysis.result import Provenance, Result
+from lensplug.cache.activation_cache import ActivationCache
+from lensplug.errors import LensplugError
+from lensplug.positions.by_modality import Modality, modality_of
+from lensplug.positions.groups import Groups
+from lensplug.positions.indices import Position, resolve_position
+from lensplug.positions.modality_map import ModalityMap
+from lensplug.reductions.mixing import ROWS_AT_ONCE, Heads, Mixing, keeps
+from lensplug.validation.arguments import check_example, checked
+from lensplug.validation.masks import Mask
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False)
+class Flow(Result):
+    """The maximum flow from one output position into each input position, or into each group of them."""
+
+    label_columns = ("example", "row", "group", "label", "modality", "first", "last", "positions")
+    main_number = "flow"
+
+    values: Float[Tensor, "example group"]
+    """Raw, 0 to 1, in fp64; without `groups=` a group is a position. NaN for padding, and behind an example's last."""
+    row: Int[Tensor, " example"]
+    """The output position, from the left."""
+    groups: Int[Tensor, "example pos"]
+    """The group of each position; -1 for padding."""
+    labels: tuple[tuple[str, ...], ...]
+    """Of each group."""
+    modalities: tuple[tuple[str, ...], ...]
+    """Of each group, joined by "+" where there are several; "" where it was not given."""
+    residual: float | str
+    head_fusion: str
+    layers: tuple[int, ...]
+    """The layers that it flows through, first to last."""
+    provenance: Provenance
+    uniform: Float[Tensor, "example group"] | None = None
+    """The flows of attention that is spread evenly, NaN for the first position; None with `uniform=False`."""
+
+    @property
+    def lift(self) -> Float[Tensor, "example group"]:
+        """`values` over `uniform`; NaN for the first position, if alone, and where nothing can come from.
+
+        Raises:
+            LensplugError: If the flows of uniform attention were not asked for.
+        """
+        if self.uniform is None:
+            raise LensplugError("there is no flow of uniform attention: attention_flow(...) without uniform=False.")
+        return lift(self.values, self.uniform, ~self.values.isnan())
+
+    def beyond_order(self, example: int = 0) -> str:
+        """How far the flows and their lift go by the order of positions alone, in words: what figures say below them.
+
+        Raises:
+            LensplugError: If there is no such example, or no flow of uniform attention.
+        """
+        check_example(example, len(self.values))
+        lifted = self.lift[example]
+        assert self.uniform is not None
+        return beyond_order(self.values[example], self.uniform[example], lifted, "flow")
+
+    @property
+    def normalized(self) -> Float[Tensor, "example group"]:
+        """The values of each example divided by their sum."""
+        normalized: Tensor = self.values / self.values.nansum(dim=1, keepdim=True)
+        return normalized
+
+    @property
+    def positions(self) -> Int[Tensor, "example group"]:
+        """How many positions each group has."""
+        kept = (self.groups >= 0).long()
+        return torch.zeros(self.values.shape, dtype=torch.long).scatter_add_(1, self.groups.clamp(min=0), kept)
+
+    @property
+    def upper_bound(self) -> bool:
+        """Whether positions were merged: values are then upper bounds on the flow into a group's positions together."""
+        return bool((self.positions > 1).any())
+
+    @checked
+    def by_position(
+        self, example: int = 0, *, raw: bool = False, normalized: bool = False, shared: bool = False
+    ) -> dict[str, Float[Tensor, " pos"]]:
+        """The value of each position's group, for overlays; NaN for padding.
+
+        Args:
+            example: Which example.
+            raw: Of `values` in place of the lift; so it is without one.
+            normalized: Of `normalized` in place of the lift.
+            shared: Share a group's raw (or normalised) value out evenly among its positions, so that what is painted
+                adds up to the groups' values. By default each position has the whole: flows do not add up, and the flow
+                into a group bounds that into each of its positions, while a share would make large regions look dark.
+        """
+        check_example(example, len(self.values))
+        raw = raw or shared or self.uniform is None
+        values = (self.normalized if normalized else self.values if raw else self.lift)[example]
+        if shared:
+            values = values / self.positions[example]
+        own = self.groups[example]
+        return {f"into position {int(self.row[example])}": values[own.clamp(min=0)].masked_fill(own < 0, torch.nan)}
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each example and group."""
+        import pandas as pd
+
+        normalized = self.normalized
+        beside = {} if self.uniform is None else {"uniform": self.uniform, "lift": self.lift}
+        table = [
+            {
+                "example": example,
+                "row": int(self.row[example]),
+                "group": group,
+                "label": self.labels[example][group],
+                "modality": self.modalities[example][group],
+                "first": members[0],
+                "last": members[-1],
+                "positions": len(members),
+                "flow": float(self.values[example, group]),
+                "normalized": float(normalized[example, group]),
+                **{name: float(own[example, group]) for name, own in beside.items()},
+            }
+            for example in range(len(self.values))
+            for group, members in enumerate(Groups(self.groups[example], list(self.labels[example])).members)
+            if members  # padding has a label and no position, where each position is a group
+        ]
+        return pd.DataFrame(table)
+
+
+@needs("attn.hook_pattern")
+@checked
+def attention_flow(
+    cache: ActivationCache,
+    *,
+    row: Position = -1,
+    residual: float | str = 0.5,
+    groups: Merge = None,
+    head_fusion: str = "mean",
+    heads: Heads | None = None,
+    discard: float = 0.0,
+    exclude_first: bool = False,
+    layers: tuple[int, int] | None = None,
+    modality: Modality | None = None,
+    attention_mask: Mask | None = None,
+    minutes: float = 5.0,
+    uniform: bool = True,
+) -> Flow:
+    """The maximum flow from an output position into each input position.
+
+    Args:
+        cache: An ActivationCache with `hook_pattern` of every layer (`attention_flow.needs`), or with the mean over
+            heads (`lens.run_with_cache(..., keep="head_mean")`).
+        row: The output position, or one for each example; negative ones count from the last that is not padding.
+        residual: Weight of the identity, 0 to 1 (0.5 in the paper), or "measured". This and the options from
+            `head_fusion` to `layers` are those of `attention_rollout`, which tells more of them.
+        groups: None: no position is merged, and flows are exact. "modality": images are merged by view and region,
+            videos by frame, sounds by time, as finely as makes at most 128 groups, each text or generated token stays
+            alone. Or your own: a list of `views.group_positions(...)`, one for each example, or whole numbers from 0,
+            `[pos]` or `[batch pos]`: equal numbers are merged. The row is always alone, and the result has the groups
+            in the order of the prompt: `labels` and `to_dataframe()` say which is which.
+        head_fusion: "mean", "max", "min" or "value_weighted".
+        heads: Only these: heads of every layer, or pairs (layer, head).
+        discard: The share of each row's weights, the smallest, that is left out.
+        exclude_first: Leave out the weight on the first position that is not padding.
+        layers: The first and the last layer that it flows through; all by default.
+        modality: `inputs.modality`, or the inputs, for `groups="modality"`, and to name modalities.
+        attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
+        minutes: The longest that it may take, estimated from the number of edges.
+        uniform: Find the flows of uniform attention too, for the lift: as long again.
+
+    Raises:
+        LensplugError: If something is missing in the cache, an option is out of its range, or it would take too long.
+    """
+    modality = None if modality is None else modality_of(modality)
+    mixing = Mixing(head_fusion, None if heads is None else tuple(heads), residual, discard, exclude_first)
+    chosen = layer_range(layers, n_layers(cache))
+    graphs: list[LayeredGraph] = []
+    even_graphs: list[LayeredGraph] = []
+    for layer in reversed(chosen):
+        fused = read_fused(cache, mixing, layer, needed_by="attention_flow").cpu()
+        if not graphs:
+            mask = _attended(cache, (fused.shape[0], fused.shape[2]), attention_mask, modality, row)
+            index, first = resolve_position(row, mask, name="row"), mask.argmax(dim=1)
+            merged = flow_groups(groups, modality, mask, index)
+            graphs, even_graphs = (
+                [
+                    LayeredGraph(source=int(own.of_position[at]), width=len(own.names))
+                    for own, at in zip(merged, index, strict=True)
+                ]
+                for _ in range(2)
+            )
+        weight = read_residual_weight(cache, mixing, layer, needed_by="attention_flow")
+        kept = weight.double().cpu() if isinstance(weight, Tensor) else [weight] * len(fused)
+        capacities = [_capacity(mixing, *each) for each in zip(fused, kept, first, merged, strict=True)]
+        share = minutes / 2 if uniform else minutes
+        _refuse_hours(graphs, capacities, layer - chosen[0] + 1, share, merging=groups is not None)
+        for graph, capacity in zip(graphs, capacities, strict=True):
+            graph.add(capacity)
+        if uniform:
+            attention = mixing.attention(fused.float(), first)
+            residual_of = weight.cpu() if isinstance(weight, Tensor) else weight
+            even = even_layer(cache, layer, attention, residual_of, mask, exclude_first=exclude_first)
+            for example, (graph, own) in enumerate(zip(even_graphs, merged, strict=True)):
+                graph.add(_even_capacity(even, example, own))
+    flows = [_known(graph.max_flows(), own) for graph, own in zip(graphs, merged, strict=True)]
+    even_flows = None
+    if uniform:
+        found = [
+            _apart(_known(graph.max_flows(), own), own, int(at), even.receives[example])
+            for example, (graph, own, at) in enumerate(zip(even_graphs, merged, first, strict=True))
+        ]
+        even_flows = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=torch.nan)
+    convention = f"{mixing.in_words}, layers {chosen[0]} to {chosen[-1]}, maximum flow {_into(groups)}"
+    return Flow(
+        values=torch.nn.utils.rnn.pad_sequence(flows, batch_first=True, padding_value=torch.nan),
+        row=index,
+        groups=torch.stack([own.of_position for own in merged]),
+        labels=tuple(tuple(own.names) for own in merged),
+        modalities=_modalities(merged, modality),
+        residual=residual,
+        head_fusion=head_fusion,
+        layers=tuple(chosen),
+        provenance=Provenance.of(cache, "attention_flow", convention),
+        uniform=even_flows,
+    )
+
+
+def _even_capacity(even: EvenLayer, example: int, groups: Groups) -> Float[Tensor, "group group"]:
+    """The mixture of one layer of uniform attention, the edges between two groups added up."""
+    width, own = len(groups.names), (groups.of_position >= 0).nonzero()[:, 0]
+    capacity = torch.zeros(width, width, dtype=torch.float64)
+    for rows in torch.split(own, ROWS_AT_ONCE):
+        kept = even.kept[example, rows]
+        mixed = ((1 - kept)[:, None] * even.rows(example, rows)).T[own]
+        merged = capacity.new_zeros(width, len(rows)).index_add_(0, groups.of_position[own], mixed)
+        capacity.index_add_(0, groups.of_position[rows], merged.T)
+        capacity.diagonal().index_add_(0, groups.of_position[rows], kept)
+    return capacity
+
+
+def _apart(
+    flows: Float[Tensor, " group"], groups: Groups, first: int, receives: Bool[Tensor, " pos"]
+) -> Float[Tensor, " group"]:
+    """NaN for the first position's group where it is set apart and alone."""
+    group = int(groups.of_position[first])
+    alone = int((groups.of_position == group).sum()) == 1
+    return flows.index_fill(0, torch.tensor([group]), torch.nan) if alone and not bool(receives[first]) else flows
+
+
+def _attended(
+    cache: Any,
+    shape: tuple[int, int],
+    attention_mask: Mask | None,
+    modality: ModalityMap | None,
+    row: Position,
+) -> Int[Tensor, "batch pos"]:
+    """Which positions are not padding: as given, else as the modality map or the cache says."""
+    if modality is not None:
+        refuse_other_map(cache, shape, modality)
+    if attention_mask is None and modality is not None:
+        attention_mask = modality.attention_mask
+    return attended(cache, shape, attention_mask, torch.device("cpu"), positions=row)
+
+
+def _capacity(
+    mixing: Mixing,
+    fused: Float[Tensor, "query key"],
+    residual: float | Float[Tensor, " query"],
+    first: Int[Tensor, ""],
+    groups: Groups,
+) -> Float[Tensor, "group group"]:
+    """A' of one layer in fp64, the edges between two groups added up."""
+    width = len(groups.names)
+    capacity = torch.zeros(width, width, dtype=torch.float64)
+    own = (groups.of_position >= 0).nonzero()[:, 0]
+    for rows in torch.split(own, ROWS_AT_ONCE):  # thousands of rows in fp64 at once would be gigabytes
+        attention = mixing.attention(fused[None, rows].double(), first[None])
+        kept = keeps(attention, residual[None, rows] if isinstance(residual, Tensor) else residual)[0]
+        mixed = ((1 - kept)[:, None] * attention[0]).T[own]
+        merged = capacity.new_zeros(width, len(rows)).index_add_(0, groups.of_position[own], mixed)
+        capacity.index_add_(0, groups.of_position[rows], merged.T)
+        capacity.diagonal().index_add_(0, groups.of_position[rows], kept)
+    return capacity
+
+
+def _refuse_hours(
+    graphs: Sequence[LayeredGraph],
+    capacities: Sequence[Tensor],  # of each example [group group], its own number of groups
+    layers: int,
+    minutes: float,
+    *,
+    merging: bool,
+) -> None:
+    """Refuse what would take too long, if all layers that are to come are like this one."""
+    foreseen = [graph.foresee(own, layers) for graph, own in zip(graphs, capacities, strict=True)]
+    edges, sinks, seconds = (sum(column) for column in zip(*foreseen, strict=True))
+    if seconds <= 60 * minutes:
+        return
+    own = "groups=, a tensor with the number of a group for each position"
+    merge = f"fewer groups ({own})" if merging else f"groups='modality', modality=inputs.modality (or {own})"
+    raise LensplugError(
+        f"attention_flow would need {sinks:,} maximum flows through {edges:,} edges, about {seconds / 60:,.0f} minutes,"
+        f" and may take {minutes:g}: merge positions with {merge}, or allow minutes={math.ceil(seconds / 60)}."
+    )
+
+
+def _into(groups: Merge) -> str:
+    """For a result's provenance."""
+    if groups is None:
+        return "into each position alone, exact"
+    by = "by modality" if isinstance(groups, str) else "as given"
+    return f"into groups of positions {by}, an upper bound on the exact flow into a group's positions together"
+
+
+def _known(flows: Float[Tensor, " group"], groups: Groups) -> Float[Tensor, " group"]:
+    """NaN where a group has no position."""
+    return flows.masked_fill(torch.tensor([not members for members in groups.members]), torch.nan)
+
+
+def _modalities(merged: Sequence[Groups], modality: ModalityMap | None) -> tuple[tuple[str, ...], ...]:
+    """What the positions of each group are."""
+    if modality is None:
+        return tuple(("",) * len(own.names) for own in merged)
+    return tuple(
+        tuple("+".join(dict.fromkeys(names[at] for at in members)) for members in own.members)
+        for own, names in zip(merged, modality.position_names, strict=True)
+    )

@@ -1,0 +1,120 @@
+"""Where chosen positions look: the attention rows of a few queries, in every layer and head.
+
+Idea: a whole pattern is head x pos x pos numbers in each layer, gigabytes for a picture of thousands of
+tokens; a question ("what did the model look at when it wrote *Red*?") needs the rows of a few queries.
+They are kept as they are, nothing averaged. The logits at position q are for the token at q + 1: to see
+where an answer token at position p was written from, ask for the query p - 1.
+
+When not to use it: attention is where a head looks, not what it moves from there; through several layers,
+`attention_rollout` follows the looking, and `modality_ablation` measures what depends on it.
+
+    looked = attention_from(cache, queries=[-2, -1])
+    looked.values[0, :, :, 1]                             # [layer head key] of the last position
+    views.image_overlay(looked.by_position(query=1), inputs)     # a slider over the layers
+    views.attention_by_layer(looked, row=1, inputs=inputs)       # layer x position
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.analysis.reading import attended, n_layers, needs, pattern_shape, read_rows
+from lensplug.analysis.result import Provenance, Result
+from lensplug.cache.activation_cache import ActivationCache
+from lensplug.errors import LensplugError
+from lensplug.positions.indices import Positions, resolve_positions
+from lensplug.validation.arguments import check_example, checked
+from lensplug.validation.masks import Mask
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False)
+class AttentionFrom(Result):
+    """Attention from a few query positions to every position, by layer and head."""
+
+    label_columns = ("example", "layer", "head", "query", "key")
+    main_number = "attention"
+
+    values: Float[Tensor, "example layer head query key"]
+    """Fractions of the query's attention (0 to 1); over the keys they sum to 1."""
+    queries: Int[Tensor, "example query"]
+    """The query positions, from the left."""
+    provenance: Provenance
+
+    @checked
+    def by_position(
+        self, example: int = 0, *, query: int = 0, head: str | int = "mean"
+    ) -> dict[str, Float[Tensor, " pos"]]:
+        """One query's attention in each layer, under the names that overlays show.
+
+        Args:
+            example: Which example.
+            query: Which of the queries, in the order in which they were asked for; negative ones from the end.
+            head: "mean" over all heads, or one head.
+
+        Raises:
+            LensplugError: If there is no such query, example or head.
+        """
+        examples, _, heads, queries, _ = self.values.shape
+        check_example(example, examples)
+        if not -queries <= query < queries:
+            raise LensplugError(f"query is {query}, the result has {queries}, counted from 0 in the order asked for.")
+        if head != "mean" and (isinstance(head, str) or not -heads <= head < heads):
+            raise LensplugError(f"head is {head!r}, expected 'mean' or a head from 0 to {heads - 1}.")
+        chosen = self.values[example, :, :, query]
+        rows = chosen.mean(dim=1) if isinstance(head, str) else chosen[:, head]
+        return {f"layer {layer}": row for layer, row in enumerate(rows)}
+
+    @property
+    def shares(self) -> bool:
+        """They are."""
+        return True
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each example, layer, head, query and key."""
+        import pandas as pd
+
+        # Whole columns at once: a row of Python objects for each value takes minutes for a real picture.
+        axes = torch.meshgrid(*(torch.arange(size) for size in self.values.shape), indexing="ij")
+        example, layer, head, query, key = (axis.flatten() for axis in axes)
+        return pd.DataFrame(
+            {
+                "example": example.numpy(),
+                "layer": layer.numpy(),
+                "head": head.numpy(),
+                "query": self.queries[example, query].numpy(),
+                "key": key.numpy(),
+                "attention": self.values.flatten().double().numpy(),
+            }
+        )
+
+
+@needs("attn.hook_pattern")
+@checked
+def attention_from(
+    cache: ActivationCache, *, queries: Positions = -1, attention_mask: Mask | None = None
+) -> AttentionFrom:
+    """The attention rows of a few queries.
+
+    Args:
+        cache: An ActivationCache with `hook_pattern` of every layer (`attention_from.needs`).
+        queries: Positions that look, the same for every example or a tensor `[example query]`; negative ones
+            count from the last position that is not padding.
+        attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
+
+    Raises:
+        LensplugError: If a pattern is missing, or a query is out of range or is padding.
+    """
+    shape = pattern_shape(cache, needed_by="attention_from")
+    mask = attended(cache, shape, attention_mask, torch.device("cpu"), positions=queries)
+    at = resolve_positions(queries, mask, name="queries")
+    layers = [read_rows(cache, layer, at, needed_by="attention_from").cpu() for layer in range(n_layers(cache))]
+    convention = "fraction of the query's attention, each head alone"
+    return AttentionFrom(torch.stack(layers, dim=1), at.cpu(), Provenance.of(cache, "attention_from", convention))

@@ -1,0 +1,149 @@
+"""One layer's attention matrix, for a head or the mean of heads, position by position or word by word.
+
+Idea: the classic picture of attention, and the table behind it. A row says where its position looks, in fractions
+of its attention; rows sum to 1. Joined into groups (words, regions of a picture), the attention onto a group is the
+sum over its positions and that of a group the mean over its positions, so that rows still sum to 1.
+
+When not to use it: a matrix shows one layer and has no opinion on what matters: the mean over heads hides heads that
+do opposite things, and weight on the first token, on separators and on full stops is mostly rest. For what
+reaches a position through all layers use `attention_rollout`, for one answer's share `gradient_rollout`.
+
+    result = analysis.attention_matrix(cache, layer=3, head=5, groups="words")
+    views.attention_matrix(result)
+    result.to_dataframe().to_csv("attention.csv", index=False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensplug.analysis.attention.one_layer import Head, read_layer
+from lensplug.analysis.reading import attended, needs, texts_of
+from lensplug.analysis.result import Provenance, Result
+from lensplug.cache.activation_cache import ActivationCache
+from lensplug.errors import LensplugError
+from lensplug.positions.groups import Groups
+from lensplug.positions.words import join_pieces
+from lensplug.validation.arguments import checked
+from lensplug.validation.masks import Mask
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GroupsOf = str | Groups | Sequence[Groups] | None
+""" "words", or groups for each example; None for each position alone."""
+
+
+@dataclass(frozen=True, repr=False)
+class AttentionMatrix(Result):
+    """Where each position, or each group of positions, of one layer looks."""
+
+    label_columns = ("example", "query", "key", "query_text", "key_text")
+    main_number = "attention"
+
+    values: Float[Tensor, "example query key"]
+    """Fractions of the query's attention (0 to 1); over the keys they sum to 1. NaN for padding, and behind the last
+    group of an example that has fewer than another."""
+    texts: tuple[tuple[str, ...], ...]
+    """Of each position or group of an example; "" where it was not given."""
+    layer: int
+    head: str
+    """ "mean", or the heads that were averaged, counted from 0."""
+    grouped: bool
+    """Whether `query` and `key` count groups, not positions."""
+    provenance: Provenance
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each example, query and key that is not padding."""
+        import pandas as pd
+
+        # Whole columns at once: a row of Python objects for each of pos x pos values takes minutes.
+        example, query, key = (~self.values.isnan()).nonzero(as_tuple=True)
+        first = torch.tensor([0, *map(len, self.texts)]).cumsum(0)[example]  # where its texts begin among all
+        texts = np.array([text for row in self.texts for text in row], dtype=object)
+        return pd.DataFrame(
+            {
+                "example": example.numpy(),
+                "query": query.numpy(),
+                "key": key.numpy(),
+                "query_text": texts[(first + query).numpy()],
+                "key_text": texts[(first + key).numpy()],
+                "attention": self.values[example, query, key].double().numpy(),
+            }
+        )
+
+
+@needs("attn.hook_pattern")
+@checked
+def attention_matrix(
+    cache: ActivationCache,
+    *,
+    layer: int,
+    head: Head = "mean",
+    groups: GroupsOf = None,
+    str_tokens: Sequence[Sequence[str]] | None = None,
+    attention_mask: Mask | None = None,
+) -> AttentionMatrix:
+    """One layer's attention.
+
+    Args:
+        cache: An ActivationCache with the layer's `hook_pattern`, or its mean over heads
+            (`lens.run_with_cache(..., keep="head_mean")`).
+        layer: Which layer; negative ones count from the last.
+        head: "mean" over all heads, one head, or several to average.
+        groups: "words" to join the pieces of the tokens by their marks; or one `Groups` for each example, from
+            `lensplug.join_pieces` (which takes a fast tokenizer's word ids) or `views.group_positions`.
+        str_tokens: To name positions, for a cache that has none: of TransformerLens alone, or made without `tokens`.
+        attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
+
+    Raises:
+        LensplugError: If the layer or a head is not there, or texts or groups do not fit the cache.
+    """
+    one = read_layer(cache, layer, head, needed_by="attention_matrix")
+    attention = one.attention.cpu()
+    batch, length = attention.shape[0], attention.shape[-1]
+    mask = attended(cache, (batch, length), attention_mask, attention.device).bool()
+    texts = texts_of(cache, str_tokens, (batch, length))
+    if groups is None:
+        values = attention.masked_fill(~(mask[:, :, None] & mask[:, None]), torch.nan)
+        form = "each position alone"
+    else:
+        chosen = [own.only(kept) for own, kept in zip(_groups_of(groups, texts), mask, strict=True)]
+        most = max(len(own.names) for own in chosen)
+        values = torch.full((batch, most, most), torch.nan)
+        for example, own in enumerate(chosen):
+            count = len(own.names)
+            values[example, :count, :count] = own.pool(attention[example][None])[0]
+        texts = tuple(tuple(own.names) for own in chosen)
+        form = "grouped: sum over keys, mean over queries"
+    convention = f"{one.in_words}, rows sum to 1, {form}"
+    provenance = Provenance.of(cache, "attention_matrix", convention)
+    return AttentionMatrix(values, texts, one.layer, one.head, groups is not None, provenance)
+
+
+def _groups_of(groups: str | Groups | Sequence[Groups], texts: tuple[tuple[str, ...], ...]) -> Sequence[Groups]:
+    """One for each example."""
+    if isinstance(groups, str):
+        if groups != "words":
+            raise LensplugError(f"groups is {groups!r}, expected 'words' or one Groups for each example.")
+        if not any(map(any, texts)):
+            raise LensplugError(
+                "groups='words' joins tokens, and the cache has none: give str_tokens=, or make it with"
+                " cache_from_attentions(..., tokens=...)."
+            )
+        return [join_pieces(row) for row in texts]
+    each = [groups] if isinstance(groups, Groups) else list(groups)
+    if len(each) != len(texts) or not all(len(own.of_position) == len(texts[0]) for own in each):
+        found = [len(own.of_position) for own in each]
+        raise LensplugError(
+            f"groups are of {found} positions, the cache is {[len(texts), len(texts[0])]}: give one Groups for each"
+            " example, made from its tokens with padding included."
+        )
+    return each

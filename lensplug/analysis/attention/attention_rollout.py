@@ -1,0 +1,306 @@
+"""Attention rollout: how attention mixes positions through all layers.
+
+Idea (Abnar & Zuidema 2020, "Quantifying attention flow in transformers", arXiv 2005.00928): each layer
+mixes positions by its attention, heads fused, and keeps part of each position through the residual
+stream, A' = (1 - r) A + r I. The product A'_last ... A'_first says how much of each input position is in
+each output position, if attention were all that happens. Rows sum to 1, and a causal model stays causal.
+
+Deep products of causal attention drift towards the first positions, whatever was attended to, and in a trained model
+the first position alone takes nearly all. So a rollout comes with, and is drawn as, its `lift`: the quotient of
+`values` and of the rollout of attention that is spread evenly (`evenly` tells how). The first position has none.
+
+When not to use it: values, MLPs and the sign of contributions are not in it. It is a baseline for where information can
+have come from, not an attribution; where the lift goes by the order of positions too, the figure says so.
+
+Rows are carried from the last layer down as vectors, so one row costs layers x pos^2, not pos^3. All in fp32.
+Patterns of thousands of positions need not be kept: `lens.run_with_cache(inputs, keep="rollout")`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lensplug.analysis.attention.evenly import EvenLayer, beyond_order, even_layer, lift, rolled_out
+from lensplug.analysis.attention.mixtures import layer_range, read_fused, read_residual_weight
+from lensplug.analysis.reading import attended, n_layers, needs, read, read_kept
+from lensplug.analysis.result import Provenance, Result
+from lensplug.cache import names as hook_names
+from lensplug.cache.activation_cache import ActivationCache
+from lensplug.errors import LensplugError
+from lensplug.positions.indices import Positions, resolve_positions
+from lensplug.reductions.mixing import Heads, Mixing, keeps
+from lensplug.validation.arguments import check_example, checked
+from lensplug.validation.masks import Mask
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False)
+class Rollout(Result):
+    """How much of each input position is in each chosen output position."""
+
+    label_columns = ("example", "row", "pos")
+    main_number = "value"
+
+    values: Float[Tensor, "example row pos"]
+    """Raw. Of `attention_rollout` fractions, a row sums to 1; of `gradient_rollout` R, whose rows do not."""
+    rows: Int[Tensor, "example row"]
+    """The output positions, from the left."""
+    residual: float | str
+    """The weight of the identity in each layer; 1 where the identity is added, not mixed (`gradient_rollout`)."""
+    head_fusion: str
+    provenance: Provenance
+    relevance: Float[Tensor, "example row pos"] | None = None
+    """Of `gradient_rollout`, `values` without the identity (R - I), which is what is painted; else None."""
+    by_layer: Float[Tensor, "example layer row pos"] | None = None
+    """With `per_layer=True`, the rollout up to each layer, the last of which is `values`; else None."""
+    layers: tuple[int, ...] = ()
+    """The layers that were multiplied, first to last."""
+    even: tuple[EvenLayer, ...] = ()
+    """Of `attention_rollout` what `uniform` is made of, a layer each."""
+
+    @cached_property
+    def uniform(self) -> Float[Tensor, "example row pos"]:
+        """The same rollout of attention that is spread evenly, in fp64; on the first position is what is there.
+
+        Raises:
+            LensplugError: If this is a gradient rollout, which has no such baseline.
+        """
+        self._refuse_gradients()
+        return rolled_out(self.even, self.rows)[:, -1]
+
+    @cached_property
+    def lift(self) -> Float[Tensor, "example row pos"]:
+        """`values` over `uniform`: 1 where order alone decides; NaN for the first position and what is not seen.
+
+        Raises:
+            LensplugError: If this is a gradient rollout.
+        """
+        return lift(self.values, self.uniform, self._shown)
+
+    @cached_property
+    def uniform_by_layer(self) -> Float[Tensor, "example layer row pos"]:
+        """With `per_layer=True`, `uniform` up to each layer.
+
+        Raises:
+            LensplugError: If this rollout has no layers.
+        """
+        self._refuse_gradients()
+        if self.by_layer is None:
+            raise LensplugError("this rollout is of all layers: attention_rollout(..., per_layer=True) has each.")
+        return rolled_out(self.even, self.rows, per_layer=True)
+
+    @cached_property
+    def lift_by_layer(self) -> Float[Tensor, "example layer row pos"]:
+        """With `per_layer=True`, `by_layer` over `uniform_by_layer`."""
+        uniform = self.uniform_by_layer
+        assert self.by_layer is not None
+        return lift(self.by_layer, uniform, self._shown[:, None])
+
+    @property
+    def _shown(self) -> Bool[Tensor, "example 1 pos"]:
+        return self.even[0].receives[:, None]
+
+    def _refuse_gradients(self) -> None:
+        if not self.even:
+            raise LensplugError(
+                f"a {self.provenance.analysis} has no rollout of uniform attention to be held against:"
+                " analysis.attention_rollout has."
+            )
+
+    def beyond_order(self, example: int = 0, *, row: int = -1) -> str:
+        """How far one row and its lift go by the order of positions alone, in words: what figures say below them.
+
+        Raises:
+            LensplugError: If there is no such example, or this is a gradient rollout.
+        """
+        check_example(example, len(self.values))
+        values, uniform, lifted = (one[example, row].cpu() for one in (self.values, self.uniform, self.lift))
+        return beyond_order(values, uniform, lifted, "share")
+
+    @checked
+    def by_position(self, example: int = 0, *, raw: bool = False) -> dict[str, Float[Tensor, " pos"]]:
+        """Each output position's row, up to each layer if there are: for overlays.
+
+        Args:
+            example: Which example.
+            raw: Of `values` in place of the lift; a gradient rollout has its relevance in either case.
+        """
+        check_example(example, len(self.values))
+        names = [f"into position {int(at)}" for at in self.rows[example]]
+        if self.by_layer is None:
+            raw_or_relevance = self.values if self.relevance is None else self.relevance
+            shown = raw_or_relevance if raw or self.relevance is not None else self.lift
+            return dict(zip(names, shown[example], strict=True))
+        each = self.by_layer if raw else self.lift_by_layer
+        return {
+            f"{name}, layer {layer}": each[example, index, row]
+            for row, name in enumerate(names)
+            for index, layer in enumerate(self.layers)
+        }
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each example, output position and input position, and each layer if there are several."""
+        import pandas as pd
+
+        shown = self.values[:, None] if self.by_layer is None else self.by_layer
+        # Whole columns at once: a row of Python objects for each of pos x pos values takes minutes.
+        examples, layers, rows, length = shown.shape
+        table = pd.DataFrame(
+            {
+                "example": torch.arange(examples).repeat_interleave(layers * rows * length).numpy(),
+                "row": self.rows[:, None].expand(-1, layers, -1).flatten().repeat_interleave(length).numpy(),
+                "pos": torch.arange(length).repeat(examples * layers * rows).numpy(),
+                "value": shown.flatten().double().numpy(),
+            }
+        )
+        if self.by_layer is not None:
+            layer = torch.tensor(self.layers).repeat_interleave(rows * length).repeat(examples)
+            table.insert(1, "layer", layer.numpy())
+        if self.relevance is not None:
+            table["relevance"] = self.relevance.flatten().double().numpy()
+        if self.even:
+            of_layers = self.by_layer is not None
+            table["uniform"] = (self.uniform_by_layer if of_layers else self.uniform).flatten().numpy()
+            table["lift"] = (self.lift_by_layer if of_layers else self.lift).flatten().numpy()
+        return table
+
+
+@needs("attn.hook_pattern")
+@checked
+def attention_rollout(
+    cache: ActivationCache,
+    *,
+    rows: Positions | None = None,
+    residual: float | str = 0.5,
+    head_fusion: str = "mean",
+    heads: Heads | None = None,
+    discard: float = 0.0,
+    exclude_first: bool = False,
+    layers: tuple[int, int] | None = None,
+    per_layer: bool = False,
+    attention_mask: Mask | None = None,
+) -> Rollout:
+    """The product of the layers' attention, with the residual stream.
+
+    Args:
+        cache: An ActivationCache with `hook_pattern` of every layer (`attention_rollout.needs`), with the mean over
+            heads (`lens.run_with_cache(..., keep="head_mean")`), or with the rollout itself (`keep="rollout"`).
+        rows: Output positions; negative ones count from the last that is not padding. None: all.
+        residual: Weight of the identity, 0 to 1 (0.5 in the paper, 0 for none), or "measured": in each row the share
+            of the stream in the norms of the stream and of what attention adds (needs `hook_resid_pre` and
+            `hook_attn_out`).
+        head_fusion: "mean" over heads (the paper), "max" or "min", or "value_weighted": the norm of what the heads
+            together bring from each position, values through W_O (Kobayashi et al. 2020, arXiv 2004.10102; needs
+            `hook_v`). All are then normalised to rows that sum to 1.
+        heads: Only these: heads of every layer, or pairs (layer, head), `heads=result.top("image", 3)`
+            will do; a layer without any of them leaves everything in its place.
+        discard: The share (0 to 1) of each row's weights, the smallest, that is set to 0 before a row is normalised;
+            of equal weights at the edge none is.
+        exclude_first: Leave out the weight on the first position that is not padding, where many heads rest, before
+            rows are normalised. The lift leaves that position out in either case.
+        layers: The first and the last layer that are multiplied; all by default.
+        per_layer: Also give the rollout up to each layer (`by_layer`): what enters the rows from the first of `layers`
+            on. For chosen rows costs layers^2 x pos^2.
+        attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
+
+    Raises:
+        LensplugError: If something is missing in the cache, or an option is out of its range.
+    """
+    mixing = Mixing(head_fusion, None if heads is None else tuple(heads), residual, discard, exclude_first)
+    chosen = layer_range(layers, n_layers(cache))
+    product = read_kept(cache, hook_names.ROLLOUT)
+    if product is not None and _is_of(cache, mixing, layers, per_layer):
+        mask = attended(cache, (product.shape[0], product.shape[1]), attention_mask, product.device, positions=rows)
+        index = chosen_rows(rows, mask)
+        values, by_layer = product.gather(1, index[:, :, None].expand(-1, -1, product.shape[2])), None
+        even = _even_as_kept(cache, mask, exclude_first)
+    else:
+        index, up_to, even = _multiplied(cache, mixing, chosen, rows, attention_mask, per_layer)
+        values, by_layer = up_to[:, -1], up_to.cpu() if per_layer else None
+    convention = f"{mixing.in_words}, layers {chosen[0]} to {chosen[-1]}"
+    return Rollout(
+        values=values.cpu(),
+        rows=index.cpu(),
+        residual=residual,
+        head_fusion=head_fusion,
+        provenance=Provenance.of(cache, "attention_rollout", convention),
+        by_layer=by_layer,
+        layers=tuple(chosen),
+        even=even,
+    )
+
+
+def _even_as_kept(cache: Any, mask: Int[Tensor, "batch pos"], exclude_first: bool) -> tuple[EvenLayer, ...]:
+    """The baseline of a rollout that was multiplied up while the model ran."""
+    kept = read(cache, hook_names.ROLLOUT_ROWS, needed_by="attention_rollout")
+    return tuple(
+        EvenLayer.of(cache, layer, kept[:, layer, :, 0], kept[:, layer, :, 1], mask, exclude_first=exclude_first)
+        for layer in range(kept.shape[1])
+    )
+
+
+def _is_of(cache: Any, mixing: Mixing, layers: tuple[int, int] | None, per_layer: bool) -> bool:
+    """Whether the rollout that the cache holds is the one asked for.
+
+    Raises:
+        LensplugError: If it is not, and nothing is there to make that from.
+    """
+    if cache.rollout_mixing == mixing and layers is None and not per_layer:
+        return True
+    pattern = cache.cache_dict.get("blocks.0.attn.hook_pattern")
+    whole = pattern is not None and pattern.shape[-1] == pattern.shape[-2]
+    if whole or hook_names.head_mean(0) in cache.cache_dict:
+        return False
+    raise LensplugError(
+        f"the cache holds the rollout of all layers with {cache.rollout_mixing.in_words}: for other options run with"
+        " keep=[lensplug.reductions.RolloutProduct(Mixing(...))], for other layers or per_layer with keep='head_mean'."
+    )
+
+
+def _multiplied(
+    cache: Any,
+    mixing: Mixing,
+    layers: range,
+    rows: Positions | None,
+    attention_mask: Mask | None,
+    per_layer: bool,
+) -> tuple[Int[Tensor, "batch row"], Float[Tensor, "batch layer row pos"], tuple[EvenLayer, ...]]:
+    """The chosen rows, the products up to each layer, or up to the last alone, and what their baseline is made of."""
+    index = values = None
+    even: list[EvenLayer] = []
+    for layer in reversed(layers):
+        fused = read_fused(cache, mixing, layer, needed_by="attention_rollout")
+        if index is None or values is None:
+            batch, length = fused.shape[0], fused.shape[-1]
+            mask = attended(cache, (batch, length), attention_mask, fused.device, positions=rows)
+            index, first = chosen_rows(rows, mask), mask.argmax(dim=1)
+            one_hot = torch.nn.functional.one_hot(index, length).float()
+            values = one_hot[:, :0]
+        if per_layer or layer == layers[-1]:  # the rows of one more product begin here
+            values = torch.cat([one_hot, values], dim=1)
+        attention = mixing.attention(fused, first)
+        residual = read_residual_weight(cache, mixing, layer, needed_by="attention_rollout")
+        kept = keeps(attention, residual)[:, None]
+        values = (values * (1 - kept)) @ attention + values * kept
+        even.append(even_layer(cache, layer, attention, residual, mask, exclude_first=mixing.exclude_first))
+    assert index is not None and values is not None
+    return index, values.reshape(batch, -1, index.shape[1], length), tuple(reversed(even))
+
+
+def chosen_rows(rows: Positions | None, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row"]:
+    """The rows of a rollout as positions from the left; all for None.
+
+    Raises:
+        LensplugError: If there are none, or one is out of range or padding.
+    """
+    if rows is None:
+        return torch.arange(attention_mask.shape[1], device=attention_mask.device).expand(len(attention_mask), -1)
+    return resolve_positions(rows, attention_mask, name="rows")

@@ -1,0 +1,190 @@
+"""Gradient-weighted rollout: which positions the attention that raised a logit came from.
+
+Idea (Chefer, Gur & Wolf 2021, "Generic attention-model explainability", arXiv 2103.15679): attention counts as far
+as the answer depends on it. In each layer cam = mean over heads of max(gradient x attention, 0) (equation 5), and
+relevance is carried from layer to layer on top of what each position already is: R = I, then, first layer to
+last, R = R + cam R (equation 6). Row p of R says where what is at position p came from.
+
+    logits, cache, grads = lens.run_with_gradients(inputs, target="Red")
+    result = gradient_rollout(cache, grads, rows=-1)
+    views.image_overlay(result, inputs)               # paints the relevance
+
+In causal attention the first position (`<bos>`, where trained models rest) is left out: it would be on top of nearly
+every map, and nothing comes through it that does not end there.
+
+When not to use it: attention that lowers the logit is left out, not subtracted; values, MLPs and norms count only
+through the gradient; and gradients vanish where the model is saturated. It is made for one answer: the row
+to read is the one at which the logit was taken.
+
+`contributions="signed"` (and "negative") tells what an infinitely small change of attention would do, which is *not*
+what raises and what lowers the answer. On a trained model (Gemma 3 270M, "The secret word is tiger. ... The secret word
+is") the logit of " tiger" less that of " lion" is -0.7 when nobody attends to the word, 4.4 at half the attention that
+it gets, 3.9 at all of it: where a model has more than enough of its cause, a little less would do no harm, and the
+sign of the gradient turns. The signed map then ranks the cause last of 148 positions, and the positive one first;
+centring rows or another target changes little. To see what lowers an answer, take something away (`deletion_curve`), or
+ask for the positive map of the difference of two answers.
+
+Gradients are matched to layers by name; layers in the wrong order
+give another, equally smooth picture.
+
+Without `normalize`, rows are carried from the last layer down as vectors, row (I + cam_last) ... (I + cam_first): one
+row costs layers x pos^2, not pos^3. All in fp32, and R - I is what is carried, so that relevance far smaller than 1
+is not lost beside the 1 of the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensplug.analysis.attention.attention_rollout import Rollout, chosen_rows
+from lensplug.analysis.logits.processed import refuse_centred_logits
+from lensplug.analysis.reading import attended, n_layers, needs, read, read_pattern
+from lensplug.analysis.result import Provenance
+from lensplug.cache import names as hook_names
+from lensplug.cache.activation_cache import ActivationCache
+from lensplug.errors import LensplugError
+from lensplug.positions.indices import Positions
+from lensplug.reductions.cam import SIGNS, weighted
+from lensplug.validation.arguments import checked
+from lensplug.validation.masks import Mask
+
+CONTRIBUTIONS = (*SIGNS, "signed")
+
+
+@needs("attn.hook_pattern")
+@checked
+def gradient_rollout(
+    cache: ActivationCache,
+    grads: ActivationCache | Mapping[str, Tensor],
+    *,
+    rows: Positions | None = None,
+    contributions: str = "positive",
+    normalize: bool = False,
+    exclude_first: bool | None = None,
+    attention_mask: Mask | None = None,
+) -> Rollout:
+    """Relevance by equations 5 and 6 of Chefer et al. 2021.
+
+    `values` of the result is R; `relevance` is R - I, which is what is usually painted, from the row at which the
+    logit was taken: R alone holds a 1 at the row's own position. Both have the unit of the logit
+    that the gradients are of; compare positions of one row, not rows of two prompts. Padding neither gives nor
+    receives: its rows and columns of R are those of I.
+
+    Args:
+        cache: An ActivationCache with `hook_pattern` of every layer, or what is left of pattern and gradient together
+            (`lens.run_with_gradients(..., keep="cam")`).
+        grads: The gradients of one scalar with respect to them, under the same names, as an ActivationCache or a
+            dict: cache and grads are what `lens.run_with_gradients(inputs, target=...)` returns.
+        contributions: "positive": attention that raises the scalar, as in the paper; "negative": that lowers it,
+            without the sign; "signed": one minus the other, in each layer: the direction of infinitely small changes,
+            which can rank the cause of an answer last (see above).
+        rows: Output positions; negative ones count from the last that is not padding. None: all.
+        normalize: Equations 8 and 9, which the paper has for models with two streams, after every layer, the last
+            included: R becomes (R - I) / S + I, where S is the sum of each row of R - I; a row of zeros stays zeros.
+            A row of `relevance` then sums to 1 (or to 0). The cams themselves are not normalised: where gradients are
+            far smaller than 1, what the first layers brought is scaled up to 1 and what later layers add is
+            small beside it. Costs layers x pos^3 whatever rows are asked for.
+        exclude_first: Leave out attention to the first position that is not padding. None: in causal attention, where
+            it is a rest, and not in attention that looks both ways, where it is one position of all.
+        attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
+
+    Raises:
+        LensplugError: If a pattern or a gradient is missing or not finite, or their shapes differ, or the weights are
+            processed: gradients of centred logits, and of patterns without value biases, are others.
+    """
+    if contributions not in CONTRIBUTIONS:
+        expected = ", ".join(map(repr, CONTRIBUTIONS))
+        raise LensplugError(f"contributions is {contributions!r}, expected one of {expected}.")
+    if normalize and contributions == "signed":
+        raise LensplugError("rows of signed contributions have no sum to be normalised by: leave normalize out.")
+    refuse_centred_logits(cache.model, "gradient_rollout")
+    layers = n_layers(cache)
+    last = _weighted(cache, grads, layers - 1, contributions)
+    batch, length = last.shape[0], last.shape[-1]
+    mask = attended(cache, (batch, length), attention_mask, last.device, positions=rows)
+    index = chosen_rows(rows, mask)
+    if exclude_first is None:
+        exclude_first = getattr(getattr(cache.model, "cfg", None), "attention_dir", "causal") == "causal"
+    gives = mask.bool().clone()
+    if exclude_first:
+        gives.scatter_(1, mask.argmax(dim=1, keepdim=True), False)
+
+    def cam_of(layer: int) -> Float[Tensor, "batch query key"]:
+        """Equation 5 for one layer, without padding, and without the first position where that is left out."""
+        cam = _weighted(cache, grads, layer, contributions)
+        return cam * (mask.bool()[:, :, None] & gives[:, None]).to(cam.device)
+
+    identity = torch.nn.functional.one_hot(index, length).float()
+    if normalize:
+        relevance = torch.zeros_like(last)
+        for layer in range(layers):
+            cam = cam_of(layer)
+            relevance = relevance + cam + cam @ relevance
+            total = relevance.sum(dim=-1, keepdim=True)
+            relevance = torch.where(total > 0, relevance / total, 0.0)
+        relevance = relevance.gather(1, index[:, :, None].expand(-1, -1, length))
+    else:
+        relevance = torch.zeros_like(identity)
+        for layer in reversed(range(layers)):
+            relevance = relevance + (identity + relevance) @ cam_of(layer)
+    form = "rows of R - I normalised in each layer" if normalize else "R - I not normalised"
+    part = f"{contributions} part of" if contributions != "signed" else "signed (what infinitely small changes do)"
+    first = "first position left out" if exclude_first else "first position kept"
+    convention = f"{part} gradient x attention, mean over heads; {form}; {first}"
+    return Rollout(
+        values=(identity + relevance).cpu(),
+        rows=index.cpu(),
+        residual=1.0,
+        head_fusion="mean",
+        provenance=Provenance.of(cache, "gradient_rollout", convention),
+        relevance=relevance.cpu(),
+    )
+
+
+def _weighted(cache: Any, grads: Any, layer: int, contributions: str) -> Float[Tensor, "batch query key"]:
+    """The mean over heads of gradient x attention: of the part that was kept, else from pattern and gradient."""
+    signs = SIGNS if contributions == "signed" else (contributions,)
+    names = [hook_names.cam(layer, sign) for sign in signs]
+    if all(name in cache.cache_dict for name in names):
+        parts = [read(cache, name, needed_by="gradient_rollout") for name in names]
+    elif any(hook_names.cam(layer, sign) in cache.cache_dict for sign in SIGNS):
+        missing = ", ".join(repr("cam" if sign == "positive" else "cam_negative") for sign in signs)
+        raise LensplugError(
+            f"contributions={contributions!r} reads what keep=[{missing}] keeps, and the cache does not hold it."
+        )
+    else:
+        pattern = read_pattern(cache, layer, needed_by="gradient_rollout")
+        gradient = _gradient(grads, layer, pattern)
+        parts = [weighted(pattern, gradient, sign) for sign in signs]
+    return parts[0] if len(parts) == 1 else parts[0] - parts[1]
+
+
+def _gradient(
+    grads: Any, layer: int, pattern: Float[Tensor, "batch head query key"]
+) -> Float[Tensor, "batch head query key"]:
+    """The gradient of one layer's pattern, found by its name, in fp32."""
+    name = f"blocks.{layer}.attn.hook_pattern"
+    held = getattr(grads, "cache_dict", grads)
+    if name not in held:
+        raise LensplugError(
+            f"gradient_rollout needs the gradient of {name!r}, and grads does not hold it: logits, cache, grads ="
+            " lens.run_with_gradients(inputs, target=...) gives both, without names_filter or with"
+            " names_filter=analysis.gradient_rollout.needs."
+        )
+    gradient: Tensor = held[name]
+    gradient = gradient[None] if gradient.ndim == 3 else gradient
+    if gradient.shape != pattern.shape:
+        raise LensplugError(
+            f"the gradient of {name!r} has the shape {list(gradient.shape)}, the pattern {list(pattern.shape)}: give"
+            " cache and grads of one run."
+        )
+    if not bool(gradient.isfinite().all()):
+        raise LensplugError(
+            f"the gradient of {name!r} holds NaN or infinity: in fp16 gradients can overflow; use bfloat16 or float32."
+        )
+    return gradient.float().to(pattern.device)

@@ -1,0 +1,248 @@
+"""Which heads look at the image, which at the words, and which rest: attention mass by modality.
+
+Idea: from one query position (by default the last, where the answer is written) the attention of each head is summed
+over the positions of each modality. Many heads rest: they put most of their attention on the first position, whatever
+it is, and what they do elsewhere is little. Such positions, the sink, are a class of their own, beside the modalities.
+
+A prompt has many more image positions than words, so a head that looks nowhere in particular puts most of its mass on
+the image. So there are three readings (`head_readings`): the mass, which says where a head looks; its preference, which
+says what beyond the share of the positions, in nats; and the ratio to chance.
+
+When not to use it: mass is where a head looks, not what it moves; what a head writes is
+`ActivationCache.stack_head_results`, and what the answer hangs on `activation_patching` and `modality_ablation` say.
+
+    result = head_specialization(cache, inputs.modality, query=-1)
+    result.top("image", k=10)                             # the heads that look there most
+    result.top("image", k=10, by="preference")            # and those that do so most beyond chance
+    HeadSpecialization.combine([result_1, result_2]).by_layer()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from lensplug.analysis.attention.head_readings import CLAMP, CLASSES, SINK, HeadSpecialization
+from lensplug.analysis.reading import n_layers, needs, pattern_shape, read_kept, read_rows, refuse_other_map
+from lensplug.analysis.result import Provenance
+from lensplug.cache import names as hook_names
+from lensplug.cache.activation_cache import ActivationCache
+from lensplug.errors import LensplugError
+from lensplug.positions.by_modality import Modality, modality_of
+from lensplug.positions.indices import Position, resolve_position
+from lensplug.positions.modality_map import ModalityMap
+from lensplug.reductions.modality_mass import PARTS, VIEWS, first_position, measure, parts, spread, views_of
+from lensplug.validation.arguments import checked
+
+Sinks = str | Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"] | None
+SINKS = {"first": "the first position", "special": "the first position and the special tokens"}
+
+
+@needs("attn.hook_pattern")
+@checked
+def head_specialization(
+    cache: ActivationCache,
+    modality: Modality,
+    *,
+    query: Position = -1,
+    sinks: Sinks = "first",
+    exclude_sink: bool = False,
+) -> HeadSpecialization:
+    """Attention mass from one query position onto each modality and onto the sink, by layer and head.
+
+    Args:
+        cache: An ActivationCache with `hook_pattern` of every layer (`head_specialization.needs`), of every query
+            position or of this one, or what each query gives to each modality
+            (`lens.run_with_cache(..., keep="modality_mass")`).
+        modality: Which position is what: `inputs.modality`, or the inputs.
+        query: The position that looks, or one for each example; negative ones count from the last that is not padding.
+        sinks: Which positions are a class of their own, "sink", and no longer count with their modality: "first",
+            the first that is not padding; "special", the tokenizer's special tokens too; a mask `[batch pos]`, where
+            other positions are known to take attention in bulk (`received_attention` shows them); None, no position.
+        exclude_sink: Leave the sinks out, and read the rest of the row as if it were all: the masses are
+            fractions of the attention that is not on a sink.
+
+    Raises:
+        LensplugError: If a pattern is missing, the map does not fit the cache, the position is out of
+            range, or sinks are none of these.
+    """
+    modality = modality_of(modality)
+    mask, shape = modality.attention_mask, pattern_shape(cache, needed_by="head_specialization")
+    refuse_other_map(cache, shape, modality)
+    own, named = _sink_positions(sinks, mask, exclude_sink)
+    index = resolve_position(query, mask, name="query")
+    ahead = _seen_ahead(cache, modality, index)
+    member = parts(modality, own)
+    there = (member & (_seen(cache, mask, index) | ahead)[:, None]).any(dim=-1).cpu()  # [example part]
+    made_of = _made_of(modality, sinks)
+    if exclude_sink:
+        del made_of[SINK]
+    in_sight = [name for name, own_parts in made_of.items() if bool((own_parts & there).any())]
+    names, views = (tuple(name for name in order if name in in_sight) for order in (CLASSES, VIEWS))
+    if not names:
+        raise LensplugError(f"from query {query} nothing but the sink is in sight, and it is left out.")
+    layers = []
+    for layer in range(n_layers(cache)):
+        allowed = _allowed(cache, layer, mask, index) | ahead
+        given = _given(cache, layer, index, member, usual=own is None).cpu()
+        count = (member & allowed[:, None]).sum(dim=-1).cpu()
+        layers.append(_of_layer(given, count, *(_stack(made_of, order, count) for order in (names, views))))
+    mass, chance, entropy, largest, view_mass, view_chance = (
+        torch.stack(values, dim=1) for values in zip(*layers, strict=True)
+    )
+    convention = (
+        f"fraction of the query's attention; {named}; preference in nats over chance (uniform over allowed positions),"
+        f" clamped at {CLAMP:g}; averages of each example's own readings"
+    )
+    provenance = Provenance.of(cache, "head_specialization", convention, query=query)
+    return HeadSpecialization(
+        mass, chance, entropy, largest, names, index.cpu(), provenance,
+        views, view_mass if views else None, view_chance if views else None,
+    )  # fmt: skip
+
+
+def _sink_positions(
+    sinks: Any, mask: Int[Tensor, "batch pos"], exclude_sink: bool
+) -> tuple[Bool[Tensor, "batch pos"] | None, str]:
+    """The positions that were given as sinks, if so; and what counts as a sink, in words.
+
+    Raises:
+        LensplugError: If it cannot be a choice of sinks.
+    """
+    if sinks is None:
+        if exclude_sink:
+            raise LensplugError("exclude_sink leaves the sinks out, and sinks is None: say which, sinks='first'.")
+        return None, "no sink apart"
+    end = "left out" if exclude_sink else "are a class of their own"
+    if isinstance(sinks, str) and sinks in SINKS:
+        return None, f"sinks ({SINKS[sinks]}) {end}"
+    expected = f"expected 'first', 'special', None, or a mask of the shape {list(mask.shape)}"
+    try:
+        given = torch.as_tensor(sinks)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LensplugError(f"sinks is {sinks!r}, {expected}.") from error
+    if given.shape != mask.shape or not bool(((given == 0) | (given == 1)).all()):
+        raise LensplugError(f"sinks has the shape {list(given.shape)}, {expected} that has 1 where a sink is, else 0.")
+    return given.to(mask.device).bool() & mask.bool(), f"sinks ({int(given.sum())} positions given) {end}"
+
+
+def _made_of(modality: ModalityMap, sinks: Sinks) -> dict[str, Bool[Tensor, "example part"]]:
+    """Which parts make up each class and each view of the image, in each example."""
+    special = isinstance(sinks, str) and sinks == "special"
+    made_of = {name: {name} for name in PARTS[2:]}
+    made_of |= {
+        "text": {"text"} if special else {"text", "special"},
+        "image": {"image", *VIEWS},
+        SINK: {"first", "special"} if special else {"first"},
+    }
+    made = {name: torch.tensor([part in own for part in PARTS]) for name, own in made_of.items()}
+    every = {name: one.repeat(len(modality.labels), 1) for name, one in made.items()}
+    if sinks is None:  # the first position counts with what it is
+        del every[SINK]
+        first, views = first_position(modality), dict(zip(VIEWS, views_of(modality), strict=True))
+        for name, one in every.items():
+            positions = views[name] if name in views else modality.mask(name)
+            one[:, 0] = (positions & first).any(dim=1).cpu()
+    return every
+
+
+def _stack(
+    made_of: dict[str, Bool[Tensor, "example part"]], names: tuple[str, ...], count: Int[Tensor, "example part"]
+) -> Bool[Tensor, "example name part"]:
+    return (
+        torch.stack([made_of[name] for name in names], dim=1)
+        if names
+        else count.new_zeros(len(count), 0, len(PARTS), dtype=torch.bool)
+    )
+
+
+def _given(
+    cache: Any,
+    layer: int,
+    index: Int[Tensor, " batch"],
+    member: Bool[Tensor, "batch part pos"],
+    *,
+    usual: bool,
+) -> Float[Tensor, "batch head part 3"]:
+    """What the query gives to each part, as `modality_mass.measure` has it: as kept, or of its row of the pattern."""
+    kept = read_kept(cache, hook_names.modality_mass(layer))
+    if kept is None or (not usual and f"blocks.{layer}.attn.hook_pattern" in cache.cache_dict):
+        row = read_rows(cache, layer, index[:, None], needed_by="head_specialization").double()
+        return measure(row, member.to(row.device))[:, :, 0]
+    at = index.to(kept.device)[:, None, None, None, None].expand(-1, kept.shape[1], -1, *kept.shape[3:])
+    given = spread(kept.gather(2, at)[:, :, 0].double(), cache.modality_parts.to(member.device), member)
+    if given is None:
+        raise LensplugError(
+            "the cache's masses are of another modality map: use the map of the inputs that were run."
+            if usual
+            else "the cache holds masses by modality, and a mask of sinks needs the query's rows: run with"
+            " query_positions= too."
+        )
+    return given
+
+
+def _of_layer(
+    given: Float[Tensor, "example head part 3"],
+    count: Int[Tensor, "example part"],
+    classes: Bool[Tensor, "example modality part"],
+    views: Bool[Tensor, "example view part"],
+) -> tuple[Tensor, ...]:
+    """Mass, chance, entropy and largest weight of one layer, then mass and chance of the views; in double precision.
+
+    Chance is a quotient of counts, and so is the mass of a uniform row over the row's sum: in double
+    precision their ratio rounds to exactly 1.
+    """
+    within = given[:, :, None] * classes[:, None, :, :, None]  # [example head modality part 3]
+    weight, information = within[..., 0].sum(dim=-1), within[..., 1].sum(dim=-1)
+    counted = (count[:, None] * classes).sum(dim=-1)
+    absent = (counted == 0)[:, None].expand(weight.shape)
+    # The entropy of the shares p / m is log m minus the mean of log p.
+    entropy = (weight.log() - information / weight).clamp(min=0)
+    whole, all_counted = weight.sum(dim=-1, keepdim=True), counted.sum(dim=-1, keepdim=True)
+    of_view = (given[:, :, None, :, 0] * views[:, None]).sum(dim=-1)
+    counted_views = (count[:, None] * views).sum(dim=-1)
+    hidden, gone = counted_views == 0, torch.nan
+    return (
+        (weight / whole).masked_fill(absent, gone),
+        (counted.double() / all_counted).masked_fill(counted == 0, gone),
+        entropy.masked_fill(absent | (weight == 0), gone),
+        (within[..., 2].amax(dim=-1) / whole).masked_fill(absent, gone),
+        (of_view / whole).masked_fill(hidden[:, None].expand(of_view.shape), gone),
+        (counted_views.double() / all_counted).masked_fill(hidden, gone),
+    )
+
+
+def _seen(cache: Any, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]) -> Bool[Tensor, "batch pos"]:
+    """The key positions that the model lets each query see: not padding, and not later."""
+    cfg: Any = getattr(cache.model, "cfg", None)
+    if getattr(cfg, "attention_dir", "causal") != "causal":
+        return mask.bool()
+    return mask.bool() & (torch.arange(mask.shape[1], device=mask.device) <= index[:, None])
+
+
+def _seen_ahead(cache: Any, modality: ModalityMap, index: Int[Tensor, " batch"]) -> Bool[Tensor, "batch pos"]:
+    """The positions of the query's own image, where a model lets an image see itself whole (Gemma 3)."""
+    cfg: Any = getattr(cache.model, "cfg", None)
+    ahead = torch.zeros_like(modality.attention_mask, dtype=torch.bool)
+    for span in modality.spans:
+        within = span.modality == getattr(cfg, "looks_ahead_within", None)
+        if within and span.start <= int(index[span.example]) < span.stop:
+            ahead[span.example, span.start : span.stop] = True
+    return ahead
+
+
+def _allowed(
+    cache: Any, layer: int, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch pos"]:
+    """The key positions that a layer lets each query see."""
+    cfg: Any = getattr(cache.model, "cfg", None)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    allowed = _seen(cache, mask, index)
+    if getattr(cfg, "use_local_attn", False) and cfg.attn_types[layer] == "local":
+        allowed = allowed & (positions > index[:, None] - cfg.window_size)
+    return allowed

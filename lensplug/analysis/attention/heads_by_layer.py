@@ -1,0 +1,131 @@
+"""Where the heads of each layer look, as one line for each layer: are there stages?
+
+Idea: a map of layers x heads has hundreds of numbers; most heads look at one thing only, and how many look at the image
+changes with depth. For each layer, the mean mass on each class and on each view of the image (as a whole, tiles,
+newlines), and the share of heads that look at each class, with the standard error over the examples.
+
+When not to use it: the mean of a layer hides the one head that matters (`HeadSpecialization.top`).
+
+    HeadSpecialization.combine(results).by_layer().to_dataframe()
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.analysis.result import Provenance, Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lensplug.analysis.attention.head_readings import HeadSpecialization
+
+DOMINANT = 2 / 3
+"""A head looks at the class that has this share of its attention."""
+
+
+@dataclass(frozen=True, repr=False)
+class HeadsByLayer(Result):
+    """Mean mass, and shares of heads, of each layer."""
+
+    label_columns = ("layer", "measure", "name")
+    main_number = "mean"
+
+    mass: Float[Tensor, "layer class"]
+    """The mean over heads, then over the examples that have the class in sight; NaN where none has."""
+    mass_standard_error: Float[Tensor, "layer class"]
+    """Over examples; NaN below two."""
+    chance: Float[Tensor, "layer class"]
+    share: Float[Tensor, "layer label"]
+    """Of the heads, those that look at a class (two thirds of their mass in one example); a layer sums to 1."""
+    share_standard_error: Float[Tensor, "layer label"]
+    count: Int[Tensor, "layer class"]
+    """How many examples have the class in sight."""
+    classes: tuple[str, ...]
+    """Modalities and "sink", then the views of the image: "image: base", "image: tiles", "image: newline"."""
+    labels: tuple[str, ...]
+    """Modalities and "sink", then "mixed", and "nothing" where some heads had a left-out sink alone."""
+    examples: int
+    provenance: Provenance
+
+    @classmethod
+    def of(cls, result: HeadSpecialization) -> HeadsByLayer:
+        """Of a head specialization."""
+        mass, chance = result.mass, result.chance
+        if result.view_mass is not None and result.view_chance is not None:
+            mass, chance = torch.cat([mass, result.view_mass], dim=-1), torch.cat([chance, result.view_chance], dim=-1)
+        of_layer = mass.nanmean(dim=2)  # a head that lay wholly on a left-out sink has no mass to average
+        found = looks_at(result.mass)
+        shares = torch.nn.functional.one_hot(found, len(result.modalities) + 2).double().mean(dim=2)
+        labels = (*result.modalities, "mixed", "nothing")
+        kept = [i for i, name in enumerate(labels) if name != "nothing" or bool(shares[..., i].any())]
+        shares = shares[..., kept]
+        return cls(
+            mass=of_layer.nanmean(dim=0),
+            mass_standard_error=standard_error(of_layer),
+            chance=chance.nanmean(dim=0),
+            share=shares.mean(dim=0),
+            share_standard_error=standard_error(shares),
+            count=(~chance.isnan()).sum(dim=0),
+            classes=(*result.modalities, *(f"image: {view}" for view in result.views)),
+            labels=tuple(labels[i] for i in kept),
+            examples=len(result.mass),
+            provenance=result.provenance,
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each layer and class ("mass"), and for each layer and label ("heads")."""
+        import pandas as pd
+
+        rows = []
+        for layer in range(len(self.mass)):
+            for index, name in enumerate(self.classes):
+                rows.append(
+                    {
+                        "layer": layer,
+                        "measure": "mass",
+                        "name": name,
+                        "mean": float(self.mass[layer, index]),
+                        "standard_error": float(self.mass_standard_error[layer, index]),
+                        "chance": float(self.chance[layer, index]),
+                        "count": int(self.count[layer, index]),
+                    }
+                )
+            for index, name in enumerate(self.labels):
+                rows.append(
+                    {
+                        "layer": layer,
+                        "measure": "heads",
+                        "name": name,
+                        "mean": float(self.share[layer, index]),
+                        "standard_error": float(self.share_standard_error[layer, index]),
+                        "chance": math.nan,
+                        "count": self.examples,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+
+def looks_at(mass: Float[Tensor, "*axes modality"]) -> Int[Tensor, "*axes"]:
+    """The class that has two thirds of the mass; one past the last where none has, two past where there is no mass."""
+    known = mass.nan_to_num(0)
+    total = known.sum(dim=-1, keepdim=True)
+    best = (known / total).max(dim=-1)
+    classes = mass.shape[-1]
+    # Sums of floats that are two thirds on paper may be below by their rounding.
+    found = torch.where(best.values >= DOMINANT - 1e-6, best.indices, classes)
+    return torch.where(total[..., 0] > 0, found, classes + 1)
+
+
+def standard_error(values: Float[Tensor, "example ..."]) -> Float[Tensor, ...]:
+    """Of the mean over examples, NaN left out: sample standard deviation over the root of the count; NaN below two."""
+    # Counted here for each number: a head that rests wholly on a sink that is left out has none in that example.
+    count = (~values.isnan()).sum(dim=0)
+    squares = (values - values.nanmean(dim=0)).square().nansum(dim=0)
+    return (squares / (count - 1).clamp(min=0) / count).sqrt().masked_fill(count < 2, math.nan)

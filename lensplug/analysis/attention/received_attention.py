@@ -1,0 +1,233 @@
+"""Received attention: which tokens the rest of the prompt looks at, in one layer.
+
+Idea: the attention matrix of a layer, averaged over heads, with every row scaled to a maximum of 1, so that a
+row that spreads its attention counts as much as one that does not; a token's received attention is the mean of
+its column over the rows that may see it (a weight of zero counts, a later position does not). So read, columns of
+sounds or images can be held against columns of words, as studies of audio-LLaMAs do (does the model use the audio
+tokens at all?).
+
+When not to use it: in a causal model the token at position i of n is seen by n - i rows, its own among them, so
+a late token's value is the mean of few entries and noisy (the last token's is one entry, how much it looks at
+itself); `count` says of how many, and `over="rows"` divides by all rows instead. In an encoder every row sees every
+token. Every row counts, those of a generated answer too. The first token is a sink in most models (`exclude_sink`).
+Attention is where a head looks, not what it moves; for one answer's view of the prompt use `head_specialization` or a
+rollout.
+
+    result = analysis.received_attention(cache, layer=0, modality=inputs.modality)
+    result.table(k=25).to_csv("received.csv")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lensplug.analysis.attention.one_layer import Head, OneLayer, read_layer
+from lensplug.analysis.attention.visibility import visible
+from lensplug.analysis.reading import attended, needs, refuse_other_map, texts_of
+from lensplug.analysis.result import Provenance, Result
+from lensplug.cache.activation_cache import ActivationCache
+from lensplug.errors import LensplugError
+from lensplug.positions.by_modality import MEDIA, Modality, modality_of
+from lensplug.positions.modality_map import ModalityMap
+from lensplug.validation.arguments import at_least, check_example, checked
+from lensplug.validation.masks import Mask
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCALES = ("row-max", "none")
+OVER = {
+    "seen": "mean over the rows that may see it",
+    "rows": "mean over all rows",
+    "sum": "sum over rows",
+}
+"""How a column becomes one number."""
+
+
+@dataclass(frozen=True, repr=False)
+class ReceivedAttention(Result):
+    """What each position receives from the positions that see it."""
+
+    label_columns = ("example", "position", "token", "modality")
+    main_number = "received"
+
+    values: Float[Tensor, "example pos"]
+    """Mean of the column over the rows that may see the position (0 to 1); 0 where there is none, NaN for padding. With
+    `over="sum"` their sum."""
+    count: Int[Tensor, "example pos"]
+    """How many rows that is of."""
+    matrix: Float[Tensor, "example query key"]
+    """The scaled matrix."""
+    layer: int
+    head: str
+    """ "mean", "sum", or the heads that were averaged, counted from 0."""
+    scale: str
+    modalities: tuple[tuple[str, ...], ...]
+    """Of each position; "" where it was not given."""
+    str_tokens: tuple[tuple[str, ...], ...]
+    """Of each position; "" where it was not given."""
+    provenance: Provenance
+    visible: Bool[Tensor, "example query key"] | None = None
+    """Which entries of the matrix are of positions that may be attended; None: those that are not zero."""
+
+    @checked
+    def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
+        """What each position receives, for overlays."""
+        check_example(example, len(self.values))
+        return {f"layer {self.layer}": self.values[example]}
+
+    @checked
+    def top(self, k: int = 25, *, example: int = 0) -> list[tuple[int, str, float]]:
+        """The k positions that receive most: (position, text, value)."""
+        at_least(1, k=k)
+        at = self._order(example)[:k].tolist()
+        return [(i, self.str_tokens[example][i], float(self.values[example, i])) for i in at]
+
+    @checked
+    def of(self, modality: str, *, example: int = 0) -> list[tuple[int, str, float]]:
+        """All positions of a modality: (position, text, value); NaN for what has no value."""
+        check_example(example, len(self.values))
+        names = self.modalities[example]
+        if modality not in names:
+            raise LensplugError(f"no position of example {example} is {modality!r}: it has {sorted(set(names))}.")
+        chosen = [at for at, name in enumerate(names) if name == modality]
+        return [(at, self.str_tokens[example][at], float(self.values[example, at])) for at in chosen]
+
+    @checked
+    def table(self, k: int = 25) -> pd.DataFrame:
+        """Of each example the k tokens that receive most, and every image, video and audio token."""
+        at_least(1, k=k)
+        frame = self.to_dataframe()
+        return frame[(frame["rank"] <= k) | frame.modality.isin(MEDIA)].reset_index(drop=True)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each position that is not padding; rank 1 receives most."""
+        import pandas as pd
+
+        frames = []
+        for example, values in enumerate(self.values):
+            order = self._order(example)
+            at = order.sort().values
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "example": example,
+                        "position": at.numpy(),
+                        "token": [self.str_tokens[example][i] for i in at.tolist()],
+                        "modality": [self.modalities[example][i] for i in at.tolist()],
+                        "received": values[at].numpy(),
+                        "rank": order.argsort().numpy() + 1,
+                        "entries": self.count[example][at].numpy(),
+                    }
+                )
+            )
+        return pd.concat(frames, ignore_index=True)
+
+    def _order(self, example: int) -> Int[Tensor, " kept"]:
+        """The positions that have a value, the one that receives most first; of equal ones the earlier first."""
+        check_example(example, len(self.values))
+        values = self.values[example]
+        order = values.nan_to_num(-1).argsort(descending=True, stable=True)
+        return order[: int((~values.isnan()).sum())]
+
+
+@needs("attn.hook_pattern")
+@checked
+def received_attention(
+    cache: ActivationCache,
+    *,
+    layer: int = 0,
+    head: Head = "mean",
+    scale: str = "row-max",
+    over: str = "seen",
+    exclude_sink: bool = False,
+    modality: Modality | None = None,
+    str_tokens: Sequence[Sequence[str]] | None = None,
+    attention_mask: Mask | None = None,
+) -> ReceivedAttention:
+    """Column means of a layer's attention matrix.
+
+    Args:
+        cache: An ActivationCache with the layer's `hook_pattern`, or its mean over heads
+            (`lens.run_with_cache(..., keep="head_mean")`).
+        layer: Which layer; negative ones count from the last.
+        head: "mean" over all heads, "sum" over them, one head, or several to average.
+        scale: "row-max" (every row divided by its largest entry) or "none".
+        over: How a column becomes one number: "seen", its mean over the rows that may see the position (not padding,
+            in a causal model not earlier, within a sliding window); "rows", its mean over all rows that are not
+            padding; or "sum".
+        exclude_sink: Leave out the first position that is not padding; rows are scaled by the largest of the rest.
+        modality: `inputs.modality`, or the inputs, to name media.
+        str_tokens: To name tokens, for a cache that has none: of TransformerLens alone, or made without `tokens`.
+        attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
+
+    Raises:
+        LensplugError: If the layer or a head is not there, or what names the positions does not fit.
+    """
+    modality = None if modality is None else modality_of(modality)
+    if scale not in SCALES:
+        raise LensplugError(f"scale is {scale!r}, expected 'row-max' or 'none'.")
+    if over not in OVER:
+        raise LensplugError(f"over is {over!r}, expected one of {', '.join(map(repr, OVER))}.")
+    one = _one_layer(cache, layer, head)
+    fused = one.attention
+    shape = (fused.shape[0], fused.shape[-1])
+    modalities = _modalities(cache, modality, shape)
+    texts = texts_of(cache, str_tokens, shape)
+    if attention_mask is None and modality is not None:
+        attention_mask = modality.attention_mask
+    mask = attended(cache, shape, attention_mask, fused.device).bool()
+    shown = mask
+    if exclude_sink:
+        shown = mask & (torch.arange(shape[1], device=mask.device) != mask.int().argmax(dim=1)[:, None])
+    matrix = (fused * mask[:, :, None] * shown[:, None]).cpu()
+    seen = (visible(cache, one.layer, mask.long(), fused, modality=modality) & shown[:, None]).cpu()
+    if scale == "row-max":
+        largest = matrix.amax(dim=-1, keepdim=True)
+        matrix = torch.where(largest > 0, matrix / largest, 0.0)
+    count = seen.sum(dim=1)
+    if over == "rows":
+        count = mask.sum(dim=1, keepdim=True).cpu() * shown.cpu()
+    values = matrix.sum(dim=1) / (1 if over == "sum" else count.clamp(min=1))
+    values = values.masked_fill(~shown.cpu(), torch.nan)
+    convention = f"{one.in_words}, " + ("rows scaled to maximum 1" if scale == "row-max" else "rows as they are")
+    convention += "" if over == "seen" else f"; {OVER[over]}"
+    convention += "; first position left out" if exclude_sink else ""
+    return ReceivedAttention(
+        values=values,
+        count=count,
+        matrix=matrix,
+        layer=one.layer,
+        head=one.head,
+        scale=scale,
+        modalities=modalities,
+        str_tokens=texts,
+        provenance=Provenance.of(cache, "received_attention", convention),
+        visible=seen,
+    )
+
+
+def _one_layer(cache: Any, layer: int, head: Head) -> OneLayer:
+    if not (isinstance(head, str) and head == "sum"):
+        return read_layer(cache, layer, head, needed_by="received_attention")
+    mean = read_layer(cache, layer, "mean", needed_by="received_attention")
+    whole = cache.cache_dict.get(f"blocks.{mean.layer}.attn.hook_pattern")
+    heads = whole.shape[-3] if whole is not None else cache.model.cfg.n_heads
+    return OneLayer(mean.attention * heads, mean.layer, "sum", f"layer {mean.layer}, sum of all heads")
+
+
+def _modalities(cache: Any, modality: ModalityMap | None, shape: tuple[int, int]) -> tuple[tuple[str, ...], ...]:
+    """The modality of each position, "" where it was not given."""
+    if modality is None:
+        return (("",) * shape[1],) * shape[0]
+    if tuple(modality.attention_mask.shape) != shape:
+        found = list(modality.attention_mask.shape)
+        raise LensplugError(f"modality is for {found} positions, the cache is {list(shape)}: give that of its inputs.")
+    refuse_other_map(cache, shape, modality)
+    return tuple(map(tuple, modality.position_names))

@@ -1,0 +1,47 @@
+"""Which positions a model lets each position see: not padding, not later in a causal one, not outside a window.
+
+A weight of zero does not tell: in half precision small weights round to zero, and a row may be zero where it was seen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lensplug.positions.modality_map import ModalityMap
+
+
+def visible(
+    cache: Any,
+    layer: int,
+    mask: Int[Tensor, "batch pos"],
+    attention: Float[Tensor, "batch query key"],
+    *,
+    modality: ModalityMap | None = None,
+) -> Bool[Tensor, "batch query key"]:
+    """For each query of a layer the keys that it may see; padding sees nothing.
+
+    Args:
+        cache: Its model's configuration says direction and window.
+        layer: Counted from 0.
+        mask: 1 where there is no padding.
+        attention: What the layer gave: a weight above zero was seen, whatever the configuration says.
+        modality: For a model that lets an image see itself whole (Gemma 3).
+    """
+    cfg: Any = getattr(cache.model, "cfg", None)
+    real = mask.to(attention.device).bool()
+    at = torch.arange(mask.shape[1], device=real.device)
+    allowed = torch.ones(len(at), len(at), dtype=torch.bool, device=real.device)
+    if getattr(cfg, "attention_dir", "causal") == "causal":
+        allowed = at <= at[:, None]
+    if getattr(cfg, "use_local_attn", False) and cfg.attn_types[layer] == "local":
+        allowed = allowed & (at > at[:, None] - cfg.window_size)
+    seen = (allowed | (attention > 0)) & real[:, None] & real[:, :, None]
+    within = getattr(cfg, "looks_ahead_within", None)
+    for span in modality.spans if modality is not None and within else ():
+        if span.modality == within:
+            seen[span.example, span.start : span.stop, span.start : span.stop] = True
+    return seen

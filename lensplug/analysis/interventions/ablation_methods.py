@@ -1,0 +1,87 @@
+"""Ways to take a modality away from what the language core receives: positions of merged embeddings replaced.
+
+Each takes the inputs of a batch and the positions to ablate, and gives what to run. `remove` shortens the prompt; the
+others keep every position where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lensplug.inputs.variants import Variant, in_place
+
+
+@dataclass
+class EmbeddingStatistics:
+    """Mean and standard deviation, dimension by dimension, of the embeddings at chosen positions, batch by batch."""
+
+    count: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, embeds: Float[Tensor, "batch pos d_model"], chosen: Bool[Tensor, "batch pos"]) -> None:
+        """Take in a batch; sums in double precision."""
+        own = embeds[chosen].double().cpu()
+        self.count += len(own)
+        self.total = self.total + own.sum(dim=0)
+        self.squares = self.squares + own.square().sum(dim=0)
+
+    @property
+    def mean(self) -> Float[Tensor, " d_model"]:
+        """Of all positions taken in."""
+        return self.total / max(self.count, 1)
+
+    @property
+    def standard_deviation(self) -> Float[Tensor, " d_model"]:
+        """Of all positions taken in."""
+        return (self.squares / max(self.count, 1) - self.mean.square()).clamp(min=0).sqrt()
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What a method may read."""
+
+    lens: Any
+    inputs: Any
+    chosen: Bool[Tensor, "batch pos"]
+    """The positions to take away."""
+    statistics: EmbeddingStatistics
+    """Of the modality that they belong to, over all examples."""
+    generator: torch.Generator
+
+
+def remove(given: Ablation) -> Variant:
+    """Without these positions; the rest moves together, padded on the left."""
+    shorter: Variant = given.lens.without(given.inputs, given.chosen)
+    return shorter
+
+
+def zero(given: Ablation) -> Variant:
+    """Zero vectors."""
+    return _replaced(given, torch.zeros(()))
+
+
+def mean(given: Ablation) -> Variant:
+    """The mean vector of the modality over all examples."""
+    return _replaced(given, given.statistics.mean)
+
+
+def noise(given: Ablation) -> Variant:
+    """Gaussian noise with the modality's mean and standard deviation in each dimension."""
+    drawn = torch.randn(given.inputs.embeds.shape, generator=given.generator, dtype=torch.float64)
+    return _replaced(given, given.statistics.mean + given.statistics.standard_deviation * drawn)
+
+
+def _replaced(given: Ablation, vectors: Tensor) -> Variant:
+    embeds = given.inputs.embeds
+    return in_place(given.inputs, torch.where(given.chosen[..., None], vectors.to(embeds), embeds))
+
+
+METHODS: dict[str, Callable[[Ablation], Variant]] = {"remove": remove, "zero": zero, "mean": mean, "noise": noise}
+NEED_STATISTICS = ("mean", "noise")

@@ -1,0 +1,210 @@
+"""Running prompts with and without a modality: the work behind `modality_ablation`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from torch import Tensor
+
+from lensplug.analysis.interventions.ablation_methods import METHODS, NEED_STATISTICS, Ablation, EmbeddingStatistics
+from lensplug.analysis.interventions.answers import Label
+from lensplug.errors import LensplugError
+from lensplug.inputs.variants import Variant
+from lensplug.media import listed, load_image, load_sound, load_video
+from lensplug.positions.tokens import find_text
+from lensplug.validation.arguments import admitted
+
+AT_THE_INPUT = {"silence": ("audio",), "blank": ("image", "video")}
+"""Methods that change the medium itself -> the modalities that each is for."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, its media, and the answer that is looked for."""
+
+    text: str
+    """Plain words; the chat template is applied."""
+    answer: Label
+    """A word as the model would write it, or the ids of its tokens."""
+    images: Any = ()
+    """A list, or a single one; likewise the sounds and the videos."""
+    audio: Any = ()
+    keep: str = ""
+    """A part of the text that the control (and an ablation of the text) leaves alone, such as the question."""
+    videos: Any = ()
+
+    def __post_init__(self) -> None:
+        admitted(self.text, str, "text")
+        admitted(self.answer, Label, "answer")
+        for name in ("images", "audio", "videos"):
+            object.__setattr__(self, name, listed(getattr(self, name), name))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What each example gave under each condition (with, without, control)."""
+
+    scores: Float[Tensor, "condition example class"]
+    """Sums of log-probabilities, in nats."""
+    top_token: Int[Tensor, "condition example"]
+    ablated: Int[Tensor, "condition example"]
+
+
+@dataclass
+class AblationRun:
+    """One ablation on its way: the examples in batches, three conditions each."""
+
+    lens: Any
+    examples: Sequence[Example]
+    modality: str
+    method: str
+    generator: torch.Generator
+    batch_size: int
+    progress: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.statistics = {"ablated": EmbeddingStatistics(), "control": EmbeddingStatistics()}
+
+    def _gather_statistics(self) -> None:
+        """Mean and spread of the embeddings of the modality, and of what the control draws from."""
+        for _, own, inputs in self._batches("reading embeddings"):
+            self.statistics["ablated"].add(inputs.embeds, self._chosen(own, inputs))
+            self.statistics["control"].add(inputs.embeds, self._candidates(own, inputs))
+
+    def outcome(self, answers: Sequence[tuple[int, ...]]) -> Outcome:
+        """Run every example under the three conditions, and score these answers."""
+        if self.method in NEED_STATISTICS or self.method in AT_THE_INPUT:
+            self._gather_statistics()
+        parts: list[list[Tensor]] = []
+        for _, own, inputs in self._batches("ablating"):
+            variants, ablated = self._three_conditions(own, inputs)
+            each = [self._scored(variant, answers) for variant in variants]
+            scores, top = (torch.stack(list(kind)) for kind in zip(*each, strict=True))
+            parts.append([scores, top, ablated])
+        return Outcome(*(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
+
+    def _scored(
+        self, variant: Any, answers: Sequence[tuple[int, ...]]
+    ) -> tuple[Float[Tensor, "batch class"], Int[Tensor, " batch"]]:
+        """The log-probability of each answer behind a prompt, and the token that the model would write first."""
+        first = self._last_logits(variant, 1)[:, 0]
+        log_first = first.log_softmax(dim=-1)
+        scores = log_first[:, [own[0] for own in answers]]
+        for index, own in enumerate(answers):
+            if len(own) > 1:
+                rows = self._last_logits(self._continued(variant, own[:-1]), len(own) - 1).log_softmax(dim=-1)
+                scores[:, index] += rows[:, torch.arange(len(own) - 1), list(own[1:])].sum(dim=-1)
+        return scores, first.argmax(dim=-1)
+
+    def _continued(self, variant: Any, written: Sequence[int]) -> Variant:
+        """A prompt with the first tokens of an answer behind it; prompts are padded at the left."""
+        if variant.decoder_inputs:
+            raise LensplugError(
+                f"answers of several tokens cannot be scored with {self.lens.core.name}, whose core is given"
+                f" {self.lens.core.beside} besides: choose answers of one token, or scoring='first' where the first"
+                " pieces differ."
+            )
+        batch = len(variant.embeds)
+        tokens = torch.tensor([list(written)], device=variant.embeds.device)
+        embeds = self.lens.core.decoder.embed_tokens(tokens).detach().to(variant.embeds).expand(batch, -1, -1)
+        mask = torch.cat([variant.attention_mask, torch.ones_like(tokens).expand(batch, -1)], dim=1)
+        return Variant(torch.cat([variant.embeds, embeds], dim=1), mask)
+
+    def _three_conditions(
+        self, own: Sequence[Example], inputs: Any
+    ) -> tuple[list[Any], Int[Tensor, "condition batch"]]:
+        """What is run with the modality, without it, and under the control; how many positions each lost."""
+        in_place = "mean" if self.method in AT_THE_INPUT else self.method
+        chosen = self._chosen(own, inputs)
+        control = self._draw(self._candidates(own, inputs), chosen.sum(dim=1))
+        if self.method in AT_THE_INPUT:
+            without = self._prepare([_without_medium(example, self.modality) for example in own])
+        else:
+            without = self._ablated(inputs, chosen, in_place, "ablated")
+        counts = [torch.zeros(len(own), dtype=torch.long), chosen.sum(dim=1).cpu(), control.sum(dim=1).cpu()]
+        return [inputs, without, self._ablated(inputs, control, in_place, "control")], torch.stack(counts)
+
+    def _batches(self, doing: str) -> Iterator[tuple[int, Sequence[Example], Any]]:
+        for start in range(0, len(self.examples), self.batch_size):
+            own = self.examples[start : start + self.batch_size]
+            self.progress(f"{doing}, example {start + 1} of {len(self.examples)}")
+            yield start, own, self._prepare(own)
+
+    def _prepare(self, own: Sequence[Example]) -> Any:
+        media: dict[str, Any] = {}
+        for name in ("images", "audio", "videos"):
+            given = [list(getattr(example, name)) for example in own]
+            if any(given):
+                media[name] = given
+        return self.lens.prepare([example.text for example in own], **media)
+
+    def _ablated(self, inputs: Any, chosen: Tensor, method: str, which: str) -> Variant:
+        return METHODS[method](Ablation(self.lens, inputs, chosen, self.statistics[which], self.generator))
+
+    def _last_logits(self, inputs: Any, count: int) -> Float[Tensor, "batch count d_vocab"]:
+        """Logits at the last positions alone: a row for every position would be gigabytes that nobody reads."""
+        model = self.lens.model
+        with torch.no_grad():
+            residual = model(inputs, stop_at_layer=model.cfg.n_layers)
+            logits: Tensor = model.unembed(model.ln_final(residual[:, -count:])).float().cpu()
+        if bool(logits.isnan().any()):
+            raise LensplugError("the model gives NaN: in fp16 attention can overflow; use bfloat16 or float32.")
+        return logits
+
+    def _chosen(self, own: Sequence[Example], inputs: Any) -> Bool[Tensor, "batch pos"]:
+        if self.modality == "text":
+            return self._text(own, inputs)
+        chosen: Tensor = inputs.modality.mask(self.modality)
+        for example, row in zip(own, chosen, strict=True):
+            if not bool(row.any()):
+                raise LensplugError(f"the example {example.text!r} has no {self.modality}: there is nothing to ablate.")
+        return chosen
+
+    def _candidates(self, own: Sequence[Example], inputs: Any) -> Bool[Tensor, "batch pos"]:
+        """Where the control draws from."""
+        if self.modality != "text":
+            return self._text(own, inputs)
+        media: Tensor = torch.zeros_like(inputs.attention_mask, dtype=torch.bool)
+        for name in ("image", "video", "audio"):
+            media |= inputs.modality.mask(name)
+        return media
+
+    def _text(self, own: Sequence[Example], inputs: Any) -> Bool[Tensor, "batch pos"]:
+        """The words of the prompts: without special tokens, what the chat template adds, and `Example.keep`."""
+        ordinary = inputs.modality.mask("text") & ~inputs.modality.special
+        words = torch.zeros_like(ordinary)
+        for row, (example, texts) in enumerate(zip(own, inputs.str_tokens, strict=True)):
+            ids = inputs.tokens[row].tolist()
+            where, kept = (find_text(text, texts, ids, self.lens.tokenizer) for text in (example.text, example.keep))
+            if example.keep and kept is None:
+                raise LensplugError(f"{example.keep!r}, to be kept, does not stand in the prompt {example.text!r}.")
+            words[row, list(where if where is not None else range(len(texts)))] = True
+            words[row, list(kept or ())] = False
+        chosen: Tensor = ordinary & words
+        return chosen
+
+    def _draw(self, candidates: Bool[Tensor, "batch pos"], counts: Tensor) -> Bool[Tensor, "batch pos"]:
+        """So many of the candidates of each example, at random."""
+        drawn = torch.rand(candidates.shape, generator=self.generator).to(candidates.device)
+        rank = drawn.masked_fill(~candidates, 2.0).argsort(dim=1).argsort(dim=1)
+        return candidates & (rank < counts[:, None])
+
+
+def _without_medium(example: Example, modality: str) -> Example:
+    """The same prompt with silence of the same length, or grey pictures or frames of the same size."""
+    if modality == "audio":
+        sounds = [load_sound(sound) for sound in example.audio]
+        silent = [(torch.zeros_like(sound.waveform), sound.sampling_rate) for sound in sounds]
+        return replace(example, audio=silent)
+    if modality == "video":
+        videos = [load_video(video) for video in example.videos]
+        return replace(example, videos=[replace(one, frames=torch.full_like(one.frames, 128)) for one in videos])
+    sizes = [load_image(image).size for image in example.images]
+    blank = [Image.fromarray(np.full((height, width, 3), 128, np.uint8)) for width, height in sizes]
+    return replace(example, images=blank)

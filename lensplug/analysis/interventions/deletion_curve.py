@@ -1,0 +1,271 @@
+"""Does a map of relevance mean anything? Take away what it calls relevant, and see what the answer loses.
+
+Idea (Samek et al. 2017, arXiv 1509.06321; for rollouts Chefer et al. 2021, arXiv 2103.15679): positions of the
+image or the sound are deleted most relevant first, and, in another run, least relevant first: nobody attends to them,
+and their embeddings are replaced by the mean. A map that finds what the answer hangs on makes the target's
+log-probability fall early in the first order and late in the second. The area under each curve is held against
+orders drawn at random: a map that is no better than these says nothing, however it looks.
+
+When not to use it: a prompt with half an image is none that the model was trained on, and a fall can also mean that
+it was thrown off; positions are deleted one by one, and what stands in two of them twice is not missed before both are
+gone. Maps are compared on the same examples, targets and positions only.
+
+    curve = analysis.deletion_curve(lens, inputs, rollout, target="Red")
+    curve.area                                       # order -> nats, for each example
+    analysis.DeletionCurve.combine([curve, ...]).summary()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lensplug.analysis.reading import Lens
+from lensplug.analysis.result import Provenance, Result, one_row, refuse_other_making
+from lensplug.errors import LensplugError
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.inputs.targets import LogitTarget, Terms, Written, terms_of
+from lensplug.inputs.variants import in_place
+from lensplug.positions.by_modality import Where, mask_at, named
+from lensplug.running.announce import announce
+from lensplug.validation.arguments import checked
+
+if TYPE_CHECKING:
+    import pandas as pd
+MOST_VARIANTS = 100_000
+"""Of one example: their masks are made before the first is run."""
+
+
+@dataclass(frozen=True, repr=False)
+class DeletionCurve(Result):
+    """The target's log-probability while positions are deleted, in three orders."""
+
+    label_columns = ("example", "order", "fraction")
+    main_number = "log_probability"
+
+    fractions: Float[Tensor, " step"]
+    """Of the positions that are deleted, from 0 to 1."""
+    most_first: Float[Tensor, "example step"]
+    """In nats, with the most relevant deleted first."""
+    least_first: Float[Tensor, "example step"]
+    random: Float[Tensor, "example draw step"]
+    """In orders drawn at random."""
+    deleted: Int[Tensor, " example"]
+    """How many positions of each example there were to delete."""
+    provenance: Provenance
+
+    @property
+    def area(self) -> dict[str, Float[Tensor, " example"]]:
+        """The area under each curve, in nats (the mean along it); of random orders, the mean of the draws.
+
+        The smaller with the most relevant first, and the larger with the least relevant first, the better the map.
+        """
+        curves = {"most relevant first": self.most_first, "least relevant first": self.least_first}
+        if self.random.shape[1]:
+            curves["random"] = self.random.mean(dim=1)
+        return {name: torch.trapezoid(curve, self.fractions, dim=-1) for name, curve in curves.items()}
+
+    @property
+    def random_interval(self) -> Float[Tensor, "example 2"]:
+        """Between which areas 95% of random orders lie (mean and 1.96 standard deviations); NaN for fewer than two."""
+        areas = torch.trapezoid(self.random, self.fractions, dim=-1)
+        if areas.shape[1] < 2:
+            return torch.full((len(areas), 2), torch.nan)
+        spread = 1.96 * areas.std(dim=1)
+        return torch.stack([areas.mean(dim=1) - spread, areas.mean(dim=1) + spread], dim=1)
+
+    @classmethod
+    @checked
+    def combine(cls, results: Sequence[DeletionCurve]) -> DeletionCurve:
+        """The examples of several results as one.
+
+        Raises:
+            LensplugError: If there is none, or they differ in steps, draws, model or convention.
+        """
+        refuse_other_making(results)
+        first = results[0]
+        for other in results[1:]:
+            same = torch.equal(other.fractions, first.fractions) and other.random.shape[1] == first.random.shape[1]
+            if not same:
+                raise LensplugError(
+                    f"curves of different steps or draws cannot be combined: {len(first.fractions) - 1} steps and"
+                    f" {first.random.shape[1]} draws, and {len(other.fractions) - 1} and {other.random.shape[1]}."
+                )
+        return replace(
+            first,
+            most_first=torch.cat([one.most_first for one in results]),
+            least_first=torch.cat([one.least_first for one in results]),
+            random=torch.cat([one.random for one in results]),
+            deleted=torch.cat([one.deleted for one in results]),
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """For each order the mean area over the examples, and its 95% interval (1.96 standard errors)."""
+        import pandas as pd
+
+        rows = {}
+        for order, areas in self.area.items():
+            error = areas.std() / len(areas) ** 0.5 if len(areas) > 1 else torch.tensor(torch.nan)
+            mean = float(areas.mean())
+            rows[order] = {"area": mean, "low": mean - 1.96 * float(error), "high": mean + 1.96 * float(error)}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("order").assign(examples=len(self.deleted))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each example, order and step; orders drawn at random are numbered."""
+        import pandas as pd
+
+        orders = {"most relevant first": self.most_first, "least relevant first": self.least_first}
+        orders |= {f"random {draw}": self.random[:, draw] for draw in range(self.random.shape[1])}
+        return pd.DataFrame(
+            {
+                "example": example,
+                "order": name,
+                "fraction": float(fraction),
+                "log_probability": float(curve[example, step]),
+            }
+            for example in range(len(self.deleted))
+            for name, curve in orders.items()
+            for step, fraction in enumerate(self.fractions)
+        )
+
+
+@checked
+def deletion_curve(
+    lens: Lens,
+    inputs: MultimodalInput,
+    relevance: Result | Float[Tensor, " *example pos"],
+    target: LogitTarget,
+    *,
+    position: int = -1,
+    among: Where = "media",
+    steps: int = 10,
+    draws: int = 10,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> DeletionCurve:
+    """Delete positions in the order of their relevance, and in random orders.
+
+    Args:
+        lens: From `lensplug.load`, `wrap` or `tiny`.
+        inputs: From `prepare` or `encode` (`answer.inputs` for an answer).
+        relevance: A value for each position of each example, or a result that has one (a rollout of one row: its lift;
+            a gradient rollout; a flow; received attention); only its order among the deleted positions counts, and
+            equal values are put in a random order.
+        target: What is watched: a word that is one token, an id, ids `[example]`, a pair (the difference of two
+            log-probabilities), or an answer (the sum over its tokens).
+        position: Where a token's probability is read; negative ones count from the last that is not padding.
+        among: Which positions are deleted: "media" (every image, video and audio position), a modality, several, or a
+            mask `[example pos]`.
+        steps: In how many equal steps.
+        draws: How many random orders; 0 for none (for other maps of examples whose random orders are known).
+        seed: Of the random orders.
+        batch_size: How many variants run at once, of all examples together.
+
+    Raises:
+        LensplugError: If relevance does not fit the inputs or holds NaN where it is read, there is nothing to delete,
+            or the target is none.
+    """
+    if isinstance(relevance, Result):
+        relevance = torch.stack([one_row(relevance, example, "relevance") for example in range(len(inputs))])
+    values = relevance[None] if relevance.ndim == 1 else relevance
+    if tuple(values.shape) != tuple(inputs.tokens.shape):
+        raise LensplugError(
+            f"relevance has the shape {list(relevance.shape)}, the inputs {list(inputs.tokens.shape)}: give one value"
+            " for each position of each example."
+        )
+    if steps < 1 or draws < 0 or batch_size < 1:
+        raise LensplugError(f"steps={steps}, draws={draws}, batch_size={batch_size}: expected at least 1, 0 and 1.")
+    if (variants := (2 + draws) * (steps + 1)) > MOST_VARIANTS:
+        raise LensplugError(f"steps={steps} and draws={draws} make {variants} runs of each example: take fewer.")
+    terms = terms_of(target, position, inputs, lens.tokenizer, lens.model.cfg.d_vocab_out)
+    chosen, what = _among(among, inputs)
+    values = values.to(chosen.device).float()
+    if bool((values.isnan() & chosen).any()):
+        raise LensplugError("relevance is NaN at positions that are to be deleted: give among= a mask of those it has.")
+    fractions = torch.linspace(0, 1, steps + 1)
+    generator = torch.Generator().manual_seed(seed)
+    deleted = []
+    for example in range(len(inputs)):
+        orders = _orders(values[example], chosen[example], draws, generator)
+        cuts = (fractions * orders.shape[1]).round().long()
+        rank = torch.full((len(orders), values.shape[1]), orders.shape[1], device=orders.device)
+        rank.scatter_(1, orders, torch.arange(orders.shape[1], device=orders.device).expand_as(orders))
+        deleted.append((rank[:, None] < cuts.to(rank.device)[None, :, None]).flatten(0, 1))  # [order-step pos]
+    curves = _log_probabilities(lens, inputs, torch.stack(deleted), chosen, terms, batch_size)
+    stacked = curves.reshape(len(inputs), 2 + draws, steps + 1)
+    read = "over the answer" if isinstance(target, Written | MultimodalInput) else f"at position {position}"
+    convention = f"{what} hidden from attention and replaced by their mean, nats {read}"
+    return DeletionCurve(
+        fractions=fractions,
+        most_first=stacked[:, 0],
+        least_first=stacked[:, 1],
+        random=stacked[:, 2:],
+        deleted=chosen.sum(dim=1).cpu(),
+        provenance=Provenance.of_model(lens.model, "deletion_curve", convention),
+    )
+
+
+def _among(among: Where, inputs: Any) -> tuple[Bool[Tensor, "example pos"], str]:
+    """The positions that are deleted, and what they are called."""
+    own = mask_at(among, inputs, inputs.tokens.shape, "among").to(inputs.tokens.device)
+    chosen, names = own & inputs.attention_mask.bool(), named(among)
+    what = "chosen positions" if names is None else f"{' and '.join(names)} positions"
+    if not bool(chosen.any(dim=1).all()):
+        example = int((~chosen.any(dim=1)).nonzero()[0])
+        raise LensplugError(f"example {example} has no {what} to delete: it has {', '.join(inputs.modality.names)}.")
+    return chosen, what
+
+
+def _orders(
+    values: Float[Tensor, " pos"], chosen: Bool[Tensor, " pos"], draws: int, generator: torch.Generator
+) -> Int[Tensor, "order deleted"]:
+    """Positions most relevant first, least relevant first, and in random orders; ties in a random order."""
+    positions = chosen.nonzero()[:, 0]
+    shuffled = [
+        positions[torch.randperm(len(positions), generator=generator).to(positions.device)] for _ in range(draws)
+    ]
+    mixed = positions[torch.randperm(len(positions), generator=generator).to(positions.device)]
+    ascending = mixed[values[mixed].argsort(stable=True)]
+    return torch.stack([ascending.flip(0), ascending, *shuffled])
+
+
+def _log_probabilities(
+    lens: Any,
+    inputs: Any,
+    deleted: Bool[Tensor, "example variant pos"],
+    chosen: Bool[Tensor, "example pos"],
+    terms: Terms,
+    batch_size: int,
+) -> Float[Tensor, "example variant"]:
+    """The target's, with each set of positions deleted.
+
+    Variants of different examples run together, since of small models a call costs more than what it computes; what
+    several orders delete alike, such as nothing and everything, runs once.
+    """
+    counts = chosen.sum(dim=1, keepdim=True)
+    mean = ((inputs.embeds.float() * chosen[:, :, None]).sum(dim=1) / counts).to(inputs.embeds.dtype)
+    each = torch.arange(len(deleted), device=deleted.device).repeat_interleave(deleted.shape[1])
+    rows = torch.cat([each[:, None], deleted.flatten(0, 1)], dim=1)
+    variants, which = torch.unique(rows, dim=0, return_inverse=True)
+    results: list[Tensor] = []
+    batches = torch.split(variants, batch_size)
+    begun = perf_counter()
+    for some in batches:
+        if len(results) == 1:
+            one = perf_counter() - begun
+            announce("deletion_curve", len(batches) - 1, one, shorter="steps=, draws=")
+        example, gone = some[:, 0], some[:, 1:].bool()
+        own = Terms(*(part[example.to(part.device)] for part in (terms.rows, terms.ids, terms.weights)))
+        changed = torch.where(gone[:, :, None], mean[example, None], inputs.embeds[example])
+        logits = lens.logits_at(in_place(inputs, changed, example), own.rows, hidden=gone)
+        results.append(own.of(logits.float().log_softmax(dim=-1)).cpu())
+    found = torch.cat(results)
+    if bool(found.isnan().any()):
+        raise LensplugError("the model gives NaN: use bfloat16 or float32.")
+    return found[which.cpu()].reshape(deleted.shape[:2])

@@ -1,0 +1,1 @@
+"""Analyses that read the residual stream in words."""

@@ -1,0 +1,325 @@
+"""The logit lens: what the model would say if it stopped after each layer.
+
+Idea (nostalgebraist 2020): the unembedding, applied to the residual stream after each layer, gives a
+distribution over tokens; reading it layer by layer shows when an answer forms. Two conventions:
+`final_norm=True` applies the final norm with the statistics of that layer's residual, so the last entry
+is exactly the model's own output; `final_norm=False` unembeds the raw residual, with the unembedding as it
+was trained, also where processing has folded the norm's weight into it. The result says which.
+
+When not to use it: early layers of some models write in another basis, and the lens then shows noise
+although the answer is there (Belrose et al. 2023, "Eliciting latent predictions", arXiv 2303.08112).
+
+    result = logit_lens(cache, positions=-1, target="Red")
+    result.settled_layer          # the first layer from which "Red" stays on top
+
+Every position of an image in every layer is tens of thousands of rows of the vocabulary's size. They are made
+a few at a time (`chunk_bytes`), and of each only the top k and a few numbers are kept:
+
+    patches = logit_lens(cache, positions=inputs.modality.image_positions(), target="Red")
+    views.image_overlay(patches, inputs)         # where in the image each layer would say "Red"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.analysis.logits.processed import raw_unembedding
+from lensplug.analysis.logits.vocabulary import CACHE_BYTES, chunks, statistics
+from lensplug.analysis.reading import attended, n_layers, needs, read_residual, residual_shape
+from lensplug.analysis.result import Provenance, Result
+from lensplug.cache.activation_cache import ActivationCache
+from lensplug.errors import LensplugError
+from lensplug.positions.indices import Positions, resolve_positions
+from lensplug.positions.tokens import single_token, token_texts
+from lensplug.validation.arguments import at_least, check_example, checked
+from lensplug.validation.masks import Mask
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False)
+class LogitLens(Result):
+    """What each layer says at each chosen position. Entry 0 is the embedding, entry i the output of block i - 1."""
+
+    label_columns = ("example", "position", "entry", "target")
+    main_number = "target_log_probability"
+
+    top_tokens: Int[Tensor, "example entry position k"]
+    """The k most probable token ids, most probable first."""
+    top_probabilities: Float[Tensor, "example entry position k"]
+    """0 to 1."""
+    target: Int[Tensor, "example position"]
+    """The token that `rank` and `log_probability` are of."""
+    rank: Int[Tensor, "example entry position"]
+    """Of the target; 1 = most probable. (TransformerLens's own tools count ranks from 0.)"""
+    log_probability: Float[Tensor, "example entry position"]
+    """Of the target, in nats."""
+    entropy: Float[Tensor, "example entry position"]
+    """Of the layer's distribution, in nats."""
+    kl_to_last: Float[Tensor, "example entry position"]
+    """KL(last layer || this layer), in nats: what is lost by stopping here. 0 at the last entry."""
+    positions: Int[Tensor, "example position"]
+    """From the left."""
+    top_texts: list[list[list[list[str]]]]
+    """The text of `top_tokens`."""
+    target_texts: list[list[str]]
+    length: int
+    """Positions of the input, read or not."""
+    provenance: Provenance
+
+    @property
+    def entries(self) -> list[str]:
+        """The name of each entry: "embed", then the layer after which it was read."""
+        return ["embed", *map(str, range(self.rank.shape[1] - 1))]
+
+    @property
+    def settled_layer(self) -> Int[Tensor, "example position"]:
+        """The first layer from which the target stays on top to the end; -1 = the embedding, n_layers = never.
+
+        Layers are counted as TransformerLens counts blocks: the answer is there after block `settled_layer`.
+        """
+        stays = (self.rank == 1).flip(1).int().cumprod(dim=1).sum(dim=1)  # entries on top, from the end
+        return self.rank.shape[1] - 1 - stays
+
+    @checked
+    def by_position(self, example: int = 0, *, measure: str = "probability") -> dict[str, Float[Tensor, " pos"]]:
+        """One value of the target for each position and entry, NaN where the lens did not read: for overlays.
+
+        Args:
+            example: Which example.
+            measure: "probability", "log_probability" (nats) or "rank" (1 = top) of the target, "reciprocal_rank"
+                (1 = top, towards 0), "entropy" or "kl_to_last" (nats) of the layer's distribution.
+        """
+        check_example(example, len(self.positions))
+        measures = {
+            "probability": lambda: self.log_probability.exp(),
+            "log_probability": lambda: self.log_probability,
+            "rank": lambda: self.rank.float(),
+            "reciprocal_rank": lambda: 1 / self.rank,
+            "entropy": lambda: self.entropy,
+            "kl_to_last": lambda: self.kl_to_last,
+        }
+        if measure not in measures:
+            raise LensplugError(f"measure is {measure!r}, expected one of {', '.join(map(repr, measures))}.")
+        rows = torch.full((self.rank.shape[1], self.length), torch.nan)
+        rows[:, self.positions[example]] = measures[measure]()[example].float()
+        names = ["embed", *(f"layer {layer}" for layer in range(len(rows) - 1))]
+        return dict(zip(names, rows, strict=True))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each example, position and entry."""
+        import pandas as pd
+
+        # Whole columns at once: an image has tens of thousands of rows.
+        examples, entries, positions = self.rank.shape
+        example, pos, entry = (
+            axis.flatten().numpy()
+            for axis in torch.meshgrid(*map(torch.arange, (examples, positions, entries)), indexing="ij")
+        )
+        by_row = {
+            name: getattr(self, name).transpose(1, 2).flatten()
+            for name in ("rank", "log_probability", "entropy", "kl_to_last")
+        }
+        return pd.DataFrame(
+            {
+                "example": example,
+                "position": self.positions[example, pos].numpy(),
+                "entry": np.array(self.entries)[entry],
+                "top_token": [self.top_texts[e][layer][p][0] for e, p, layer in zip(example, pos, entry, strict=True)],
+                "top_probability": self.top_probabilities[..., 0].transpose(1, 2).flatten().double().numpy(),
+                "target": [self.target_texts[e][p] for e, p in zip(example, pos, strict=True)],
+                "target_rank": by_row["rank"].numpy(),
+                "target_log_probability": by_row["log_probability"].double().numpy(),
+                "entropy_nats": by_row["entropy"].double().numpy(),
+                "kl_to_last_nats": by_row["kl_to_last"].double().numpy(),
+            }
+        )
+
+
+@needs("blocks.0.hook_resid_pre", "hook_resid_post")
+@checked
+def logit_lens(
+    cache: ActivationCache,
+    *,
+    positions: Positions | None = -1,
+    top_k: int = 5,
+    target: str | int | Tensor | None = None,
+    final_norm: bool = True,
+    attention_mask: Mask | None = None,
+    chunk_bytes: int = 2**28,
+) -> LogitLens:
+    """Unembed the residual stream after every layer.
+
+    Args:
+        cache: An ActivationCache with `hook_resid_pre` of the first block and `hook_resid_post` of every
+            block (`logit_lens.needs`), and its model.
+        positions: Where to read, the same for every example or a tensor `[example position]`; negative ones
+            count from the last position that is not padding. None reads every position (padding too).
+        top_k: How many tokens to keep of each distribution.
+        target: The token whose rank and probability are followed: a word that is one token, an id, or
+            ids `[example]` or `[example position]`. By default the last layer's top token at each
+            position: the final answer.
+        final_norm: See the top of this file.
+        attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
+        chunk_bytes: At most this much memory for vocabulary-sized rows at any time.
+
+    Raises:
+        LensplugError: If a residual is missing, a position is out of range, the target is not one token, or
+            `final_norm=False` of weights that TransformerLens alone has folded.
+    """
+    at_least(1, chunk_bytes=chunk_bytes)
+    model = _model(cache)
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(n_layers(cache)))]
+    batch, length = residual_shape(cache, needed_by="logit_lens")
+    mask = attended(cache, (batch, length), attention_mask, torch.device("cpu"), positions=positions)
+    everywhere = torch.arange(length).expand(batch, -1)
+    at = everywhere if positions is None else resolve_positions(positions, mask)
+    chosen = [read_residual(cache, name, at, needed_by="logit_lens").flatten(0, 1) for name in names]  # [row d_model]
+    vocabulary = model.unembed.W_U.shape[1]
+    if not 1 <= top_k <= vocabulary:
+        raise LensplugError(f"top_k is {top_k}, expected 1 to {vocabulary}.")
+    given = _target(target, at, vocabulary, getattr(model, "tokenizer", None))
+
+    flat = None if given is None else given.flatten()
+    kept, followed = _numbers(model, chosen, flat, top_k, final_norm, chunk_bytes)
+    by_entry = {name: value.view(*at.shape, *value.shape[1:]).transpose(1, 2) for name, value in kept.items()}
+    cross = by_entry.pop("cross")
+    by_entry["kl_to_last"] = (cross - cross[:, -1:]).clamp(min=0)  # the last layer's cross-entropy is its own entropy
+    tokenizer = getattr(model, "tokenizer", None)
+    convention = "final norm with each layer's own statistics" if final_norm else "raw residual, no final norm"
+    return LogitLens(
+        **by_entry,
+        target=followed.reshape(at.shape),
+        positions=at.cpu(),
+        top_texts=[[token_texts(entry, tokenizer) for entry in example] for example in by_entry["top_tokens"]],
+        target_texts=token_texts(followed.reshape(at.shape), tokenizer),
+        length=length,
+        provenance=Provenance.of(cache, "logit_lens", convention),
+    )
+
+
+def unembed(
+    model: Any,
+    residual: Float[Tensor, "row d_model"],
+    *,
+    final_norm: bool = True,
+    out: Float[Tensor, "row d_vocab"] | None = None,
+) -> Float[Tensor, "row d_vocab"]:
+    """The model's final norm and unembedding, without firing its hooks; for use under `no_grad`.
+
+    With the model's own order of operations and dtypes, so that the last residual gives its own logits.
+    """
+    cfg, b_U = model.cfg, model.unembed.b_U
+    W_U = model.unembed.W_U if final_norm else raw_unembedding(model)
+    x = residual.to(W_U.device)
+    if final_norm and cfg.normalization_type is not None:
+        x = _normalised(model, x)
+    # HookedTransformer has a bias of zeros where the model has none: adding that would be one more pass over the rows.
+    logits = torch.addmm(b_U, x, W_U, out=out) if bool(b_U.any()) else torch.mm(x, W_U, out=out)
+    cap = cfg.output_logits_soft_cap
+    return logits if cap <= 0 else logits.div_(cap).tanh_().mul_(cap)
+
+
+def _normalised(model: Any, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    """After the final norm: LN, LNPre, RMS or RMSPre of a HookedTransformer, or a bridge's, written out."""
+    cfg, norm = model.cfg, model.ln_final
+    native = getattr(norm, "original_component", None)  # of a bridge: Hugging Face's module
+    folded = getattr(cfg, "layer_norm_folding", False)
+    if native is not None and (folded or getattr(norm, "use_native_layernorm_autograd", False)):
+        normalised: Tensor = native(x.to(cfg.dtype))
+        return normalised
+    centred = cfg.normalization_type in ("LN", "LNPre") and not cfg.final_rms
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    if centred:
+        x = x - x.mean(dim=-1, keepdim=True)
+    x = x / (x.pow(2).mean(dim=-1, keepdim=True) + cfg.eps).sqrt()
+    if native is None:  # HookedTransformer returns to the model's dtype before the weight, a bridge behind it
+        x = x.to(cfg.dtype)
+    if cfg.normalization_type in ("LN", "RMS"):
+        x = x * (1 + norm.w if getattr(cfg, "rmsnorm_uses_offset", False) else norm.w)  # Gemma's weights are from 1
+    if cfg.normalization_type == "LN" and centred:
+        x = x + norm.b
+    return x.to(cfg.dtype)
+
+
+def _numbers(
+    model: Any,
+    residuals: Sequence[Float[Tensor, "position d_model"]],
+    target: Int[Tensor, " position"] | None,
+    top_k: int,
+    final_norm: bool,
+    chunk_bytes: int,
+) -> tuple[dict[str, Tensor], Int[Tensor, " position"]]:
+    """`statistics` of every entry's residuals, as `[position entry ...]`, and the tokens that were followed."""
+    W_U = model.unembed.W_U
+    positions, entries, vocabulary = len(residuals[0]), len(residuals), W_U.shape[1]
+    # Rows in fp32 that there is memory for: logits, the last layer's logits and probabilities, and twice the few that
+    # `statistics` works on at a time, which a processor's cache should hold.
+    budget = chunk_bytes // (4 * vocabulary)
+    few = max(1, budget // 4)
+    if W_U.device.type == "cpu":
+        few = min(few, max(1, CACHE_BYTES // (4 * vocabulary)))
+    many = max(1, (budget - 2 * few) * entries // (entries + 2))
+    place = W_U.new_empty(min(many, positions * entries), vocabulary)  # fresh memory costs a tenth of the product
+    kept: dict[str, Tensor] = {}
+    followed = torch.empty(positions, dtype=torch.long)
+    with torch.no_grad():
+        for rows in chunks(positions, max(1, many // entries)):
+            here = torch.stack([one[rows] for one in residuals], dim=1)
+            # All entries in one product where they fit: each reads the whole unembedding, which for few rows takes
+            # longer than the rest. The last layer comes first: the others are compared with it.
+            for group in reversed(list(chunks(entries, many))):
+                x = here[:, group].flatten(0, 1)
+                logits = unembed(model, x, final_norm=final_norm, out=place[: len(x)]).view(len(here), -1, vocabulary)
+                if group.stop == entries:
+                    last = logits[:, -1]
+                    p_last = last.float().softmax(dim=-1)
+                    target_here = last.argmax(dim=-1) if target is None else target[rows].to(last.device)
+                    followed[rows] = target_here.cpu()
+                numbers = statistics(logits, p_last, target_here, top_k=top_k, few=few)
+                for name, value in numbers.items():
+                    # Into one tensor for each number: small results that stay would lie between the large buffers that
+                    # come and go, and the heap could not use their place again.
+                    if name not in kept:
+                        kept[name] = value.new_empty(positions, entries, *value.shape[2:], device="cpu")
+                    kept[name][rows, group] = value
+    return kept, followed
+
+
+def _target(
+    target: str | int | Tensor | None, at: Int[Tensor, "batch position"], vocabulary: int, tokenizer: Any
+) -> Int[Tensor, "batch position"] | None:
+    if target is None:
+        return None
+    ids = torch.as_tensor(single_token(target, tokenizer) if isinstance(target, str) else target)
+    if ids.ndim == 1 and len(ids) == len(at):
+        ids = ids[:, None]
+    if (
+        ids.ndim > 2
+        or (ids.ndim > 0 and ids.shape[0] != len(at))
+        or (ids.ndim == 2 and ids.shape[1] not in (1, at.shape[1]))
+    ):
+        raise LensplugError(
+            f"target has the shape {list(ids.shape)}, expected one id, [{len(at)}] or {list(at.shape)} (example,"
+            " position)."
+        )
+    if ids.is_floating_point() or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+        raise LensplugError(f"target ids must be whole numbers from 0 to {vocabulary - 1}, got {ids.tolist()}.")
+    return ids.expand(at.shape)
+
+
+def _model(cache: Any) -> Any:
+    if cache.model is None:
+        raise LensplugError(
+            "the cache has lost its model (cache.model is None), and the logit lens needs its unembedding: give it back"
+            " with cache.model = lens.model."
+        )
+    return cache.model

@@ -1,0 +1,119 @@
+"""Undoing what TransformerLens's processing of weights changes in numbers, or refusing it by name.
+
+Processing leaves the model's answers as they are, and patterns, but not every number in between: the final norm's
+weight goes into the unembedding (a raw logit lens), value biases into the output bias (what a head brings from a
+position), means of what is written to the stream are taken away where the norm takes them away later (norms of the
+stream, of LayerNorm models), and logits lose their mean at each position (a single token's logit, and its gradients).
+What a lens's model was made of is known (`lensplug.provenance.fingerprint`), and is read in place of what was folded.
+Of a model that TransformerLens processed alone the old weights are gone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+from lensplug.provenance.fingerprint import made_of
+
+UNPROCESSED = (
+    "load it without processing (HookedTransformer.from_pretrained_no_processing, a bridge without"
+    " enable_compatibility_mode), or use lensplug.wrap, which remembers what was folded."
+)
+
+
+def is_folded(model: Any) -> bool:
+    """Whether the norms of a model were folded into the weights behind them."""
+    cfg = getattr(model, "cfg", None)
+    if getattr(cfg, "normalization_type", None) in ("LNPre", "RMSPre"):
+        return True
+    # A bridge keeps its norms; what was folded out of them leaves 1, or 0 where they multiply by 1 + weight.
+    w = getattr(getattr(model, "ln_final", None), "w", None) if getattr(model, "_weights_processed", False) else None
+    return w is not None and bool((w == (0 if getattr(cfg, "rmsnorm_uses_offset", False) else 1)).all())
+
+
+def raw_unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"]:
+    """W_U without the final norm's weight, for residuals that go through no norm.
+
+    Raises:
+        LensplugError: If that cannot be known.
+    """
+    refuse_centred_stream(model, "logit_lens(final_norm=False)")
+    W_U: Tensor = model.unembed.W_U
+    if not is_folded(model):
+        return W_U
+    origin = made_of(model)
+    if origin is None:
+        raise LensplugError(
+            "logit_lens(final_norm=False) is of the raw unembedding, and this model's has the final norm's weight"
+            f" folded into it: {UNPROCESSED} Or read it with final_norm=True."
+        )
+    return origin.unembedding.detach().T.to(W_U)
+
+
+def whole_values(
+    model: Any, layer: int, v: Float[Tensor, "batch key kv_head d_head"], option: str
+) -> Float[Tensor, "batch key kv_head d_head"]:
+    """Value vectors with their bias, also where that was folded into the output bias.
+
+    Raises:
+        LensplugError: If that cannot be known.
+    """
+    refuse_centred_stream(model, option)
+    attn = model.blocks[layer].attn
+    if not is_folded(model) or bool(_or_zeros(attn, "b_V").any()):
+        return v
+    origin = made_of(model)
+    if origin is not None:
+        bias = origin.value_biases[layer]
+        return v if bias is None else v + bias.detach().view(v.shape[2:]).to(v)
+    if bool(_or_zeros(attn, "b_O").any()):
+        raise LensplugError(
+            f"{option} measures value vectors with their bias, and in this model's layer {layer} it may have been"
+            f" folded into the output bias: {UNPROCESSED}"
+        )
+    return v
+
+
+def refuse_centred_stream(model: Any, option: str) -> None:
+    """Refuse a LayerNorm model whose weights write no mean to the stream.
+
+    Raises:
+        LensplugError: If it is one.
+    """
+    cfg = getattr(model, "cfg", None)
+    if getattr(cfg, "normalization_type", None) not in ("LN", "LNPre") or getattr(cfg, "final_rms", False):
+        return
+    W_O = model.blocks[0].attn.W_O.detach().float()
+    if float(W_O.mean(dim=-1).abs().max()) < 1e-5 * float(W_O.square().mean().sqrt()):
+        raise LensplugError(
+            f"{option} depends on the mean of the residual stream, which this model's centred weights have taken away:"
+            f" {UNPROCESSED}"
+        )
+
+
+def refuse_centred_logits(model: Any, what: str) -> None:
+    """Refuse a number that changes where logits have lost their mean at each position.
+
+    Raises:
+        LensplugError: If the unembedding of the model is centred.
+    """
+    unembed = getattr(model, "unembed", None)
+    if unembed is None or not is_folded(model):
+        return
+    W_U = unembed.W_U.detach()
+    # Rows of it: a mean over a vocabulary of 150,000 for each of 4,096 would be read anew each time.
+    rows = W_U[:: max(1, len(W_U) // 8)].float()
+    if float(rows.mean(dim=-1).abs().max()) < 1e-5 * float(rows.square().mean().sqrt()):
+        raise LensplugError(
+            f"{what} is another number with processed weights, whose logits lack their mean at each position: use"
+            " lensplug.wrap(..., process_weights=False)."
+        )
+
+
+def _or_zeros(attn: Any, name: str) -> Tensor:
+    bias = getattr(attn, name, None)
+    return torch.zeros(()) if bias is None else bias.detach()

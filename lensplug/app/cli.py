@@ -1,0 +1,246 @@
+"""The `lensplug` command: `demo`, `report`, `check`, `convert-audio-llama`."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lensplug.errors import LensplugError
+from lensplug.files.writable import file_to_write, folder_to_write
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="What a multimodal language model does with what it sees and hears.",
+)
+console = Console()
+
+
+def _show_versions(wanted: bool) -> bool:
+    if wanted:
+        from importlib.metadata import version
+
+        packages = ("lensplug", "transformer-lens", "transformers", "torch")
+        print(*(f"{name} {version(name)}" for name in packages), sep="\n")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _everywhere(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_versions, is_eager=True, help="Show the versions, and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+Model = Annotated[str, typer.Option(help="A model of the Hugging Face hub, or a folder.")]
+ImageFile = Annotated[list[Path] | None, typer.Option(help="A picture; once for each.")]
+VideoFile = Annotated[list[Path] | None, typer.Option(help="A video, 16 frames of which are seen; once for each.")]
+AudioFile = Annotated[list[Path] | None, typer.Option(help="A sound (wav, flac, ogg, mp3), any rate; once for each.")]
+Prompt = Annotated[str, typer.Option(help="The question, in plain words.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; cuda where there is one.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: what the checkpoint says.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("lensplug-demo"),
+    seed: Annotated[int, typer.Option(help="Another picture and another voice.")] = 3,
+    device: Device = "cpu",
+) -> None:
+    """Ask the tiny LLaVA-OneVision about a picture, the tiny audio-LLaMA about a voice; a page for each, an index."""
+    import lensplug
+    from lensplug.tiny.scenes import draw_scene
+    from lensplug.tiny.voices import make_voice
+    from lensplug.views.page.page import Index
+
+    with _steps() as step:
+        out = folder_to_write(out)
+        step("loading the tiny LLaVA-OneVision")
+        lens = lensplug.tiny.llava_onevision(device=device)
+        scene = draw_scene(random.Random(seed), size=(96, 96))
+        seen = _report(
+            lens, "What is the color? Answer single word.", out / "llava-onevision.html", step, images=[scene.image]
+        )
+        step("loading the tiny audio-LLaMA")
+        lens = lensplug.tiny.audio_llama(device=device)
+        voice = make_voice(random.Random(seed), transcript=True)
+        heard = _report(lens, voice.prompt("feeling"), out / "audio-llama.html", step, audio=[voice.audio])
+        entries = (
+            ("llava-onevision.html", "A picture: tiny LLaVA-OneVision", _card(seen)),
+            ("audio-llama.html", "A voice: tiny audio-LLaMA", _card(heard)),
+        )
+        text = "One page for each of the two trained models that ship with lensplug. Everything works offline."
+        written = Index("What the models do with what they see and hear", text, entries).save(out / "index.html")
+    console.print(f"Index: {written}")
+
+
+@app.command()
+def report(
+    model: Model,
+    prompt: Prompt,
+    image: ImageFile = None,
+    video: VideoFile = None,
+    audio: AudioFile = None,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("lensplug-report.html"),
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Write one self-contained page about how a model answers a prompt, on pictures, videos or sounds or on words."""
+    with _steps() as step:
+        out = file_to_write(out)  # a report may take minutes
+        media = _media(image, video, audio)
+        lens = _load(model, device, dtype, step)
+        _refuse_no_medium(lens, media)
+        _report(lens, prompt, out, step, **media)
+
+
+@app.command()
+def check(
+    model: Model,
+    image: ImageFile = None,
+    video: VideoFile = None,
+    audio: AudioFile = None,
+    prompt: Prompt = "What is this?",
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Compare the wrapped core with the full model on a prompt with media; exit code 1 where they differ."""
+    from lensplug.hf.prompts import as_the_model_reads, has_chat_template
+
+    with _steps() as step:
+        media = _media(image, video, audio)
+        lens = _load(model, device, dtype, step, check=False)
+        _refuse_no_medium(lens, media)
+        step("running both")
+        template = has_chat_template(lens.processor)
+        given = {"images": None, "videos": None, "audio": None, **media}
+        parity = lens.check(
+            lens.prepare(as_the_model_reads(lens.processor, prompt, **given), chat_template=template, **media)
+        )
+    console.print(str(parity))
+    raise typer.Exit(0 if parity.agrees else 1)
+
+
+@app.command()
+def convert_audio_llama(
+    base: Annotated[str, typer.Option(help="The LLaMA of the training: a folder, or a model of the hub.")],
+    acoustic: Annotated[str, typer.Option(help="Its acoustic model, likewise.")],
+    checkpoint: Annotated[Path, typer.Option(help="The best_model.pth.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    adapter: Annotated[list[Path] | None, typer.Option(help="A LoRA folder; once for each, in their order.")] = None,
+    vectors: Annotated[int, typer.Option(help="Vectors for each sound.")] = 10,
+    audio_token: Annotated[str, typer.Option(help="The placeholder in prompts.")] = "<audio>",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as the checkpoint is.")] = None,
+    allow_other_base: Annotated[bool, typer.Option(help="Take an adapter that names another base.")] = False,
+) -> None:
+    """Make an audio-LLaMA checkpoint (LLaMA, LoRA adapters, best_model.pth) a folder that lensplug opens."""
+    import torch
+
+    from lensplug.audio_llama.convert import convert
+
+    with _steps() as step:
+        if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise LensplugError(f"dtype is {dtype!r}, expected float32, bfloat16 or float16.")
+        written = convert(
+            base,
+            acoustic,
+            checkpoint,
+            out,
+            adapters=adapter or [],
+            audio_token=audio_token,
+            num_audio_vectors=vectors,
+            dtype=getattr(torch, dtype) if dtype is not None else None,
+            allow_other_base=allow_other_base,
+            progress=step,
+        )
+    console.print(f"Written: {written}")
+
+
+def _load(model: str, device: str | None, dtype: str, step: Any, **options: Any) -> Any:
+    import lensplug
+
+    step(f"loading {model}")
+    return lensplug.load(model, device=device, dtype=dtype, **options)
+
+
+def _media(image: list[Path] | None, video: list[Path] | None, audio: list[Path] | None) -> dict[str, Any]:
+    return {name: files for name, files in (("images", image), ("videos", video), ("audio", audio)) if files}
+
+
+def _refuse_no_medium(lens: Any, media: dict[str, Any]) -> None:
+    """A model that sees or hears is asked about something; one of words alone needs nothing."""
+    if not media and lens.core.placeholder_ids:
+        raise LensplugError("there is no picture, video or sound: give --image FILE, --video FILE or --audio FILE.")
+
+
+def _report(lens: Any, prompt: str, out: Path, step: Any, **media: Any) -> Any:
+    from lensplug.app.report import report as make
+
+    result = make(lens, prompt, progress=step, **media)
+    written = result.page.save(out)
+    console.print(f"[bold]Question:[/bold] {escape(prompt)}")
+    console.print(f"[bold]Answer:[/bold] {escape(result.answer.text[0])}")
+    console.print(f"It becomes the top token {result.settled}.")
+    console.print(_heads(result.heads, result.medium))
+    console.print(f"Page: {written} ({written.stat().st_size / 1e6:.1f} MB)\n")
+    return result
+
+
+def _heads(heads: Any, medium: str) -> Table:
+    """The heads that look at a medium most: the mass, what it would be by chance, the preference beyond that."""
+    table = Table(title=f"The ten heads that look at the {medium} most (preference in nats)", title_justify="left")
+    for column in ("layer", "head", f"mass on {medium}", "chance", "preference", "looks at", "prefers"):
+        table.add_column(column, justify="right")
+    labels, prefers, at = heads.labels, heads.prefers, heads.modalities.index(medium)
+    for layer, head, mass in heads.top(medium, k=10):
+        numbers = (
+            f"{mass:.3f}",
+            f"{float(heads.chance[0, layer, at]):.3f}",
+            f"{heads.preference[0, layer, head, at]:+.1f}",
+        )
+        table.add_row(str(layer), str(head), *numbers, labels[layer][head], prefers[layer][head])
+    return table
+
+
+def _card(result: Any) -> tuple[tuple[str, str], ...]:
+    facts = dict(result.page.facts)
+    layer, head, mass = result.heads.top(result.medium, k=1)[0]
+    chance = float(result.heads.chance[0, layer, result.heads.modalities.index(result.medium)])
+    looks = f"layer {layer}, head {head} ({mass:.0%} of its attention, chance {chance:.0%})"
+    settled = ("Settled", result.settled)
+    return (
+        ("Prompt", facts["Prompt"]),
+        ("Answer", facts["Answer"]),
+        settled,
+        (f"Looks at {result.medium} most", looks),
+    )
+
+
+@contextmanager
+def _steps() -> Iterator[Any]:
+    """Shows what is being done; a LensplugError ends the command with its sentence, not a traceback."""
+    try:
+        with console.status("starting") as status:
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()  # the steps say enough
+            yield lambda step: status.update(f"{step} ...")
+    except LensplugError as error:
+        print(f"lensplug: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()

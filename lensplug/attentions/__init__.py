@@ -1,0 +1,1 @@
+"""Attentions of any Hugging Face model as a cache."""

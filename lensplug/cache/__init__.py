@@ -1,0 +1,1 @@
+"""What a run leaves: TransformerLens's ActivationCache that knows its positions."""

@@ -1,0 +1,166 @@
+"""The language core of a Hugging Face model: its decoder, its head and the configuration of its text.
+
+In transformers 5 every multimodal model names these parts the same way, so nothing here is specific to
+one family. What cannot be read exactly by a TransformerLens model is refused here by name and reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lensplug.errors import LensplugError
+from lensplug.hf.turns import turn
+from lensplug.provenance.public_names import public_name
+
+PLACEHOLDERS = ("image", "video", "audio")
+
+UNSUITABLE = {
+    "paligemma": "its attention is bidirectional over the image and the prompt",
+    "qwen3_vl_text": "it adds image features to the residual stream between blocks",
+}
+"""Models, and text cores, that merge by rules that no engine computes, by `model_type`."""
+
+BESIDE = {
+    "gemma3_text": (
+        "attention_mask",
+        "its attention is bidirectional over the image, which a causal core cannot express",
+    ),
+    "qwen2_vl_text": ("position_ids", "its rotary positions have three parts (time, height, width)"),
+    "qwen2_5_vl_text": ("position_ids", "its rotary positions have three parts (time, height, width)"),
+}
+"""Text cores whose model gives them more than embeddings and padding, by `model_type`: under which name, and why."""
+
+
+@dataclass(frozen=True)
+class LanguageCore:
+    """What runs after the merge: `head(decoder(inputs_embeds))` are the full model's logits."""
+
+    name: str
+    """Of the full model: its name on the hub, or its folder's, or its class."""
+    decoder: Any
+    """The module that takes `inputs_embeds`: LlamaModel, Qwen2Model, ..."""
+    head: nn.Linear
+    text_config: Any
+    """The decoder's configuration."""
+    placeholder_ids: dict[str, int]
+    """Modality -> the token id that its embeddings replace."""
+
+    @classmethod
+    def of(cls, hf_model: Any) -> LanguageCore:
+        """Find the core of a Hugging Face model.
+
+        Raises:
+            LensplugError: If the model has no decoder or head of its own, or a core that cannot be
+                wrapped exactly.
+        """
+        name = type(hf_model).__name__
+        for method in ("get_decoder", "get_output_embeddings"):
+            if not hasattr(hf_model, method):
+                raise LensplugError(
+                    f"{name} has no {method}(): lensplug.wrap takes a Hugging Face model for generation, such as"
+                    " LlavaOnevisionForConditionalGeneration or LlamaForCausalLM."
+                )
+        decoder, head = hf_model.get_decoder(), hf_model.get_output_embeddings()
+        if decoder is None or decoder is hf_model or not hasattr(decoder, "layers"):
+            raise LensplugError(
+                f"{name} has no decoder that its embeddings go into (get_decoder gave {type(decoder).__name__})."
+            )
+        if head is None:
+            raise LensplugError(
+                f"{name} has no output embeddings: give the model with its language-model head, not its base."
+            )
+        text_config = hf_model.config.get_text_config(decoder=True)
+        for model_type in (hf_model.config.model_type, text_config.model_type):
+            if reason := UNSUITABLE.get(model_type):
+                raise LensplugError(f"{name} cannot be wrapped: the core is {text_config.model_type}, and {reason}.")
+        _refuse_special_weights(name, decoder, head)
+        ids = {kind: _placeholder_id(hf_model.config, kind) for kind in PLACEHOLDERS}
+        placeholder_ids = {kind: token for kind, token in ids.items() if token is not None}
+        return cls(name_of(hf_model), decoder, head, text_config, placeholder_ids)
+
+    @property
+    def beside(self) -> str | None:
+        """The argument in which its model gives the decoder more than embeddings and padding; None: there is none.
+
+        "attention_mask": one of its own, and not a row for each example; "position_ids": positions of several parts.
+        """
+        return BESIDE[self.text_config.model_type][0] if self.text_config.model_type in BESIDE else None
+
+    @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return int(self.decoder.embed_tokens.weight.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+
+@contextmanager
+def sdpa(core: LanguageCore) -> Iterator[None]:
+    """The decoder attends by `scaled_dot_product_attention` inside, as before outside; other threads wait."""
+    config = core.decoder.config
+    with turn(config):
+        before = config._attn_implementation
+        try:
+            try:
+                config._attn_implementation = "sdpa"
+                yield
+            finally:
+                config._attn_implementation = before
+        finally:
+            config._attn_implementation = before  # an interrupt may have come before the first
+
+
+def name_of(hf_model: Any) -> str:
+    """What a model is called in results: its name on the hub, its folder's, or its class."""
+    return public_name(str(getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__))
+
+
+def _placeholder_id(config: Any, kind: str) -> int | None:
+    for name in (f"{kind}_token_id", f"{kind}_token_index"):
+        token = getattr(config, name, None)
+        if token is not None:
+            return int(token)
+    return None
+
+
+def _refuse_special_weights(name: str, decoder: nn.Module, head: nn.Module) -> None:
+    """Quantised, split or half-loaded weights are not the matrices that TransformerLens multiplies with."""
+    if type(head) is not nn.Linear:
+        raise LensplugError(f"the head of {name} is a {type(head).__name__}, expected a plain nn.Linear.")
+    parameters = [*decoder.parameters(), *head.parameters()]
+    for what, values in (
+        ("dtype", {p.dtype for p in parameters}),
+        ("device", {p.device for p in parameters}),
+    ):
+        if len(values) > 1:
+            raise LensplugError(
+                f"the core of {name} has weights of more than one {what} ({', '.join(sorted(map(str, values)))}); load"
+                f" it with one {what} (no quantisation, no device_map)."
+            )
+    if any(p.is_inference() for p in parameters):
+        raise LensplugError(
+            f"the weights of {name} were made in torch.inference_mode(), and can never take part in gradients: load the"
+            " model outside it."
+        )
+    if parameters[0].device.type == "meta":
+        raise LensplugError(f"{name} is on the meta device: its weights are not loaded.")
+    linears = {type(m).__name__ for m in decoder.modules() if hasattr(m, "in_features") and type(m) is not nn.Linear}
+    if linears:
+        raise LensplugError(
+            f"the core of {name} has {', '.join(sorted(linears))} layers, expected plain nn.Linear: merge adapters"
+            " (model.merge_and_unload()) and load without quantisation first."
+        )

@@ -1,0 +1,208 @@
+"""From what a user has to what a processor returned: words and media, in the model's own prompt form.
+
+`prepare` applies the chat template, checks that media and placeholders match, and runs the processor. It is reached
+through the lens; `inputs.encode` takes it from there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from lensplug.errors import LensplugError
+from lensplug.hf.conversations import Conversation, media_of, messages, with_media
+from lensplug.media import Media, Sound, load_media
+from lensplug.media.warn import warn_user
+
+
+def prepare(
+    processor: Any,
+    prompts: Sequence[str | Conversation],
+    *,
+    batched: bool,
+    images: Any = None,
+    videos: Any = None,
+    audio: Any = None,
+    chat_template: bool = True,
+) -> tuple[Mapping[str, Any], Media]:
+    """Run the processor on prompts, pictures, videos and sounds.
+
+    Args:
+        processor: The model's Hugging Face processor.
+        prompts: One for each example, a text or a conversation (`conversations.read`).
+        batched: Whether media are a list for each prompt; else they are those of the only prompt.
+        images: A list of the prompt's pictures (as `lensplug.media.load_image` takes them), or a single one; for a
+            batch, one such list for each example, or None.
+        videos: Likewise its videos (as `load_video` takes them).
+        audio: Likewise its sounds (as `load_sound` takes them). They are resampled to the rate that the encoder
+            takes, with a warning that says so.
+        chat_template: Wrap the prompt as a user's turn, media first. Without it the text must hold the
+            placeholders itself.
+
+    Returns:
+        The processor's outputs, and what was given, loaded.
+
+    Raises:
+        LensplugError: If media and placeholders do not match, or a file cannot be read.
+    """
+    if not chat_template and any(not isinstance(prompt, str) for prompt in prompts):
+        raise LensplugError("chat messages are wrapped by the model's chat template: leave chat_template=False out.")
+    given = media_of(prompts, batched=batched, images=images, videos=videos, audio=audio)
+    sounds = given.audio
+    nothing = ((),) * len(prompts)
+    media: dict[str, Sequence[Sequence[Any]]] = {
+        "image": given.images or nothing,
+        "video": given.videos or nothing,
+        "audio": sounds or nothing,
+    }
+    parts = {
+        "image": ("image_processor",),
+        "video": ("video_processor",),
+        "audio": ("feature_extractor", "audio_processor"),
+    }
+    for kind, own in media.items():
+        if any(own) and not any(hasattr(processor, part) for part in parts[kind]):
+            raise LensplugError(f"{kind} is given, but {type(processor).__name__} takes none.")
+    heard = _at_the_encoders_rate(processor, sounds) if any(sounds) else []
+    if any(sounds) and "audio" not in inspect.signature(type(processor).__call__).parameters:
+        if not chat_template:
+            raise LensplugError(
+                f"{type(processor).__name__} takes sounds in its chat template only: give plain words and"
+                " chat_template=True."
+            )
+        return _by_template(
+            processor,
+            [with_media(prompt, {"audio": len(own)}) for prompt, own in zip(prompts, sounds, strict=True)],
+            heard,
+        ), given
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if chat_template:
+        counts = [{kind: len(own[example]) for kind, own in media.items()} for example in range(len(prompts))]
+        texts = [
+            _chat_prompt(processor, with_media(prompt, count)) for prompt, count in zip(prompts, counts, strict=True)
+        ]
+    for kind, own in media.items():
+        _refuse_other_count(texts, own, getattr(processor, f"{kind}_token", None), kind)
+    arguments = _arguments(processor, texts, given, heard)
+    bos = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
+    if chat_template and bos and texts[0].startswith(bos):
+        arguments.get("text_kwargs", arguments)["add_special_tokens"] = False  # the template has written it
+    try:
+        outputs = processor(**arguments)
+    except LensplugError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise LensplugError(f"{type(processor).__name__} refused its inputs: {error}") from error
+    return outputs, given
+
+
+def _arguments(processor: Any, texts: Sequence[str], given: Media, heard: Sequence[Sequence[Sound]]) -> dict[str, Any]:
+    """What the processor is called with."""
+    # Padding at the left: the last position of every prompt is then the one that writes its answer.
+    of_text: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+    arguments: dict[str, Any] = {**of_text, "return_tensors": "pt"}
+    if hasattr(processor, "tokenizer"):
+        # Said to each part by its name: padding of the text is not that of sounds, which may go to a whole window.
+        arguments = {"text_kwargs": of_text, "common_kwargs": {"return_tensors": "pt"}}
+    arguments["text"] = texts
+    if any(given.images):
+        arguments["images"] = [list(pictures) for pictures in given.images]
+    if any(given.videos):
+        arguments["videos"] = _stackable(given)
+        arguments["videos_kwargs"] = {"do_sample_frames": False}  # the frames that were given are those that are seen
+    if any(heard):
+        arguments["audio"] = [sound.waveform.numpy() for own in heard for sound in own]
+        arguments["audio_kwargs"] = {"sampling_rate": encoder_rate(processor)}
+    return arguments
+
+
+def _stackable(given: Media) -> list[Any]:
+    """The frames of every video; Hugging Face stacks videos."""
+    videos = [video for own in given.videos for video in own]
+    if len(counts := sorted({len(video) for video in videos})) > 1:
+        raise LensplugError(
+            f"videos of {', '.join(map(str, counts))} frames in one call, which Hugging Face cannot stack: give all the"
+            " same number (lensplug.media.load_video has num_frames=)."
+        )
+    return [video.frames.numpy() for video in videos]
+
+
+def _by_template(
+    processor: Any, conversations: Sequence[Conversation], sounds: Sequence[Sequence[Sound]]
+) -> Mapping[str, Any]:
+    """Where the processor itself takes no sounds, as Voxtral's: they go into the turns, as files in memory."""
+    turns = []
+    for conversation, own in zip(conversations, sounds, strict=True):
+        parts = iter([{"type": "audio", "base64": sound.as_wav()} for sound in own])
+        turns.append(messages(conversation, as_text=False, sounds=parts))
+    try:
+        outputs: Mapping[str, Any] = processor.apply_chat_template(turns, tokenize=True, return_dict=True)
+    except (ValueError, TypeError) as error:
+        raise LensplugError(f"{type(processor).__name__} refused its inputs: {error}") from error
+    return outputs
+
+
+def _at_the_encoders_rate(processor: Any, sounds: Sequence[Sequence[Sound]]) -> list[list[Sound]]:
+    rate = encoder_rate(processor)
+    if others := {sound.sampling_rate for own in sounds for sound in own} - {rate}:
+        came = ", ".join(map(str, sorted(others)))
+        warn_user(f"sounds of {came} Hz are resampled to the {rate} Hz that the encoder takes.")
+    return [[sound.at_rate(rate) for sound in own] for own in sounds]
+
+
+def encoder_rate(processor: Any) -> int:
+    """The sampling rate, in Hz, of the sounds that a processor takes."""
+    return int((getattr(processor, "audio_processor", None) or processor.feature_extractor).sampling_rate)
+
+
+def has_chat_template(processor: Any) -> bool:
+    """Whether prompts are wrapped as a user's turn: a base model has no such form."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    return bool(getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None))
+
+
+def as_the_model_reads(processor: Any, text: str, *, images: Any, videos: Any, audio: Any) -> str:
+    """A prompt as a model without a chat template takes it: a placeholder for each medium before it.
+
+    Left as it is where the model has a template, or the prompt holds placeholders.
+    """
+    if has_chat_template(processor):
+        return text
+    given = load_media(1, batched=False, images=images, videos=videos, audio=audio)
+    before = ""
+    for kind, own in (("image", given.images), ("video", given.videos), ("audio", given.audio)):
+        token = getattr(processor, f"{kind}_token", None)
+        if token is not None and own and token not in text:
+            before += f"{token}\n" * len(own[0])
+    return before + text
+
+
+def _refuse_other_count(texts: Sequence[str], given: Sequence[Sequence[Any]], token: str | None, kind: str) -> None:
+    if token is None:
+        return
+    for example, (prompt, own) in enumerate(zip(texts, given, strict=True)):
+        if prompt.count(token) != len(own):
+            raise LensplugError(
+                f"example {example} has {len(own)} {kind}(s) and {prompt.count(token)} placeholder(s) {token!r}:"
+                f" give one placeholder for each {kind}, or plain words and chat_template=True."
+            )
+
+
+def _chat_prompt(processor: Any, conversation: Conversation) -> str:
+    if not has_chat_template(processor):
+        raise LensplugError(
+            f"{type(processor).__name__} has no chat template: write the prompt in the model's own form, with its"
+            " placeholders, and give chat_template=False; or run the processor yourself, and use"
+            " lens.encode(processor_outputs)."
+        )
+    turns: Any = messages(conversation, as_text=not hasattr(processor, "tokenizer"))
+    try:
+        rendered = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except jinja2.TemplateError as error:  # roles that do not take turns, or a system's that the model has none for
+        raise LensplugError(
+            f"the chat template of {type(processor).__name__} refuses the messages: {error}."
+        ) from error
+    return str(rendered)

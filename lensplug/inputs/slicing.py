@@ -1,0 +1,145 @@
+"""Some examples of an input, or its first positions: what indexing it does.
+
+Tools of TransformerLens take tokens apart, `tokens[2:3]`, `tokens[:, :128]`, `tokens.expand(8, -1)`, and run the
+pieces. A `MultimodalInput` given in place of tokens is taken apart alike, and each piece knows what its positions are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.inputs.variants import of_examples
+from lensplug.positions.modality_map import MODALITIES, TEXT, ModalityMap
+
+
+def indexed(inputs: MultimodalInput, key: Any) -> MultimodalInput | Int[Tensor, " pos"]:
+    """What `inputs[key]` is.
+
+    Args:
+        inputs: From `prepare` or `encode`.
+        key: A number: the token ids of that example, as of tokens. A slice, a list or a tensor of numbers (or of True
+            and False): the input of these examples. Behind a comma, `:stop`: of their first positions.
+
+    Raises:
+        LensplugError: If positions from the middle are asked for, or there is no such example.
+    """
+    positions = slice(None)
+    if isinstance(key, tuple):
+        if len(key) != 2 or not isinstance(key[1], slice):
+            raise _no_such_index(key)
+        key, positions = key
+    if isinstance(key, int):
+        return inputs.tokens[key, positions]
+    if (positions.start or 0) != 0 or positions.step not in (None, 1):
+        raise _no_such_index((key, positions))
+    try:
+        index = torch.arange(len(inputs))[torch.as_tensor(key).cpu() if not isinstance(key, slice) else key]
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise _no_such_index(key) from error
+    chosen = inputs if key == slice(None) else examples(inputs, index.reshape(-1))
+    return chosen if positions.stop is None else first_positions(chosen, positions.stop)
+
+
+def examples(inputs: MultimodalInput, index: Int[Tensor, " example"]) -> MultimodalInput:
+    """The input of these examples, in this order; one may be there several times."""
+    at = index.to(inputs.tokens.device)
+    chosen = index.tolist()
+    return replace(
+        inputs,
+        embeds=inputs.embeds[at],
+        tokens=inputs.tokens[at],
+        attention_mask=inputs.attention_mask[at],
+        modality=_labels_of(inputs.modality, at),
+        str_tokens=[inputs.str_tokens[example] for example in chosen],
+        model_inputs={},  # features of media are not told apart by example
+        decoder_inputs={name: of_examples(name, value, at) for name, value in inputs.decoder_inputs.items()},
+        images=tuple(inputs.images[example] for example in chosen) if inputs.images else (),
+        videos=tuple(inputs.videos[example] for example in chosen) if inputs.videos else (),
+        audio=tuple(inputs.audio[example] for example in chosen) if inputs.audio else (),
+    )
+
+
+def first_positions(inputs: MultimodalInput, stop: int) -> MultimodalInput:
+    """The first positions of every example: what a causal model computes there does not change.
+
+    Raises:
+        LensplugError: If an example has nothing but padding there, or a medium that sees itself whole would be cut.
+    """
+    length = inputs.tokens.shape[1]
+    stop = len(range(length)[:stop])
+    if stop == length:
+        return inputs
+    if not bool(inputs.attention_mask[:, :stop].any(dim=1).all()):
+        raise LensplugError(f"the first {stop} positions of an example are nothing but padding: take more.")
+    labels = inputs.modality.labels
+    cut = (labels[:, stop - 1] == labels[:, stop]) & (labels[:, stop] != TEXT)
+    if "attention_mask" in inputs.decoder_inputs and bool(cut.any()):
+        kind = MODALITIES[int(labels[:, stop][cut][0])]
+        raise LensplugError(
+            f"position {stop} is in the midst of a {kind}, which sees itself whole in this model: cut before or behind."
+        )
+    return replace(
+        inputs,
+        embeds=inputs.embeds[:, :stop],
+        tokens=inputs.tokens[:, :stop],
+        attention_mask=inputs.attention_mask[:, :stop],
+        modality=_first_labels(inputs.modality, stop),
+        str_tokens=[row[:stop] for row in inputs.str_tokens],
+        model_inputs={},
+        decoder_inputs={name: _first_of(name, value, stop) for name, value in inputs.decoder_inputs.items()},
+    )
+
+
+def _labels_of(modality: ModalityMap, at: Int[Tensor, " example"]) -> ModalityMap:
+    def again(geometry: Mapping[tuple[int, int], Any]) -> dict[tuple[int, int], Any]:
+        return {
+            (new, medium): own
+            for new, old in enumerate(at.tolist())
+            for (example, medium), own in geometry.items()
+            if example == old
+        }
+
+    return ModalityMap(
+        modality.labels[at], modality.special[at], modality.media_index[at],
+        again(modality.grids), again(modality.video_grids), again(modality.timelines),
+    )  # fmt: skip
+
+
+def _first_labels(modality: ModalityMap, stop: int) -> ModalityMap:
+    """Geometry goes with the media that are whole."""
+
+    def whole(geometry: Mapping[tuple[int, int], Any], kind: str) -> dict[tuple[int, int], Any]:
+        there = modality.mask(kind)[:, stop:]
+        return {
+            (example, medium): own
+            for (example, medium), own in geometry.items()
+            if not bool((there[example] & (modality.media_index[example, stop:] == medium)).any())
+        }
+
+    return ModalityMap(
+        modality.labels[:, :stop], modality.special[:, :stop], modality.media_index[:, :stop],
+        whole(modality.grids, "image"), whole(modality.video_grids, "video"), whole(modality.timelines, "audio"),
+    )  # fmt: skip
+
+
+def _first_of(name: str, value: Any, stop: int) -> Any:
+    if isinstance(value, Mapping):
+        return {kind: _first_of(name, own, stop) for kind, own in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    return value[..., :stop] if name == "position_ids" else value[..., :stop, :stop]
+
+
+def _no_such_index(key: Any) -> LensplugError:
+    return LensplugError(
+        f"inputs[{key}] is not known: inputs[0] are the token ids of an example, inputs[0:1] or inputs[[0, 2]] the"
+        " input of examples, inputs[:, :128] of first positions; lens.without(inputs, positions) leaves others out."
+    )

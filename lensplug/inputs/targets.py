@@ -1,0 +1,122 @@
+"""What a gradient or a curve is of: a number made from a few logits, said as a researcher says it.
+
+A token (a word that is one token, or an id), the difference of two, or every token of an answer that the model wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.positions.indices import Position, resolve_position
+from lensplug.positions.tokens import single_token
+
+
+@runtime_checkable
+class Written(Protocol):
+    """An answer: `lens.generate(inputs)`."""
+
+    tokens: Int[Tensor, "batch new"]
+    inputs: MultimodalInput
+
+
+Token = str | int | Tensor
+"""A word that is one token, a token id, or ids `[batch]`."""
+LogitTarget = Token | tuple[Token, Token] | Written | MultimodalInput
+"""Of inputs the answer that they hold."""
+Target = LogitTarget | Callable[[Tensor], Tensor]
+"""A function makes one number of all logits."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A weighted sum of logits at a few positions of each example."""
+
+    rows: Int[Tensor, "batch row"]
+    """Where they are read, from the left."""
+    ids: Int[Tensor, "batch row term"]
+    weights: Float[Tensor, "batch row term"]
+    """0 where an example's answer has ended."""
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether a number that is added to all logits of a position changes nothing."""
+        return not bool(self.weights.sum(dim=-1).any())
+
+    def of(self, values: Float[Tensor, "batch row d_vocab"]) -> Float[Tensor, " batch"]:
+        """The sum for each example, of logits or log-probabilities at the rows."""
+        # Copies: what was made in inference mode cannot be kept for a backward pass.
+        ids, weights = self.ids.to(values.device).clone(), self.weights.to(values.device).clone()
+        return (values.gather(2, ids).float() * weights).sum(dim=(1, 2))
+
+
+def terms_of(
+    target: LogitTarget, position: Position, inputs: MultimodalInput, tokenizer: Any, vocabulary: int
+) -> Terms:
+    """The logits that a target means; refused before the model runs.
+
+    Args:
+        target: A token; a pair, for the difference of two logits; or an answer, or the inputs that hold it, for the sum
+            over its tokens.
+        position: Where a token's logit is read: the place before the one it is written to.
+        inputs: What will be run.
+        tokenizer: For words.
+        vocabulary: The number of tokens.
+
+    Raises:
+        LensplugError: If a token is none, the position is out of range, or the answer is of other inputs.
+    """
+    if isinstance(target, Written | MultimodalInput):
+        return _of_answer(target, inputs)
+    at = resolve_position(position, inputs.attention_mask)[:, None]
+    if isinstance(target, tuple) and len(target) == 2:
+        ids = torch.stack([_ids(one, len(at), tokenizer, vocabulary) for one in target], dim=-1)
+        return Terms(at, ids[:, None], torch.tensor([1.0, -1.0]).expand(len(at), 1, 2))
+    if not isinstance(target, str | int | Tensor):
+        raise LensplugError(
+            f"target is a {type(target).__name__}, expected a word that is one token, a token id, a tensor of ids"
+            " [batch], a pair of them (the difference of two logits), an answer (lens.generate, lens.with_answer), or,"
+            " for gradients, a function logits -> scalar."
+        )
+    ids = _ids(target, len(at), tokenizer, vocabulary)
+    return Terms(at, ids[:, None, None], torch.ones(len(at), 1, 1))
+
+
+def _of_answer(answer: Written | MultimodalInput, inputs: MultimodalInput) -> Terms:
+    """Each written token at the position before its own."""
+    whole = answer if isinstance(answer, MultimodalInput) else answer.inputs
+    if not torch.equal(whole.tokens, inputs.tokens):
+        raise LensplugError("the target is an answer to other inputs: run on answer.inputs, which hold the answer.")
+    if isinstance(answer, MultimodalInput):
+        columns = whole.modality.mask("generated").any(dim=0).nonzero()[:, 0].tolist()
+        if not columns or columns[0] == 0:
+            raise LensplugError(
+                "the target is inputs that hold no answer behind a prompt: lens.prepare(..., answer='Red'), or"
+                " lens.generate(inputs).inputs."
+            )
+        new = whole.tokens.shape[1] - columns[0]
+    else:
+        new = answer.tokens.shape[1]
+    written = inputs.modality.mask("generated")[:, -new:]
+    rows = torch.arange(inputs.tokens.shape[1] - new - 1, inputs.tokens.shape[1] - 1).expand(len(written), -1)
+    ids = whole.tokens[:, -new:, None]
+    return Terms(rows.to(written.device), ids.to(written.device), written[:, :, None].float())
+
+
+def _ids(token: Token, batch: int, tokenizer: Any, vocabulary: int) -> Int[Tensor, " batch"]:
+    ids = torch.as_tensor(single_token(token, tokenizer) if isinstance(token, str) else token)
+    if not ids.numel():
+        raise LensplugError("target is empty: give a token, or one for each example.")
+    if ids.ndim > 1 or (ids.ndim == 1 and len(ids) != batch):
+        raise LensplugError(f"target has the shape {list(ids.shape)}, expected one id or [{batch}], one an example.")
+    whole = not ids.is_floating_point() and ids.dtype != torch.bool
+    if not whole or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+        raise LensplugError(f"target ids must be whole numbers from 0 to {vocabulary - 1}, got {ids.tolist()}.")
+    return ids.long().expand(batch)

@@ -1,0 +1,137 @@
+"""Variants of an input: other embeddings in the same places, some positions left out, an answer behind it.
+
+Analyses that change what the core receives (`deletion_curve`, `modality_ablation`) run many of them, and `generate`
+makes one. Some cores are given more than embeddings, positions of three parts or masks of their own: where every
+position stays in its place these stay too; where not, the model is asked anew, since how it counts and masks is its own
+affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+from lensplug.hf.language_core import LanguageCore
+from lensplug.hf.seam import run_to_seam
+from lensplug.inputs.multimodal_input import MEDIA_FEATURES, MultimodalInput
+from lensplug.validation.masks import Mask, as_mask
+
+FEATURE_SIZES = {"image": ("image_grid_thw",), "video": ("video_grid_thw", "second_per_grid_ts"), "audio": ()}
+"""What goes with the features of a medium, for the models whose cores are given more."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the core receives, and nothing more. Goes wherever tokens go."""
+
+    embeds: Float[Tensor, "batch pos d_model"]
+    attention_mask: Int[Tensor, "batch pos"]
+    decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Int[Tensor, "batch pos"] | None = None
+
+
+def in_place(
+    inputs: MultimodalInput,
+    embeds: Float[Tensor, "variant pos d_model"],
+    examples: Int[Tensor, " variant"] | None = None,
+) -> Variant:
+    """Other embeddings in the same places.
+
+    Args:
+        inputs: From `prepare` or `encode`.
+        embeds: In place of theirs.
+        examples: Of which example of the inputs each is a variant; without it, of each one.
+    """
+    if examples is None:
+        return Variant(embeds, inputs.attention_mask, inputs.decoder_inputs)
+    beside = {name: of_examples(name, value, examples) for name, value in inputs.decoder_inputs.items()}
+    return Variant(embeds, inputs.attention_mask[examples], beside)
+
+
+def of_examples(name: str, value: Any, examples: Int[Tensor, " variant"]) -> Any:
+    """What a core is given besides, by name, of these examples."""
+    if isinstance(value, Mapping):  # one mask for each kind of layer
+        return {kind: of_examples(name, own, examples) for kind, own in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    axis = 1 if name == "position_ids" else 0  # behind their parts
+    if value.shape[axis] == 1:  # of one example, or the same for all: a view of it for each variant
+        return value.expand([len(examples) if at == axis else -1 for at in range(value.ndim)])
+    return value.index_select(axis, examples.to(value.device))
+
+
+def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Mask) -> Variant:
+    """The same prompts without some positions (a mask `[batch pos]`): the rest moves together, padded at the left.
+
+    Raises:
+        LensplugError: If nothing is left of an example, or a model that must be asked anew would have to see a part of
+            its image, video or sound.
+    """
+    left_out: Tensor = as_mask(gone, inputs.tokens.shape, "positions")
+    kept = inputs.attention_mask.bool() & ~left_out.to(inputs.tokens.device)
+    if not bool(kept.any(dim=1).all()):
+        raise LensplugError(f"nothing is left of example {int((~kept.any(dim=1)).nonzero()[0])}: leave out less.")
+    # A stable sort by "kept" puts what is left out first, which is then padding.
+    order = kept.long().argsort(dim=1, stable=True)[:, -int(kept.sum(dim=1).max()) :]
+    embeds = inputs.embeds.gather(1, order[..., None].expand(-1, -1, inputs.embeds.shape[2]))
+    mask = kept.long().gather(1, order)
+    if core.beside is None:
+        return Variant(embeds, mask)
+
+    padding = {"input_ids": next(token for token in count() if token not in core.placeholder_ids.values())}
+
+    def shorter(name: str, value: Tensor) -> Tensor:
+        return value.gather(1, order).masked_fill(mask == 0, padding.get(name, 0))
+
+    model_inputs = _by_position(_with_media(core, inputs, kept), kept.shape, shorter)
+    return Variant(embeds, mask, run_to_seam(hf_model, core, model_inputs).beside)
+
+
+def _with_media(core: LanguageCore, inputs: MultimodalInput, kept: Bool[Tensor, "batch pos"]) -> Mapping[str, Any]:
+    """What the full model takes, without the features of a medium of which no position is left."""
+    dropped: set[str] = set()
+    for kind, token in core.placeholder_ids.items():
+        there = (inputs.tokens == token) & inputs.attention_mask.bool()
+        if not bool((there & kept).any()):
+            dropped |= {*MEDIA_FEATURES[kind], *FEATURE_SIZES[kind]}
+        elif bool((there & ~kept).any()):
+            raise LensplugError(
+                f"some positions of {kind} would be left out, and others not: {core.name} gives its core"
+                f" {core.beside}, which are not known for a part of one. Leave out all of every example, or replace"
+                " embeddings in their places."
+            )
+    return {name: value for name, value in inputs.model_inputs.items() if name not in dropped}
+
+
+def _by_position(
+    model_inputs: Mapping[str, Any], shape: torch.Size, change: Callable[[str, Tensor], Tensor]
+) -> dict[str, Any]:
+    """What the full model takes, `change` made to what has a number for each position (tokens, mask, types)."""
+    return {
+        name: change(name, value) if isinstance(value, Tensor) and value.shape == shape else value
+        for name, value in model_inputs.items()
+    }
+
+
+def continued(
+    hf_model: Any, core: LanguageCore, inputs: MultimodalInput, tokens: Tensor, generated: Tensor
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """What the full model takes for an input with an answer behind it, and what it then gives its core besides.
+
+    Returns:
+        `model_inputs` and `decoder_inputs` of the longer input.
+    """
+    new, words = {"input_ids": tokens, "attention_mask": generated}, torch.zeros_like(tokens)
+
+    def longer(name: str, value: Tensor) -> Tensor:
+        return torch.cat([value, new.get(name, words).to(value)], dim=1)
+
+    model_inputs = _by_position(inputs.model_inputs, inputs.tokens.shape, longer)
+    return model_inputs, run_to_seam(hf_model, core, model_inputs).beside

@@ -1,0 +1,160 @@
+"""The front door: `load` a model by name or folder, or `wrap` one that is in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from lensplug import audio_llama as audio_llama  # registers the model with transformers' Auto classes
+from lensplug import engines
+from lensplug.errors import LensplugError
+from lensplug.hf.language_core import LanguageCore
+from lensplug.hf.seam import run_to_seam
+from lensplug.hf.turns import Turns, refuse_training
+from lensplug.lens import MultimodalLens
+from lensplug.loading import folder as load_folder
+from lensplug.loading import options as load_options
+from lensplug.loading.wrap_arguments import refuse_not_loaded, refuse_other_models, refuse_other_processors
+from lensplug.patches.bridge.unbridged import is_bridge, is_bridged, unbridged
+from lensplug.running import parity
+from lensplug.validation.arguments import checked
+
+FAILURES = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError
+)  # fmt: skip
+"""How transformers says that it cannot load something."""
+
+
+@checked
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    engine: str = "auto",
+    process_weights: bool = False,
+    check: bool = True,
+    **kwargs: Any,
+) -> MultimodalLens:
+    """Load a multimodal model and its processor, and wrap its language core.
+
+        lens = lensplug.load("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", device="cuda", dtype="bfloat16")
+
+    Args:
+        name: A model of the Hugging Face hub, or a folder that `save_pretrained` wrote.
+        device: Where to; "cuda" if there is one, else "cpu", if not given.
+        dtype: Of the weights; "auto" is what the checkpoint says. fp16 is not safe for every model in
+            TransformerLens's attention: `lens.check` counts logits that are not finite.
+        engine: See `wrap`.
+        process_weights: See `wrap`.
+        check: See `wrap`.
+        **kwargs: For `from_pretrained`, such as `revision` or `local_files_only`. What would split, offload or quantise
+            weights, or run code that comes with them, is refused.
+
+    Raises:
+        LensplugError: If nothing is found under that name, the device is not there, an option is none that can be
+            followed, or the model cannot be wrapped exactly.
+    """
+    engines.refuse_unknown(engine)
+    dtype = load_options.known_dtype(dtype)
+    device, where, of_weights = load_options.options(kwargs, device)
+    path = load_folder.found(name, subfolder=where.get("subfolder", ""), gguf_file=where.get("gguf_file"))
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False, **where)
+        load_options.refuse_quantised(config, str(name))
+        load_folder.refuse_no_processor(path, config)
+        processor = transformers.AutoProcessor.from_pretrained(path, trust_remote_code=False, **where)
+        architecture = (config.architectures or [None])[0]
+        # The class that the checkpoint names; for one that registers itself (audio-LLaMA), as it is registered.
+        model_class = getattr(transformers, architecture or "", None) or transformers.AutoModelForMultimodalLM
+        with torch.inference_mode(False):  # weights made in it never take part in gradients
+            hf_model, report = model_class.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, **where, **of_weights
+            )
+    except LensplugError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise LensplugError(f"there is not enough memory for {str(name)!r}: {error}") from error
+    except FAILURES as error:
+        raise load_folder.explained(str(name), error) from error
+    if missing := sorted(report["missing_keys"]):
+        raise LensplugError(
+            f"the weights of {str(name)!r} lack {len(missing)} of a {type(hf_model).__name__}'s ({missing[0]}, ...),"
+            " which would be random numbers: are these the weights of this configuration?"
+        )
+    hf_model = hf_model.to(device).eval()
+    return wrap(hf_model, processor, engine=engine, process_weights=process_weights, check=check)
+
+
+@checked
+def wrap(
+    hf_model: Any, processor: Any = None, *, engine: str = "auto", process_weights: bool = False, check: bool = True
+) -> MultimodalLens:
+    """Make the language core of a Hugging Face model a TransformerLens model.
+
+    Args:
+        hf_model: A multimodal model (or a plain language model), in evaluation mode, on one device. A
+            TransformerBridge of TransformerLens's own (`boot_transformers`) will do: the model is made anew of copies
+            of its modules, which share the weights, and the bridge stays as it is.
+        processor: Its processor, for `lens.prepare`; a tokenizer for a plain language model. Of a bridge, what it has.
+        engine: "hooked_transformer" (TransformerLens 3.x), "bridge" (a TransformerBridge, 3.9 and 4.x), or "auto":
+            HookedTransformer where it is installed and computes the core exactly, else the bridge.
+        process_weights: Fold the norms into the weights after them, centre the unembedding, fold the
+            value biases, as TransformerLens does by default. The weights are then a copy; without it
+            they are shared with `hf_model`. Logits are then centred at each position.
+        check: Compare both on a short text, and refuse when they differ. `lens.check(inputs)` is the
+            full comparison, on your input.
+
+    Raises:
+        LensplugError: If the model has no language core of its own, or one that cannot be wrapped
+            exactly; what stands in the way is named.
+    """
+    refuse_other_models(hf_model, processor)
+    given = processor
+    if is_bridge(hf_model) and processor is None:
+        processor = getattr(hf_model, "processor", None) or hf_model.tokenizer
+    if is_bridge(hf_model) or is_bridged(hf_model):
+        hf_model = unbridged(hf_model)
+    core = LanguageCore.of(hf_model)
+    refuse_not_loaded(hf_model)
+    refuse_other_processors(given, core)  # a bridge may have less than its model's processor
+    refuse_training(hf_model, "model")
+    tokenizer = getattr(processor, "tokenizer", processor)
+    name, model = engines.build(core, engine=engine, tokenizer=tokenizer, process_weights=process_weights)
+    Turns(model, core.decoder.config).apply()
+    lens = MultimodalLens(hf_model, processor, core, model, engine=name, process_weights=process_weights)
+    if check:
+        report = _short_check(lens)
+        if not report.agrees:
+            raise LensplugError(f"{report} wrap(..., check=False) gives the lens all the same, to look into.")
+    return lens
+
+
+def _short_check(lens: MultimodalLens) -> parity.ParityReport:
+    """A dozen tokens of text: enough to see a wrong weight, norm, rotation or scale."""
+    rows = lens.core.decoder.embed_tokens.weight.shape[0]
+    taken = set(lens.core.placeholder_ids.values())
+    ids = [token for token in torch.linspace(0, rows - 1, 16).long().tolist() if token not in taken]
+    ids = ids[: min(12, lens.model.cfg.n_ctx)]
+    tokens = torch.tensor([ids], device=lens.core.device)
+    model_inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    seam = run_to_seam(lens.hf_model, lens.core, model_inputs)
+    wrapped_input = SimpleNamespace(
+        embeds=seam.embeds, tokens=tokens, attention_mask=seam.attention_mask, decoder_inputs=seam.beside
+    )
+    return parity.compare(
+        lens.hf_model,
+        lens.core,
+        lens.model,
+        model_inputs=model_inputs,
+        wrapped_input=wrapped_input,
+        attention_mask=seam.attention_mask,
+        centered=lens.process_weights,
+        engine=lens.engine,
+        whole_patterns=True,
+    )

@@ -1,0 +1,114 @@
+"""What `lensplug.wrap` is given: what may be taken for a model or its processor is refused before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+
+from lensplug.errors import LensplugError
+from lensplug.hf.language_core import LanguageCore
+from lensplug.lens import MultimodalLens
+from lensplug.patches.bridge.unbridged import is_bridge
+from lensplug.provenance.public_names import public_name
+
+
+def refuse_other_models(model: Any, processor: Any) -> None:
+    """Raise for what is no Hugging Face model, and may be taken for one.
+
+    Raises:
+        LensplugError: Then, with what to type.
+    """
+    if isinstance(model, ProcessorMixin | PreTrainedTokenizerBase) or isinstance(processor, nn.Module):
+        raise LensplugError(
+            f"the first argument is a {_kind(model)}, the second a {_kind(processor)}: the model comes first,"
+            " lensplug.wrap(model, processor)."
+        )
+    if isinstance(model, type):
+        raise LensplugError(
+            f"{model.__name__} is a class, and no model yet: lensplug.wrap({model.__name__}.from_pretrained(name),"
+            " processor), or lensplug.load(name)."
+        )
+    if isinstance(model, MultimodalLens):
+        raise LensplugError("this is a lens already: its model is lens.hf_model, wrapped as lens.model.")
+    if isinstance(model, str | Path):
+        raise LensplugError(f"lensplug.wrap takes a model in memory: lensplug.load({str(model)!r}) loads one by name.")
+    if isinstance(model, Mapping):
+        raise LensplugError(
+            "this is a state dict, weights without their model: build the model of its configuration, call"
+            " model.load_state_dict(state_dict), and wrap that."
+        )
+    if isinstance(model, PreTrainedConfig):
+        raise LensplugError(f"this is a configuration, {_kind(model)}: wrap a model that has weights.")
+    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
+        raise LensplugError(f"a {_kind(model)} holds a model: lensplug.wrap(it.model, it.processor or it.tokenizer).")
+    if any(kind.__name__ == "HookedRootModule" for kind in type(model).__mro__) and not is_bridge(model):
+        name = getattr(getattr(model, "cfg", None), "model_name", None) or "name"
+        raise LensplugError(
+            f"a {type(model).__name__} has no Hugging Face model any more, which a lens runs and checks against: wrap"
+            f" that, lensplug.wrap(AutoModelForCausalLM.from_pretrained({public_name(name)!r}), tokenizer). Analyses"
+            " read its caches as they are, logits, cache = model.run_with_cache(tokens), analysis.logit_lens(cache);"
+            " and lensplug.patches work on it."
+        )
+
+
+def refuse_not_loaded(model: Any) -> None:
+    """Raise if weights of any part, encoders too, are not in memory or lie on several devices.
+
+    Raises:
+        LensplugError: Then.
+    """
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(places) > 1:
+        raise LensplugError(
+            f"{_kind(model)} lies on several devices ({', '.join(sorted(places))}): load it whole on one, without"
+            " device_map."
+        )
+    for name, weight in model.named_parameters():
+        if weight.is_meta:
+            raise LensplugError(
+                f"{_kind(model)} is on the meta device: its weights are not loaded ({name}). Load them with"
+                " from_pretrained, without device_map or offloading."
+            )
+
+
+def refuse_other_processors(processor: Any, core: LanguageCore) -> None:
+    """Raise for what is no processor of this model.
+
+    Raises:
+        LensplugError: Then, with what to type.
+    """
+    if processor is None:
+        return
+    if isinstance(processor, str | Path | type):
+        came = repr(str(processor)) if not isinstance(processor, type) else f"the class {processor.__name__}"
+        raise LensplugError(f"processor is {came}, expected one in memory: AutoProcessor.from_pretrained(name).")
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not callable(getattr(tokenizer, "decode", None)) or not callable(tokenizer):
+        raise LensplugError(
+            f"a {_kind(processor)} has no tokenizer: give the whole processor, AutoProcessor.from_pretrained(name), or"
+            " a tokenizer to a model of words alone."
+        )
+    if tokenizer is processor and core.placeholder_ids:
+        raise LensplugError(
+            f"a {_kind(processor)} reads words, and {core.name} takes {' and '.join(core.placeholder_ids)} as well:"
+            " give its whole processor, AutoProcessor.from_pretrained(name), or none, where you run your own and use"
+            " lens.encode."
+        )
+    for kind, expected in core.placeholder_ids.items():
+        text = getattr(processor, f"{kind}_token", None)
+        own = getattr(processor, f"{kind}_token_id", None)
+        if own is None and isinstance(text, str):
+            own = tokenizer.convert_tokens_to_ids(text)
+        if isinstance(own, int) and own != expected:
+            raise LensplugError(
+                f"this processor is of another model: its {kind} placeholder is the token {own} ({text}), that of"
+                f" {core.name} is {expected}. Give AutoProcessor.from_pretrained(name) of the same name."
+            )
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__

@@ -1,0 +1,1 @@
+"""Which position is what, and how a user says which: modalities, indices, words, tokens, groups."""

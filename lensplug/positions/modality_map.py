@@ -1,0 +1,257 @@
+"""Which position is what: text, image, video, audio, generated or pad.
+
+A `ModalityMap` is made with the inputs and travels beside the `ActivationCache` into every analysis.
+It knows nothing of models: labels on positions, spans of one medium, and the geometry of each medium.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
+from lensplug.validation.arguments import checked
+from lensplug.validation.masks import Mask, as_mask
+
+MODALITIES = ("text", "image", "video", "audio", "generated", "pad")
+"""Every modality there is, in the order in which results list them."""
+
+TEXT, PAD, GENERATED = (MODALITIES.index(name) for name in ("text", "pad", "generated"))
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of positions of one modality and, where it is a medium, of one image, video or sound."""
+
+    example: int
+    modality: str
+    start: int
+    stop: int
+    """One past the last position."""
+    media_index: int | None
+    """Which image (video, sound) of the example, counted from 0; None for text, and where it is not known."""
+
+
+@dataclass(frozen=True)
+class ModalityMap:
+    """The modality of every position of a batch."""
+
+    labels: Int[Tensor, "batch pos"]
+    """Indices into `MODALITIES`."""
+    special: Bool[Tensor, "batch pos"]
+    """The tokenizer's special tokens; they count as text in `names`."""
+    media_index: Int[Tensor, "batch pos"]
+    """Which image (video, sound) of its example a position belongs to; -1 for none or not known."""
+    grids: Mapping[tuple[int, int], ImageGrid] = field(default_factory=dict)
+    """(example, media_index) -> where the tokens of that image lie."""
+    video_grids: Mapping[tuple[int, int], VideoGrid] = field(default_factory=dict)
+    """(example, media_index) -> where, and in which frame, the tokens of that video lie."""
+    timelines: Mapping[tuple[int, int], AudioTimeline] = field(default_factory=dict)
+    """(example, media_index) -> when the tokens of that sound are heard."""
+
+    @classmethod
+    @checked
+    def build(
+        cls,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Mask,
+        *,
+        placeholder_ids: Mapping[str, int],
+        special_ids: Sequence[int] = (),
+        media_lengths: Mapping[str, Sequence[Sequence[int] | None]] | None = None,
+        grids: Mapping[tuple[int, int], ImageGrid] | None = None,
+        video_grids: Mapping[tuple[int, int], VideoGrid] | None = None,
+        timelines: Mapping[tuple[int, int], AudioTimeline] | None = None,
+    ) -> ModalityMap:
+        """Label every position from its token.
+
+        Args:
+            tokens: Token ids, placeholders expanded.
+            attention_mask: 1 = attended; what is not attended is padding.
+            placeholder_ids: Modality -> the id of its placeholder.
+            special_ids: Ids of special tokens.
+            media_lengths: Modality -> for each example, the number of positions of each medium, in order; None
+                where one cannot be told from the next. Without it, an example with one run of positions has one
+                medium.
+            grids: The geometry of the images, where the family is known.
+            video_grids: That of the videos.
+            timelines: That of the sounds.
+
+        Raises:
+            LensplugError: If the numbers of positions and of placeholders differ.
+        """
+        real = as_mask(attention_mask, tokens.shape, "attention_mask").to(tokens.device)
+        labels = torch.full_like(tokens, TEXT)
+        media_index = torch.full_like(tokens, -1)
+        for modality, token in placeholder_ids.items():
+            if modality not in MODALITIES:
+                raise LensplugError(f"placeholder_ids has {modality!r}, expected some of {', '.join(MODALITIES)}.")
+            at = (tokens == token) & real
+            labels[at] = MODALITIES.index(modality)
+            for example, row in enumerate(at):
+                lengths = (media_lengths or {}).get(modality)
+                if lengths is None:
+                    media_index[example, row] = 0 if _runs(row) == 1 else -1
+                elif (counts := lengths[example]) is not None:
+                    media_index[example, row] = _which_medium(row, counts, modality)
+        labels[~real] = PAD
+        special = torch.isin(tokens, torch.tensor(list(special_ids), device=tokens.device, dtype=tokens.dtype))
+        special &= labels == TEXT
+        made = cls(labels, special, media_index, dict(grids or {}), dict(video_grids or {}), dict(timelines or {}))
+        geometries: tuple[tuple[str, Mapping[tuple[int, int], Sized]], ...] = (
+            ("image", made.grids),
+            ("video", made.video_grids),
+            ("audio", made.timelines),
+        )
+        for modality, geometry in geometries:
+            for (example, index), own in geometry.items():
+                positions = int((made.mask(modality)[example] & (media_index[example] == index)).sum())
+                if positions != len(own):
+                    raise LensplugError(
+                        f"{modality} {index} of example {example} has {positions} positions, its geometry {len(own)}."
+                    )
+        return made
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modalities that occur, in the order text, image, video, audio, generated, pad."""
+        return tuple(MODALITIES[index] for index in sorted(set(self.labels.flatten().tolist())))
+
+    @property
+    def position_names(self) -> list[list[str]]:
+        """The modality of every position, as a word."""
+        return [[MODALITIES[index] for index in row] for row in self.labels.tolist()]
+
+    @checked
+    def mask(self, modality: str) -> Bool[Tensor, "batch pos"]:
+        """Where `modality` is; False everywhere if it does not occur."""
+        if modality not in MODALITIES:
+            raise LensplugError(f"modality is {modality!r}, expected one of {', '.join(MODALITIES)}.")
+        return self.labels == MODALITIES.index(modality)
+
+    @property
+    def attention_mask(self) -> Int[Tensor, "batch pos"]:
+        """1 where there is no padding."""
+        return (self.labels != PAD).long()
+
+    @property
+    def spans(self) -> list[Span]:
+        """Runs of positions of one modality and medium: disjoint, in order, covering every position."""
+        spans = []
+        for example, (labels, media) in enumerate(zip(self.labels.tolist(), self.media_index.tolist(), strict=True)):
+            keys = list(zip(labels, media, strict=True))
+            start = 0
+            for pos in range(1, len(keys) + 1):
+                if pos == len(keys) or keys[pos] != keys[start]:
+                    label, medium = keys[start]
+                    spans.append(Span(example, MODALITIES[label], start, pos, None if medium < 0 else medium))
+                    start = pos
+        return spans
+
+    @checked
+    def image_grid(self, media_index: int = 0, example: int = 0) -> ImageGrid | None:
+        """Where the tokens of an image lie in its pixels.
+
+        None for a family without geometry, and where the size of the image or the settings of its processor
+        are not known (`lens.encode` without `images=`).
+
+        Raises:
+            LensplugError: If there is no such image.
+        """
+        self.image_positions(media_index, example)
+        return self.grids.get((example, media_index))
+
+    @checked
+    def video_grid(self, media_index: int = 0, example: int = 0) -> VideoGrid | None:
+        """Where, and in which frame, the tokens of a video lie; None as for `image_grid`.
+
+        Raises:
+            LensplugError: If there is no such video.
+        """
+        self.video_positions(media_index, example)
+        return self.video_grids.get((example, media_index))
+
+    @checked
+    def audio_timeline(self, media_index: int = 0, example: int = 0) -> AudioTimeline | None:
+        """When the tokens of a sound are heard, in its seconds; None for a family without geometry.
+
+        Raises:
+            LensplugError: If there is no such sound.
+        """
+        self.audio_positions(media_index, example)
+        return self.timelines.get((example, media_index))
+
+    @checked
+    def image_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, " token"]:
+        """The positions of one image, in the order of its grid.
+
+        Raises:
+            LensplugError: If there is no such image.
+        """
+        return self._positions("image", media_index, example)
+
+    @checked
+    def video_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, " token"]:
+        """The positions of one video, in the order of its grid.
+
+        Raises:
+            LensplugError: If there is no such video.
+        """
+        return self._positions("video", media_index, example)
+
+    @checked
+    def audio_positions(self, media_index: int = 0, example: int = 0) -> Int[Tensor, " token"]:
+        """The positions of one sound, in the order of its timeline.
+
+        Raises:
+            LensplugError: If there is no such sound.
+        """
+        return self._positions("audio", media_index, example)
+
+    def _positions(self, modality: str, media_index: int, example: int) -> Int[Tensor, " token"]:
+        batch = self.labels.shape[0]
+        if not 0 <= example < batch:
+            raise LensplugError(f"example {example} is asked for, the batch has {batch}.")
+        at = self.mask(modality)[example] & (self.media_index[example] == media_index)
+        if not bool(at.any()):
+            there = sorted(set(self.media_index[example][self.mask(modality)[example]].tolist()))
+            if -1 in there:
+                raise LensplugError(
+                    f"example {example} has {modality} positions, but it is not known which {modality} each belongs to:"
+                    " use lens.prepare, or give lens.encode the media as well."
+                )
+            raise LensplugError(f"example {example} has no {modality} {media_index}: it has {there}.")
+        return at.nonzero()[:, 0]
+
+    def to(self, device: torch.device | str) -> ModalityMap:
+        """The same map on another device."""
+        labels, special, media_index = (t.to(device) for t in (self.labels, self.special, self.media_index))
+        return replace(self, labels=labels, special=special, media_index=media_index)
+
+    def appended(self, generated: Bool[Tensor, "batch new"]) -> ModalityMap:
+        """The map of prompt + answer: new positions are "generated", or "pad" where False."""
+        new = torch.where(generated, GENERATED, PAD).to(self.labels)
+        return replace(
+            self,
+            labels=torch.cat([self.labels, new], dim=1),
+            special=torch.cat([self.special, torch.zeros_like(generated)], dim=1),
+            media_index=torch.cat([self.media_index, torch.full_like(new, -1)], dim=1),
+        )
+
+
+def _runs(row: Bool[Tensor, " pos"]) -> int:
+    return int((row[1:] & ~row[:-1]).sum()) + int(row[0])
+
+
+def _which_medium(row: Bool[Tensor, " pos"], lengths: Sequence[int], modality: str) -> Int[Tensor, " placeholder"]:
+    """For each placeholder of an example, in order, the medium that it belongs to."""
+    count = int(row.sum())
+    if sum(lengths) != count:
+        raise LensplugError(f"{count} {modality} placeholders for media of {list(lengths)} positions.")
+    repeats = torch.tensor(list(lengths), device=row.device, dtype=torch.long)  # an example may have no medium
+    return torch.repeat_interleave(repeats)

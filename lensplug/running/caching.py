@@ -1,0 +1,221 @@
+"""Running a core and keeping what an analysis reads, and nothing else: rows of patterns, some residuals, some logits.
+
+`MultimodalLens.run_with_cache` is the way here. TransformerLens's own cache keeps whole activations; of a prompt with
+an image most of them are never read.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug import engines, reductions
+from lensplug.cache.lens_cache import LensCache
+from lensplug.errors import LensplugError
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.positions.by_modality import named, rows_at
+from lensplug.positions.indices import Positions, resolve_positions, watched_rows
+from lensplug.reductions import Keep, Reduction
+from lensplug.validation.finite import refuse_overflow
+
+RESIDUALS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+"""Hooks of the residual stream: `residual_positions` are kept of them."""
+ROWS = ("hook_attn_scores", "hook_pattern")
+"""Hooks that have `query_positions` only."""
+
+HookName = str | tuple[str, int] | tuple[str, int, str]
+"""A hook, or TransformerLens's short form: "resid_post" in every layer, ("resid_post", 3), ("scale", 3, "ln1")."""
+NamesFilter = HookName | Sequence[HookName] | Callable[[str], bool] | None
+PositionsOrModality = Positions | str | Sequence[str]
+"""Positions, or "image": all of a modality's."""
+
+
+@runtime_checkable
+class Needs(Protocol):
+    """An analysis, as far as running is concerned: it says which hooks it reads."""
+
+    needs: Callable[[str], bool]
+
+
+Needed = Needs | str | Sequence[Needs | str] | Callable[..., Any] | None
+"""Analyses, or their names; a function that is none is refused with the list of them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run keeps, and where: the options of `MultimodalLens.run_with_cache`, held against its inputs."""
+
+    wanted: Callable[[str], bool]
+    """Which hooks."""
+    reductions: Sequence[Reduction]
+    query_rows: Int[Tensor, "batch query"] | None
+    """Positions from the left; None: all."""
+    residual_rows: Int[Tensor, "batch residual"] | None
+    logit_rows: Int[Tensor, "batch logit"] | None
+    device: Any
+    """Where to; None: where it is made."""
+    others: Mapping[str, Any]
+    """For TransformerLens."""
+
+    @classmethod
+    def of(
+        cls,
+        inputs: MultimodalInput,
+        *,
+        names_filter: NamesFilter = None,
+        needs: Needed = None,
+        keep: Keep = None,
+        query_positions: PositionsOrModality | None = None,
+        residual_positions: PositionsOrModality | None = None,
+        logit_positions: PositionsOrModality | None = None,
+        device: Any = None,
+        **others: Any,
+    ) -> Plan:
+        """The plan that these options mean.
+
+        Raises:
+            LensplugError: If a position is out of range, or options do not go together.
+        """
+        wanted = predicate(names_filter)
+        if needs is not None:
+            if names_filter is not None:
+                raise LensplugError("needs and names_filter both say what to keep: give one of them.")
+            analyses = _analyses(needs)
+            wanted = lambda name: any(one.needs(name) for one in analyses)  # noqa: E731
+        if logit_positions is not None and others.get("return_type", "logits") not in ("logits", None):
+            raise LensplugError("a loss needs the logits of every position: leave logit_positions out.")
+        if not others.get("return_cache_object", True):
+            raise LensplugError("return_cache_object=False is not taken: dict(cache.items()) is what it would return.")
+        chosen = reductions.chosen(keep)
+        if (residual_positions is not None or chosen) and (unknown := set(others) - {"return_type"}):
+            cut = "residual_positions" if residual_positions is not None else "keep"  # of all layers, or it lies
+            raise LensplugError(f"with {cut}, {', '.join(sorted(unknown))} cannot be given.")
+        return cls(
+            wanted,
+            chosen,
+            _rows([] if chosen and query_positions is None else query_positions, inputs, "query_positions"),
+            _rows(residual_positions, inputs, "residual_positions"),
+            _rows(logit_positions, inputs, "logit_positions"),
+            device,
+            others,
+        )
+
+
+def run_with_cache(
+    model: Any, engine: str, inputs: MultimodalInput, plan: Plan
+) -> tuple[Float[Tensor, ...] | None, LensCache]:
+    """Logits and cache, without gradients; see `MultimodalLens.run_with_cache`."""
+    kept = [one.begin(inputs, model.cfg.n_layers, model.cfg.n_heads) for one in plan.reductions]
+
+    def each_block(layer: int, start: int, pattern: Float[Tensor, "batch head row key"]) -> None:
+        for one in kept:
+            one(layer, start, pattern)
+
+    known: dict[str, Any] = {"query_positions": plan.query_rows, "residual_positions": plan.residual_rows}
+    with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(refuse_overflow(model, inputs.attention_mask, each_score=plan.query_rows is None))
+        if plan.query_rows is not None:
+            rows = plan.query_rows if plan.query_rows.shape[1] else watched_rows(inputs.tokens)
+            shown = each_block if kept else None
+            stack.enter_context(engines.attention_rows(engine, model, rows, each_block=shown))
+        if plan.logit_rows is not None:
+            stack.enter_context(engines.logit_rows(model, plan.logit_rows))
+        if set(plan.others) <= {"return_type"}:
+            logits, kept_here = _keeping(model, inputs, plan)
+            cache = LensCache.of(kept_here, model, inputs, **known)
+        else:
+            elsewhere = {} if plan.device is None else {"device": plan.device}
+            logits, theirs = model.run_with_cache(inputs, names_filter=plan.wanted, **elsewhere, **plan.others)
+            cache = LensCache.of(theirs.cache_dict, model, inputs, **known)
+            cache.has_batch_dim = theirs.has_batch_dim
+            if plan.query_rows is not None:
+                rows_kept = plan.query_rows.shape[1]
+                cache.cache_dict |= {
+                    name: value[..., :rows_kept, :] for name, value in cache.items() if name.endswith(ROWS)
+                }
+    for one in kept:
+        cache.add(one.named, one.noted, plan.device)
+    return logits, cache
+
+
+def _analyses(needs: Any) -> list[Needs]:
+    """The analyses that are meant, of one, its name, or several.
+
+    Raises:
+        LensplugError: If one is no analysis of a cache.
+    """
+    # Looked up by name when asked for: an analysis knows caches, not the other way round.
+    public = vars(import_module("lensplug.analysis"))
+    known = {name: one for name, one in public.items() if isinstance(one, Needs) and not isinstance(one, type)}
+    several = needs if isinstance(needs, list | tuple | set) else [needs]
+    made = []
+    for one in several:
+        found = known.get(one.removeprefix("analysis.")) if isinstance(one, str) else one
+        if not isinstance(found, Needs):
+            called = one if isinstance(one, str) else getattr(one, "__name__", type(one).__name__)
+            near = difflib.get_close_matches(str(called), known, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise LensplugError(
+                f"needs has {called!r}, expected analyses of a cache, or their names: {', '.join(sorted(known))}.{hint}"
+            )
+        made.append(found)
+    return made
+
+
+def _rows(positions: PositionsOrModality | None, inputs: MultimodalInput, name: str) -> Int[Tensor, "batch row"] | None:
+    if positions is None:
+        return None
+    if (names := named(positions)) is not None:
+        return rows_at(names, inputs, name)
+    if isinstance(positions, Sequence) and not positions:
+        return inputs.tokens.new_empty(len(inputs), 0)
+    return resolve_positions(cast(Positions, positions), inputs.attention_mask, name=name)
+
+
+def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Tensor, ...] | None, dict[str, Tensor]]:
+    """What TransformerLens's cache holds, but of the residual stream only the chosen positions, cut out as it runs.
+
+    The rows of all layers lie in one tensor. Each by itself would stay between activations that come and go, and leave
+    holes that the heap cannot use for the next: at thousands of positions more than all rows together.
+    """
+    kept_here: dict[str, Tensor] = {}
+    cut = (RESIDUALS if plan.residual_rows is not None else ()) + (ROWS if plan.query_rows is not None else ())
+    same_kind = {kind: [name for name in model.hook_dict if name.endswith(kind) and plan.wanted(name)] for kind in cut}
+    together: dict[str, Tensor] = {}
+
+    def keep(activation: Tensor, hook: Any) -> None:
+        activation, kind = activation.detach(), hook.name.rpartition(".")[2]
+        device = plan.device or activation.device
+        if kind not in cut:
+            kept_here[hook.name] = activation.to(device)
+            return
+        if kind in RESIDUALS and plan.residual_rows is not None:
+            at = plan.residual_rows.to(activation.device)[:, :, None].expand(-1, -1, activation.shape[-1])
+            activation = activation.gather(1, at)
+        elif plan.query_rows is not None:
+            activation = activation[:, :, : plan.query_rows.shape[1]]
+        names = same_kind[kind]
+        if kind not in together:
+            together[kind] = torch.empty(len(names), *activation.shape, dtype=activation.dtype, device=device)
+        kept_here[hook.name] = together[kind][names.index(hook.name)].copy_(activation)
+
+    logits = model.run_with_hooks(inputs, fwd_hooks=[(plan.wanted, keep)], **plan.others)
+    return logits, kept_here
+
+
+def predicate(names_filter: NamesFilter) -> Callable[[str], bool]:
+    """What TransformerLens calls a names_filter, as a function of the name; None keeps everything."""
+    if names_filter is None:
+        return lambda name: True
+    if callable(names_filter):
+        return names_filter
+    names = {names_filter} if isinstance(names_filter, str) else set(names_filter)
+    return lambda name: name in names

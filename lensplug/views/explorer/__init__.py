@@ -1,0 +1,1 @@
+"""The explorer: a picture to point at."""

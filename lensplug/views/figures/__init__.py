@@ -1,0 +1,1 @@
+"""Figures: one for each kind of result."""

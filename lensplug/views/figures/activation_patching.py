@@ -1,0 +1,73 @@
+"""Activation patching: what each layer and place recovers."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
+
+from lensplug.analysis.interventions.activation_patching import ActivationPatching
+from lensplug.errors import LensplugError
+from lensplug.positions.groups import Groups
+from lensplug.validation.arguments import check_example, checked
+from lensplug.views.figures.heatmap import GAPS, numbered
+from lensplug.views.style import DIVERGING, figure, titled, visible
+
+
+@checked
+def activation_patching(result: ActivationPatching, *, example: int = 0, head: int | None = None) -> go.Figure:
+    """A heat map of layer x position (or group), or of layer x head.
+
+    Colour is what is recovered: paper where nothing is, full orange where the answer is the clean one's, blue where it
+    goes the other way; beyond that the colour stays.
+
+    Args:
+        result: From `analysis.activation_patching`.
+        example: Which example.
+        head: Of one patched by "head_and_position", which head; by default the strongest of each place.
+
+    Raises:
+        LensplugError: If there is no such example or head.
+    """
+    check_example(example, len(result.values))
+    there = result.groups_of(example)
+    values, which = result.recovered[example, :, there], ""
+    merged = int((result.groups[example] >= 0).sum()) > values.shape[1]
+    if result.by == "head":
+        values, names = values[:, 0], [str(index) for index in range(values.shape[2])]
+    else:
+        names = [_names(result, example)[group] for group in there]
+        values, which = _of_heads(values, head)
+    gap = 1 if max(values.shape) <= GAPS else 0
+    axis = "head" if result.by == "head" else "group of positions" if merged else "position"
+    heat = go.Heatmap(
+        z=values.numpy(), x=names, y=[str(layer) for layer in result.layers], zmin=-1, zmax=1, colorscale=DIVERGING,
+        xgap=gap, ygap=gap, hovertemplate=f"layer %{{y}}, {axis} <b>%{{x}}</b>: %{{z:.3f}}<extra></extra>",
+        colorbar={"title": "recovered", "thickness": 12, "tickformat": ".0%"},
+    )  # fmt: skip
+    fig = figure(heat, title="", height=110 + 22 * len(result.layers))
+    ends = f"clean {float(result.clean[example]):.3g}, corrupt {float(result.corrupt[example]):.3g}"
+    titled(fig, f"What patching {result.activation} recovers{which}", f"{result.provenance.convention}; {ends}")
+    angle = 0 if result.by == "head" else -90
+    fig.update_xaxes(type="category", tickangle=angle, tickfont={"size": 10}, automargin=True, title={"text": axis})
+    fig.update_yaxes(type="category", autorange="reversed", title={"text": "layer"})
+    return fig
+
+
+def _names(result: ActivationPatching, example: int) -> list[str]:
+    """Of the groups, each different: with their first positions where a name occurs twice."""
+    labels = list(result.labels[example])
+    if len(set(labels)) == len(labels):
+        return [visible(label) for label in labels]
+    return numbered(labels, [min(members, default=-1) for members in Groups(result.groups[example], labels).members])
+
+
+def _of_heads(values: Float[Tensor, "layer group head"], head: int | None) -> tuple[Float[Tensor, "layer group"], str]:
+    """One head, or the strongest of each place, and how to say which."""
+    heads = values.shape[2]
+    if head is not None:
+        if not 0 <= head < heads:
+            raise LensplugError(f"head is {head}, the result has {heads}, counted from 0.")
+        return values[:, :, head], f", head {head}"
+    strongest = values.abs().nan_to_num().argmax(dim=2, keepdim=True)
+    return values.gather(2, strongest)[:, :, 0], ", strongest head" if heads > 1 else ""

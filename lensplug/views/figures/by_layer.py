@@ -1,0 +1,97 @@
+"""One row of attention, or of a rollout, in every layer: layer x position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensplug.analysis.attention.attention_from import AttentionFrom
+from lensplug.analysis.attention.attention_rollout import Rollout
+from lensplug.errors import LensplugError
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.positions.groups import Groups
+from lensplug.validation.arguments import check_example, checked
+from lensplug.views.figures.heatmap import heatmap, numbered, texts_for
+from lensplug.views.figures.rollout import LIFT_IN_WORDS
+from lensplug.views.style import visible
+
+
+@checked
+def attention_by_layer(
+    result: AttentionFrom | Rollout,
+    *,
+    row: int = -1,
+    head: str | int = "mean",
+    example: int = 0,
+    inputs: MultimodalInput | None = None,
+    str_tokens: Sequence[Sequence[str]] | None = None,
+    groups: Groups | None = None,
+    scale: str = "linear",
+    raw: bool = False,
+) -> go.Figure:
+    """Where one position looks in each layer, or what a rollout up to each layer has in it.
+
+    A rollout is drawn as its lift over uniform attention, without the first position, or raw.
+
+    The row of [CLS] for a classifier, of the answer for a decoder. Colour as in `attention_matrix`.
+
+    Args:
+        result: From `analysis.attention_from`, or from `analysis.attention_rollout(..., per_layer=True)`.
+        row: Which of the result's rows, in the order asked for.
+        head: Of `attention_from`, "mean" over all heads, or one head.
+        example: Which example.
+        inputs: For the text of the positions.
+        str_tokens: The same without inputs: `cache.str_tokens` of a cache made with `tokens`.
+        groups: To sum the weights of a group's positions: words from `lensplug.join_pieces`, or
+            `views.group_positions`. The lift of a group is that of its sums.
+        scale: What is shown first, "linear" or "root".
+        raw: Of a rollout, draw the shares in place of the lift.
+
+    Raises:
+        LensplugError: If the result has no such row or nothing by layer, or texts or groups do not fit.
+    """
+    values, uniform, position, layers = _rows(result, row, head, example, raw)
+    texts = texts_for(values.shape[1], inputs=inputs, str_tokens=str_tokens, example=example)
+    whose = f"{visible(texts[position])} (position {position})" if texts[position] else f"position {position}"
+    if groups is not None:
+        values, texts = groups.sums(values), tuple(groups.names)
+        uniform = None if uniform is None else groups.sums(uniform)
+    if uniform is not None:
+        values = torch.where(uniform > 0, values / uniform, torch.nan)
+    if isinstance(result, AttentionFrom):
+        heads = "mean of all heads" if head == "mean" else f"head {head}"
+        title, notes = f"Where {whose} looks in each layer", f"fraction of its attention, {heads}"
+    else:
+        shown = "the raw share" if raw else LIFT_IN_WORDS
+        title = f"Rollout into {whose} up to each layer"
+        notes = f"{result.provenance.convention}. Shown: {shown}; {result.beyond_order(example, row=row)}"
+    fig = heatmap(
+        values, [str(layer) for layer in layers], numbered(texts, range(len(texts))), title=title, notes=notes,
+        hover="layer %{y}, <b>%{x}</b>", height=100 + 22 * len(layers), scale=scale,
+    )  # fmt: skip
+    fig.update_yaxes(title={"text": "layer"})
+    return fig
+
+
+def _rows(
+    result: AttentionFrom | Rollout, row: int, head: str | int, example: int, raw: bool
+) -> tuple[Float[Tensor, "layer pos"], Float[Tensor, "layer pos"] | None, int, Sequence[int]]:
+    """The row in each layer, what uniform attention gives where a lift is drawn, its position, and the layers."""
+    check_example(example, len(result.values))
+    if isinstance(result, AttentionFrom):
+        values = torch.stack(list(result.by_position(example, query=row, head=head).values()))
+        return values, None, int(result.queries[example, row]), range(len(values))
+    if result.by_layer is None:
+        raise LensplugError("this rollout is of all layers: analysis.attention_rollout(..., per_layer=True) has each.")
+    rows = result.by_layer.shape[2]
+    if not -rows <= row < rows:
+        raise LensplugError(f"row is {row}, the result has {rows}, counted from 0 in the order asked for.")
+    values, position = result.by_layer[example, :, row], int(result.rows[example, row])
+    if raw or not result.even:
+        return values, None, position, result.layers
+    known = ~result.lift_by_layer[example, :, row].isnan()
+    return values * known, result.uniform_by_layer[example, :, row] * known, position, result.layers

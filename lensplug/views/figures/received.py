@@ -1,0 +1,155 @@
+"""The attention matrix of a layer with its modalities, and what each token receives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from textwrap import wrap
+
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+
+from lensplug.analysis.attention.received_attention import ReceivedAttention
+from lensplug.errors import LensplugError
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.positions.by_modality import MEDIA
+from lensplug.validation.arguments import at_least, checked
+from lensplug.views.figures.blocks import block_means, block_size
+from lensplug.views.style import MODALITY_COLORS, figure, visible
+
+CELLS = 220
+"""A matrix of more positions is drawn in blocks, each its mean, so that it has at most so many rows."""
+LABELS = 36
+"""At most so many tokens are named, so that names do not overlap where a figure is 480 pixels wide."""
+COLORS = {**MODALITY_COLORS, "": "#7a8794"}
+""" "" is a position whose modality was not given."""
+
+
+@checked
+def received_attention(
+    result: ReceivedAttention, *, inputs: MultimodalInput | None = None, example: int = 0, top: int = 25
+) -> go.Figure:
+    """The scaled matrix as a heat map with bands of modality, and below it the column means as bars.
+
+    Named are the `top` tokens that receive most, and media, as far as there is room; a medium's positions are
+    numbered from 0.
+
+    Args:
+        result: From `analysis.received_attention`.
+        inputs: For the text and the modality of the positions, where the result was made without them.
+        example: Which example.
+        top: How many tokens to name.
+
+    Raises:
+        LensplugError: If there is no such example, or the inputs are not those of the result.
+    """
+    at_least(1, top=top)
+    if inputs is not None:
+        result = _with_names(result, inputs)
+    named = [position for position, _, _ in result.top(top, example=example)]
+    values = result.values[example]
+    at = (~values.isnan()).nonzero()[:, 0]
+    names = [result.modalities[example][i] for i in at.tolist()]
+    texts = _texts(result, example)
+    fig = make_subplots(
+        rows=3, cols=2, column_widths=[0.015, 0.985], row_heights=[0.71, 0.015, 0.275], horizontal_spacing=0.006,
+        vertical_spacing=0.008, shared_xaxes=True,
+    )  # fmt: skip
+    size = block_size(len(at), CELLS)
+    fig.add_trace(_matrix(result, example, at.tolist(), size), row=1, col=2)
+    fig.add_trace(_band(names, at.tolist(), upright=True), row=1, col=1)
+    fig.add_trace(_band(names, at.tolist(), upright=False), row=2, col=2)
+    for name in dict.fromkeys(names):
+        own = [i for i, other in zip(at.tolist(), names, strict=True) if other == name]
+        fig.add_trace(
+            go.Bar(
+                x=own, y=[round(float(values[i]), 4) for i in own], name=name or "modality not given", width=1,
+                marker={"color": COLORS[name], "line": {"width": 0}}, customdata=[texts[i] for i in own],
+                hovertemplate="%{customdata} (position %{x}): %{y:.3f}<extra></extra>", showlegend=bool(name),
+            ),
+            row=3, col=2,
+        )  # fmt: skip
+    media = [i for i, name in zip(at.tolist(), names, strict=True) if name in MEDIA]
+    labelled = _apart(named + media, max(1.0, len(at) / LABELS))
+    pooled = f"; matrix in blocks of {size}, each its mean" if size > 1 else ""
+    _lay_out(fig, result.provenance.convention + pooled, int(at[0]), int(at[-1]))
+    fig.update_xaxes(
+        tickvals=labelled, ticktext=[texts[i] for i in labelled], tickangle=-90, tickfont={"size": 9}, row=3, col=2
+    )
+    return fig
+
+
+def _lay_out(fig: go.Figure, convention: str, first: int, last: int) -> None:
+    """Title, legend and axes."""
+    lines = wrap(convention, 62)  # what fits where the figure is 480 pixels wide
+    title = "Received attention" + "".join(f"<br><sub>{line}</sub>" for line in lines)
+    fig.update_layout(figure(title=title, height=640).layout)
+    legend = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}
+    fig.update_layout(margin={"t": 84 + 18 * len(lines)}, legend=legend)
+    fig.update_layout(title={"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 34}})
+    for row in (1, 2, 3):
+        fig.update_xaxes(range=[first - 0.5, last + 0.5], showticklabels=row == 3, row=row, col=2)
+        fig.update_xaxes(visible=False, row=row, col=1)
+        fig.update_yaxes(visible=False, row=row, col=1)
+    for column in (1, 2):
+        fig.update_yaxes(range=[last + 0.5, first - 0.5], showticklabels=False, row=1, col=column)
+    fig.update_yaxes(title="looks (query)", visible=True, row=1, col=1)
+    fig.update_yaxes(visible=False, row=2, col=2)
+    fig.update_yaxes(title="received", rangemode="tozero", gridcolor="#eceef0", row=3, col=2)
+
+
+def _matrix(result: ReceivedAttention, example: int, at: list[int], size: int) -> go.Heatmap:
+    """The matrix in blocks; what may not be seen is left empty."""
+    blocks = block_means(result.matrix[example][at][:, at], size)
+    seen = (result.matrix if result.visible is None else result.visible)[example][at][:, at]
+    hidden = blocks.masked_fill(block_means(seen.float(), size) == 0, torch.nan)
+    middles = [sum(part) / len(part) for part in (at[i : i + size] for i in range(0, len(at), size))]
+    return go.Heatmap(
+        z=[[round(v, 3) if v == v else None for v in row] for row in hidden.tolist()], x=middles, y=middles,
+        colorscale=[[0, "#f7f6f3"], [0.4, "#9ec3d8"], [1, "#12355b"]],
+        colorbar={"thickness": 10, "y": 1, "yanchor": "top", "len": 0.7},
+        hovertemplate="position %{y} looks at %{x}: %{z:.3f}<extra></extra>",
+    )  # fmt: skip
+
+
+def _band(names: list[str], at: list[int], *, upright: bool) -> go.Heatmap:
+    """A stripe: the modality of each position, in its colour."""
+    order = list(COLORS)
+    scale = [[(i + end) / len(order), COLORS[name]] for i, name in enumerate(order) for end in (0, 1)]
+    stripe = [order.index(name) for name in names]
+    return go.Heatmap(
+        z=[[one] for one in stripe] if upright else [stripe], x=[0] if upright else at, y=at if upright else [0],
+        colorscale=scale, zmin=-0.5, zmax=len(order) - 0.5, showscale=False, hoverinfo="skip",
+    )  # fmt: skip
+
+
+def _with_names(result: ReceivedAttention, inputs: MultimodalInput) -> ReceivedAttention:
+    if tuple(inputs.tokens.shape) != tuple(result.values.shape):
+        raise LensplugError(
+            f"the inputs are {list(inputs.tokens.shape)}, the result {list(result.values.shape)}: give the inputs that"
+            " were run."
+        )
+    modalities = tuple(map(tuple, inputs.modality.position_names))
+    return replace(result, modalities=modalities, str_tokens=tuple(map(tuple, inputs.str_tokens)))
+
+
+def _texts(result: ReceivedAttention, example: int) -> list[str]:
+    """What each position is called: media by number, words by their text, the rest by position."""
+    seen = dict.fromkeys(MEDIA, 0)
+    texts = []
+    for position, (name, token) in enumerate(zip(result.modalities[example], result.str_tokens[example], strict=True)):
+        if name in seen:
+            texts.append(f"{name} {seen[name]}")
+            seen[name] += 1
+        else:
+            texts.append(visible(token) if token else str(position))
+    return texts
+
+
+def _apart(wanted: list[int], distance: float) -> list[int]:
+    """Of these columns, the first wanted first, those that stand so far apart."""
+    chosen: list[int] = []
+    for column in wanted:
+        if all(abs(column - other) >= distance for other in chosen):
+            chosen.append(column)
+    return sorted(chosen)

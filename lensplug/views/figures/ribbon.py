@@ -1,0 +1,49 @@
+"""The modality ribbon: the whole prompt as one coloured band."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.validation.arguments import check_example, checked
+from lensplug.views.style import MODALITY_COLORS, figure, visible
+
+
+@checked
+def modality_ribbon(inputs: MultimodalInput, *, example: int = 0) -> go.Figure:
+    """Which position is text, image, generated or padding; hover reads the text of a span.
+
+    Args:
+        inputs: From `prepare`, `encode` or an answer.
+        example: Which example of the batch.
+    """
+    check_example(example, len(inputs))
+    texts = inputs.str_tokens[example]
+    named: set[str] = set()
+    bars = []
+    for span in inputs.modality.spans:
+        if span.example != example:
+            continue
+        words = "".join(texts[span.start : span.stop]) if span.modality in ("text", "generated") else ""
+        medium = "" if span.media_index is None else f" {span.media_index}"
+        bars.append(
+            go.Bar(
+                x=[span.stop - span.start],
+                base=[span.start],
+                y=[""],
+                orientation="h",
+                width=0.7,
+                marker={"color": MODALITY_COLORS[span.modality], "line": {"color": "white", "width": 1}},
+                name=span.modality,
+                legendgroup=span.modality,
+                showlegend=span.modality not in named,
+                hovertemplate=f"{span.modality}{medium}: positions {span.start} to {span.stop - 1}"
+                f"<br>{visible(words[:200])}<extra></extra>",
+            )
+        )
+        named.add(span.modality)
+    fig = figure(*bars, title=f"The prompt: {len(texts)} positions", height=150)
+    fig.update_layout(barmode="overlay", legend={"orientation": "h", "y": 1.5, "x": 1, "xanchor": "right"})
+    fig.update_xaxes(range=[0, len(texts)], title="position")
+    fig.update_yaxes(visible=False)
+    return fig

@@ -1,0 +1,96 @@
+"""Rollout by position: bars, coloured by modality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
+
+from lensplug.analysis.attention.attention_rollout import Rollout
+from lensplug.errors import LensplugError
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.validation.arguments import check_example, checked
+from lensplug.views.figures.heatmap import texts_for
+from lensplug.views.style import MODALITY_COLORS, figure, titled, visible
+
+LIFT = "lift over uniform attention"
+NAMED, LENGTH = 60, 16
+"""So many bars are named, by so much of their text."""
+LIFT_IN_WORDS = f"{LIFT}, 1 = no more than order alone gives, first position left out"
+
+
+@checked
+def attention_rollout(
+    result: Rollout,
+    *,
+    inputs: MultimodalInput | None = None,
+    row: int = -1,
+    example: int = 0,
+    raw: bool = False,
+    str_tokens: Sequence[Sequence[str]] | None = None,
+) -> go.Figure:
+    """One row of a rollout: how much of each input position is in the chosen output position.
+
+    Drawn as its lift, how many times what uniform attention would give; the notes say how far that goes by the order of
+    the positions alone. Of a gradient rollout the bars are its relevance, R - I: beside the identity's 1 nothing else
+    would be seen.
+
+    Args:
+        result: From `analysis.attention_rollout` or `analysis.gradient_rollout`.
+        inputs: For the text and the modality of the positions.
+        row: Which of the result's rows.
+        example: Which example.
+        raw: Draw the share of each position in place of the lift.
+        str_tokens: The text of the positions, without inputs: `cache.str_tokens` of a cache made with `tokens`.
+
+    Raises:
+        LensplugError: If the texts are not one for each position.
+    """
+    check_example(example, len(result.values))
+    if not -(rows := result.values.shape[1]) <= row < rows:
+        raise LensplugError(f"row is {row}, the result has {rows}, counted from 0 in the order asked for.")
+    notes = result.provenance.convention
+    if result.relevance is not None:
+        shown, unit = result.relevance, "relevance"
+    else:
+        shown, unit = (result.values, "share") if raw else (result.lift, LIFT)
+        notes += f". Shown: {'the raw share' if raw else LIFT_IN_WORDS}; {result.beyond_order(example, row=row)}"
+    names = ["text"] * shown.shape[2] if inputs is None else inputs.modality.position_names[example]
+    known = texts_for(shown.shape[2], inputs=inputs, str_tokens=str_tokens, example=example)
+    texts = [visible(text) if text else "" for text in known]
+    at = int(result.rows[example, row])
+    whose = f"{texts[at]} (position {at})" if texts[at] else f"position {at}"
+    title = f"{'Rollout' if result.relevance is None else 'Gradient rollout'} into {whose}"
+    return bars(shown[example, row], names, texts, title=title, notes=notes, unit=unit)
+
+
+def bars(
+    values: Float[Tensor, " bar"],
+    modalities: Sequence[str],
+    texts: Sequence[str],
+    *,
+    title: str,
+    notes: str,
+    unit: str,
+    axis: str = "position",
+) -> go.Figure:
+    """A bar for each position, or for each of what `axis` names, in the colour of its modality; texts are `visible`."""
+    colors = [MODALITY_COLORS[name] for name in modalities]
+    drawn = go.Bar(
+        x=list(range(len(values))), y=values.numpy(), marker={"color": colors, "line": {"width": 0}},
+        customdata=list(texts),
+        hovertemplate=f"%{{customdata}} ({axis} %{{x}}): %{{y:.4g}}<extra></extra>",
+    )  # fmt: skip
+    fig = figure(drawn, title="", height=210)
+    titled(fig, title, notes)
+    fig.update_layout(bargap=0)
+    fig.update_xaxes(title=axis)
+    if len(values) <= NAMED and any(texts):
+        names = [text if len(text) <= LENGTH else text[: LENGTH - 1] + "…" for text in texts]
+        fig.update_xaxes(tickvals=list(range(len(values))), ticktext=names, tickangle=-90, title="")
+    fig.update_yaxes(title=unit, rangemode="tozero", gridcolor="#eceef0")
+    if unit == LIFT:
+        fig.add_hline(y=1, line={"width": 1, "dash": "dot", "color": "#6b7280"})
+    return fig

@@ -1,0 +1,262 @@
+"""Attention of a model that is no transformer over the signal that it read: sensors, waveforms, any series.
+
+For a recurrent or convolutional classifier with attention over time steps. Where batches are padded with zeros,
+whether it attends to the padding is the first question: the title says how much of the weight is there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Bool, Float
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+from lensplug.validation.arguments import admitted, checked
+from lensplug.views.style import FONT, MODALITY_COLORS, WHITE_TO_ORANGE, figure, titled, visible
+
+BAR, ON_PADDING = "#dd6b20", "#6b7280"
+LINES = ("#12355b", "#2a7f78")
+"""In turn, so that neighbouring channels are told apart."""
+CHANNELS = 64
+"""More cannot be told apart."""
+POINTS = 1500
+"""A longer signal is drawn as the lowest and the highest value of stretches of time, so many in all."""
+ROUNDING = 2**-8
+
+
+@checked
+def attention_over_signal(
+    weights: Any,
+    signal: Any,
+    *,
+    sampling_rate: int | float | None = None,
+    channels: Sequence[str] | None = None,
+    mask: Any = None,
+    stretch: int | None = None,
+    title: str = "Attention over the signal",
+) -> go.Figure:
+    """Weights as bars, below them the channels on the same time axis, behind these the weights as colour.
+
+    Each channel has a lane and a scale of its own; hover tells its values. Padding is shaded, and the title states the
+    share of the weight that is on it. It is what `mask` says, else the steps at the beginning and at the end where
+    every channel is exactly 0.
+
+    Args:
+        weights: `[step]`, from 0. Shares are of their sum, which need not be 1.
+        signal: `[time channel]` or `[time]`; gaps may be NaN.
+        sampling_rate: Values in each second; without it time is counted in steps of the signal.
+        channels: Their names; numbers by default.
+        mask: `[time]` or `[step]`, 1 where the signal is real, as in an attention mask. Needed where padding is not 0
+            because the signal was normalised after it was padded, and where real values are exactly 0.
+        stretch: How many steps of the signal a weight covers, as behind a convolution with strides; by default as
+            many as let the weights cover the whole signal. Of a stretch that is partly padding, that part counts.
+        title: Of the figure.
+
+    Raises:
+        LensplugError: If weights are negative, not finite or all 0, or if weights, names or mask do not fit the signal.
+    """
+    weights, signal = admitted(weights, Tensor, "weights"), admitted(signal, Tensor, "signal")
+    mask = admitted(mask, Tensor | None, "mask")
+    weight, series = _weights(weights), _series(signal)
+    names = _names(channels, series.shape[1])
+    stretch = _stretch(len(weight), series, stretch)
+    padding = _padding(series, mask, len(weight), stretch)
+    if sampling_rate is not None and not 0 < sampling_rate < math.inf:
+        raise LensplugError(f"sampling_rate is {sampling_rate}, expected values in each second, above 0.")
+    time = Time(len(series), stretch, sampling_rate)
+    part = torch.stack([own.float().mean() for own in torch.split(padding, stretch)][: len(weight)])
+    lane = max(18, 72 - 6 * len(names))
+    fig = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.03, row_heights=[130, lane * len(names)],
+    )  # fmt: skip
+    fig.add_trace(_bars(weight, part, time), row=1, col=1)
+    fig.add_trace(_behind(weight, len(names), time), row=2, col=1)
+    for index, name in enumerate(names):
+        fig.add_trace(_lane(series[:, index], padding, index, name, time), row=2, col=1)
+    fig.update_layout(figure(title="", height=210 + lane * len(names)).layout, bargap=0)
+    titled(fig, visible(title), _notes(weight, part, padding, time))
+    fig.update_xaxes(range=[0, time.of(len(series))], showgrid=False)
+    fig.update_xaxes(title=time.unit, row=2, col=1)
+    fig.update_yaxes(title="weight", range=[0, 1.05 * float(weight.max())], gridcolor="#eceef0", row=1, col=1)
+    fig.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=names, automargin=True, range=[len(names) - 0.5, -0.5],
+        showgrid=False, zeroline=False, row=2, col=1,
+    )  # fmt: skip
+    for first, stop in _runs(padding):
+        fig.add_vrect(
+            x0=time.of(first), x1=time.of(stop), fillcolor=MODALITY_COLORS["pad"], opacity=0.45, line_width=0, row=2,
+            col=1, annotation_position="top left",
+            annotation={"text": "padding", "font": {"family": FONT, "size": 11}, "bgcolor": "rgba(255, 255, 255, 0.8)"},
+        )  # fmt: skip
+    return fig
+
+
+@dataclass(frozen=True)
+class Time:
+    """The time axis."""
+
+    steps: int
+    """Of the signal."""
+    stretch: int
+    """Of a weight."""
+    sampling_rate: int | float | None
+
+    @property
+    def unit(self) -> str:
+        """Of the axis."""
+        return "step" if self.sampling_rate is None else "seconds"
+
+    def of(self, step: int | float) -> int | float:
+        """When a step of the signal begins."""
+        return step if self.sampling_rate is None else step / self.sampling_rate
+
+    def edges(self, count: int) -> list[int | float]:
+        """Where so many weights begin, and where the last one ends."""
+        return [self.of(min(index * self.stretch, self.steps)) for index in range(count + 1)]
+
+
+def _weights(weights: Any) -> Float[Tensor, " step"]:
+    weight = torch.as_tensor(weights).detach().float().cpu()
+    if weight.ndim != 1 or len(weight) == 0:
+        raise LensplugError(f"weights have the shape {list(weight.shape)}, expected [step]: give one example's.")
+    if not bool(weight.isfinite().all()):
+        raise LensplugError(f"{int((~weight.isfinite()).sum())} of {len(weight)} weights are NaN or infinite.")
+    if float(weight.min()) < 0 or float(weight.max()) == 0:
+        raise LensplugError(
+            f"weights are from {float(weight.min()):.4g} to {float(weight.max()):.4g}, expected none below 0 and some"
+            " above: give attention after the softmax."
+        )
+    return weight
+
+
+def _series(signal: Any) -> Float[Tensor, "time channel"]:
+    series = torch.as_tensor(signal).detach().float().cpu()
+    series = series[:, None] if series.ndim == 1 else series
+    if series.ndim != 2 or 0 in series.shape or bool(series.isinf().any()):
+        raise LensplugError(
+            f"the signal has the shape {list(series.shape)}, expected [time channel] or [time] of one example, finite."
+        )
+    if series.shape[1] > CHANNELS:
+        raise LensplugError(
+            f"the signal has {series.shape[1]} channels, at most {CHANNELS} can be told apart: give some of them,"
+            " signal[:, [0, 3]], or signal.T if it is [channel time]."
+        )
+    return series
+
+
+def _names(channels: Sequence[str] | None, count: int) -> list[str]:
+    if channels is None:
+        return [f"channel {index}" for index in range(count)]
+    if len(channels) != count:
+        raise LensplugError(f"there are {len(channels)} names of channels, the signal has {count}.")
+    return [visible(name) for name in channels]
+
+
+def _stretch(weights: int, series: Float[Tensor, "time channel"], said: int | None) -> int:
+    """How many steps of the signal each weight covers."""
+    time = len(series)
+    stretch = -(-time // weights) if said is None else said
+    turned = " Is the signal [channel time]? Give signal.T." if series.shape[1] >= weights else ""
+    if weights > time or stretch < 1:
+        raise LensplugError(f"{weights} weights for {time} steps of the signal: expected at most one for each.{turned}")
+    if (weights - 1) * stretch >= time:
+        raise LensplugError(
+            f"{weights} weights for {time} steps of the signal: with {stretch} steps each, the last ones cover nothing."
+            f" Say stretch=, the steps from one weight to the next (the product of the model's strides).{turned}"
+        )
+    return stretch
+
+
+def _padding(series: Float[Tensor, "time channel"], mask: Any, weights: int, stretch: int) -> Bool[Tensor, " time"]:
+    if mask is None:
+        silent = (series == 0).all(dim=1).long()
+        return (silent.cumprod(0) + silent.flip(0).cumprod(0).flip(0)).bool()
+    real = torch.as_tensor(mask).detach().cpu()
+    if real.ndim != 1 or len(real) not in (len(series), weights):
+        raise LensplugError(
+            f"mask has the shape {list(real.shape)}, expected one value for each of {len(series)} steps of the signal,"
+            f" or for each of {weights} weights."
+        )
+    if not bool(((real == 0) | (real == 1)).all()) or not bool(real.any()):
+        raise LensplugError("mask has to be 1 where the signal is real and 0 where it is padding, and 1 somewhere.")
+    if len(real) != len(series):
+        real = real.repeat_interleave(stretch)[: len(series)]
+        real = torch.cat([real, real[-1:].expand(len(series) - len(real))])  # what no weight covers is as the last
+    return ~real.bool()
+
+
+def _runs(padding: Bool[Tensor, " time"]) -> list[tuple[int, int]]:
+    """First and end of each stretch of padding."""
+    change = torch.diff(padding.int(), prepend=torch.zeros(1).int(), append=torch.zeros(1).int())
+    return list(zip((change == 1).nonzero()[:, 0].tolist(), (change == -1).nonzero()[:, 0].tolist(), strict=True))
+
+
+def _notes(weight: Float[Tensor, " step"], part: Float[Tensor, " step"], padding: Tensor, time: Time) -> str:
+    """How much of the weight is on padding, and what else has to be said."""
+    total = float(weight.sum())
+    said = ["no padding (no step at an end where all channels are 0)"]
+    if bool(padding.any()):
+        share = float((weight * part).sum()) / total
+        said = [f"{share:.1%} of the weight is on padding, which is {float(padding.float().mean()):.1%} of the steps"]
+    if time.stretch > 1:
+        said.append(f"each weight covers {time.stretch} steps")
+    if abs(total - 1) > ROUNDING:
+        said.append(f"the weights sum to {total:.4g}, shares are of that")
+    return "; ".join(said)
+
+
+def _bars(weight: Float[Tensor, " step"], part: Float[Tensor, " step"], time: Time) -> go.Bar:
+    edges = np.array(time.edges(len(weight)))
+    return go.Bar(
+        x=(edges[1:] + edges[:-1]) / 2, width=edges[1:] - edges[:-1], y=weight.numpy(), showlegend=False,
+        marker={"color": np.where(part.numpy() > 0.5, ON_PADDING, BAR), "line": {"width": 0}},
+        customdata=np.stack([edges[:-1], edges[1:], part.numpy()], axis=1),
+        hovertemplate=(
+            f"{time.unit} %{{customdata[0]:.4~g}} to %{{customdata[1]:.4~g}}: <b>%{{y:.4f}}</b>"
+            " (%{customdata[2]:.0%} padding)<extra></extra>"
+        ),
+    )  # fmt: skip
+
+
+def _behind(weight: Float[Tensor, " step"], lanes: int, time: Time) -> go.Heatmap:
+    return go.Heatmap(
+        z=weight.numpy()[None], x=time.edges(len(weight)), y=[-0.5, lanes - 0.5], colorscale=WHITE_TO_ORANGE, zmin=0,
+        zmax=float(weight.max()), showscale=False, hoverinfo="skip", opacity=0.75,
+    )  # fmt: skip
+
+
+def _lane(
+    values: Float[Tensor, " time"], padding: Bool[Tensor, " time"], lane: int, name: str, time: Time
+) -> go.Scatter:
+    """A channel between the borders of its lane; padding beyond its range is cut off there."""
+    known = values[~padding & ~values.isnan()]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    half = (high - low) / 2 or 1.0
+    at, shown = _points(values)
+    scaled = ((shown - (high + low) / 2) / half).clamp(-1, 1)
+    return go.Scatter(
+        x=[round(time.of(step), 5) for step in at], y=(lane - 0.42 * scaled).numpy(), customdata=shown.numpy(),
+        mode="lines", line={"width": 1.1, "color": LINES[lane % 2]}, showlegend=False,
+        hovertemplate=f"{name}, {time.unit} %{{x:.4~g}}: %{{customdata:.4~g}}<extra></extra>",
+    )  # fmt: skip
+
+
+def _points(values: Float[Tensor, " time"]) -> tuple[list[int | float], Float[Tensor, " point"]]:
+    """Each value in the middle of its step, or the lowest and the highest of stretches of time."""
+    if len(values) <= POINTS:
+        return [step + 0.5 for step in range(len(values))], values
+    at, extremes, first = [], [], 0
+    for part in values.tensor_split(POINTS // 2):
+        known = part[~part.isnan()]
+        extremes += [float(known.min()), float(known.max())] if len(known) else [torch.nan] * 2
+        at += [first + len(part) * 0.25, first + len(part) * 0.75]
+        first += len(part)
+    return at, torch.tensor(extremes)

@@ -1,0 +1,240 @@
+"""Values on audio tokens, on the time axis of the sound that they came from, over its waveform and spectrogram."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+from lensplug.geometry import AudioTimeline
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.media import Sound, load_sound
+from lensplug.media.warn import warn_user
+from lensplug.validation.arguments import check_example, checked
+from lensplug.views.overlays.overlay import add_scales, scales_of, slider
+from lensplug.views.overlays.rows import Rows, rows_at
+from lensplug.views.style import DIVERGING, FONT, MODALITY_COLORS, WHITE_TO_ORANGE, figure
+
+ROUNDED_S = 0.05
+"""By more than this the length of a sound is never rounded."""
+BINS = 200
+"""Columns of the heat map, and about so many of the spectrogram."""
+ROWS = 56
+"""Of the spectrogram."""
+ENVELOPE = 600
+"""The waveform is drawn as lowest and highest sample of so many stretches of time."""
+PLAYED_HZ = 16000
+"""What the player plays: enough for speech, and small."""
+RANGE_DB = 60.0
+"""The spectrogram shows what is at most so far below its loudest."""
+
+
+@checked
+def sound_overlay(
+    values: Rows,
+    inputs: MultimodalInput,
+    *,
+    sound: Any = None,
+    media_index: int = 0,
+    example: int = 0,
+    title: str = "Over the sound",
+) -> go.Figure:
+    """Any value on positions over the sound, in seconds, with a slider where there are several.
+
+    All rows have one scale; a switch gives each its own. Above, a bar for each audio position, as wide as what it
+    hears directly; below, the same as colour behind the waveform, each moment coloured by the nearest position; then
+    the spectrogram. What lies behind the end of the sound is shaded, and the title says how much of the audio's mass
+    is there; so is what the encoder does not hear of a sound that is too long for it.
+
+    Args:
+        values: One value for each position of the example (a row of a rollout, of attention, ...), or
+            several under their names ("layer 0", ...).
+        inputs: The inputs that were analysed.
+        sound: The sound, as `lens.prepare` takes it; not needed where `prepare` was given it.
+        media_index: Which sound of the example.
+        example: Which example.
+        title: Of the figure.
+
+    Raises:
+        LensplugError: If the family has no timeline, the sound is not known, or the values are not one
+            for each position.
+    """
+    timeline = inputs.modality.audio_timeline(media_index, example)
+    if timeline is None:
+        raise LensplugError("this family has no geometry yet: its audio tokens cannot be placed in time.")
+    if sound is None and not inputs.audio:
+        raise LensplugError("the sound is not known (encode keeps none): give sound=.")
+    heard = load_sound(inputs.audio[example][media_index] if sound is None else sound)
+    timeline = _of_length(timeline, heard.duration_s)
+    rows = rows_at(values, inputs, inputs.modality.audio_positions(media_index, example), example=example)
+    fig = make_subplots(rows=3, cols=1, shared_xaxes=True, row_heights=[0.36, 0.28, 0.36], vertical_spacing=0.04)
+    each, whole = scales_of(list(rows.values()))
+    for index, row in enumerate(rows.values()):
+        fig.add_trace(_bars(row, timeline, shown=index == 0), row=1, col=1)
+        fig.add_trace(_heat(row, timeline, whole, shown=index == 0), row=2, col=1)
+    fig.add_trace(_waveform(heard), row=2, col=1)
+    fig.add_trace(_spectrogram(heard), row=3, col=1)
+    _lay_out(fig, title, rows, timeline, heard.duration_s)
+    ends = [1.05 * end for end in whole]
+    fig.update_yaxes(range=ends, row=1, col=1)
+    if len(rows) > 1:
+        at = range(1, 2 * len(rows), 2)  # the heat maps, beside their bars
+        changes = {"yaxis.range": ends, "yaxis.autorange": False}, {"yaxis.autorange": True}
+        add_scales(fig, whole, each, traces=at, layouts=changes)
+        fig.update_layout(title={"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}})
+    return fig
+
+
+def _of_length(timeline: AudioTimeline, duration_s: float) -> AudioTimeline:
+    """The timeline of this sound, where only windows were known, and what is behind the last is not heard."""
+    if abs(timeline.duration_s - duration_s) <= ROUNDED_S:
+        return timeline
+    end_s = float(timeline.end_s[-1])
+    if timeline.heard_s is None and abs(timeline.duration_s - end_s) <= 1e-3:
+        return replace(timeline, duration_s=duration_s, heard_s=end_s if duration_s > end_s else None)
+    warn_user(
+        f"the sound is {duration_s:.2f} s long, and the one that the processor saw {timeline.duration_s:.2f} s: what is"
+        " drawn over it can mislead."
+    )
+    return timeline
+
+
+@dataclass(frozen=True)
+class Player:
+    """A sound to listen to: shown by a notebook, or put on a page (`body`)."""
+
+    body: str = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        return self.body
+
+
+@checked
+def sound_player(inputs: MultimodalInput, *, media_index: int = 0, example: int = 0) -> Player:
+    """The sound itself, as it came, in mono.
+
+    Args:
+        inputs: From `lens.prepare` with `audio=`.
+        media_index: Which sound of the example.
+        example: Which example.
+
+    Raises:
+        LensplugError: If the sound is not known.
+    """
+    import soundfile
+
+    if not inputs.audio:
+        raise LensplugError("the sound is not known: encode keeps none, lens.prepare does.")
+    check_example(example, len(inputs))
+    if not 0 <= media_index < len(inputs.audio[example]):
+        raise LensplugError(f"example {example} has no sound {media_index}: it has {len(inputs.audio[example])}.")
+    sound = inputs.audio[example][media_index].at_rate(PLAYED_HZ)
+    buffer = BytesIO()
+    soundfile.write(buffer, sound.waveform.numpy(), PLAYED_HZ, format="MP3")
+    data = b64encode(buffer.getvalue()).decode()
+    return Player(f'<audio controls preload="metadata" src="data:audio/mpeg;base64,{data}"></audio>')
+
+
+def _bars(row: Float[Tensor, " token"], timeline: AudioTimeline, *, shown: bool) -> go.Bar:
+    width = timeline.end_s - timeline.start_s
+    return go.Bar(
+        x=timeline.center_s.tolist(), y=row.tolist(), width=width.tolist(), visible=shown, showlegend=False,
+        marker={"color": MODALITY_COLORS["audio"], "line": {"width": 0}},
+        customdata=torch.stack([timeline.start_s, timeline.end_s], dim=1).tolist(),
+        hovertemplate="%{customdata[0]:.2f} to %{customdata[1]:.2f} s: %{y:.4f}<extra></extra>",
+    )  # fmt: skip
+
+
+def _heat(
+    row: Float[Tensor, " token"], timeline: AudioTimeline, scale: tuple[float, float], *, shown: bool
+) -> go.Heatmap:
+    painted = timeline.to_seconds(row, bins=BINS)
+    step = timeline.duration_s / BINS
+    return go.Heatmap(
+        z=[painted.tolist()], x0=step / 2, dx=step, y0=0, dy=2.1, visible=shown, showscale=False,
+        colorscale=DIVERGING if scale[0] < 0 else WHITE_TO_ORANGE, zmin=scale[0], zmax=scale[1],
+        hovertemplate="%{x:.2f} s: %{z:.4f}<extra></extra>",
+    )  # fmt: skip
+
+
+def _waveform(sound: Sound) -> go.Scatter:
+    """Its envelope, down and up again, filled."""
+    loudest = float(sound.waveform.abs().max()) or 1.0
+    stretches = (sound.waveform / loudest).tensor_split(min(ENVELOPE, len(sound.waveform)))
+    low, high = (torch.stack([edge(part) for part in stretches]) for edge in (torch.min, torch.max))
+    time = (torch.arange(len(stretches)) + 0.5) * sound.duration_s / len(stretches)
+    return go.Scatter(
+        x=_short(torch.cat([time, time.flip(0)]), 4), y=_short(torch.cat([high, low.flip(0)]), 3), fill="toself",
+        mode="lines", line={"width": 0.5, "color": "#22252a"}, fillcolor="rgba(34, 37, 42, 0.75)", hoverinfo="skip",
+        showlegend=False,
+    )  # fmt: skip
+
+
+def _spectrogram(sound: Sound) -> go.Heatmap:
+    """Power in decibels below the loudest, up to 8 kHz."""
+    window = min(len(sound.waveform), max(64, round(0.032 * sound.sampling_rate)))
+    hop = max(window // 4, len(sound.waveform) // BINS)
+    spectrum = torch.stft(
+        sound.waveform, window, hop, window=torch.hann_window(window), center=True, pad_mode="constant",
+        return_complex=True,
+    )  # fmt: skip
+    power = 10 * (spectrum.abs().square() + 1e-12).log10()
+    highest = min(8000.0, sound.sampling_rate / 2)
+    kept = power[: max(2, round(highest / sound.sampling_rate * window))]
+    rows = min(ROWS, len(kept))
+    pooled = torch.stack([part.mean(dim=0) for part in kept.tensor_split(rows)])
+    shown = (pooled - pooled.max()).clamp(min=-RANGE_DB)
+    return go.Heatmap(
+        z=[_short(row, 1) for row in shown], x0=0, dx=hop / sound.sampling_rate, y0=highest / rows / 2000,
+        dy=highest / rows / 1000, colorscale="Greys", showscale=False,
+        hovertemplate="%{x:.2f} s, %{y:.1f} kHz: %{z:.0f} dB<extra></extra>",
+    )  # fmt: skip
+
+
+def _lay_out(fig: go.Figure, title: str, rows: Mapping[str, Tensor], timeline: AudioTimeline, duration: float) -> None:
+    heard = "" if timeline.heard_s is None else f", of which {timeline.heard_s:.1f} of {duration:.1f} s are heard"
+    stated = {name: f"{title}{heard}{_padding_mass(row, timeline)}" for name, row in rows.items()}
+    fig.update_layout(figure(title=next(iter(stated.values())), height=430).layout)
+    end = max(float(timeline.end_s[-1]), duration)
+    fig.update_xaxes(range=[0, end], showgrid=False)
+    fig.update_xaxes(title="seconds", row=3, col=1)
+    fig.update_yaxes(title="value", rangemode="tozero", gridcolor="#eceef0", row=1, col=1)
+    fig.update_yaxes(range=[-1.05, 1.05], showticklabels=False, row=2, col=1)
+    fig.update_yaxes(title="kHz", row=3, col=1)
+    if end > duration * 1.001:
+        _shade(fig, duration, end, "padding")
+    if timeline.heard_s is not None:
+        _shade(fig, timeline.heard_s, duration, "not heard")
+    if len(rows) > 1:
+        of_row = [index for index in range(len(rows)) for _ in ("bars", "heat")] + [None, None]  # and the sound itself
+        titles = [{"title.text": one} for one in stated.values()]
+        fig.update_layout(sliders=[slider(list(rows), of_row, titles, room=40)], height=500)
+
+
+def _shade(fig: go.Figure, start_s: float, end_s: float, text: str) -> None:
+    fig.add_vrect(
+        x0=start_s, x1=end_s, fillcolor=MODALITY_COLORS["pad"], opacity=0.45, line_width=0, layer="above",
+        annotation={"text": text, "font": {"family": FONT, "size": 11}}, annotation_position="top left",
+    )  # fmt: skip
+
+
+def _padding_mass(row: Float[Tensor, " token"], timeline: AudioTimeline) -> str:
+    """Said where there is any padding."""
+    if not bool(timeline.padding.any()):
+        return ""
+    share = float(row[timeline.padding].sum() / row.sum()) if float(row.sum()) else 0.0
+    return f" ({share:.0%} of the audio's mass is on padding)"
+
+
+def _short(values: Tensor, decimals: int) -> list[float]:
+    """Rounded: what a reader can see, at a third of the bytes."""
+    return [round(value, decimals) for value in values.tolist()]

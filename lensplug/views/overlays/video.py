@@ -1,0 +1,78 @@
+"""Values on video tokens, painted over the frames that they came from."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+import torch
+
+from lensplug.errors import LensplugError
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.media import load_video
+from lensplug.validation.arguments import checked
+from lensplug.views.overlays.image import NO_GRID
+from lensplug.views.overlays.overlay import SIDE, add_buttons, add_scales, below, heat, lay_out, scales_of, slider
+from lensplug.views.overlays.rows import Rows, rows_at
+from lensplug.views.style import figure
+
+
+@checked
+def video_overlay(
+    values: Rows,
+    inputs: MultimodalInput,
+    *,
+    video: object = None,
+    media_index: int = 0,
+    example: int = 0,
+    title: str = "Over the frames",
+) -> go.Figure:
+    """A heat map of any value on positions over each frame: a slider for the frames, a menu where there are several.
+
+    All frames and rows share one colour scale, so that the slider compares them; a switch gives each row its own.
+
+    Args:
+        values: As for `image_overlay`.
+        inputs: The inputs that were analysed.
+        video: The video, as `lens.prepare` takes it; not needed where `prepare` was given it.
+        media_index: Which video of the example.
+        example: Which example.
+        title: Of the figure.
+
+    Raises:
+        LensplugError: If the video has no grid, its frames are not known, or the values are not one for each
+            position.
+    """
+    grid = inputs.modality.video_grid(media_index, example)
+    if grid is None:
+        raise LensplugError(f"this video has no grid, so its tokens cannot be placed in it: {NO_GRID}.")
+    if video is None and not inputs.videos:
+        raise LensplugError("the frames are not known (encode keeps none unless they are given): give video=.")
+    frames = load_video(inputs.videos[example][media_index] if video is None else video)
+    if (len(frames), frames.height, frames.width) != (grid.n_frames, grid.height, grid.width):
+        raise LensplugError(
+            f"the video has {len(frames)} frames of {(frames.width, frames.height)} pixels, the grid is of one of"
+            f" {grid.n_frames} frames of {(grid.width, grid.height)}."
+        )
+    rows = rows_at(values, inputs, inputs.modality.video_positions(media_index, example), example=example)
+    traces, of_frame, of_row = [], [], []
+    each, whole = scales_of([row[grid.frame >= 0] for row in rows.values()])
+    for index, row in enumerate(rows.values()):
+        for frame in range(grid.n_frames):
+            cells = grid.image_grid(frame).to_cells(row[grid.tokens_of_frame(frame)])
+            traces.append(heat(cells, visible=frame == 0, shown=index == 0, scale=whole))
+            of_frame.append(frame)
+            of_row.append(index)
+    drawn = SIDE / max(grid.width, grid.height)
+    fig = figure(*traces, title=title, height=int(grid.height * drawn) + 180, width=int(grid.width * drawn) + 130)
+    lay_out(fig, grid.width, grid.height)
+    for frame in range(grid.n_frames):
+        fig.add_layout_image(below(frames.image(frame), grid.width, grid.height, visible=frame == 0))
+    times = frames.times_s if frames.times_s is not None else torch.full((grid.n_frames,), torch.nan)
+    names = [f"{frame}" if at != at else f"{frame} ({at:.1f} s)" for frame, at in enumerate(times.tolist())]
+    pictures = [{f"images[{i}].visible": i == frame for i in range(grid.n_frames)} for frame in range(grid.n_frames)]
+    fig.update_layout(
+        sliders=[{**slider(names, of_frame, pictures), "currentvalue": {"prefix": "frame "}}], margin={"l": 30}
+    )
+    if len(rows) > 1:
+        add_buttons(fig, list(rows), of_row)
+        add_scales(fig, whole, [each[row] for row in of_row])
+    return fig

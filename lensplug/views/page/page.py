@@ -1,0 +1,132 @@
+"""One self-contained HTML page of figures and widgets: opens offline, loads nothing, can be mailed.
+
+plotly and CircuitsVis are 6 MB of script; the page keeps them as gzip in base64 (2.4 MB), and loader.js
+inflates them when the page opens. Until then the scripts of the figures wait: their type is one that no
+browser runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeAlias
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from lensplug.files.writable import file_to_write, unwritten
+from lensplug.views.explorer.explorer import Explorer
+from lensplug.views.explorer.packing import inflatable
+from lensplug.views.overlays.sound import Player
+from lensplug.views.tokens.circuits import Widget, script
+
+Part: TypeAlias = go.Figure | Widget | Player | Explorer
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a few sentences that say how to read what follows, and the pictures."""
+
+    title: str
+    text: str
+    parts: tuple[Part, ...] = ()
+    wide: bool = False
+    """One part below the other, instead of side by side where there is room."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A title, facts as name and value, sections, and how it was made."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
+    provenance: tuple[str, ...] = field(default=())
+
+    def to_html(self) -> str:
+        """The page. Scripts are put in once; a content policy forbids every request."""
+        parts = [part for section in self.sections for part in section.parts]
+        explorers = any(isinstance(part, Explorer) for part in parts)
+        tokens = explorers or any(isinstance(part, Widget) for part in parts)
+        return _template("page.html").render(
+            page=self,
+            style=Markup(_read("style.css") + (_read("explorer.css", "lensplug.views.explorer") if explorers else "")),
+            rendered=[[_rendered(part) for part in section.parts] for section in self.sections],
+            libraries=[Markup(_library(source)) for source in ([get_plotlyjs, script] if tokens else [get_plotlyjs])],
+            scripts=[Markup(_read("explorer.js", "lensplug.views.explorer"))] if explorers else [],
+            loader=Markup(_read("loader.js")),
+            roomy=explorers,
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page; the file appears only when it is whole.
+
+        Raises:
+            LensplugError: If it cannot be written there.
+        """
+        target = file_to_write(path)  # before the page is made
+        return _save(self.to_html(), target)
+
+
+@dataclass(frozen=True)
+class Index:
+    """A page of links to others beside it."""
+
+    title: str
+    text: str
+    entries: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]
+    """(file name, heading, facts as name and value) of each page."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page; the file appears only when it is whole.
+
+        Raises:
+            LensplugError: If it cannot be written there.
+        """
+        target = file_to_write(path)
+        return _save(_template("index.html").render(page=self, style=Markup(_read("style.css"))), target)
+
+
+def _save(html: str, target: Path) -> Path:
+    unfinished = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            unfinished.write_text(html, encoding="utf-8")
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:  # a disk that became full since it was asked
+        raise unwritten(target, error) from error
+    return target
+
+
+def _template(name: str) -> jinja2.Template:
+    return jinja2.Environment(autoescape=True).from_string(_read(name))
+
+
+def _read(name: str, folder: str = "lensplug.views.page") -> str:
+    return (files(folder) / name).read_text(encoding="utf-8")
+
+
+@cache
+def _library(source: Callable[[], str]) -> str:
+    return inflatable(source().encode())
+
+
+def _rendered(part: Part) -> Markup:
+    if isinstance(part, Explorer | Player):
+        return Markup(part.body)
+    if isinstance(part, Widget):
+        body = part.body
+    else:
+        config = {"displayModeBar": False, "responsive": True}
+        body = part.to_html(full_html=False, include_plotlyjs=False, config=config)
+    # Each runs when the loader has unpacked what it calls. Text inside the scripts has no "<" that is not escaped.
+    return Markup(re.sub(r'<script(?: type="text/javascript")?>', '<script type="text/plain" class="waiting">', body))

@@ -1,0 +1,1 @@
+"""CircuitsVis: values and attention on the tokens of a prompt."""

@@ -1,0 +1,153 @@
+"""A bridge's attention at the speed of SDPA, with scores and patterns for chosen query rows only.
+
+The gap is that of HookedTransformer (see `attention_rows`): the bridge makes scores and pattern of every head and every
+pair of positions, in the model's dtype. Under this patch each block computes its output with
+`scaled_dot_product_attention`, and scores and pattern in fp32 for the rows asked for. Every other hook fires as before.
+A hook that edits scores or pattern would change nothing: that is noticed, and refused.
+
+Checked against transformer-lens 3.9.0 and 4.3.0, `PositionEmbeddingsAttentionBridge.forward`, which is replaced here
+for attention of the plain kind: rotary positions over the whole head, shared key heads, norms of queries and keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from lensplug.patches.bridge.padding import seen_by
+from lensplug.patches.errors import LensplugError
+from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
+from lensplug.patches.rows import refuse_other_rows
+from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks, refuse_behind_a_cache
+
+INPUT_FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
+"""Settings of a bridge under which attention is computed head by head."""
+CACHES = ("cache", "past_key_values")
+"""What transformers calls, and called, the key-value cache that it gives an attention layer."""
+
+
+class BridgeAttentionRows(RowsOfBlocks):
+    """Fast attention in every block of a bridge; scores and patterns of chosen rows.
+
+    with BridgeAttentionRows(bridge, rows):
+        logits, cache = bridge.run_with_cache(tokens)
+    cache["pattern", 0]                            # [batch head row key]
+    """
+
+    def _of_block(self, attn: Any, *given: Any) -> RowsOfABlock:
+        block = _BlockRows(attn, *given)  # first: it says where a bridge has changed inside
+        _refuse(attn)
+        return block
+
+
+class _BlockRows(RowsOfABlock):
+    """The attention of one block."""
+
+    relies_on = ("_apply_position_embedding_hooks", "_qk_norm_phase", "_update_kv_cache")
+
+    def _changes(self) -> dict[str, Any]:
+        return {"forward": self.forward}
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "batch pos d_model"],
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Float[Tensor, "batch pos d_model"], None]:
+        """The bridge's attention, hook by hook; the output from SDPA."""
+        attn = self.target
+        x = attn.hook_in(hidden_states)
+        heads = (*x.shape[:2], -1, attn.original_component.head_dim)
+        q, k, v = (project(x).view(heads).transpose(1, 2) for project in (attn.q, attn.k, attn.v))
+        if "q_norm" in attn.submodules:
+            q, k = attn.hook_q_normed(attn.q_norm(q)), attn.hook_k_normed(attn.k_norm(k))
+        q, k = apply_rotary_pos_emb(q, k, *attn._apply_position_embedding_hooks(position_embeddings))
+        q, k = attn.hook_rot_q(q), attn.hook_rot_k(k)
+        cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
+        k, v = attn._update_kv_cache(k, v, past_key_values=cache)
+        refuse_behind_a_cache(q.shape[2], k.shape[2], self._rows, self._hidden)
+        refuse_other_rows(self._rows, self._last, *hidden_states.shape[:2])
+        blocks = self._blocks(q, k, attention_mask)
+        self._show_rows(blocks)
+        if self._each_block is not None:
+            for start, block in blocks:
+                self._each_block(start, block)
+        z = blocks.attend(v) if self._each_gradient is None else blocks.attend_and_show(v, self._each_gradient)
+        output: Tensor = attn.hook_out(attn.o(z.transpose(1, 2).reshape(*x.shape[:2], -1)))
+        return output, None
+
+    def _blocks(self, q: Tensor, k: Tensor, attention_mask: Tensor | None) -> PatternBlocks:
+        visible = self._visible(k.shape[2])
+        return _blocks(self.target, q, k, attention_mask, None if visible is None else visible.to(q.device))
+
+    def _show_rows(self, blocks: PatternBlocks) -> None:
+        """Fire the hooks of scores and pattern with the rows."""
+        if not self._rows.shape[1]:  # nothing that could be edited, and no time spent on it
+            none = blocks.q.new_zeros(*blocks.q.shape[:2], 0, blocks.length)
+            self.target.hook_pattern(self.target.hook_attn_scores(none))
+            return
+        rows = self._rows.to(blocks.q.device)
+        at = rows[:, None, :, None].expand(-1, blocks.q.shape[1], -1, blocks.q.shape[3])
+        scores = blocks.scores(blocks.q.gather(2, at)).masked_fill(~blocks.seen(rows), -torch.inf)
+        before = scores.clone()  # hooks may write into what they get
+        pattern = self.target.hook_attn_scores(scores).softmax(dim=-1).nan_to_num(0.0)
+        refuse_edits(self.target.hook_pattern(pattern), before)
+
+
+def attend(
+    attn: Any,
+    q: Float[Tensor, "batch head pos d_head"],
+    k: Float[Tensor, "batch kv_head key d_head"],
+    v: Float[Tensor, "batch kv_head key d_head"],
+    attention_mask: Tensor | None,
+) -> Float[Tensor, "batch head pos d_head"]:
+    """What a block's attention gives by SDPA, no rows and no hooks."""
+    return _blocks(attn, q, k, attention_mask, None).attend(v)
+
+
+def _blocks(
+    attn: Any, q: Tensor, k: Tensor, attention_mask: Tensor | None, visible: Bool[Tensor, "batch key"] | None
+) -> PatternBlocks:
+    scale = 1 / float(attn.original_component.scaling)
+    if attention_mask is None:
+        return PatternBlocks(q, k, scale, causal=True, padding=visible)
+    mask = seen_by(attention_mask, q.shape[2], k.shape[2], q.device)
+    if visible is not None:
+        mask = mask & visible[:, None, None]
+    past = k.shape[2] - q.shape[2]
+    # No key is later than the last query; of more queries to look waits for the device.
+    causal = q.shape[2] == 1 or not bool(mask.triu(diagonal=1 + past).any())
+    return PatternBlocks(q, k, scale, causal=causal, mask=mask)
+
+
+def _refuse(attn: Any) -> None:
+    from transformer_lens.model_bridge.generalized_components import PositionEmbeddingsAttentionBridge
+
+    hf_attn = attn.original_component
+    if type(attn) is not PositionEmbeddingsAttentionBridge:
+        raise LensplugError(
+            f"the model's attention is a {type(attn).__name__}, which BridgeAttentionRows does not know."
+        )
+    unknown = {
+        "a soft cap on scores": getattr(hf_attn, "attn_logit_softcapping", None) is not None,
+        "attention sinks": getattr(hf_attn, "sinks", None) is not None,
+        "a gate": "gate" in attn.submodules or getattr(attn.config, "gated_q_proj", False),
+        "clipped queries and keys": getattr(hf_attn.config, "clip_qkv", None) is not None,
+        "scaled keys": getattr(hf_attn, "key_multiplier", None) is not None,
+        "norms over all heads": attn._qk_norm_phase not in (None, "post_reshape"),
+        "rotations of another form": getattr(attn.config, "rotary_adjacent_pairs", False),
+    }
+    for what, there in unknown.items():
+        if there:
+            raise LensplugError(f"the model's attention has {what}, which BridgeAttentionRows does not know.")
+    for setting in INPUT_FORKS:
+        if getattr(attn.config, setting, False):
+            raise LensplugError(
+                f"attention rows are not known with {setting}: lens.model.set_{setting}(False) first, or run without"
+                " query_positions."
+            )
