@@ -20,7 +20,7 @@ test: $(BIN)/lensplug
 
 # What reads activations, once more with a TransformerBridge wherever a test does not ask for an engine.
 test-bridge: $(BIN)/lensplug
-	LENSPLUG_ENGINE=bridge $(PYTEST) tests/analysis tests/reductions tests/test_*gradient*.py tests/test_query_positions.py
+	LENSPLUG_ENGINE=bridge $(PYTEST) tests/analysis tests/reductions tests/running/test_*gradient*.py tests/running/test_query_positions.py
 
 # The same tests with TransformerLens 4, where a core is a TransformerBridge; what needs a HookedTransformer is skipped.
 # Left out, for their minutes: media, and where tokens lie in them, are between processors and encoders alone.
@@ -32,7 +32,7 @@ test-4: $(BIN_4)/lensplug
 fuzz: $(BIN)/lensplug
 	PYTHONPATH=tests OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m fuzz --cases 10000
 	PYTHONPATH=tests OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m malformed.calls
-	LENSPLUG_INTERRUPTIONS=1000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_interrupted.py
+	LENSPLUG_INTERRUPTIONS=1000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/running/test_interrupted.py
 
 lint: $(BIN)/lensplug
 	$(BIN)/ruff check .

@@ -24,10 +24,10 @@ sys.path.insert(0, str(HERE.parent / "tests"))  # the builders of small models
 
 import beside  # noqa: E402
 import models  # noqa: E402
-from audio_llamas import audio_llama, sounds  # noqa: E402
-from audio_llamas import processed as heard  # noqa: E402
-from audio_relatives import RELATIVES, relative  # noqa: E402
-from built import HOOKED  # noqa: E402
+from support.audio_llamas import audio_llama, sounds  # noqa: E402
+from support.audio_llamas import processed as heard  # noqa: E402
+from support.audio_relatives import RELATIVES, relative  # noqa: E402
+from support.built import HOOKED  # noqa: E402
 
 import lensplug  # noqa: E402
 from lensplug.engines import ENGINES  # noqa: E402

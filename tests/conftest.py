@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from built import HOOKED, ONE_ENGINE, ONLY_HOOKED
-from models import QUESTION, llava_onevision, scene, snapshot
+from support.built import HOOKED, ONE_ENGINE, ONLY_HOOKED
+from support.models import QUESTION, llava_onevision, scene, snapshot
 
 import lensplug
 from lensplug import engines

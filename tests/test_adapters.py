@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from audio_relatives import relative
-from models import largest_difference
+from support.audio_relatives import relative
+from support.models import largest_difference
 from transformer_lens.factories import architecture_adapter_factory
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from models import QUESTION, largest_difference, llava, reference_logits, scene, snapshot, wrapped_logits
+from support.models import QUESTION, largest_difference, llava, reference_logits, scene, snapshot, wrapped_logits
 from torch.nn import functional as F
 
 import lensplug

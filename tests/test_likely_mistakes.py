@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from models import largest_difference, three_prompts
+from support.models import largest_difference, three_prompts
 from transformer_lens.utilities import get_act_name
 
 from lensplug import LensplugError, analysis, views

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from caches import cache_of_patterns, causal_patterns
+from support.caches import cache_of_patterns, causal_patterns
 
 from lensplug import LensplugError, analysis, views
 

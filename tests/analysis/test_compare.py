@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from caches import ROTARY, cache_of_patterns, causal_patterns, run, text_model, tokens
+from support.caches import ROTARY, cache_of_patterns, causal_patterns, run, text_model, tokens
 
 import lensplug
 from lensplug import analysis

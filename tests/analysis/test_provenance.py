@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from caches import ROTARY, cache_of_patterns, causal_patterns, run, text_model, tokens
+from support.caches import ROTARY, cache_of_patterns, causal_patterns, run, text_model, tokens
 
 from lensplug import LensplugError, analysis
 from lensplug.analysis import HeadSpecialization

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from caches import ROTARY, cache_of_patterns, causal_patterns, padded, run, text_model, tokens
+from support.caches import ROTARY, cache_of_patterns, causal_patterns, padded, run, text_model, tokens
 from transformer_lens import ActivationCache
 
 from lensplug.analysis import attention_flow, attention_rollout, head_specialization, logit_lens

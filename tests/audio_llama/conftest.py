@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
-from audio_llamas import LARGE, WAVEFORM
-from models import randomise, text_config
-from trainings import ROWS, Projector, Training, lora
+from support.audio_llamas import LARGE, WAVEFORM
+from support.models import randomise, text_config
+from support.trainings import ROWS, Projector, Training, lora
 
 from lensplug.tiny.sound_model import build_tokenizer
 

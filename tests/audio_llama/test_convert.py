@@ -10,10 +10,10 @@ import peft
 import pytest
 import torch
 import transformers as hf
-from audio_llamas import sound
-from models import largest_difference, randomise, text_config
-from tolerances import rounding
-from trainings import PROMPTS, ROWS, Training, adapter_of, checkpoint, lora, mixed, plain, renamed, run, without
+from support.audio_llamas import sound
+from support.models import largest_difference, randomise, text_config
+from support.tolerances import rounding
+from support.trainings import PROMPTS, ROWS, Training, adapter_of, checkpoint, lora, mixed, plain, renamed, run, without
 from typer.testing import CliRunner
 
 import lensplug

@@ -8,7 +8,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from trainings import ROWS, adapter_of, checkpoint, mixed, plain, renamed, run, without
+from support.trainings import ROWS, adapter_of, checkpoint, mixed, plain, renamed, run, without
 
 import lensplug
 from lensplug.audio_llama import AudioLlamaProcessor

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from audio_llamas import ENCODERS, audio_llama, manual_vectors, processed, sound, sounds
-from models import largest_difference, reference_logits, text_config, wrapped_logits
-from tolerances import rounding
+from support.audio_llamas import ENCODERS, audio_llama, manual_vectors, processed, sound, sounds
+from support.models import largest_difference, reference_logits, text_config, wrapped_logits
+from support.tolerances import rounding
 
 import lensplug
 from lensplug.audio_llama import AudioLlamaConfig, AudioLlamaForConditionalGeneration, AudioLlamaModel

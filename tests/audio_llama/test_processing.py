@@ -7,8 +7,8 @@ import pytest
 import soundfile
 import torch
 import transformers as hf
-from audio_llamas import ENCODERS, audio_llama, sound, sounds
-from models import text_config
+from support.audio_llamas import ENCODERS, audio_llama, sound, sounds
+from support.models import text_config
 
 import lensplug
 from lensplug.audio_llama import AudioLlamaConfig, AudioLlamaProcessor

@@ -7,9 +7,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from audio_llamas import ENCODERS, audio_llama, processed, sound
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.audio_llamas import ENCODERS, audio_llama, processed, sound
 
 import lensplug
 from lensplug.audio_llama import AudioLlamaConfig

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_families import BUILDERS, lens
+from support.image_families import BUILDERS, lens
 from torch import Tensor
 
 from lensplug.geometry import ImageGrid

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_families import BUILDERS, lens
 from PIL import Image
+from support.image_families import BUILDERS, lens
 from transformers import CLIPImageProcessor, LlavaImageProcessor
 
 from lensplug.errors import LensplugError

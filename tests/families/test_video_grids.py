@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from image_families import lens
 from PIL import Image
+from support.image_families import lens
 
 from lensplug import views
 from lensplug.errors import LensplugError

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import soundfile
 import torch
-from audio_llamas import sound
-from models import largest_difference, randomise, reference_logits, text_config, wrapped_logits
+from support.audio_llamas import sound
+from support.models import largest_difference, randomise, reference_logits, text_config, wrapped_logits
 from transformers import (
     VoxtralConfig,
     VoxtralEncoderConfig,

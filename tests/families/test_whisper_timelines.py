@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from audio_llamas import sound
-from audio_relatives import RELATIVES, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.audio_llamas import sound
+from support.audio_relatives import RELATIVES, relative
 
 import lensplug
 from lensplug.families import FAMILIES

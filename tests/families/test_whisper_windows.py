@@ -7,9 +7,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from audio_llamas import sound
-from audio_relatives import RELATIVES, relative
-from models import largest_difference, reference_logits, wrapped_logits
+from support.audio_llamas import sound
+from support.audio_relatives import RELATIVES, relative
+from support.models import largest_difference, reference_logits, wrapped_logits
 
 import lensplug
 from lensplug.families.whisper_windows import STACK, timeline

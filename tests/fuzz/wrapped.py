@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import transformers as hf
-from built import HOOKED
-from models import LINEAR_ROPE, LLAMA3_ROPE, randomise
-from tolerances import rounding, through_layers
+from support.built import HOOKED
+from support.models import LINEAR_ROPE, LLAMA3_ROPE, randomise
+from support.tolerances import rounding, through_layers
 from torch import Tensor
 
 import lensplug

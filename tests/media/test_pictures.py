@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media_files import ORIENTATION, corners, four_colours
 from PIL import Image, ImageDraw
+from support.media_files import ORIENTATION, corners, four_colours
 from transformers.image_utils import load_image as load_with_transformers
 
 from lensplug import analysis

@@ -9,9 +9,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from image_families import lens
-from media_files import ORIENTATION, corners, four_colours
 from PIL import Image, ImageOps
+from support.image_families import lens
+from support.media_files import ORIENTATION, corners, four_colours
 
 import lensplug
 from lensplug import views

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from media_files import pitch, tone, write_sound, write_video
+from support.media_files import pitch, tone, write_sound, write_video
 
 from lensplug.errors import LensplugError
 from lensplug.media import load_sound
@@ -40,7 +40,7 @@ class Pipe(io.RawIOBase):
 
 def test_a_flac_of_unknown_length(tmp_path):
     import av
-    from media_files import mux_sound
+    from support.media_files import mux_sound
 
     with av.open(pipe := Pipe(), "w", format="flac") as container:
         stream = container.add_stream("flac", rate=16000, layout="mono")

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from image_families import lens
-from media_files import corners, four_colours, mux_sound, tone, turn, write_sound, write_video
 from PIL import Image
+from support.image_families import lens
+from support.media_files import corners, four_colours, mux_sound, tone, turn, write_sound, write_video
 
 from lensplug.errors import LensplugError
 from lensplug.media import load_video

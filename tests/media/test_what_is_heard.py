@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from audio_llamas import audio_llama, sound
-from audio_relatives import relative
+from support.audio_llamas import audio_llama, sound
+from support.audio_relatives import relative
 
 import lensplug
 from lensplug import views

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from built import ENGINES, attention_rows, built
-from models import TEXT_CORES, largest_difference, reference_logits, snapshot, text_model, text_tokens
+from support.built import ENGINES, attention_rows, built
+from support.models import TEXT_CORES, largest_difference, reference_logits, snapshot, text_model, text_tokens
 
 from lensplug import LensplugError
 

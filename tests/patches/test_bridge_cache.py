@@ -5,7 +5,7 @@ from __future__ import annotations
 from inspect import signature
 
 import torch
-from models import text_model, text_tokens
+from support.models import text_model, text_tokens
 
 from lensplug.patches import BridgeCache, BridgeEmbeddingInput
 from lensplug.patches.bridge.core import build_language_bridge

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from built import built
-from models import (
+from support.built import built
+from support.models import (
     QUESTION,
     TEXT_CORES,
     largest_difference,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from beside import gemma3
-from built import built
-from models import largest_difference, reference_logits, snapshot, text_model, text_tokens
+from support.beside import gemma3
+from support.built import built
+from support.models import largest_difference, reference_logits, snapshot, text_model, text_tokens
 
 from lensplug.patches import BridgeResidMid
 from lensplug.patches.bridge.core import build_language_bridge

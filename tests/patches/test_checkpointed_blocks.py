@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from built import ENGINES, attention_rows, built
-from models import TEXT_CORES, snapshot, text_model, text_tokens
+from support.built import ENGINES, attention_rows, built
+from support.models import TEXT_CORES, snapshot, text_model, text_tokens
 
 from lensplug.patches import CheckpointedBlocks
 

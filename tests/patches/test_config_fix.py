@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from models import TEXT_CORES, largest_difference, reference_logits, snapshot, text_config, text_model, text_tokens
+from support.models import (
+    TEXT_CORES,
+    largest_difference,
+    reference_logits,
+    snapshot,
+    text_config,
+    text_model,
+    text_tokens,
+)
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from lensplug import LensplugError

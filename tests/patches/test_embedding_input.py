@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from built import ENGINES, HOOKED, ONLY_HOOKED, built, embedding_input
-from models import largest_difference, reference_logits, snapshot, text_model, text_tokens
+from support.built import ENGINES, HOOKED, ONLY_HOOKED, built, embedding_input
+from support.models import largest_difference, reference_logits, snapshot, text_model, text_tokens
 from torch.nn.functional import cross_entropy
 
 from lensplug import LensplugError

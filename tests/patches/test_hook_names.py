@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from built import ENGINES, built
-from models import largest_difference, snapshot, text_model, text_tokens
+from support.built import ENGINES, built
+from support.models import largest_difference, snapshot, text_model, text_tokens
 
 from lensplug import LensplugError
 from lensplug.patches import HookNames

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from built import ENGINES, built, mlp_in_place
-from models import snapshot, text_model, text_tokens
+from support.built import ENGINES, built, mlp_in_place
+from support.models import snapshot, text_model, text_tokens
 from torch.profiler import ProfilerActivity, profile
 
 TOKENS = text_tokens(24, 2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from built import ENGINES, built
-from models import text_model, text_tokens
+from support.built import ENGINES, built
+from support.models import text_model, text_tokens
 
 from lensplug import LensplugError
 from lensplug.patches import AttentionRows, BridgeAttentionRows, LogitRows

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from built import ENGINES
-from models import QUESTION, largest_difference, llava_onevision, scene, snapshot
+from support.built import ENGINES
+from support.models import QUESTION, largest_difference, llava_onevision, scene, snapshot
 
 import lensplug
 from lensplug import LensplugError, patches

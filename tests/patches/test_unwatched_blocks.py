@@ -6,8 +6,8 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from built import ENGINES, unwatched_blocks
-from models import snapshot, text_model, text_tokens
+from support.built import ENGINES, unwatched_blocks
+from support.models import snapshot, text_model, text_tokens
 from transformer_lens.hook_points import HookPoint
 
 import lensplug

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import three_prompts
+from support.models import three_prompts
 
 import lensplug
 from lensplug import LensplugError, analysis

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import scene
-from tolerances import rounding, through_layers
+from support.models import scene
+from support.tolerances import rounding, through_layers
 
 import lensplug
 from fuzz.case import Case, holds

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from encoders import model as encoder
-from tolerances import rounding
+from support.encoders import model as encoder
+from support.tolerances import rounding
 
 import lensplug
 from fuzz import by_hand

@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from tolerances import rounding
+from support.tolerances import rounding
 
 from fuzz.case import Case, holds
 from fuzz.properties.reading import labelled

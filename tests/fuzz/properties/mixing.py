@@ -9,8 +9,8 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import torch
-from caches import cache_of_patterns
-from tolerances import rounding
+from support.caches import cache_of_patterns
+from support.tolerances import rounding
 
 from fuzz import by_hand
 from fuzz.case import Case, holds

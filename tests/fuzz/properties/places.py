@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tolerances import rounding
+from support.tolerances import rounding
 from transformers import LlavaOnevisionConfig, LlavaOnevisionImageProcessor, LlavaOnevisionProcessor, SiglipVisionConfig
 
 from fuzz.case import Case, holds

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from caches import cache_of_patterns
-from tolerances import rounding
+from support.caches import cache_of_patterns
+from support.tolerances import rounding
 
 from fuzz.case import Case, holds
 from fuzz.properties.mixing import Attention, attention

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from tolerances import rounding
+from support.tolerances import rounding
 
 from fuzz import by_hand
 from fuzz.case import Case, holds

@@ -1,0 +1,1 @@
+"""What tests share: models, caches, media and numbers that were made elsewhere."""
