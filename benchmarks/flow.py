@@ -23,8 +23,8 @@ from transformer_lens import ActivationCache
 import lensplug
 from lensplug import analysis
 from lensplug.analysis.attention.layered_graph import LayeredGraph
-from lensplug.cache import names as hook_names
 from lensplug.positions.groups import group_positions
+from lensplug.reductions import names as hook_names
 from lensplug.tiny.scenes import draw_scene
 from lensplug.tiny.voices import make_voice
 

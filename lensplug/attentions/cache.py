@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from lensplug.analysis.reading import attended, texts_of
 from lensplug.attentions.checks import check_rows, check_seen, check_weights, direction_of, of_layers, scaled
 from lensplug.cache.lens_cache import LensCache
+from lensplug.cache.reading import attended, texts_of
 from lensplug.errors import LensplugError
 from lensplug.validation.arguments import checked, described
 from lensplug.validation.masks import Mask

@@ -18,10 +18,10 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.utilities import Slice, get_act_name
 
-from lensplug.cache import names as hook_names
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.provenance.fingerprint import fingerprint
+from lensplug.reductions import names as hook_names
 from lensplug.reductions.mixing import Mixing
 
 Texts = tuple[tuple[str, ...], ...]

@@ -7,18 +7,35 @@ positions are chosen or left out, the name of a modality means all of its positi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.modality_map import MODALITIES, ModalityMap
 from lensplug.validation.masks import Mask, as_mask
 
-Modality = ModalityMap | MultimodalInput
+
+@runtime_checkable
+class HasModality(Protocol):
+    """Inputs that say which position is what: `MultimodalInput`."""
+
+    @property
+    def modality(self) -> ModalityMap:
+        """Which position is what."""
+
+    @property
+    def tokens(self) -> Int[Tensor, "batch pos"]:
+        """Token ids."""
+
+    @property
+    def str_tokens(self) -> list[list[str]]:
+        """Their texts."""
+
+
+Modality = ModalityMap | HasModality
 """Which position is what: `inputs.modality`, or the inputs themselves."""
 Where = str | Mask
 """Positions: a modality's name, several of them, "media" (every image, video and audio position), or a mask."""
@@ -33,9 +50,9 @@ def modality_of(given: Any, name: str = "modality") -> ModalityMap:
     """
     if isinstance(given, ModalityMap):
         return given
-    if isinstance(given, MultimodalInput):
+    if isinstance(given, HasModality):
         return given.modality
-    own = " (of an answer: answer.inputs)" if isinstance(getattr(given, "inputs", None), MultimodalInput) else ""
+    own = " (of an answer: answer.inputs)" if isinstance(getattr(given, "inputs", None), HasModality) else ""
     raise LensplugError(f"{name} is a {type(given).__name__}, expected inputs.modality, or the inputs{own}.")
 
 
@@ -72,7 +89,7 @@ def mask_at(
     return mask
 
 
-def rows_at(where: str | Sequence[str], inputs: MultimodalInput, name: str) -> Int[Tensor, "batch row"]:
+def rows_at(where: str | Sequence[str], inputs: HasModality, name: str) -> Int[Tensor, "batch row"]:
     """The positions of a modality as indices, `[batch row]`.
 
     Raises:

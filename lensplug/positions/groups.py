@@ -16,8 +16,7 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline, ImageGrid
-from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.positions.by_modality import Modality, modality_of
+from lensplug.positions.by_modality import HasModality, Modality, modality_of
 from lensplug.positions.modality_map import ModalityMap, Span
 from lensplug.validation.arguments import at_least, check_example, checked
 from lensplug.validation.masks import Mask, as_mask
@@ -107,7 +106,7 @@ def group_positions(
         join_newlines: Put the tokens that end a row of an image into the region that they end; by default they are a
             group of their own, from all over the prompt.
     """
-    if isinstance(modality, MultimodalInput) and str_tokens is None:
+    if isinstance(modality, HasModality) and str_tokens is None:
         str_tokens = modality.str_tokens
     modality = modality_of(modality)
     check_example(example, len(modality.labels))

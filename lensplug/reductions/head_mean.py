@@ -9,9 +9,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.cache import names as hook_names
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.reductions import names as hook_names
 
 
 @dataclass(frozen=True)

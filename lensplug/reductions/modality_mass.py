@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lensplug.cache import names as hook_names
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.modality_map import MODALITIES, ModalityMap
+from lensplug.reductions import names as hook_names
 
 VIEWS = ("base", "tiles", "newline")
 """The parts of an image whose grid is known: it as a whole, its tiles, the tokens that only end a row."""

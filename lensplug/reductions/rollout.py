@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.cache import names as hook_names
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.reductions import names as hook_names
 from lensplug.reductions.mixing import Mixing, beside_first, keeps
 
 

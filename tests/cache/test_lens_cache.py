@@ -13,7 +13,7 @@ from transformer_lens import ActivationCache
 
 import lensplug
 from lensplug import LensplugError, analysis
-from lensplug.cache import names as hook_names
+from lensplug.reductions import names as hook_names
 
 REDUCED = ["rollout", "modality_mass", "head_mean"]
 

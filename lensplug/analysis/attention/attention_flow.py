@@ -38,9 +38,10 @@ from lensplug.analysis.attention.flow_groups import flow_groups
 from lensplug.analysis.attention.layered_graph import LayeredGraph
 from lensplug.analysis.attention.mixtures import layer_range, read_fused, read_residual_weight
 from lensplug.analysis.attention.position_groups import Merge
-from lensplug.analysis.reading import attended, n_layers, needs, refuse_other_map
+from lensplug.analysis.contract import needs
 from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.reading import attended, n_layers, refuse_other_map
 from lensplug.errors import LensplugError
 from lensplug.positions.by_modality import Modality, modality_of
 from lensplug.positions.groups import Groups

@@ -23,9 +23,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import attended, n_layers, needs, pattern_shape, read_rows
+from lensplug.analysis.contract import needs
 from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.reading import attended, n_layers, pattern_shape, read_rows
 from lensplug.errors import LensplugError
 from lensplug.positions.indices import Positions, resolve_positions
 from lensplug.validation.arguments import check_example, checked

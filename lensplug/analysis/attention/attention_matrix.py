@@ -25,9 +25,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.attention.one_layer import Head, read_layer
-from lensplug.analysis.reading import attended, needs, texts_of
+from lensplug.analysis.contract import needs
 from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.reading import attended, texts_of
 from lensplug.errors import LensplugError
 from lensplug.positions.groups import Groups
 from lensplug.positions.words import join_pieces

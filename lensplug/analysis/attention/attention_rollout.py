@@ -28,12 +28,13 @@ from torch import Tensor
 
 from lensplug.analysis.attention.evenly import EvenLayer, beyond_order, even_layer, lift, rolled_out
 from lensplug.analysis.attention.mixtures import layer_range, read_fused, read_residual_weight
-from lensplug.analysis.reading import attended, n_layers, needs, read, read_kept
+from lensplug.analysis.contract import needs
 from lensplug.analysis.result import Provenance, Result
-from lensplug.cache import names as hook_names
 from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.reading import attended, n_layers, read, read_kept
 from lensplug.errors import LensplugError
 from lensplug.positions.indices import Positions, resolve_positions
+from lensplug.reductions import names as hook_names
 from lensplug.reductions.mixing import Heads, Mixing, keeps
 from lensplug.validation.arguments import check_example, checked
 from lensplug.validation.masks import Mask

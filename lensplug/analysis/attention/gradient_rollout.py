@@ -42,13 +42,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.attention.attention_rollout import Rollout, chosen_rows
-from lensplug.analysis.logits.processed import refuse_centred_logits
-from lensplug.analysis.reading import attended, n_layers, needs, read, read_pattern
+from lensplug.analysis.contract import needs
+from lensplug.analysis.processed import refuse_centred_logits
 from lensplug.analysis.result import Provenance
-from lensplug.cache import names as hook_names
 from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.reading import attended, n_layers, read, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.positions.indices import Positions
+from lensplug.reductions import names as hook_names
 from lensplug.reductions.cam import SIGNS, weighted
 from lensplug.validation.arguments import checked
 from lensplug.validation.masks import Mask

@@ -28,14 +28,15 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from lensplug.analysis.attention.head_readings import CLAMP, CLASSES, SINK, HeadSpecialization
-from lensplug.analysis.reading import n_layers, needs, pattern_shape, read_kept, read_rows, refuse_other_map
+from lensplug.analysis.contract import needs
 from lensplug.analysis.result import Provenance
-from lensplug.cache import names as hook_names
 from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.reading import n_layers, pattern_shape, read_kept, read_rows, refuse_other_map
 from lensplug.errors import LensplugError
 from lensplug.positions.by_modality import Modality, modality_of
 from lensplug.positions.indices import Position, resolve_position
 from lensplug.positions.modality_map import ModalityMap
+from lensplug.reductions import names as hook_names
 from lensplug.reductions.modality_mass import PARTS, VIEWS, first_position, measure, parts, spread, views_of
 from lensplug.validation.arguments import checked
 

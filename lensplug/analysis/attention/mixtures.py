@@ -11,8 +11,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.logits.processed import refuse_centred_stream, whole_values
-from lensplug.analysis.reading import n_layers, read, read_head_mean, read_pattern
+from lensplug.analysis.processed import refuse_centred_stream, whole_values
+from lensplug.cache.reading import n_layers, read, read_head_mean, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.reductions.mixing import Mixing, measured_residual, value_gram
 

@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.reading import layer_index, read_head_mean, read_pattern
+from lensplug.cache.reading import layer_index, read_head_mean, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.validation.arguments import whole_number
 

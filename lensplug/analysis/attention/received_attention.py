@@ -29,9 +29,10 @@ from torch import Tensor
 
 from lensplug.analysis.attention.one_layer import Head, OneLayer, read_layer
 from lensplug.analysis.attention.visibility import visible
-from lensplug.analysis.reading import attended, needs, refuse_other_map, texts_of
+from lensplug.analysis.contract import needs
 from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.reading import attended, refuse_other_map, texts_of
 from lensplug.errors import LensplugError
 from lensplug.positions.by_modality import MEDIA, Modality, modality_of
 from lensplug.positions.modality_map import ModalityMap

@@ -36,15 +36,15 @@ from torch import Tensor
 
 from lensplug.analysis.attention.mixtures import layer_range
 from lensplug.analysis.attention.position_groups import Merge, position_groups
-from lensplug.analysis.logits.processed import refuse_centred_logits
-from lensplug.analysis.reading import Lens
+from lensplug.analysis.contract import Lens
+from lensplug.analysis.interventions.announce import announce
+from lensplug.analysis.processed import refuse_centred_logits
 from lensplug.analysis.result import Provenance, Result
 from lensplug.errors import LensplugError
 from lensplug.inputs.counterparts import counterparts
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.inputs.targets import Target, terms_of
 from lensplug.positions.groups import Groups
-from lensplug.running.announce import announce
 from lensplug.validation.arguments import check_example, checked
 
 if TYPE_CHECKING:

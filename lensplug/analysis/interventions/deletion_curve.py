@@ -26,14 +26,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.reading import Lens
+from lensplug.analysis.contract import Lens
+from lensplug.analysis.interventions.announce import announce
 from lensplug.analysis.result import Provenance, Result, one_row, refuse_other_making
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.inputs.targets import LogitTarget, Terms, Written, terms_of
 from lensplug.inputs.variants import in_place
 from lensplug.positions.by_modality import Where, mask_at, named
-from lensplug.running.announce import announce
 from lensplug.validation.arguments import checked
 
 if TYPE_CHECKING:

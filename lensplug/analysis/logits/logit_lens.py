@@ -30,11 +30,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.logits.processed import raw_unembedding
+from lensplug.analysis.contract import needs
 from lensplug.analysis.logits.vocabulary import CACHE_BYTES, chunks, statistics
-from lensplug.analysis.reading import attended, n_layers, needs, read_residual, residual_shape
+from lensplug.analysis.processed import raw_unembedding
 from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.reading import attended, n_layers, read_residual, residual_shape
 from lensplug.errors import LensplugError
 from lensplug.positions.indices import Positions, resolve_positions
 from lensplug.positions.tokens import single_token, token_texts

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.reading import attended, layer_index, read_pattern, texts_of
 from lensplug.analysis.result import Result, one_row
 from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.reading import attended, layer_index, read_pattern, texts_of
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.groups import Groups, group_positions

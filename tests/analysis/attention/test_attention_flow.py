@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lensplug.analysis import attention_flow, attention_rollout, compare
 from lensplug.analysis.attention.position_groups import GROUPS
-from lensplug.cache import names as hook_names
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
 from lensplug.positions.modality_map import ModalityMap
+from lensplug.reductions import names as hook_names
 
 A1 = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0.2, 0.3, 0.5]])
 A2 = torch.tensor([[1, 0, 0], [0.25, 0.75, 0], [0.4, 0.4, 0.2]])

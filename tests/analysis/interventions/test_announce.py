@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lensplug import analysis
-from lensplug.running import announce
+from lensplug.analysis.interventions import announce
 
 
 @pytest.fixture
