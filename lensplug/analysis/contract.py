@@ -11,7 +11,10 @@ class Lens(Protocol):
     """What an analysis that runs the model is given: `lensplug.load`, `wrap` and `tiny` make it."""
 
     model: Any
+    core: Any
     engine: str
+    prepare: Callable[..., Any]
+    without: Callable[..., Any]
     logits_at: Callable[..., Any]
     logits_only: Callable[..., Any]
     run_with_cache: Callable[..., Any]

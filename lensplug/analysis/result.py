@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.errors import LensplugError
 from lensplug.provenance.fingerprint import fingerprint
 from lensplug.provenance.public_names import public_name
@@ -43,7 +44,13 @@ class Provenance:
 
     @classmethod
     def of(
-        cls, cache: Any, analysis: str, convention: str, *, query: Any = None, options: Mapping[str, Any] | None = None
+        cls,
+        cache: ActivationCache,
+        analysis: str,
+        convention: str,
+        *,
+        query: Any = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Provenance:
         """The provenance of a result that `analysis` reads from `cache`.
 
@@ -54,11 +61,11 @@ class Provenance:
             query: The position that was asked about, as the user gave it: a number, or one for each example.
             options: Other options that change numbers.
         """
-        weights = getattr(cache, "weights", None)
+        weights = known(cache, "weights")
         if weights is None:
             weights = fingerprint(cache.model)
             if cache.model is not None:
-                cache.weights = weights  # the weights of this run; a cache is read by many analyses
+                setattr(cache, "weights", weights)  # noqa: B010,  the weights of this run; a cache is read by many analyses
         made = cls.of_model(cache.model, analysis, convention, query=query, options=options, weights=weights)
         if made.dtype:
             return made

@@ -19,6 +19,7 @@ from lensplug.analysis import HeadSpecialization, LogitLens, Rollout
 from lensplug.app.sections import resampled, sections_of
 from lensplug.errors import LensplugError
 from lensplug.hf.prompts import as_the_model_reads, has_chat_template
+from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.lens import MultimodalLens
 from lensplug.positions.tokens import token_texts
 from lensplug.running.generation import Answer
@@ -127,7 +128,7 @@ def report(
 
 
 def _relevance(
-    lens: MultimodalLens, inputs: Any, logits: Float[Tensor, "batch d_vocab"], last: int
+    lens: MultimodalLens, inputs: MultimodalInput, logits: Float[Tensor, "batch d_vocab"], last: int
 ) -> tuple[Rollout | None, str]:
     """What raised the token that was written over the runner-up: the map that names the right words most often.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from lensplug import analysis, views
 from lensplug.analysis import AttentionFrom, HeadSpecialization, LogitLens, Rollout
+from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.hf.prompts import encoder_rate
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.lens import MultimodalLens
@@ -22,7 +21,7 @@ PICTURES = 3
 def sections_of(
     lens: MultimodalLens,
     answer: Answer,
-    cache: Any,
+    cache: ActivationCache,
     logit_lens: LogitLens,
     heads: HeadSpecialization,
     rollout: Rollout,
@@ -53,7 +52,7 @@ def sections_of(
             (views.head_specialization(heads), views.heads_by_layer(heads)),
         ),
     ]
-    looked = analysis.attention_from(cache, queries=cache.query_positions)
+    looked = analysis.attention_from(cache, queries=known(cache, "query_positions"))
     attention = looked.by_position()
     pictures = len(inputs.pictures())
     if medium in ("image", "video") and not inputs.modality.grids and not inputs.modality.video_grids:
@@ -137,7 +136,7 @@ def _where_in_the_image(inputs: MultimodalInput, map_: Rollout, looked: Attentio
     )
 
 
-def _patch_by_patch(cache: Any, inputs: MultimodalInput, looked: AttentionFrom, index: int) -> Section:
+def _patch_by_patch(cache: ActivationCache, inputs: MultimodalInput, looked: AttentionFrom, index: int) -> Section:
     said = analysis.logit_lens(cache, positions=inputs.modality.image_positions(index))
     return Section(
         "Patch by patch" + _which(inputs, "image", index),

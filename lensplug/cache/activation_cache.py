@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -17,4 +18,26 @@ class ActivationCache(Protocol):
 
     def __getitem__(self, key: Any) -> Tensor:
         """The activation of a hook, by its name or TransformerLens's short form of it."""
-        ...
+
+    def keys(self) -> Iterable[str]:
+        """The names of the hooks."""
+
+    def values(self) -> Iterable[Tensor]:
+        """The activations."""
+
+
+Knowledge = Literal[
+    "attention_mask",
+    "str_tokens",
+    "query_positions",
+    "residual_positions",
+    "modality_parts",
+    "rollout_mixing",
+    "weights",
+]
+"""What a `LensCache` knows besides its activations; each is told there."""
+
+
+def known(cache: ActivationCache | None, what: Knowledge) -> Any:
+    """What a cache knows besides its activations; None where TransformerLens made it alone."""
+    return getattr(cache, what, None)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.errors import LensplugError
 from lensplug.positions.indices import Positions, counted_from_the_end
 from lensplug.positions.modality_map import ModalityMap
@@ -19,7 +20,7 @@ from lensplug.validation.arguments import whole_number
 from lensplug.validation.masks import Mask, as_mask
 
 
-def n_layers(cache: Any) -> int:
+def n_layers(cache: ActivationCache) -> int:
     """The number of layers of the model that made the cache.
 
     Raises:
@@ -36,7 +37,7 @@ def n_layers(cache: Any) -> int:
     return max(found) + 1
 
 
-def layer_index(cache: Any, layer: int) -> int:
+def layer_index(cache: ActivationCache, layer: int) -> int:
     """A layer counted from 0; negative ones count from the last.
 
     Raises:
@@ -48,7 +49,7 @@ def layer_index(cache: Any, layer: int) -> int:
     return int(layer % layers)
 
 
-def read(cache: Any, name: str, *, needed_by: str) -> Tensor:
+def read(cache: ActivationCache, name: str, *, needed_by: str) -> Tensor:
     """One activation of the cache, with its batch axis.
 
     Raises:
@@ -63,7 +64,7 @@ def read(cache: Any, name: str, *, needed_by: str) -> Tensor:
     return value
 
 
-def _held(cache: Any, name: str, *, needed_by: str) -> Tensor:
+def _held(cache: ActivationCache, name: str, *, needed_by: str) -> Tensor:
     if name not in cache.cache_dict:
         raise LensplugError(
             f"{needed_by} needs {name!r}, and the cache does not hold it: run with"
@@ -73,21 +74,22 @@ def _held(cache: Any, name: str, *, needed_by: str) -> Tensor:
     return value if cache.has_batch_dim else value[None]
 
 
-def read_kept(cache: Any, name: str) -> Tensor | None:
+def read_kept(cache: ActivationCache, name: str) -> Tensor | None:
     """What a reduction kept, with its batch axis; None where there is none."""
     return _held(cache, name, needed_by="") if name in cache.cache_dict else None
 
 
-def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch head query key"]:
+def read_pattern(cache: ActivationCache, layer: int, *, needed_by: str) -> Float[Tensor, "batch head query key"]:
     """The attention pattern of one layer, in fp32, square; the rows of attended positions sum to 1.
 
     Raises:
         LensplugError: If it is not there, is not one row for each position, or holds NaN or rows that do not sum to 1.
     """
     pattern = _held(cache, _pattern(layer), needed_by=needed_by)
-    if getattr(cache, "query_positions", None) is not None:
+    kept = known(cache, "query_positions")
+    if kept is not None:
         raise LensplugError(
-            f"the cache holds the patterns of {cache.query_positions.shape[1]} query position(s) only, and {needed_by}"
+            f"the cache holds the patterns of {kept.shape[1]} query position(s) only, and {needed_by}"
             " needs every row: run without query_positions, or, for means over heads, with keep='head_mean'."
         )
     if pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2]:
@@ -100,7 +102,7 @@ def read_pattern(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "ba
     return wide
 
 
-def read_head_mean(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "batch query key"]:
+def read_head_mean(cache: ActivationCache, layer: int, *, needed_by: str) -> Float[Tensor, "batch query key"]:
     """The mean of one layer's patterns over its heads, in fp32, of a cache that holds it or the patterns.
 
     Raises:
@@ -115,14 +117,14 @@ def read_head_mean(cache: Any, layer: int, *, needed_by: str) -> Float[Tensor, "
 
 
 def read_rows(
-    cache: Any, layer: int, index: Int[Tensor, "batch row"], *, needed_by: str
+    cache: ActivationCache, layer: int, index: Int[Tensor, "batch row"], *, needed_by: str
 ) -> Float[Tensor, "batch head row key"]:
     """The attention pattern of one layer for chosen query positions, in fp32, of a cache that holds these rows or all.
 
     Raises:
         LensplugError: If the pattern is not there, or lacks one of the rows.
     """
-    held = getattr(cache, "query_positions", None)
+    held = known(cache, "query_positions")
     if held is None:
         pattern, at = read_pattern(cache, layer, needed_by=needed_by), index
     else:
@@ -136,7 +138,7 @@ def read_rows(
 
 
 def read_residual(
-    cache: Any, name: str, index: Int[Tensor, "batch position"], *, needed_by: str
+    cache: ActivationCache, name: str, index: Int[Tensor, "batch position"], *, needed_by: str
 ) -> Float[Tensor, "batch position d_model"]:
     """The residual stream at chosen positions, of a cache that holds these or all.
 
@@ -144,17 +146,17 @@ def read_residual(
         LensplugError: If it is not there, or lacks one of the positions.
     """
     residual = read(cache, name, needed_by=needed_by)
-    held = getattr(cache, "residual_positions", None)
+    held = known(cache, "residual_positions")
     at = index if held is None else _among(held, index, needed_by=needed_by, name="residual_positions")
     return residual.gather(1, at.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1]))
 
 
-def residual_shape(cache: Any, *, needed_by: str) -> tuple[int, int]:
+def residual_shape(cache: ActivationCache, *, needed_by: str) -> tuple[int, int]:
     """The number of examples and of positions of the input."""
     residual = _held(cache, "blocks.0.hook_resid_pre", needed_by=needed_by)
-    if getattr(cache, "residual_positions", None) is None:
+    if known(cache, "residual_positions") is None:
         return residual.shape[0], residual.shape[1]
-    return residual.shape[0], cache.attention_mask.shape[1]
+    return residual.shape[0], known(cache, "attention_mask").shape[1]
 
 
 def _among(
@@ -170,7 +172,7 @@ def _among(
     return same.int().argmax(dim=-1)
 
 
-def pattern_shape(cache: Any, *, needed_by: str) -> tuple[int, int]:
+def pattern_shape(cache: ActivationCache, *, needed_by: str) -> tuple[int, int]:
     """The number of examples and of key positions of a cache's patterns, or of the masses kept in their place."""
     n_layers(cache)  # an empty cache is told from one that lacks the pattern
     kept = read_kept(cache, hook_names.modality_mass(0))
@@ -181,7 +183,7 @@ def pattern_shape(cache: Any, *, needed_by: str) -> tuple[int, int]:
 
 
 def attended(
-    cache: Any,
+    cache: ActivationCache | None,
     shape: tuple[int, int],
     attention_mask: Mask | None,
     device: torch.device,
@@ -201,7 +203,7 @@ def attended(
         LensplugError: If the mask is not one row for each example, or positions of a batch count from the last that is
             not padding and nobody knows which that is.
     """
-    mask = attention_mask if attention_mask is not None else getattr(cache, "attention_mask", None)
+    mask = attention_mask if attention_mask is not None else known(cache, "attention_mask")
     if mask is None and shape[0] > 1 and positions is not None and counted_from_the_end(positions):
         raise LensplugError(
             f"{positions!r} counts from the last position that is not padding, and a cache of {shape[0]} examples that"
@@ -214,7 +216,7 @@ def attended(
     return real.long().to(device)
 
 
-def refuse_other_map(cache: Any, shape: tuple[int, int], modality: ModalityMap) -> None:
+def refuse_other_map(cache: ActivationCache, shape: tuple[int, int], modality: ModalityMap) -> None:
     """Raise unless a modality map is of the examples in the cache, as far as the cache can tell: by shape and padding.
 
     Args:
@@ -231,7 +233,7 @@ def refuse_other_map(cache: Any, shape: tuple[int, int], modality: ModalityMap) 
             f"the modality map is {list(of_map.shape)}, the cache {list(shape)}: use the map of the inputs that were"
             " run."
         )
-    of_cache = getattr(cache, "attention_mask", None)
+    of_cache = known(cache, "attention_mask")
     if of_cache is None or tuple(of_cache.shape) != tuple(shape):
         return
     if not hasattr(cache.model, "blocks") and bool(of_cache.bool().all()):
@@ -246,7 +248,7 @@ def refuse_other_map(cache: Any, shape: tuple[int, int], modality: ModalityMap) 
         )
 
 
-def _refuse_rows(cache: Any, name: str, pattern: Float[Tensor, "batch head query key"]) -> None:
+def _refuse_rows(cache: ActivationCache, name: str, pattern: Float[Tensor, "batch head query key"]) -> None:
     """Raise unless the rows of attended positions sum to 1.
 
     Of a cache that does not know its padding, rows of zeros in front that nobody looks at are padding.
@@ -255,7 +257,7 @@ def _refuse_rows(cache: Any, name: str, pattern: Float[Tensor, "batch head query
         LensplugError: Then: the pattern holds NaN, or an overflow that TransformerLens turned into zeros.
     """
     sums = pattern.sum(dim=-1)
-    mask = getattr(cache, "attention_mask", None)
+    mask = known(cache, "attention_mask")
     if mask is None:
         nobody = (sums == 0).all(dim=1) & (pattern.amax(dim=(1, 2)) == 0)
         mask = nobody.long().cumprod(dim=1) == 0
@@ -283,14 +285,17 @@ def _pattern(layer: int) -> str:
 
 
 def texts_of(
-    cache: Any, given: Sequence[Sequence[Any]] | None, shape: tuple[int, int], name: str = "str_tokens"
+    cache: ActivationCache | None,
+    given: Sequence[Sequence[Any]] | None,
+    shape: tuple[int, int],
+    name: str = "str_tokens",
 ) -> tuple[tuple[str, ...], ...]:
     """The text of each position: as given, else as it was left on the cache, else "".
 
     Raises:
         LensplugError: If it is not one text for each position.
     """
-    texts = given if given is not None else getattr(cache, "str_tokens", None)
+    texts = given if given is not None else known(cache, "str_tokens")
     if texts is None:
         return (("",) * shape[1],) * shape[0]
     if len(texts) != shape[0] or any(len(row) != shape[1] for row in texts):

@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -289,7 +289,7 @@ def _apart(
 
 
 def _attended(
-    cache: Any,
+    cache: ActivationCache,
     shape: tuple[int, int],
     attention_mask: Mask | None,
     modality: ModalityMap | None,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,7 +30,7 @@ from lensplug.analysis.attention.evenly import EvenLayer, beyond_order, even_lay
 from lensplug.analysis.attention.mixtures import layer_range, read_fused, read_residual_weight
 from lensplug.analysis.contract import needs
 from lensplug.analysis.result import Provenance, Result
-from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.cache.reading import attended, n_layers, read, read_kept
 from lensplug.errors import LensplugError
 from lensplug.positions.indices import Positions, resolve_positions
@@ -239,7 +239,7 @@ def attention_rollout(
     )
 
 
-def _even_as_kept(cache: Any, mask: Int[Tensor, "batch pos"], exclude_first: bool) -> tuple[EvenLayer, ...]:
+def _even_as_kept(cache: ActivationCache, mask: Int[Tensor, "batch pos"], exclude_first: bool) -> tuple[EvenLayer, ...]:
     """The baseline of a rollout that was multiplied up while the model ran."""
     kept = read(cache, hook_names.ROLLOUT_ROWS, needed_by="attention_rollout")
     return tuple(
@@ -248,26 +248,27 @@ def _even_as_kept(cache: Any, mask: Int[Tensor, "batch pos"], exclude_first: boo
     )
 
 
-def _is_of(cache: Any, mixing: Mixing, layers: tuple[int, int] | None, per_layer: bool) -> bool:
+def _is_of(cache: ActivationCache, mixing: Mixing, layers: tuple[int, int] | None, per_layer: bool) -> bool:
     """Whether the rollout that the cache holds is the one asked for.
 
     Raises:
         LensplugError: If it is not, and nothing is there to make that from.
     """
-    if cache.rollout_mixing == mixing and layers is None and not per_layer:
+    kept = known(cache, "rollout_mixing")
+    if kept == mixing and layers is None and not per_layer:
         return True
     pattern = cache.cache_dict.get("blocks.0.attn.hook_pattern")
     whole = pattern is not None and pattern.shape[-1] == pattern.shape[-2]
     if whole or hook_names.head_mean(0) in cache.cache_dict:
         return False
     raise LensplugError(
-        f"the cache holds the rollout of all layers with {cache.rollout_mixing.in_words}: for other options run with"
+        f"the cache holds the rollout of all layers with {kept.in_words}: for other options run with"
         " keep=[lensplug.reductions.RolloutProduct(Mixing(...))], for other layers or per_layer with keep='head_mean'."
     )
 
 
 def _multiplied(
-    cache: Any,
+    cache: ActivationCache,
     mixing: Mixing,
     layers: range,
     rows: Positions | None,

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lensplug.cache.activation_cache import ActivationCache
 from lensplug.reductions.mixing import beside_first, keeps
 
 ROWS_AT_ONCE = 256
@@ -47,7 +48,7 @@ class EvenLayer:
     @classmethod
     def of(
         cls,
-        cache: Any,
+        cache: ActivationCache,
         layer: int,
         kept: Float[Tensor, "example row"],
         others: Float[Tensor, "example row"],
@@ -112,7 +113,7 @@ class EvenLayer:
 
 
 def even_layer(
-    cache: Any,
+    cache: ActivationCache,
     layer: int,
     attention: Float[Tensor, "example row pos"],
     residual: float | Float[Tensor, "example row"],

@@ -147,7 +147,7 @@ def gradient_rollout(
     )
 
 
-def _weighted(cache: Any, grads: Any, layer: int, contributions: str) -> Float[Tensor, "batch query key"]:
+def _weighted(cache: ActivationCache, grads: Any, layer: int, contributions: str) -> Float[Tensor, "batch query key"]:
     """The mean over heads of gradient x attention: of the part that was kept, else from pattern and gradient."""
     signs = SIGNS if contributions == "signed" else (contributions,)
     names = [hook_names.cam(layer, sign) for sign in signs]

@@ -30,7 +30,7 @@ from torch import Tensor
 from lensplug.analysis.attention.head_readings import CLAMP, CLASSES, SINK, HeadSpecialization
 from lensplug.analysis.contract import needs
 from lensplug.analysis.result import Provenance
-from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.cache.reading import n_layers, pattern_shape, read_kept, read_rows, refuse_other_map
 from lensplug.errors import LensplugError
 from lensplug.positions.by_modality import Modality, modality_of
@@ -163,7 +163,7 @@ def _stack(
 
 
 def _given(
-    cache: Any,
+    cache: ActivationCache,
     layer: int,
     index: Int[Tensor, " batch"],
     member: Bool[Tensor, "batch part pos"],
@@ -176,7 +176,7 @@ def _given(
         row = read_rows(cache, layer, index[:, None], needed_by="head_specialization").double()
         return measure(row, member.to(row.device))[:, :, 0]
     at = index.to(kept.device)[:, None, None, None, None].expand(-1, kept.shape[1], -1, *kept.shape[3:])
-    given = spread(kept.gather(2, at)[:, :, 0].double(), cache.modality_parts.to(member.device), member)
+    given = spread(kept.gather(2, at)[:, :, 0].double(), known(cache, "modality_parts").to(member.device), member)
     if given is None:
         raise LensplugError(
             "the cache's masses are of another modality map: use the map of the inputs that were run."
@@ -218,7 +218,9 @@ def _of_layer(
     )
 
 
-def _seen(cache: Any, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]) -> Bool[Tensor, "batch pos"]:
+def _seen(
+    cache: ActivationCache, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch pos"]:
     """The key positions that the model lets each query see: not padding, and not later."""
     cfg: Any = getattr(cache.model, "cfg", None)
     if getattr(cfg, "attention_dir", "causal") != "causal":
@@ -226,7 +228,9 @@ def _seen(cache: Any, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch
     return mask.bool() & (torch.arange(mask.shape[1], device=mask.device) <= index[:, None])
 
 
-def _seen_ahead(cache: Any, modality: ModalityMap, index: Int[Tensor, " batch"]) -> Bool[Tensor, "batch pos"]:
+def _seen_ahead(
+    cache: ActivationCache, modality: ModalityMap, index: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch pos"]:
     """The positions of the query's own image, where a model lets an image see itself whole (Gemma 3)."""
     cfg: Any = getattr(cache.model, "cfg", None)
     ahead = torch.zeros_like(modality.attention_mask, dtype=torch.bool)
@@ -238,7 +242,7 @@ def _seen_ahead(cache: Any, modality: ModalityMap, index: Int[Tensor, " batch"])
 
 
 def _allowed(
-    cache: Any, layer: int, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
+    cache: ActivationCache, layer: int, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
 ) -> Bool[Tensor, "batch pos"]:
     """The key positions that a layer lets each query see."""
     cfg: Any = getattr(cache.model, "cfg", None)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.processed import refuse_centred_stream, whole_values
+from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.cache.reading import n_layers, read, read_head_mean, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.reductions.mixing import Mixing, measured_residual, value_gram
@@ -31,7 +32,9 @@ def layer_range(layers: tuple[int, int] | None, n: int) -> range:
     return range(first, last + 1)
 
 
-def read_fused(cache: Any, mixing: Mixing, layer: int, *, needed_by: str) -> Float[Tensor, "batch query key"]:
+def read_fused(
+    cache: ActivationCache, mixing: Mixing, layer: int, *, needed_by: str
+) -> Float[Tensor, "batch query key"]:
     """One layer's heads, fused as `mixing` says; rows are not normalised yet.
 
     Raises:
@@ -72,7 +75,7 @@ def _into_the_stream(model: Any, layer: int) -> Float[Tensor, "head d_head d_mod
 
 
 def read_residual_weight(
-    cache: Any, mixing: Mixing, layer: int, *, needed_by: str
+    cache: ActivationCache, mixing: Mixing, layer: int, *, needed_by: str
 ) -> float | Float[Tensor, "batch pos"]:
     """The weight of the residual stream in one layer: the same for all positions, or each position's own.
 
@@ -86,14 +89,14 @@ def read_residual_weight(
     return measured_residual(*(_also(cache, name, "residual='measured'", needed_by) for name in names))
 
 
-def _also(cache: Any, name: str, option: str, needed_by: str) -> Tensor:
+def _also(cache: ActivationCache, name: str, option: str, needed_by: str) -> Tensor:
     """An activation beside the patterns that an option needs."""
     if name not in cache.cache_dict and cache.model is not None and not hasattr(cache.model, "blocks"):
         raise LensplugError(
             f"{option} needs {name!r}, and a cache made of attentions alone can have none: leave the option out, or run"
             " the model under lensplug.wrap where that takes it."
         )
-    if name not in cache.cache_dict or getattr(cache, "residual_positions", None) is not None:
+    if name not in cache.cache_dict or known(cache, "residual_positions") is not None:
         raise LensplugError(
             f"{option} needs {name!r} of every position: run without names_filter, needs and residual_positions, or"
             f" with names_filter=lambda name: name.endswith(('hook_pattern', {name.rpartition('.')[2]!r}, ...))."

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 from jaxtyping import Float
 from torch import Tensor
 
+from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import layer_index, read_head_mean, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.validation.arguments import whole_number
@@ -28,7 +29,7 @@ class OneLayer:
     in_words: str
 
 
-def read_layer(cache: Any, layer: int, head: Head, *, needed_by: str) -> OneLayer:
+def read_layer(cache: ActivationCache, layer: int, head: Head, *, needed_by: str) -> OneLayer:
     """The attention of one layer, negative ones counted from the last.
 
     Raises:

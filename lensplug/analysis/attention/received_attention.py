@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -214,7 +214,7 @@ def received_attention(
     )
 
 
-def _one_layer(cache: Any, layer: int, head: Head) -> OneLayer:
+def _one_layer(cache: ActivationCache, layer: int, head: Head) -> OneLayer:
     if not (isinstance(head, str) and head == "sum"):
         return read_layer(cache, layer, head, needed_by="received_attention")
     mean = read_layer(cache, layer, "mean", needed_by="received_attention")
@@ -223,7 +223,9 @@ def _one_layer(cache: Any, layer: int, head: Head) -> OneLayer:
     return OneLayer(mean.attention * heads, mean.layer, "sum", f"layer {mean.layer}, sum of all heads")
 
 
-def _modalities(cache: Any, modality: ModalityMap | None, shape: tuple[int, int]) -> tuple[tuple[str, ...], ...]:
+def _modalities(
+    cache: ActivationCache, modality: ModalityMap | None, shape: tuple[int, int]
+) -> tuple[tuple[str, ...], ...]:
     """The modality of each position, "" where it was not given."""
     if modality is None:
         return (("",) * shape[1],) * shape[0]

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lensplug.cache.activation_cache import ActivationCache
 from lensplug.positions.modality_map import ModalityMap
 
 
 def visible(
-    cache: Any,
+    cache: ActivationCache,
     layer: int,
     mask: Int[Tensor, "batch pos"],
     attention: Float[Tensor, "batch query key"],

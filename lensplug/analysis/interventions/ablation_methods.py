@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lensplug.analysis.contract import Lens
+from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.inputs.variants import Variant, in_place
 
 
@@ -47,8 +48,8 @@ class EmbeddingStatistics:
 class Ablation:
     """What a method may read."""
 
-    lens: Any
-    inputs: Any
+    lens: Lens
+    inputs: MultimodalInput
     chosen: Bool[Tensor, "batch pos"]
     """The positions to take away."""
     statistics: EmbeddingStatistics

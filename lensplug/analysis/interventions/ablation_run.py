@@ -12,9 +12,11 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
+from lensplug.analysis.contract import Lens
 from lensplug.analysis.interventions.ablation_methods import METHODS, NEED_STATISTICS, Ablation, EmbeddingStatistics
 from lensplug.analysis.interventions.answers import Label
 from lensplug.errors import LensplugError
+from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.inputs.variants import Variant
 from lensplug.media import listed, load_image, load_sound, load_video
 from lensplug.positions.tokens import find_text
@@ -60,7 +62,7 @@ class Outcome:
 class AblationRun:
     """One ablation on its way: the examples in batches, three conditions each."""
 
-    lens: Any
+    lens: Lens
     examples: Sequence[Example]
     modality: str
     method: str
@@ -90,7 +92,7 @@ class AblationRun:
         return Outcome(*(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
 
     def _scored(
-        self, variant: Any, answers: Sequence[tuple[int, ...]]
+        self, variant: MultimodalInput | Variant, answers: Sequence[tuple[int, ...]]
     ) -> tuple[Float[Tensor, "batch class"], Int[Tensor, " batch"]]:
         """The log-probability of each answer behind a prompt, and the token that the model would write first."""
         first = self._last_logits(variant, 1)[:, 0]
@@ -102,7 +104,7 @@ class AblationRun:
                 scores[:, index] += rows[:, torch.arange(len(own) - 1), list(own[1:])].sum(dim=-1)
         return scores, first.argmax(dim=-1)
 
-    def _continued(self, variant: Any, written: Sequence[int]) -> Variant:
+    def _continued(self, variant: MultimodalInput | Variant, written: Sequence[int]) -> Variant:
         """A prompt with the first tokens of an answer behind it; prompts are padded at the left."""
         if variant.decoder_inputs:
             raise LensplugError(
@@ -117,7 +119,7 @@ class AblationRun:
         return Variant(torch.cat([variant.embeds, embeds], dim=1), mask)
 
     def _three_conditions(
-        self, own: Sequence[Example], inputs: Any
+        self, own: Sequence[Example], inputs: MultimodalInput
     ) -> tuple[list[Any], Int[Tensor, "condition batch"]]:
         """What is run with the modality, without it, and under the control; how many positions each lost."""
         in_place = "mean" if self.method in AT_THE_INPUT else self.method
@@ -144,10 +146,10 @@ class AblationRun:
                 media[name] = given
         return self.lens.prepare([example.text for example in own], **media)
 
-    def _ablated(self, inputs: Any, chosen: Tensor, method: str, which: str) -> Variant:
+    def _ablated(self, inputs: MultimodalInput, chosen: Tensor, method: str, which: str) -> Variant:
         return METHODS[method](Ablation(self.lens, inputs, chosen, self.statistics[which], self.generator))
 
-    def _last_logits(self, inputs: Any, count: int) -> Float[Tensor, "batch count d_vocab"]:
+    def _last_logits(self, inputs: MultimodalInput | Variant, count: int) -> Float[Tensor, "batch count d_vocab"]:
         """Logits at the last positions alone: a row for every position would be gigabytes that nobody reads."""
         model = self.lens.model
         with torch.no_grad():
@@ -157,7 +159,7 @@ class AblationRun:
             raise LensplugError("the model gives NaN: in fp16 attention can overflow; use bfloat16 or float32.")
         return logits
 
-    def _chosen(self, own: Sequence[Example], inputs: Any) -> Bool[Tensor, "batch pos"]:
+    def _chosen(self, own: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
         if self.modality == "text":
             return self._text(own, inputs)
         chosen: Tensor = inputs.modality.mask(self.modality)
@@ -166,7 +168,7 @@ class AblationRun:
                 raise LensplugError(f"the example {example.text!r} has no {self.modality}: there is nothing to ablate.")
         return chosen
 
-    def _candidates(self, own: Sequence[Example], inputs: Any) -> Bool[Tensor, "batch pos"]:
+    def _candidates(self, own: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
         """Where the control draws from."""
         if self.modality != "text":
             return self._text(own, inputs)
@@ -175,7 +177,7 @@ class AblationRun:
             media |= inputs.modality.mask(name)
         return media
 
-    def _text(self, own: Sequence[Example], inputs: Any) -> Bool[Tensor, "batch pos"]:
+    def _text(self, own: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
         """The words of the prompts: without special tokens, what the chat template adds, and `Example.keep`."""
         ordinary = inputs.modality.mask("text") & ~inputs.modality.special
         words = torch.zeros_like(ordinary)

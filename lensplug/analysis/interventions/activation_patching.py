@@ -217,7 +217,7 @@ def activation_patching(
 class _Measured:
     """The target of some inputs: logits to a number for each example."""
 
-    def __init__(self, lens: Any, inputs: Any, target: Target, position: int) -> None:
+    def __init__(self, lens: Lens, inputs: Any, target: Target, position: int) -> None:
         self._examples = len(inputs)
         self.scale = torch.zeros(len(inputs), dtype=torch.float32)
         """Of each example the size of what was read first: its largest logit, or the number of a function."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -211,7 +211,7 @@ def deletion_curve(
     )
 
 
-def _among(among: Where, inputs: Any) -> tuple[Bool[Tensor, "example pos"], str]:
+def _among(among: Where, inputs: MultimodalInput) -> tuple[Bool[Tensor, "example pos"], str]:
     """The positions that are deleted, and what they are called."""
     own = mask_at(among, inputs, inputs.tokens.shape, "among").to(inputs.tokens.device)
     chosen, names = own & inputs.attention_mask.bool(), named(among)
@@ -236,8 +236,8 @@ def _orders(
 
 
 def _log_probabilities(
-    lens: Any,
-    inputs: Any,
+    lens: Lens,
+    inputs: MultimodalInput,
     deleted: Bool[Tensor, "example variant pos"],
     chosen: Bool[Tensor, "example pos"],
     terms: Terms,

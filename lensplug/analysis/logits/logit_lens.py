@@ -317,7 +317,7 @@ def _target(
     return ids.expand(at.shape)
 
 
-def _model(cache: Any) -> Any:
+def _model(cache: ActivationCache) -> Any:
     if cache.model is None:
         raise LensplugError(
             "the cache has lost its model (cache.model is None), and the logit lens needs its unembedding: give it back"
