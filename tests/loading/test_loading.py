@@ -125,9 +125,12 @@ def test_an_audio_llama_saved_and_loaded(encoder, tmp_path):
     assert largest_difference(wrapped_logits(lens, inputs), reference, inputs.attention_mask) < 1e-4
 
 
-def test_lensplug_alone_makes_the_audio_llama_known_to_transformers(tmp_path):
+def test_the_audio_llama_is_known_to_transformers_when_its_package_is_imported(tmp_path):
     audio_llama("wav2vec2")[0].config.save_pretrained(tmp_path)
-    code = "import sys, lensplug, transformers; print(transformers.AutoConfig.from_pretrained(sys.argv[1]).model_type)"
+    code = (
+        "import sys, transformers, lensplug.audio_llama;"
+        " print(transformers.AutoConfig.from_pretrained(sys.argv[1]).model_type)"
+    )
     command = [sys.executable, "-c", code, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "audio_llama"
