@@ -228,7 +228,7 @@ class MultimodalLens:
             )
 
         All positions may be negative (from the last that is not padding), a tensor with a row for each example, or a
-        modality ("image"); `[]` keeps none. What an analysis misses in the cache, it says.
+        modality ("image"); `[]` keeps none. An analysis names the hooks that the cache lacks.
 
         Args:
             inputs: From `prepare` or `encode`.

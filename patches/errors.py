@@ -17,6 +17,6 @@ class LensplugError(ValueError):
 def changed_inside(what: str) -> LensplugError:
     """What to say where TransformerLens lacks something of its inside that a patch stands on."""
     return LensplugError(
-        f"TransformerLens {version('transformer-lens')} has changed inside, and this lensplug does not know it yet:"
+        f"TransformerLens {version('transformer-lens')} has internals that lensplug has not been tested with:"
         f" {what}. It knows {' and '.join(KNOWN)}: pip install 'transformer-lens=={KNOWN[-1]}', or a newer lensplug."
     )

@@ -32,7 +32,7 @@ class PatternBlocks:
     scale: float
     """What scores are divided by."""
     window: int | None = None
-    """A query sees so many positions, its own among them; None: all before it."""
+    """How many positions a query sees, its own included; None: all before it."""
     causal: bool = False
     padding: Bool[Tensor, "batch key"] | None = None
     """False where a key is padding, or hidden."""
@@ -52,7 +52,7 @@ class PatternBlocks:
     def scores(
         self, q: Float[Tensor, "batch head row d_head"], keys: int | None = None
     ) -> Float[Tensor, "batch head row key"]:
-        """Of some queries, with the first `keys` keys; in fp32, nothing masked.
+        """Scores of some queries with the first `keys` keys; in fp32, nothing masked.
 
         Query heads of a group share their keys: one product for each group, and no copy of the keys.
         """
@@ -111,7 +111,7 @@ class PatternBlocks:
     def _attend_once(
         self, v: Float[Tensor, "batch kv_head key d_head"], *, everything: bool
     ) -> Float[Tensor, "batch head 1 d_head"]:
-        """Of a single query behind a key-value cache: query heads that share keys are rows, and no key is copied."""
+        """Attention of one query over a key-value cache: query heads that share keys are rows; no key is copied."""
         k, mask = self.k, self.mask
         if mask is None and not everything:  # the last query: its window is the last keys
             window = self.length if self.window is None else self.window

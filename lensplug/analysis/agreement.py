@@ -41,7 +41,7 @@ class Agreement(Result):
     rank_correlation: Float[Tensor, "method method"]
     """-1 to 1; NaN where a method gives every position the same value."""
     count: int
-    """Of positions that were ranked."""
+    """Number of positions that were ranked."""
     provenance: Provenance
 
     def to_dataframe(self) -> pd.DataFrame:

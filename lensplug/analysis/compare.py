@@ -50,12 +50,12 @@ class Comparison(Result):
 
     @property
     def provenance_a(self) -> Provenance:
-        """Of the first result."""
+        """Provenance of the first result."""
         return self.provenances[0]
 
     @property
     def provenance_b(self) -> Provenance:
-        """Of the second."""
+        """Provenance of the second result."""
         return self.provenances[1]
 
     def __repr__(self) -> str:

@@ -30,7 +30,7 @@ class Provenance:
     """The function."""
     model: str
     dtype: str
-    """Of the activations."""
+    """The dtype of the activations."""
     convention: str
     """What could be read two ways, said in words."""
     versions: Mapping[str, str]
@@ -172,10 +172,10 @@ class Result:
     """The column that matters most."""
     provenance: Provenance
     standard_errors: ClassVar[Mapping[str, str]] = {}
-    """Of the columns that are means over examples: the column with the standard error of each."""
+    """Column that is a mean over examples -> the column with its standard error."""
 
     def by_example(self) -> Mapping[str, Float[Tensor, "example row"]]:
-        """Of the columns with a standard error: what each example has, in the rows of `to_dataframe`.
+        """The per-example values of the columns with a standard error, in the rows of `to_dataframe`.
 
         `compare` takes differences example by example from it.
         """

@@ -27,7 +27,7 @@ from lensplug.running.parity import ParityReport
 from lensplug.views.page.page import Page
 
 ANSWER_TOKENS = 6
-"""The explorer has the attention of so many tokens of the answer: more would be kept in coarser steps."""
+"""How many answer tokens the explorer shows the attention of; more would be kept in coarser steps."""
 
 
 @dataclass(frozen=True)

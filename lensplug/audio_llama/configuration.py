@@ -16,14 +16,14 @@ MEL_ENCODERS = ("whisper",)
 
 
 class AudioLlamaConfig(PreTrainedConfig):
-    """Of `AudioLlamaForConditionalGeneration`.
+    """Configuration of `AudioLlamaForConditionalGeneration`.
 
     Args:
         audio_config: Of the encoder, a configuration or a dict with its `model_type`; wav2vec2 if not given.
         text_config: Of the language model; Llama if not given.
         audio_token_id: The token that the vectors of a sound replace.
         num_audio_vectors: Vectors for each sound, however long it is. 10 unless `frames_per_vector` is given.
-        frames_per_vector: Instead: one vector for so many frames of the encoder, so that a longer sound
+        frames_per_vector: Instead: how many frames of the encoder make one vector, so that a longer sound
             has more.
         sampling_rate: Of the waveforms that the encoder takes, in Hz.
         projector_bias: Whether the two linear layers of the projector have biases.

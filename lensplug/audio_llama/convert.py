@@ -34,7 +34,7 @@ from lensplug.errors import LensplugError
 from lensplug.files.writable import folder_to_write
 
 MASK_VECTOR = ("masked_spec_embed",)
-"""Of the acoustic model; only used to hide frames in training."""
+"""Parameters of the acoustic model that are used only to mask frames in training."""
 
 Adapter = tuple[str | Path, Mapping[str, Tensor]]
 """A folder, and the tensors that it holds."""

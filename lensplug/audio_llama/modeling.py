@@ -23,7 +23,7 @@ from lensplug.errors import LensplugError
 def interpolated(
     frames: Float[Tensor, "sound frame width"], lengths: Int[Tensor, " sound"], counts: Int[Tensor, " sound"]
 ) -> Float[Tensor, "vector width"]:
-    """Each sound's frames, linearly interpolated in time to so many vectors; all sounds' vectors in a row.
+    """Each sound's frames, linearly interpolated in time to its number of vectors; all sounds' vectors in a row.
 
     First and last vector are first and last frame, as in `torch.nn.functional.interpolate` with
     `align_corners=True`; of each sound only its own `lengths` frames are read.
@@ -45,7 +45,7 @@ class AudioLlamaProjector(nn.Module):
     """From the encoder's width to the language model's."""
 
     def __init__(self, config: AudioLlamaConfig) -> None:
-        """Of the widths that `config` says."""
+        """Make the layers, with the widths in `config`."""
         super().__init__()
         width = config.audio_config.hidden_size
         self.proj1 = nn.Linear(width, width, bias=config.projector_bias)
@@ -88,11 +88,11 @@ class AudioLlamaModel(AudioLlamaPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Of the words."""
+        """The token embeddings."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Of the words."""
+        """Replace the token embeddings."""
         self.language_model.set_input_embeddings(value)
 
     def get_audio_frames(
@@ -222,11 +222,11 @@ class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMi
         return self.model.language_model
 
     def get_input_embeddings(self) -> nn.Module:
-        """Of the words."""
+        """The token embeddings."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Of the words."""
+        """Replace the token embeddings."""
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -270,7 +270,7 @@ class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMi
             inputs_embeds: Instead of `input_ids`, when everything is merged already.
             labels: `[batch pos]`; -100 is left out of the loss.
             use_cache: Whether to return a cache.
-            logits_to_keep: The last so many positions (0: all), or these positions.
+            logits_to_keep: How many last positions get logits (0: all), or which positions.
             **kwargs: For the language model. The cache of a generation is among them: `cache`, in older versions of
                 transformers `past_key_values`.
         """

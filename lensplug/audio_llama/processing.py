@@ -159,7 +159,7 @@ class AudioLlamaProcessor(ProcessorMixin):
         return expanded
 
     def _count(self, length: int) -> int:
-        """Vectors of a sound of so many samples (mel frames)."""
+        """Number of vectors for a sound, from its number of samples (mel frames)."""
         if self.frames_per_vector is None:
             return int(self.num_audio_vectors or 0)
         return -(-frame_count(length, self.convolutions) // self.frames_per_vector)

@@ -35,9 +35,9 @@ class LensCache(ActivationCache):
     str_tokens: Texts | None
     """The text of each position of each example."""
     query_positions: Int[Tensor, "batch query"] | None
-    """Of which query positions, from the left, scores and patterns were kept; None: of all."""
+    """The query positions, from the left, whose scores and patterns were kept; None: all of them."""
     residual_positions: Int[Tensor, "batch residual"] | None
-    """Likewise for the residual stream."""
+    """The positions at which the residual stream was kept; None: all of them."""
     modality_parts: Bool[Tensor, "batch part pos"] | None
     """Which positions are which part in what `keep="modality_mass"` kept."""
     rollout_mixing: Mixing | None

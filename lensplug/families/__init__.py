@@ -31,7 +31,7 @@ FAMILIES = {
 }
 """`config.model_type` -> the module that knows its geometry."""
 ROUNDED_S = 0.05
-"""By more than this resampling and spectrograms never round."""
+"""The largest rounding error of resampling and spectrograms, in seconds."""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def _seen_s(count: int, size: int, heard_s: float | None) -> tuple[float, float]
 
 
 def _positions(mel_frames: int, size: int) -> int:
-    """Positions of a window with so many spectrogram columns of sound."""
+    """Number of positions of a window, from its number of spectrogram columns."""
     return frame_count(mel_frames, WHISPER_CONVOLUTIONS) // size
 
 

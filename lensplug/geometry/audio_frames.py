@@ -45,7 +45,7 @@ class Frames:
 
 
 def frame_count(length: int, convolutions: Iterable[Sequence[int]]) -> int:
-    """How many frames (kernel, stride, padding) of convolutions make of so many samples, or columns."""
+    """How many frames the convolutions (kernel, stride, padding) make of a number of samples or columns."""
     for kernel, stride, padding in convolutions:
         length = (length + 2 * padding - kernel) // stride + 1
     return length

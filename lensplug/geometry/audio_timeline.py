@@ -29,7 +29,7 @@ class AudioTimeline:
     """What the position hears, in seconds of the original waveform. Positions of an interpolation can have
     gaps between them: sound that no position hears directly."""
     duration_s: float
-    """Of the sound. Where only padded windows are known, and not the sound: of its windows."""
+    """Duration of the sound; of its padded windows where only those are known."""
     heard_s: float | None = None
     """Where the encoder ceases to hear a sound that is too long for it; None where it hears all of it."""
 

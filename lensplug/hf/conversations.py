@@ -96,7 +96,7 @@ def media_of(prompts: Sequence[str | Conversation], *, batched: bool, **given: A
 
 
 def with_media(prompt: str | Conversation, counts: Mapping[str, int]) -> Conversation:
-    """A conversation; of a text one turn of the user, with so many of each kind of medium first."""
+    """A conversation; a text becomes one turn of the user that begins with the given number of each medium."""
     if not isinstance(prompt, str):
         return prompt
     media = tuple((kind, None) for kind, count in counts.items() for _ in range(count))

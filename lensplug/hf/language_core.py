@@ -42,7 +42,7 @@ class LanguageCore:
     """What runs after the merge: `head(decoder(inputs_embeds))` are the full model's logits."""
 
     name: str
-    """Of the full model: its name on the hub, or its folder's, or its class."""
+    """Name of the full model: on the hub, else of its folder, else of its class."""
     decoder: Any
     """The module that takes `inputs_embeds`: LlamaModel, Qwen2Model, ..."""
     head: nn.Linear

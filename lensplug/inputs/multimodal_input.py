@@ -94,7 +94,7 @@ class MultimodalInput:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the token ids; the embeddings have their own."""
+        """The dtype of the token ids; the embeddings have their own."""
         return self.tokens.dtype
 
     @property

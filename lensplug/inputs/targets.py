@@ -30,7 +30,7 @@ class Written(Protocol):
 Token = str | int | Tensor
 """A word that is one token, a token id, or ids `[batch]`."""
 LogitTarget = Token | tuple[Token, Token] | Written | MultimodalInput
-"""Of inputs the answer that they hold."""
+"""What a logit target can be; inputs stand for the answer that they hold."""
 Target = LogitTarget | Callable[[Tensor], Tensor]
 """A function makes one number of all logits."""
 
@@ -71,7 +71,8 @@ def terms_of(
         vocabulary: The number of tokens.
 
     Raises:
-        LensplugError: If a token is none, the position is out of range, or the answer is of other inputs.
+        LensplugError: If a target word is not exactly one token, the position is out of range, or the answer is
+            of other inputs.
     """
     if isinstance(target, Written | MultimodalInput):
         return _of_answer(target, inputs)

@@ -2,8 +2,8 @@
 
 Analyses that change what the core receives (`deletion_curve`, `modality_ablation`) run many of them, and `generate`
 makes one. Some cores are given more than embeddings, positions of three parts or masks of their own: where every
-position stays in its place these stay too; where not, the model is asked anew, since how it counts and masks is its own
-affair.
+position stays in its place these stay too; where not, the model computes them again, since how
+it counts and masks is its own affair.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Ma
     """The same prompts without some positions (a mask `[batch pos]`): the rest moves together, padded at the left.
 
     Raises:
-        LensplugError: If nothing is left of an example, or a model that must be asked anew would have to see a part of
-            its image, video or sound.
+        LensplugError: If nothing is left of an example, or a model whose masks must be recomputed would have
+            to see a part of its image, video or sound.
     """
     left_out: Tensor = as_mask(gone, inputs.tokens.shape, "positions")
     kept = inputs.attention_mask.bool() & ~left_out.to(inputs.tokens.device)

@@ -157,7 +157,7 @@ def _as_shown(frame: Any, stream: Any) -> np.ndarray:
 
 
 def _turned(shown: np.ndarray, frame: Any) -> np.ndarray:
-    """By the display matrix, which telephones write: quarters of a turn, and mirrored."""
+    """The frame rotated and mirrored as its display matrix says, which telephones write."""
     matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
     if matrix is None:
         return shown

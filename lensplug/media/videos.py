@@ -60,7 +60,7 @@ def load_video(source: Any, *, num_frames: int = 16) -> Video:
             array `[frame height width 3]` or `[frame 3 height width]`, or a list of PIL images, arrays or paths); a
             pair of frames and how many of them there are in a second, which gives each its time; or a decoder of
             torchcodec, as the data sets of Hugging Face give it.
-        num_frames: Of a file, so many frames are taken, evenly from the first to the last (all, if it has fewer).
+        num_frames: How many frames to take from a file, evenly from the first to the last (all, if it has fewer).
 
     Raises:
         LensplugError: If it is none of these, frames differ in size, or the file cannot be read.

@@ -14,11 +14,12 @@ from lensplug.errors import LensplugError
 from lensplug.media.warn import warn_user
 
 CHANNELS = 8
-"""An axis of at most so many entries is that of the channels, if it is the shorter one."""
+"""Maximum number of channels: the shorter axis is the channel axis if it has at most this many entries."""
 LOUDEST = 4.0
 """What decoding and resampling can exceed 1 by is far less; integers exceed it at once."""
 CANCELLED = 0.25
-"""Of the power that the mean of unrelated channels has; two as loud channels have it at a correlation of -0.75."""
+"""Fraction of the power that the mean of unrelated channels would have; two equally loud channels fall to it at a
+correlation of -0.75."""
 SCALES = {torch.int8: 2.0**7, torch.uint8: 2.0**7, torch.int16: 2.0**15, torch.int32: 2.0**31}
 """The largest value of an integer type; uint8 has its silence at 128, as in wav files."""
 

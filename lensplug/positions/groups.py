@@ -24,7 +24,7 @@ from lensplug.validation.masks import Mask, as_mask
 BLOCKS = 3
 """A view is cut into BLOCKS x BLOCKS regions."""
 STRETCHES = 12
-"""A sound of more positions is cut into so many stretches of equally many."""
+"""Maximum number of groups of a sound: a longer one is cut into this many equal stretches."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What a TransformerLens model was made of: a fingerprint of its weights, and what processing has folded away.
 
 Results of two checkpoints look alike: they have one name, one dtype, one shape. A fingerprint tells them apart. It is
-a hash over 64 numbers of every weight, read anew for each run (0.5B: 10 ms), so that weights which are changed in place
-have another. It is the same in every process and on every device, and for both engines, since numbers are taken in the
+a hash over 64 numbers of every weight, read again for each run (0.5B: 10 ms), so that weights which are changed in
+place have another. It is the same in every process and on every device, and for both engines, since numbers are taken in the
 order of memory, in which both share the weights of the Hugging Face model; that model's encoders and projectors count.
 An edit of fewer than one number in 64 of a weight may be missed.
 
@@ -35,7 +35,7 @@ class Origin:
     """With its encoders and projectors; gone when nobody else holds it."""
     unembedding: Float[Tensor, "d_vocab d_model"]
     value_biases: tuple[Float[Tensor, " kv_d_head"] | None, ...]
-    """Of each layer; None where it has none."""
+    """Value bias of each layer; None where it has none."""
 
 
 _ORIGINS: WeakKeyDictionary[Any, Origin] = WeakKeyDictionary()

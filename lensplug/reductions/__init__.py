@@ -49,7 +49,7 @@ class Reduction(Protocol):
     """What is to be kept: it may be used for many runs."""
 
     def begin(self, inputs: MultimodalInput, layers: int, heads: int) -> Kept:
-        """Empty, for one run on these inputs, of a model of so many layers and heads."""
+        """An empty accumulator for one run on these inputs, for a model with these numbers of layers and heads."""
 
     def numbers(self, inputs: MultimodalInput, layers: int, heads: int) -> int:
         """How many numbers (fp32) will be kept."""
@@ -57,7 +57,7 @@ class Reduction(Protocol):
 
 @runtime_checkable
 class GradientReduction(Protocol):
-    """Likewise of patterns and their gradients, for `lens.run_with_gradients`."""
+    """What is kept of patterns and their gradients, for `lens.run_with_gradients`."""
 
     def begin(self, inputs: MultimodalInput) -> Any:
         """Called with layer, first row, pattern and gradient of each block, the last layer first; has `named`."""

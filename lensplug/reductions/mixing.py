@@ -185,7 +185,7 @@ def _norms(
 
 
 def _without_smallest(fused: Float[Tensor, "batch row key"], share: float) -> Float[Tensor, "batch row key"]:
-    """Of each row's weights above 0 the smallest are set to 0: a share of their number, rounded down."""
+    """The smallest positive weights of each row set to 0: a share of their number, rounded down."""
     ascending = fused.sort(dim=-1).values
     count = (fused > 0).sum(dim=-1, keepdim=True)
     edge = fused.shape[-1] - count + (count * share).floor().long()

@@ -44,7 +44,7 @@ class _Masses:
 
     @property
     def noted(self) -> dict[str, Any]:
-        """Of which map the parts are."""
+        """Which positions belong to each part."""
         return {"modality_parts": self.member}
 
     def __call__(self, layer: int, start: int, pattern: Float[Tensor, "batch head row key"]) -> None:
@@ -117,7 +117,7 @@ def views_of(modality: ModalityMap) -> list[Bool[Tensor, "batch pos"]]:
 def measure(
     pattern: Float[Tensor, "batch head row key"], member: Bool[Tensor, "batch part key"]
 ) -> Float[Tensor, "batch head row part 3"]:
-    """Of each row, in each part: the sum of p, the sum of p log p, and the largest p."""
+    """For each row and part: the sum of p, the sum of p log p, and the largest p."""
     belongs = member.transpose(1, 2).to(pattern.dtype)[:, None]  # [batch 1 key part]
     mass = pattern @ belongs
     information = torch.xlogy(pattern, pattern) @ belongs

@@ -30,7 +30,7 @@ PATTERN_BYTES: dict[str, Callable[[int], float]] = {
 }
 """What attention that makes a whole pattern holds at once, by engine."""
 ROOM = 0.95
-"""Of free memory: allocators take more than is asked for."""
+"""Usable fraction of free memory: allocators take more than is asked for."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Estimate:
     working: int
     """The most that is there at once beside that, on the model's device."""
     device: torch.device
-    """Of the model."""
+    """The device of the model."""
     kept_on: torch.device
     """Where the cache is."""
     cheaper: int | None = None
@@ -159,7 +159,7 @@ class _Sizes:
     length: int
     plan: Plan
     pattern_bytes: Callable[[int], float]
-    """Of one weight of a pattern, with what it is made from, where a number has so many bytes."""
+    """Bytes per pattern weight, with its intermediate values, given the bytes per number."""
 
     @property
     def item(self) -> int:
@@ -175,7 +175,7 @@ class _Sizes:
         return int(self._rows(self.plan.logit_rows) * self.cfg.d_vocab_out * self.item)
 
     def kept(self, name: str) -> int:
-        """Of what stays under the name of a hook; 0 for one that does not fire, or holds what another one holds."""
+        """Bytes kept under the name of a hook; 0 if it does not fire, or if another hook holds the same tensor."""
         plan, last = self.plan, name.rpartition(".")[2]
         if name == "unembed.hook_out":
             return self.logits

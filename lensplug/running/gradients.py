@@ -3,7 +3,7 @@
 Idea: the merged embeddings go in as a leaf that requires a gradient, every parameter is frozen for the length of
 the call, and the activations that are kept are the very tensors the rest of the pass is computed from. One
 backward pass then gives the gradient of each. Cache and gradients are both held under the names of the hooks, so
-that nothing depends on the order in which a backward pass comes by the layers (last first; a well-known
+that nothing depends on the order in which a backward pass visits the layers (last first; a well-known
 implementation of gradient-weighted rollout gives the last layer's gradients to the first).
 
 When not to use it: a gradient says what an infinitely small change would do. Where a model is saturated (a
@@ -102,7 +102,7 @@ def run_with_gradients(
         embeds = inputs.embeds.detach().clone().requires_grad_()
         logits = model(replace(inputs, embeds=embeds))
         if not kept and not reduced:
-            raise LensplugError("names_filter keeps no hook that this run comes by: see lens.model.hook_dict.")
+            raise LensplugError("names_filter matches no hook that fires in this run: see lens.model.hook_dict.")
         gradients = _gradients(_checked(scalar(logits)), kept, embeds)
     cache = LensCache.of({name: value.detach() for name, value in kept.items()}, model, inputs)
     for one in reduced:

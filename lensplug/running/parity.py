@@ -29,7 +29,7 @@ For float64 it is that of float32: Hugging Face computes its norms in single pre
 """
 
 ROWS = 128
-"""Of each example, how many positions' logits are compared at most."""
+"""Maximum number of positions per example whose logits are compared."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ParityReport:
     positions: int
     """Those that are not padding: the residual streams were compared at all of them."""
     compared: int
-    """Of them, those whose logits were compared, the ones with the largest differences among them."""
+    """How many of them had their logits compared, those with the largest residual differences included."""
     overflowing_heads: int
     """Heads with a score beyond the range of float16: whole patterns of theirs would be wrong (chosen rows are not)."""
     dtype: str

@@ -56,7 +56,7 @@ def settings(
     Args:
         hf_model: The full model.
         tokenizer: Its tokenizer; may be None.
-        max_new_tokens: At most so many.
+        max_new_tokens: Maximum length of the answer, in tokens.
         do_sample: Choose by chance.
         given: Settings of `SAMPLING` in place of the model's own; None: not given.
         stop_strings: Likewise.

@@ -21,7 +21,7 @@ EMOTIONS = ("happy", "sad", "angry", "neutral")
 PLACES = {"early": 0.24, "middle": 0.5, "late": 0.76}
 """Where the middle of the speech lies, as a fraction of the recording."""
 PITCHES = {"high": 215.0, "low": 115.0}
-"""Of the voice at rest, in Hz."""
+"""Fundamental frequency of the resting voice, in Hz."""
 
 WORDS = {
     "happy": (
@@ -69,7 +69,7 @@ class Voice:
     pitch: str
     start_s: float
     end_s: float
-    """Of the speech, in seconds."""
+    """When the speech starts and ends, in seconds."""
     transcript: str | None
     words: str | None
     """What the transcript says: one of `EMOTIONS`; None without a transcript."""

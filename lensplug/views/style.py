@@ -19,7 +19,7 @@ MODALITY_COLORS = {
     "mixed": "#e9e4d8",
     "nothing": "#ffffff",
 }
-"""Of modalities; and of what else a head can look at."""
+"""Colors of the modalities, and of what else a head can look at."""
 HEAT = [
     [0.0, "rgba(60, 40, 150, 0.0)"],
     [0.2, "rgba(60, 50, 160, 0.34)"],

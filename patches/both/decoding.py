@@ -71,7 +71,7 @@ class Decoding:
 
 
 class HookedDecoding(Decoding):
-    """Of a HookedTransformer."""
+    """Decoding with a HookedTransformer."""
 
     def __init__(self, model: Any, prompt: Any) -> None:
         """See `Decoding`."""
@@ -92,7 +92,7 @@ class HookedDecoding(Decoding):
 
 
 class BridgeDecoding(Decoding):
-    """Of a TransformerBridge."""
+    """Decoding with a TransformerBridge."""
 
     def __init__(self, model: Any, prompt: Any) -> None:
         """See `Decoding`."""

@@ -50,7 +50,7 @@ class UnwatchedBlocks(Unwatched):
 
 
 class _Positions:
-    """Of the step at hand, for all blocks: where each position stands, and which keys are padding."""
+    """For the current step, shared by all blocks: the index of each position, and which keys are padding."""
 
     def __init__(self) -> None:
         self._mask: Tensor | None = None

@@ -58,7 +58,7 @@ def test_what_a_patch_relies_on_must_be_there(module):
     class Needs(Rename):
         relies_on = ("label", "_gone")
 
-    with pytest.raises(LensplugError, match=r"has changed inside.*Sequential has no _gone, which .*Needs needs.*pip"):
+    with pytest.raises(LensplugError, match=r"has internals.*Sequential has no _gone, which .*Needs needs.*pip"):
         Needs(module, label="new")
     module._gone = None
     assert Needs(module, label="new").apply().applied

@@ -39,7 +39,7 @@ def test_targets_are_words_ids_tensors_and_functions(lens, batch, unchanged):
     [
         ({"names_filter": "blocks.0.attn.hook_patern"}, "is no hook.*Did you mean 'blocks.0.attn.hook_pattern'"),
         ({"names_filter": ["hook_embed", "zzz"]}, "'zzz' is no hook of this model"),
-        ({"names_filter": lambda name: False}, "names_filter keeps no hook"),
+        ({"names_filter": lambda name: False}, "names_filter matches no hook"),
         ({"names_filter": "blocks.0.attn.hook_result"}, r"fires only after lens.model.set_use_attn_result\(True\)"),
         ({"target": "Zebra!"}, r"'Zebra!' is \d tokens .*expected one"),
         ({"target": 100_000}, r"target ids must be whole numbers from 0 to \d+, got 100000"),

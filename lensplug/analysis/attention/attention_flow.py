@@ -69,9 +69,9 @@ class Flow(Result):
     groups: Int[Tensor, "example pos"]
     """The group of each position; -1 for padding."""
     labels: tuple[tuple[str, ...], ...]
-    """Of each group."""
+    """Name of each group."""
     modalities: tuple[tuple[str, ...], ...]
-    """Of each group, joined by "+" where there are several; "" where it was not given."""
+    """Modalities of each group, joined by "+" where there are several; "" where they were not given."""
     residual: float | str
     head_fusion: str
     layers: tuple[int, ...]

@@ -53,7 +53,7 @@ class AttentionMatrix(Result):
     """Fractions of the query's attention (0 to 1); over the keys they sum to 1. NaN for padding, and behind the last
     group of an example that has fewer than another."""
     texts: tuple[tuple[str, ...], ...]
-    """Of each position or group of an example; "" where it was not given."""
+    """Text of each position or group of an example; "" where it was not given."""
     layer: int
     head: str
     """ "mean", or the heads that were averaged, counted from 0."""

@@ -59,13 +59,13 @@ class Rollout(Result):
     head_fusion: str
     provenance: Provenance
     relevance: Float[Tensor, "example row pos"] | None = None
-    """Of `gradient_rollout`, `values` without the identity (R - I), which is what is painted; else None."""
+    """For `gradient_rollout`: `values` without the identity (R - I), which is what is painted; else None."""
     by_layer: Float[Tensor, "example layer row pos"] | None = None
     """With `per_layer=True`, the rollout up to each layer, the last of which is `values`; else None."""
     layers: tuple[int, ...] = ()
     """The layers that were multiplied, first to last."""
     even: tuple[EvenLayer, ...] = ()
-    """Of `attention_rollout` what `uniform` is made of, a layer each."""
+    """For `attention_rollout`: what `uniform` is computed from, one entry per layer."""
 
     @cached_property
     def uniform(self) -> Float[Tensor, "example row pos"]:

@@ -36,7 +36,7 @@ class EvenLayer:
     kept: Float[Tensor, "example row"]
     """How much of itself each row keeps."""
     others: Float[Tensor, "example row"]
-    """Of what it takes from others, the share that is not the first position's; 1 where none is set apart."""
+    """Share of the weight on other positions that is not on the first; 1 where the first is not set apart."""
     start: Int[Tensor, "example pos"]
     """The first row that sees each position."""
     stop: Int[Tensor, "example pos"]

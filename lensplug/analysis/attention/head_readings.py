@@ -57,7 +57,7 @@ class HeadSpecialization(Result):
     chance: Float[Tensor, "example layer modality"]
     """The mass under uniform attention over the positions that the layer allows."""
     entropy: Float[Tensor, "example layer head modality"]
-    """Of the attention inside the class, normalised there, in nats; 0 = one position, ln n = even."""
+    """Entropy of the attention inside the class, normalised there, in nats; 0 = one position, ln n = uniform."""
     largest: Float[Tensor, "example layer head modality"]
     """The largest weight on one position of the class (0 to 1)."""
     modalities: tuple[str, ...]
@@ -94,12 +94,12 @@ class HeadSpecialization(Result):
 
     @property
     def mean(self) -> Float[Tensor, "layer head modality"]:
-        """Of `ratio`; `average` has the other readings."""
+        """Mean of `ratio` over examples; `average` has the other readings."""
         return self.average("ratio")
 
     @property
     def standard_error(self) -> Float[Tensor, "layer head modality"]:
-        """Of `mean`."""
+        """Standard error of `mean`."""
         return self.error("ratio")
 
     @checked

@@ -43,7 +43,7 @@ class HeadsByLayer(Result):
     """Over examples; NaN below two."""
     chance: Float[Tensor, "layer class"]
     share: Float[Tensor, "layer label"]
-    """Of the heads, those that look at a class (two thirds of their mass in one example); a layer sums to 1."""
+    """Fraction of the heads that look at a class (two thirds of their mass in one example); a layer sums to 1."""
     share_standard_error: Float[Tensor, "layer label"]
     count: Int[Tensor, "layer class"]
     """How many examples have the class in sight."""
@@ -56,7 +56,7 @@ class HeadsByLayer(Result):
 
     @classmethod
     def of(cls, result: HeadSpecialization) -> HeadsByLayer:
-        """Of a head specialization."""
+        """Summarise a head specialization by layer."""
         mass, chance = result.mass, result.chance
         if result.view_mass is not None and result.view_chance is not None:
             mass, chance = torch.cat([mass, result.view_mass], dim=-1), torch.cat([chance, result.view_chance], dim=-1)
@@ -124,7 +124,7 @@ def looks_at(mass: Float[Tensor, "*axes modality"]) -> Int[Tensor, "*axes"]:
 
 
 def standard_error(values: Float[Tensor, "example ..."]) -> Float[Tensor, ...]:
-    """Of the mean over examples, NaN left out: sample standard deviation over the root of the count; NaN below two."""
+    """Standard error of the mean over examples: s / sqrt(n), NaN ignored; NaN for fewer than two examples."""
     # Counted here for each number: a head that rests wholly on a sink that is left out has none in that example.
     count = (~values.isnan()).sum(dim=0)
     squares = (values - values.nanmean(dim=0)).square().nansum(dim=0)

@@ -17,9 +17,9 @@ from torch import Tensor
 from lensplug.errors import LensplugError
 
 CHUNKS = 16
-"""Sinks are taken in so many runs, each with the part of the graph that leads to it: in a causal model a third."""
+"""Number of passes over the sinks, each on the part of the graph that leads to them: in a causal model a third."""
 SECONDS = 1e-7
-"""Of one maximum flow, for each edge of the whole graph (24 layers of 200 and of 500 positions, one core)."""
+"""Seconds for one maximum flow per edge of the whole graph (24 layers of 200 and of 500 positions, one core)."""
 
 
 class LayeredGraph:
@@ -45,7 +45,7 @@ class LayeredGraph:
         self._capacities: list[Tensor] = []
 
     def foresee(self, capacity: Float[Tensor, "upper lower"], layers: int) -> tuple[int, int, float]:
-        """The edges, the sinks, and about the seconds, if so many layers like this one are still to come."""
+        """The edges, the sinks, and roughly the seconds, given how many layers like this one are still to come."""
         edges = self.n_edges + layers * int(capacity[self.reached].count_nonzero())
         sinks = int(capacity[self.reached].any(dim=0).sum())
         return edges, sinks, edges * sinks * SECONDS

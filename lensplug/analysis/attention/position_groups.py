@@ -13,7 +13,7 @@ from lensplug.positions.groups import Groups, group_positions
 from lensplug.positions.modality_map import ModalityMap
 
 GROUPS = 128
-"""With "modality", media are cut as finely as makes at most so many groups of a prompt."""
+"""Maximum number of groups of a prompt with "modality": media are cut as finely as that allows."""
 FINEST = 16
 """The most regions along a side of a view."""
 

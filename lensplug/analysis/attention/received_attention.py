@@ -70,9 +70,9 @@ class ReceivedAttention(Result):
     """ "mean", "sum", or the heads that were averaged, counted from 0."""
     scale: str
     modalities: tuple[tuple[str, ...], ...]
-    """Of each position; "" where it was not given."""
+    """Modality of each position; "" where it was not given."""
     str_tokens: tuple[tuple[str, ...], ...]
-    """Of each position; "" where it was not given."""
+    """Text of each position; "" where it was not given."""
     provenance: Provenance
     visible: Bool[Tensor, "example query key"] | None = None
     """Which entries of the matrix are of positions that may be attended; None: those that are not zero."""
@@ -102,7 +102,7 @@ class ReceivedAttention(Result):
 
     @checked
     def table(self, k: int = 25) -> pd.DataFrame:
-        """Of each example the k tokens that receive most, and every image, video and audio token."""
+        """The k tokens of each example that receive most, and every image, video and audio token."""
         at_least(1, k=k)
         frame = self.to_dataframe()
         return frame[(frame["rank"] <= k) | frame.modality.isin(MEDIA)].reset_index(drop=True)

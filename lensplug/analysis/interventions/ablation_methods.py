@@ -35,12 +35,12 @@ class EmbeddingStatistics:
 
     @property
     def mean(self) -> Float[Tensor, " d_model"]:
-        """Of all positions taken in."""
+        """Mean over all positions seen."""
         return self.total / max(self.count, 1)
 
     @property
     def standard_deviation(self) -> Float[Tensor, " d_model"]:
-        """Of all positions taken in."""
+        """Standard deviation over all positions seen."""
         return (self.squares / max(self.count, 1) - self.mean.square()).clamp(min=0).sqrt()
 
 
@@ -53,7 +53,7 @@ class Ablation:
     chosen: Bool[Tensor, "batch pos"]
     """The positions to take away."""
     statistics: EmbeddingStatistics
-    """Of the modality that they belong to, over all examples."""
+    """Embedding statistics of their modality, over all examples."""
     generator: torch.Generator
 
 

@@ -12,7 +12,7 @@ the clean activation in. If the answer comes back, what makes the difference wen
 
 When to use it: beside attention and rollouts, which say where a model looks; this says what its answer hangs on. Choose
 pairs that differ in one thing only. When not to use it: another way that carries the same information hides an effect,
-and a prompt that is half one picture and half another is none that the model was trained on. Each place takes a run of
+and a prompt that is half one picture and half another is out of distribution. Each place takes a run of
 its own: merge positions (`groups="modality"`) where there are thousands.
 
 The loop is `transformer_lens.patching.generic_activation_patch`. All of `transformer_lens.patching` takes the inputs of
@@ -72,7 +72,7 @@ class ActivationPatching(Result):
     groups: Int[Tensor, "example pos"]
     """The group of each position of the corrupt prompt; -1 where nothing is patched."""
     labels: tuple[tuple[str, ...], ...]
-    """Of each example's groups."""
+    """Names of each example's groups."""
     layers: tuple[int, ...]
     activation: str
     by: str
@@ -170,7 +170,8 @@ def activation_patching(
         position: Where a token's logit is read; negative ones count from the last that is not padding.
 
     Raises:
-        LensplugError: If the positions cannot be aligned, the target is none, or an option is not known.
+        LensplugError: If the positions cannot be aligned, the target is not exactly one token, or an option is
+            not known.
     """
     from transformer_lens import patching  # it takes seconds to import
     from transformer_lens.utilities import get_act_name
@@ -220,7 +221,7 @@ class _Measured:
     def __init__(self, lens: Lens, inputs: Any, target: Target, position: int) -> None:
         self._examples = len(inputs)
         self.scale = torch.zeros(len(inputs), dtype=torch.float32)
-        """Of each example the size of what was read first: its largest logit, or the number of a function."""
+        """Magnitude of what was read first, per example: its largest logit, or the value of the function."""
         self.rows: Int[Tensor, "batch row"] | None = None
         self._of: Callable[[Tensor], Tensor]
         if callable(target):

@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Of each class, 0 to 1."""
+    """Precision, recall and F1 of each class, 0 to 1."""
 
     precision: Float[Tensor, " class"]
-    """Of the examples that were given this class, the share of which it is right."""
+    """Share of the examples predicted as this class that belong to it."""
     recall: Float[Tensor, " class"]
-    """Of the examples of which it is right, the share that were given it."""
+    """Share of the examples of this class that were predicted as it."""
     f1: Float[Tensor, " class"]
     """Their harmonic mean."""
     support: Int[Tensor, " class"]

@@ -6,8 +6,8 @@ and their embeddings are replaced by the mean. A map that finds what the answer 
 log-probability fall early in the first order and late in the second. The area under each curve is held against
 orders drawn at random: a map that is no better than these says nothing, however it looks.
 
-When not to use it: a prompt with half an image is none that the model was trained on, and a fall can also mean that
-it was thrown off; positions are deleted one by one, and what stands in two of them twice is not missed before both are
+When not to use it: a prompt with half an image is out of distribution, and a fall can also be an artifact of that;
+positions are deleted one by one, and what stands in two of them twice is not missed before both are
 gone. Maps are compared on the same examples, targets and positions only.
 
     curve = analysis.deletion_curve(lens, inputs, rollout, target="Red")
@@ -39,7 +39,7 @@ from lensplug.validation.arguments import checked
 if TYPE_CHECKING:
     import pandas as pd
 MOST_VARIANTS = 100_000
-"""Of one example: their masks are made before the first is run."""
+"""Maximum number of variants of one example: their masks are made before the first is run."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +50,7 @@ class DeletionCurve(Result):
     main_number = "log_probability"
 
     fractions: Float[Tensor, " step"]
-    """Of the positions that are deleted, from 0 to 1."""
+    """Fractions of the positions that are deleted, from 0 to 1."""
     most_first: Float[Tensor, "example step"]
     """In nats, with the most relevant deleted first."""
     least_first: Float[Tensor, "example step"]
@@ -169,7 +169,7 @@ def deletion_curve(
 
     Raises:
         LensplugError: If relevance does not fit the inputs or holds NaN where it is read, there is nothing to delete,
-            or the target is none.
+            or the target is not exactly one token.
     """
     if isinstance(relevance, Result):
         relevance = torch.stack([one_row(relevance, example, "relevance") for example in range(len(inputs))])

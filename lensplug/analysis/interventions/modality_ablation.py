@@ -2,15 +2,15 @@
 
 Idea: run each prompt as it is, with one modality ablated, and, as a control, with the same number of text
 positions ablated in the same way. If the model uses the sound (the image), its answers change, and change
-more than under the control, which shows how much any loss of so many positions does.
+more than under the control, which shows what losing that many positions does in any case.
 
 Methods: "remove" takes the positions out of the prompt; "zero", "mean" and "noise" replace their merged
 embeddings (mean and noise have the statistics of the modality over all examples); "silence" and "blank"
 replace the medium itself, by silence or a grey picture, before the encoder.
 
-When not to use it: an ablated prompt is none that the model was trained on, so a change can also mean that
-it was thrown off. Compare several methods; "remove" and "silence" are nearest to prompts that occur. An
-answer that does not change is not proof that the modality was not read: words may have said the same.
+When not to use it: an ablated prompt is out of distribution, so a change can also be an artifact of that. Compare
+several methods; "remove" and "silence" are nearest to prompts that occur. An answer that does not change is not proof
+that the modality was not read: words may have said the same.
 
     examples = [analysis.Example("How does the speaker sound?", "Happy", audio=["a.wav"]), ...]
     result = analysis.modality_ablation(lens, examples, modality="audio", method="remove")
@@ -74,9 +74,9 @@ class ModalityAblation(Result):
     method: str
     provenance: Provenance
     scoring: str = "sum"
-    """Of answers of several tokens: "sum", "mean" or "first"."""
+    """How answers of several tokens are scored: "sum", "mean" or "first"."""
     scores: Float[Tensor, "condition example class"] | None = None
-    """Of every class, in nats."""
+    """Score of every class, in nats."""
 
     @property
     def accuracy(self) -> dict[str, float]:

@@ -60,11 +60,11 @@ class LogitLens(Result):
     target: Int[Tensor, "example position"]
     """The token that `rank` and `log_probability` are of."""
     rank: Int[Tensor, "example entry position"]
-    """Of the target; 1 = most probable. (TransformerLens's own tools count ranks from 0.)"""
+    """Rank of the target; 1 = most probable. (TransformerLens's own tools count ranks from 0.)"""
     log_probability: Float[Tensor, "example entry position"]
-    """Of the target, in nats."""
+    """Log-probability of the target, in nats."""
     entropy: Float[Tensor, "example entry position"]
-    """Of the layer's distribution, in nats."""
+    """Entropy of the layer's distribution, in nats."""
     kl_to_last: Float[Tensor, "example entry position"]
     """KL(last layer || this layer), in nats: what is lost by stopping here. 0 at the last entry."""
     positions: Int[Tensor, "example position"]

@@ -17,7 +17,7 @@ BLOCK = 64
 """Columns of which `largest` first takes only the maximum."""
 
 CACHE_BYTES = 2**22
-"""Of logits that a processor's cache keeps, with as much again beside them, while they are worked on."""
+"""Bytes of logits that fit into a CPU's cache together with as much scratch space."""
 
 
 def statistics(

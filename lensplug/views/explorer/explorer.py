@@ -55,7 +55,7 @@ class Explorer:
     facts: tuple[tuple[str, str], ...] = ()
     provenance: tuple[str, ...] = field(default=(), repr=False)
     height: int = 980
-    """Of its frame in a notebook, in pixels."""
+    """Height of its frame in a notebook, in pixels."""
 
     def to_html(self) -> str:
         """A page of its own that loads nothing."""

@@ -26,9 +26,9 @@ STEPS = (255, 127, 63, 31, 15)
 PACKED_BYTES = 3_600_000
 """The most that the packed numbers may weigh: with its libraries and a report's figures a page stays under 8 MB."""
 LINES = 500
-"""Boxes of patches are drawn on at most so many lines along each side."""
+"""Maximum number of grid lines along each side on which patch boxes are drawn."""
 CHIPS = 300
-"""A longer prompt is shown in runs of tokens, about so many."""
+"""Approximate maximum number of prompt cells: a longer prompt is shown in runs of tokens."""
 TOTALS = ("base", "tiles", "newlines", "nowhere")
 """The parts of the picture whose mass is given for each head."""
 

@@ -55,7 +55,7 @@ def activation_patching(result: ActivationPatching, *, example: int = 0, head: i
 
 
 def _names(result: ActivationPatching, example: int) -> list[str]:
-    """Of the groups, each different: with their first positions where a name occurs twice."""
+    """Unique names of the groups: a name that occurs twice is followed by its first position."""
     labels = list(result.labels[example])
     if len(set(labels)) == len(labels):
         return [visible(label) for label in labels]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def block_size(positions: int, cells: int) -> int:
-    """The smallest block with which so many positions become at most so many cells."""
+    """The smallest block size that maps the positions to at most the given number of cells."""
     return max(1, -(-positions // cells))
 
 

@@ -24,13 +24,13 @@ MAPS = (("layer", "head"), ("entry", "position"), ("row", "pos"), ("query", "key
 CELLS = 120
 """A larger map is drawn in blocks, each its mean."""
 BARS = 400
-"""Of what is no map, the rows with the largest differences are drawn, at most so many."""
+"""Maximum number of bars when the result is not a 2-D map: those with the largest differences."""
 NAMED, LENGTH = 36, 24
-"""So many bars are named, by the labels that are no longer than this: the rest is told when pointed at."""
+"""Maximum number of named bars, and the length up to which a label is written; the rest is shown on hover."""
 COLORS = ("#9aa5b1", "#12355b", "#2a9d8f", "#e9a23b", "#8a5a9e", "#c8553d")
-"""Of results in bars; a seventh has the first colour again."""
+"""Bar colors of the compared results; a seventh repeats the first."""
 SIDE_BY_SIDE = 4
-"""At most so many maps stand in one row; of more results the differences have a row of their own."""
+"""Maximum number of maps in one row; with more results the differences get a row of their own."""
 
 
 @checked

@@ -17,7 +17,7 @@ from lensplug.views.style import DIVERGING, MODALITY_COLORS, PAPER_TO_DARK, figu
 MEDIA = ("image", "audio", "video")
 """Shown first where there is one."""
 NUMBERED = 16
-"""Of so many heads, cells have their number written in."""
+"""Maximum number of heads for which cells have their value written in."""
 LABEL = "what each looks at"
 """The button that shows every class at once."""
 NOTES = {

@@ -21,7 +21,7 @@ from lensplug.views.style import figure, title_text, titled, visible
 CELLS = 1_000_000
 """More are not drawn: a page of 5 MB, and less than a pixel for each."""
 GAPS = 40
-"""Up to so many rows and columns, cells stand apart."""
+"""Up to this many rows and columns, cells are drawn with gaps between them."""
 FEW, SINKS, CLIP = 20, 3, 16
 """By square root, of so many columns and more, as many cells as so many columns have may be beyond the scale, and the
 scale ends at the largest weight over CLIP or higher: else the first token and the separators are all that is seen."""

@@ -18,9 +18,9 @@ from lensplug.views.figures.blocks import block_means, block_size
 from lensplug.views.style import MODALITY_COLORS, figure, visible
 
 CELLS = 220
-"""A matrix of more positions is drawn in blocks, each its mean, so that it has at most so many rows."""
+"""Maximum number of rows drawn: a larger matrix is drawn as block means."""
 LABELS = 36
-"""At most so many tokens are named, so that names do not overlap where a figure is 480 pixels wide."""
+"""Maximum number of tokens named, so that names do not overlap in a figure 480 pixels wide."""
 COLORS = {**MODALITY_COLORS, "": "#7a8794"}
 """ "" is a position whose modality was not given."""
 
@@ -147,7 +147,7 @@ def _texts(result: ReceivedAttention, example: int) -> list[str]:
 
 
 def _apart(wanted: list[int], distance: float) -> list[int]:
-    """Of these columns, the first wanted first, those that stand so far apart."""
+    """The columns, in order of preference, that are at least `distance` apart."""
     chosen: list[int] = []
     for column in wanted:
         if all(abs(column - other) >= distance for other in chosen):

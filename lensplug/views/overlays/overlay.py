@@ -51,7 +51,7 @@ def scale_of(values: Float[Tensor, ...]) -> tuple[float, float]:
 
 
 def scales_of(rows: Sequence[Float[Tensor, ...]]) -> tuple[list[tuple[float, float]], tuple[float, float]]:
-    """Of each row its own scale, and the one of all; where one row has both signs, every scale has."""
+    """The color scale of each row, and the one shared by all; if one row has both signs, every scale is symmetric."""
     each, whole = [scale_of(row) for row in rows], scale_of(torch.cat([row.flatten() for row in rows]))
     return [(-high, high) if whole[0] < 0 else (low, high) for low, high in each], whole
 

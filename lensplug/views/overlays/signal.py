@@ -28,7 +28,7 @@ LINES = ("#12355b", "#2a7f78")
 CHANNELS = 64
 """More cannot be told apart."""
 POINTS = 1500
-"""A longer signal is drawn as the lowest and the highest value of stretches of time, so many in all."""
+"""Maximum number of points: a longer signal is drawn as the lowest and highest value of each stretch of time."""
 ROUNDING = 2**-8
 
 
@@ -104,14 +104,14 @@ class Time:
     """The time axis."""
 
     steps: int
-    """Of the signal."""
+    """Number of steps of the signal."""
     stretch: int
-    """Of a weight."""
+    """How many steps of the signal one weight covers."""
     sampling_rate: int | float | None
 
     @property
     def unit(self) -> str:
-        """Of the axis."""
+        """The unit of the time axis."""
         return "step" if self.sampling_rate is None else "seconds"
 
     def of(self, step: int | float) -> int | float:
@@ -119,7 +119,7 @@ class Time:
         return step if self.sampling_rate is None else step / self.sampling_rate
 
     def edges(self, count: int) -> list[int | float]:
-        """Where so many weights begin, and where the last one ends."""
+        """Where each weight begins, and where the last one ends."""
         return [self.of(min(index * self.stretch, self.steps)) for index in range(count + 1)]
 
 

@@ -25,13 +25,13 @@ from lensplug.views.overlays.rows import Rows, rows_at
 from lensplug.views.style import DIVERGING, FONT, MODALITY_COLORS, WHITE_TO_ORANGE, figure
 
 ROUNDED_S = 0.05
-"""By more than this the length of a sound is never rounded."""
+"""The largest difference that rounding makes to the length of a sound, in seconds."""
 BINS = 200
-"""Columns of the heat map, and about so many of the spectrogram."""
+"""Columns of the heat map; the spectrogram has about as many."""
 ROWS = 56
-"""Of the spectrogram."""
+"""Frequency rows of the spectrogram."""
 ENVELOPE = 600
-"""The waveform is drawn as lowest and highest sample of so many stretches of time."""
+"""Number of stretches of time; the waveform is drawn as the lowest and highest sample of each."""
 PLAYED_HZ = 16000
 """What the player plays: enough for speech, and small."""
 RANGE_DB = 60.0

@@ -44,7 +44,7 @@ class Widget:
     body: str = field(repr=False)
     """A container and the few lines that fill it."""
     height: int = 420
-    """Of its frame in a notebook, in pixels."""
+    """Height of its frame in a notebook, in pixels."""
 
     def to_html(self) -> str:
         """A page of its own that loads nothing."""

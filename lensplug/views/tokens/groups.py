@@ -12,7 +12,7 @@ from lensplug.positions.words import running_text
 
 
 def group_runs(texts: Sequence[str], run: int) -> Groups:
-    """Neighbouring positions of a text in runs of so many; those without text by their number."""
+    """Neighbouring positions of a text in runs of `run`; positions without text are named by their number."""
     named = [text or str(position) for position, text in enumerate(texts)]
     read = named if run == 1 else running_text(named)
     names = ["".join(read[first : first + run]).strip() for first in range(0, len(read), run)]
