@@ -1,13 +1,11 @@
 """What a TransformerLens model was made of: a fingerprint of its weights, and what processing has folded away.
 
-Results of two checkpoints look alike: they have one name, one dtype, one shape. A fingerprint tells them apart. It is
-a hash over 64 numbers of every weight, read again for each run (0.5B: 10 ms), so that weights which are changed in
-place have another. It is the same in every process and on every device, and for both engines, since numbers are taken in the
+Results of two checkpoints look alike: they have one name, one dtype, one shape. A fingerprint tells them apart. It is a
+hash over 64 numbers of every weight, read again for each run (0.5B: 10 ms), so that weights which are changed in place
+have another. It is the same in every process and on every device, and for both engines, since numbers are taken in the
 order of memory, in which both share the weights of the Hugging Face model; that model's encoders and projectors count.
-An edit of fewer than one number in 64 of a weight may be missed.
-
-Processed weights are a copy in which the final norm's weight stands in the unembedding and value biases stand in the
-output biases. `made_of` has both as they were.
+An edit of fewer than one number in 64 of a weight may be missed. Processed weights are a copy in which the final norm's
+weight stands in the unembedding and value biases stand in the output biases. `made_of` has both as they were.
 """
 
 from __future__ import annotations
