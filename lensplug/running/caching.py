@@ -54,16 +54,19 @@ class Plan:
     """What one run keeps, and where: the options of `MultimodalLens.run_with_cache`, held against its inputs."""
 
     wanted: Callable[[str], bool]
-    """Which hooks."""
+    """Whether the activation of a hook is kept, by its name."""
     reductions: Sequence[Reduction]
-    query_rows: Int[Tensor, "batch query"] | None
-    """Positions from the left; None: all."""
-    residual_rows: Int[Tensor, "batch residual"] | None
-    logit_rows: Int[Tensor, "batch logit"] | None
+    """What is kept of patterns that are too large to keep."""
+    query_positions: Int[Tensor, "batch query"] | None
+    """Rows of scores and patterns that are made, counted from the left; None: all."""
+    residual_positions: Int[Tensor, "batch residual"] | None
+    """Positions of the residual stream that are kept, counted from the left; None: all."""
+    logit_positions: Int[Tensor, "batch logit"] | None
+    """Positions whose logits are made, counted from the left; None: all."""
     device: Any
-    """Where to; None: where it is made."""
+    """Where activations are kept; None: on the device where they are computed."""
     others: Mapping[str, Any]
-    """For TransformerLens."""
+    """Arguments that are passed on to TransformerLens."""
 
     @classmethod
     def of(
@@ -119,15 +122,15 @@ def run_with_cache(
         for one in kept:
             one(layer, start, pattern)
 
-    known: dict[str, Any] = {"query_positions": plan.query_rows, "residual_positions": plan.residual_rows}
+    known: dict[str, Any] = {"query_positions": plan.query_positions, "residual_positions": plan.residual_positions}
     with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(refuse_overflow(model, inputs.attention_mask, each_score=plan.query_rows is None))
-        if plan.query_rows is not None:
-            rows = plan.query_rows if plan.query_rows.shape[1] else watched_rows(inputs.tokens)
+        stack.enter_context(refuse_overflow(model, inputs.attention_mask, each_score=plan.query_positions is None))
+        if plan.query_positions is not None:
+            rows = plan.query_positions if plan.query_positions.shape[1] else watched_rows(inputs.tokens)
             shown = each_block if kept else None
             stack.enter_context(engines.attention_rows(engine, model, rows, each_block=shown))
-        if plan.logit_rows is not None:
-            stack.enter_context(engines.logit_rows(model, plan.logit_rows))
+        if plan.logit_positions is not None:
+            stack.enter_context(engines.logit_rows(model, plan.logit_positions))
         if set(plan.others) <= {"return_type"}:
             logits, kept_here = _keeping(model, inputs, plan)
             cache = LensCache.of(kept_here, model, inputs, **known)
@@ -136,8 +139,8 @@ def run_with_cache(
             logits, theirs = model.run_with_cache(inputs, names_filter=plan.wanted, **elsewhere, **plan.others)
             cache = LensCache.of(theirs.cache_dict, model, inputs, **known)
             cache.has_batch_dim = theirs.has_batch_dim
-            if plan.query_rows is not None:
-                rows_kept = plan.query_rows.shape[1]
+            if plan.query_positions is not None:
+                rows_kept = plan.query_positions.shape[1]
                 cache.cache_dict |= {
                     name: value[..., :rows_kept, :] for name, value in cache.items() if name.endswith(ROWS)
                 }
@@ -187,7 +190,9 @@ def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Ten
     holes that the heap cannot use for the next: at thousands of positions more than all rows together.
     """
     kept_here: dict[str, Tensor] = {}
-    cut = (RESIDUALS if plan.residual_rows is not None else ()) + (ROWS if plan.query_rows is not None else ())
+    cut = (RESIDUALS if plan.residual_positions is not None else ()) + (
+        ROWS if plan.query_positions is not None else ()
+    )
     same_kind = {kind: [name for name in model.hook_dict if name.endswith(kind) and plan.wanted(name)] for kind in cut}
     together: dict[str, Tensor] = {}
 
@@ -197,11 +202,11 @@ def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Ten
         if kind not in cut:
             kept_here[hook.name] = activation.to(device)
             return
-        if kind in RESIDUALS and plan.residual_rows is not None:
-            at = plan.residual_rows.to(activation.device)[:, :, None].expand(-1, -1, activation.shape[-1])
+        if kind in RESIDUALS and plan.residual_positions is not None:
+            at = plan.residual_positions.to(activation.device)[:, :, None].expand(-1, -1, activation.shape[-1])
             activation = activation.gather(1, at)
-        elif plan.query_rows is not None:
-            activation = activation[:, :, : plan.query_rows.shape[1]]
+        elif plan.query_positions is not None:
+            activation = activation[:, :, : plan.query_positions.shape[1]]
         names = same_kind[kind]
         if kind not in together:
             together[kind] = torch.empty(len(names), *activation.shape, dtype=activation.dtype, device=device)

@@ -54,7 +54,9 @@ class Estimate:
         """The estimate of a plan, for a model that this engine made."""
         made = cls._of(model, inputs, plan, engine)
         last = inputs.tokens.new_zeros(len(inputs), 1)
-        small = cls._of(model, inputs, replace(plan, query_rows=last, residual_rows=last, logit_rows=last), engine)
+        small = cls._of(
+            model, inputs, replace(plan, query_positions=last, residual_positions=last, logit_positions=last), engine
+        )
         return replace(made, cheaper=small.total if small.total < made.total else None)
 
     @classmethod
@@ -172,24 +174,24 @@ class _Sizes:
 
     @property
     def logits(self) -> int:
-        return int(self._rows(self.plan.logit_rows) * self.cfg.d_vocab_out * self.item)
+        return int(self._rows(self.plan.logit_positions) * self.cfg.d_vocab_out * self.item)
 
     def kept(self, name: str) -> int:
         """Bytes kept under the name of a hook; 0 if it does not fire, or if another hook holds the same tensor."""
         plan, last = self.plan, name.rpartition(".")[2]
         if name == "unembed.hook_out":
             return self.logits
-        if last == "hook_resid_pre" and plan.residual_rows is None and self._is_held_as(name):
+        if last == "hook_resid_pre" and plan.residual_positions is None and self._is_held_as(name):
             return 0
         rows, width, item = self.batch * self.length, self._width(name), self.item
         if last in ROWS:
-            rows, item = self._rows(plan.query_rows), item if plan.query_rows is None else 4
+            rows, item = self._rows(plan.query_positions), item if plan.query_positions is None else 4
         elif last in ("hook_scale", "hook_normalized"):
             item = max(4, item)  # fp32 in every model, until the norm's weight
         elif last in RESIDUALS:
-            rows = self._rows(plan.residual_rows)
+            rows = self._rows(plan.residual_positions)
         elif name == "unembed.hook_in":
-            rows = self._rows(plan.logit_rows)
+            rows = self._rows(plan.logit_positions)
         return int(rows * width * item)
 
     def working(self, *, padded: bool) -> int:
@@ -198,11 +200,11 @@ class _Sizes:
         weights = self.batch * cfg.n_heads * self.length**2
         stream = 5 * positions * cfg.d_model * max(4, item)
         mlp = 2 * positions * cfg.d_mlp * item
-        if self.plan.query_rows is None:
+        if self.plan.query_positions is None:
             attention = int(weights * self.pattern_bytes(item))
         else:
             attention = positions * (3 * cfg.n_heads + 4 * self.kv_heads) * cfg.d_head * item
-            attention += 4 * self._rows(self.plan.query_rows) * cfg.n_heads * self.length * 4
+            attention += 4 * self._rows(self.plan.query_positions) * cfg.n_heads * self.length * 4
             if self.plan.reductions:
                 row = 4 * self.batch * cfg.n_heads * self.length * 4
                 attention += max(row, min(BLOCK_BYTES, row * self.length))
