@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lensplug.analysis.result import Provenance, Result, refuse_other_making
 from lensplug.errors import LensplugError
+from lensplug.printable import printable
 from lensplug.validation.arguments import at_least, checked
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Comparison(Result):
     def __repr__(self) -> str:
         """What was compared, and on how many things."""
         models = " and ".join(f"{name}: {one.model}" for name, one in zip(self.names, self.provenances, strict=True))
-        return f"Comparison({self.analysis}: {', '.join(self.numbers)}, {len(self.table)} rows; {models})"
+        return f"Comparison({self.analysis}: {', '.join(self.numbers)}, {len(self.table)} rows; {printable(models)})"
 
     @checked
     def difference_column(self, number: str | None = None, name: str | None = None) -> str:

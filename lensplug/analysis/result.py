@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.errors import LensplugError
+from lensplug.printable import printable
 from lensplug.provenance.fingerprint import fingerprint
 from lensplug.provenance.public_names import public_name
 from lensplug.provenance.versions import versions
@@ -204,7 +205,7 @@ class Result:
             f"{name} {list(value.shape)}" for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         ]
         made = f"{self.provenance.model}: {self.provenance.convention}"
-        return f"{type(self).__name__}({', '.join(tensors)}; {made})"
+        return f"{type(self).__name__}({', '.join(tensors)}; {printable(made)})"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         # Looked up when a notebook asks, so that an analysis never needs a picture library.

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from lensplug.app.terminal import say, say_table, working
 from lensplug.errors import LensplugError
 from lensplug.files.writable import file_to_write, folder_to_write
 
@@ -22,7 +19,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="What a multimodal language model does with what it sees and hears.",
 )
-console = Console()
 
 
 def _show_versions(wanted: bool) -> bool:
@@ -30,7 +26,8 @@ def _show_versions(wanted: bool) -> bool:
         from importlib.metadata import version
 
         packages = ("lensplug", "transformer-lens", "transformers", "torch")
-        print(*(f"{name} {version(name)}" for name in packages), sep="\n")
+        for name in packages:
+            say(f"{name} {version(name)}")
         raise typer.Exit
     return wanted
 
@@ -83,7 +80,7 @@ def demo(
         )
         text = "One page for each of the two trained models that ship with lensplug. Everything works offline."
         written = Index("What the models do with what they see and hear", text, entries).save(out / "index.html")
-    console.print(f"Index: {written}")
+    say("Index: ", str(written))
 
 
 @app.command()
@@ -129,7 +126,7 @@ def check(
         parity = lens.check(
             lens.prepare(as_the_model_reads(lens.processor, prompt, **given), chat_template=template, **media)
         )
-    console.print(str(parity))
+    say(str(parity))
     raise typer.Exit(0 if parity.agrees else 1)
 
 
@@ -165,7 +162,7 @@ def convert_audio_llama(
             allow_other_base=allow_other_base,
             progress=step,
         )
-    console.print(f"Written: {written}")
+    say("Written: ", str(written))
 
 
 def _load(model: str, device: str | None, dtype: str, step: Any, **options: Any) -> Any:
@@ -190,28 +187,35 @@ def _report(lens: Any, prompt: str, out: Path, step: Any, **media: Any) -> Any:
 
     result = make(lens, prompt, progress=step, **media)
     written = result.page.save(out)
-    console.print(f"[bold]Question:[/bold] {escape(prompt)}")
-    console.print(f"[bold]Answer:[/bold] {escape(result.answer.text[0])}")
-    console.print(f"It becomes the top token {result.settled}.")
-    console.print(_heads(result.heads, result.medium))
-    console.print(f"Page: {written} ({written.stat().st_size / 1e6:.1f} MB)\n")
+    say(("Question:", "bold"), f" {prompt}")
+    say(("Answer:", "bold"), f" {result.answer.text[0]}")
+    say(f"It becomes the top token {result.settled}.")
+    _say_heads(result.heads, result.medium)
+    say("Page: ", str(written), f" ({written.stat().st_size / 1e6:.1f} MB)")
+    say()
     return result
 
 
-def _heads(heads: Any, medium: str) -> Table:
+def _say_heads(heads: Any, medium: str) -> None:
     """The heads that look at a medium most: the mass, what it would be by chance, the preference beyond that."""
-    table = Table(title=f"The ten heads that look at the {medium} most (preference in nats)", title_justify="left")
-    for column in ("layer", "head", f"mass on {medium}", "chance", "preference", "looks at", "prefers"):
-        table.add_column(column, justify="right")
     labels, prefers, at = heads.labels, heads.prefers, heads.modalities.index(medium)
-    for layer, head, mass in heads.top(medium, k=10):
-        numbers = (
+    rows = [
+        (
+            str(layer),
+            str(head),
             f"{mass:.3f}",
             f"{float(heads.chance[0, layer, at]):.3f}",
             f"{heads.preference[0, layer, head, at]:+.1f}",
+            labels[layer][head],
+            prefers[layer][head],
         )
-        table.add_row(str(layer), str(head), *numbers, labels[layer][head], prefers[layer][head])
-    return table
+        for layer, head, mass in heads.top(medium, k=10)
+    ]
+    say_table(
+        f"The ten heads that look at the {medium} most (preference in nats)",
+        ("layer", "head", f"mass on {medium}", "chance", "preference", "looks at", "prefers"),
+        rows,
+    )
 
 
 def _card(result: Any) -> tuple[tuple[str, str], ...]:
@@ -232,13 +236,13 @@ def _card(result: Any) -> tuple[tuple[str, str], ...]:
 def _steps() -> Iterator[Any]:
     """Shows what is being done; a LensplugError ends the command with its sentence, not a traceback."""
     try:
-        with console.status("starting") as status:
+        with working("starting") as step:
             from transformers.utils import logging
 
             logging.disable_progress_bar()  # the steps say enough
-            yield lambda step: status.update(f"{step} ...")
+            yield step
     except LensplugError as error:
-        print(f"lensplug: {error}", file=sys.stderr)
+        say(f"lensplug: {error}", error=True)
         raise typer.Exit(2) from None
 
 

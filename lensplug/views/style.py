@@ -8,6 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from lensplug.printable import printable
+
 MODALITY_COLORS = {
     "text": "#4c78a8",
     "image": "#e8912d",
@@ -79,4 +81,4 @@ def visible(token: str) -> str:
     """A token as a reader can see it: spaces and line breaks shown, nothing that a page would act on."""
     shown = token.replace("\n", "⏎").replace("\t", "⇥")
     shown = "·" + shown[1:] if shown.startswith(" ") else shown
-    return html.escape(shown or "∅", quote=False)
+    return html.escape(printable(shown) or "∅", quote=False)

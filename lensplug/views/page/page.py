@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias
@@ -21,6 +21,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from lensplug.files.writable import file_to_write, unwritten
+from lensplug.printable import printable
 from lensplug.views.explorer.explorer import Explorer
 from lensplug.views.explorer.packing import inflatable
 from lensplug.views.overlays.sound import Player
@@ -108,7 +109,9 @@ def _save(html: str, target: Path) -> Path:
 
 
 def _template(name: str) -> jinja2.Template:
-    return jinja2.Environment(autoescape=True).from_string(_read(name))
+    environment = jinja2.Environment(autoescape=True)
+    environment.filters["printable"] = partial(printable, keep="\n\t")
+    return environment.from_string(_read(name))
 
 
 def _read(name: str, folder: str = "lensplug.views.page") -> str:

@@ -28,6 +28,7 @@ from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.groups import Groups, group_positions
 from lensplug.positions.words import running_text
+from lensplug.printable import printable
 from lensplug.validation.arguments import check_example, checked
 from lensplug.views.figures.heatmap import texts_for
 from lensplug.views.overlays.rows import rows_at
@@ -183,7 +184,7 @@ def _rounded(values: Tensor) -> list[Any]:
 
 
 def _shown(token: str) -> str:
-    return token.replace("\n", "⏎")
+    return printable(token.replace("\n", "⏎"))
 
 
 def _harmless(token: str) -> str:

@@ -12,6 +12,7 @@ from support.image_families import lens
 
 from lensplug.app.report import report
 from lensplug.views.page.page import Page, Section
+from lensplug.views.style import visible
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 
@@ -131,3 +132,9 @@ def test_a_page_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         page.save(target)
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+def test_control_characters_are_shown_in_facts_and_labels():
+    page = Page("t", (("Answer", "a\u202eb\x1b[2J\udc80\nc"),), ())
+    assert r"<dd>a\u202eb\x1b[2J\udc80" + "\nc</dd>" in page.to_html()
+    assert visible(" a\u202e\n") == r"·a\u202e⏎"

@@ -1,0 +1,46 @@
+r"""Text from outside, made safe to print: what a terminal would obey, or nobody would see, is shown as an escape.
+
+Model names, paths, prompts and answers may hold anything: `\x1b[2J` clears the screen, `\r` writes over the line,
+U+202E turns what follows around, U+200B makes two names look alike, and a lone surrogate cannot be written at all.
+They are shown as Python writes them in a string. A backslash stays one backslash, so that paths of Windows stay
+paths: what is shown is for reading, not for decoding.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Categories: control, format (bidi, zero width, tags), surrogate, line and paragraph separator."""
+UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0d\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
+"""Of other categories, and drawn as nothing: fillers, variation selectors (but those of emoji), the empty Braille."""
+JOINERS = "\u200c\u200d"
+"""Between two characters beyond ASCII these are spelling: Persian and Indic words, families of emoji."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""The text with every character that is obeyed or unseen as `\x1b`, `\u202e`, ...
+
+    Args:
+        text: Any.
+        keep: Characters that stay as they are, such as a line break.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        one if one in keep or _is_seen(one) or _is_spelling(text, at) else one.encode("unicode_escape").decode()
+        for at, one in enumerate(text)
+    )
+
+
+def _is_seen(one: str) -> bool:
+    return unicodedata.category(one) not in OBEYED and UNSEEN.match(one) is None
+
+
+def _is_spelling(text: str, at: int) -> bool:
+    if text[at] not in JOINERS or not 0 < at < len(text) - 1:
+        return False
+    return all(not one.isascii() and _is_seen(one) for one in (text[at - 1], text[at + 1]))
