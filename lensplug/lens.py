@@ -128,6 +128,8 @@ class MultimodalLens:
                 them there are in a second.
             audio: Likewise files of sounds, or pairs of waveform and sampling rate. A rate that is not the encoder's
                 is resampled, and a warning says so; another says what of a long sound the encoder does not hear.
+                Each file is read as far as a memory limit allows, 1 GiB unless `lensplug.media.set_memory_limit`
+                changes it.
             chat_template: Wrap each prompt as a user's turn with its media first. Without it the text
                 is taken as it is and must hold the placeholders.
             answer: What the model is taken to answer, labelled "generated", as with `with_answer`: one for all prompts,

@@ -1,4 +1,8 @@
-"""Pictures, videos and sounds as users have them, one kind a file, and all of them together as `Media`."""
+"""Pictures, videos and sounds as users have them, one kind a file, and all of them together as `Media`.
+
+Files are read in formats of a list, and as far as a memory limit for each medium allows: see `limits`, where one call
+changes it. What is read is nothing but the file that is named: no link in it is followed, no address on the net.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from PIL import Image
 from lensplug.errors import LensplugError
 from lensplug.media.images import is_one_image as is_one_image
 from lensplug.media.images import load_image as load_image
+from lensplug.media.limits import memory_limit as memory_limit
+from lensplug.media.limits import set_memory_limit as set_memory_limit
 from lensplug.media.sounds import Sound as Sound
 from lensplug.media.sounds import is_one_sound as is_one_sound
 from lensplug.media.sounds import load_sound as load_sound

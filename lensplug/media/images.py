@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.media.files import as_file, is_file
+from lensplug.media.files import as_file, decoding, is_file
+from lensplug.media.image_files import open_image, refuse_undecoded
 from lensplug.media.warn import warn_user
 
-HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")
-OF_TELEPHONES = "It is HEIC, of a telephone: pip install pillow-heif, and call pillow_heif.register_heif_opener()."
 CHANNELS = (1, 3, 4)
 """Grey, RGB, RGB with transparency."""
+T = TypeVar("T")
 
 
 def load_image(source: Any, *, upright: bool = True) -> Image.Image:
     """A picture as RGB, as a browser shows it: turned as its EXIF says, what is transparent on white.
 
-    Of an animation it is the frame that a PIL image is at, of a file the first, and a warning says so.
+    Of an animation it is the frame that a PIL image is at, of a file the first, and a warning says so. Files are read
+    in the formats of `image_files.FORMATS` alone, and as far as the memory limit allows (`limits.set_memory_limit`):
+    unless it is changed, up to 89 megapixels.
 
     Args:
         source: A PIL image; a file (a path, bytes, a file that is open, or the dictionary of a data set); or an
@@ -30,39 +33,32 @@ def load_image(source: Any, *, upright: bool = True) -> Image.Image:
         upright: Turn it as its EXIF says; else it is as it is stored.
 
     Raises:
-        LensplugError: If it is none of these, the file is no image, or its pixels do not say how bright they are.
+        LensplugError: If it is none of these, the file is no image or beyond the limit, or its pixels do not say how
+            bright they are.
     """
-    return both_ways(source)[0 if upright else 1]
+    return _decoded(source, _upright if upright else _stored)
 
 
 def both_ways(source: Any) -> tuple[Image.Image, Image.Image]:
     """A picture turned as its EXIF says, and as it is stored; one and the same where that says nothing."""
+    return _decoded(source, _both)
+
+
+def _decoded(source: Any, way: Callable[[Image.Image], T]) -> T:
+    """What is made of the picture, whatever form it has."""
     if isinstance(source, Tensor | np.ndarray):
-        image = _of_array(as_array(source))
-        return image, image
-    file = None if isinstance(source, Image.Image) or not is_file(source) else as_file(source, "a picture")
-    if file is None and not isinstance(source, Image.Image):
+        return way(_of_array(as_array(source)))
+    if isinstance(source, Image.Image):
+        with decoding("the image", "an image"):
+            refuse_undecoded(source)
+            return way(_loaded(source))
+    if not is_file(source):
         raise LensplugError(
             f"an image is a {type(source).__name__}, expected a PIL image, a path (or bytes, or a file that is open),"
             " or an array of uint8."
         )
-    name = "the image" if file is None else str(file)
-    try:
-        if file is None:
-            return _both(source)
-        with Image.open(file.opened()) as image:
-            return _both(image)
-    except Image.DecompressionBombError as error:
-        raise LensplugError(
-            f"{name} has too many pixels to be opened without being asked to: {error} If you trust it, set"
-            " PIL.Image.MAX_IMAGE_PIXELS, or make it smaller."
-        ) from error
-    except UnidentifiedImageError:
-        heic = file is not None and file.begins()[4:12] in HEIC
-        more = f" {OF_TELEPHONES}" if heic else ""
-        raise LensplugError(f"{name} is not an image that can be read: Pillow knows no such format.{more}") from None
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
-        raise LensplugError(f"{name} is not an image that can be read: {error}") from error
+    with as_file(source, "a picture") as file, decoding(file, "an image"), open_image(file) as image:
+        return way(_loaded(image))
 
 
 def is_one_image(source: Any) -> bool:
@@ -72,7 +68,7 @@ def is_one_image(source: Any) -> bool:
     return isinstance(source, Image.Image) or is_file(source)
 
 
-def _both(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+def _loaded(image: Image.Image) -> Image.Image:
     if image.width == 0 or image.height == 0:
         raise LensplugError(f"an image has the size {image.size}: it has no pixels.")
     # A photograph in MPO has a preview behind it, which no viewer shows.
@@ -82,11 +78,26 @@ def _both(image: Image.Image) -> tuple[Image.Image, Image.Image]:
             f"the picture has {n_frames} frames, of which the model sees number {image.tell()}: an animation can"
             " be given as videos=, a list of its frames."
         )
-    stored = _rgb(image)
-    if image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
-        return stored, stored
-    # As stored without the EXIF: who turns it once more must find nothing to turn it by.
-    return _rgb(ImageOps.exif_transpose(image)), Image.fromarray(np.asarray(stored))
+    image.load()
+    return image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return _rgb(ImageOps.exif_transpose(image) if _is_turned(image) else image)
+
+
+def _stored(image: Image.Image) -> Image.Image:
+    """Without the EXIF where it turns: who turns it once more must find nothing to turn it by."""
+    return Image.fromarray(np.asarray(_rgb(image))) if _is_turned(image) else _rgb(image)
+
+
+def _both(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+    upright = _upright(image)
+    return upright, _stored(image) if _is_turned(image) else upright
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.media.files import as_file, is_file
+from lensplug.media.limits import refuse_beyond_limit
 from lensplug.media.sound_files import read_sound
 from lensplug.media.waveforms import as_mono
 
@@ -41,6 +43,12 @@ class Sound:
             return self
         import soxr
 
+        n_samples = round(len(self.waveform) * sampling_rate / self.sampling_rate)
+        refuse_beyond_limit(
+            4 * n_samples,
+            f"the sound lasts {self.duration_s / 3600:.1f} hours at {self.sampling_rate} Hz",
+            f"cut it before it is resampled to {sampling_rate} Hz",
+        )
         resampled = soxr.resample(self.waveform.numpy(), self.sampling_rate, sampling_rate)
         return Sound(torch.from_numpy(resampled), sampling_rate)
 
@@ -53,10 +61,13 @@ class Sound:
         return base64.b64encode(file.getvalue()).decode()
 
 
-def load_sound(source: Any) -> Sound:
+@checked
+def load_sound(source: Any, *, start_s: float = 0.0, end_s: float | None = None) -> Sound:
     """A sound from a file, or a pair of waveform and sampling rate; channels are averaged.
 
-    A warning says where channels cancel each other, and where a file is cut short.
+    A warning says where channels cancel each other, and where a file is cut short. Files are read as far as the memory
+    limit allows (`limits.set_memory_limit`): unless it is changed, one hour and 40 minutes at 44.1 kHz, four hours and
+    a half at 16 kHz. Of a longer one a part can be loaded, and nothing else of it is kept.
 
     Args:
         source: A file (wav, flac, ogg, mp3; with PyAV also m4a, webm and the sound of a video) as a path, bytes, or
@@ -64,18 +75,52 @@ def load_sound(source: Any) -> Sound:
             of int16, int32, int8 or uint8, which are scaled by their type; `[sample]`, or with channels, which are
             the shorter axis: `[channel sample]` or `[sample channel]`; what a data set of Hugging Face holds:
             a dictionary with `array` and `sampling_rate`, or `bytes` and `path`, or a decoder of torchcodec.
+        start_s: Where the part that is wanted begins, in seconds.
+        end_s: Where it ends; None for the end of the sound.
 
     Raises:
-        LensplugError: If it is none of these, has no sampling rate, is empty, not finite or clipped, or the file
-            is no sound.
+        LensplugError: If it is none of these, has no sampling rate, is empty, not finite or clipped, has no such part,
+            or the file is no sound, or longer than the limit.
     """
+    if not 0 <= start_s < (math.inf if end_s is None else end_s):
+        raise LensplugError(f"start_s is {start_s!r} and end_s {end_s!r}, expected 0 <= start_s < end_s, in seconds.")
+    if not isinstance(source, Mapping) or _of_dictionary(source) is None:
+        if is_file(source):
+            with as_file(source, "a sound") as file:
+                waveform, rate = read_sound(file, start_s, end_s)
+            return Sound(torch.from_numpy(waveform), rate)
+        if hasattr(source, "get_all_samples"):  # a decoder of torchcodec
+            _refuse_long_decoder(source)
+    return _part(_of_memory(source), start_s, end_s)
+
+
+def _part(sound: Sound, start_s: float, end_s: float | None) -> Sound:
+    first, end = (None if at is None else round(at * sound.sampling_rate) for at in (start_s, end_s))
+    if not (first or end is not None):
+        return sound
+    waveform = sound.waveform[first:end]
+    if not len(waveform):
+        raise LensplugError(f"the sound lasts {sound.duration_s:.1f} s, and is wanted from {start_s:g} s on.")
+    return Sound(waveform, sound.sampling_rate)
+
+
+def _refuse_long_decoder(decoder: Any) -> None:
+    about = getattr(decoder, "metadata", None)
+    seconds, rate = (getattr(about, name, None) for name in ("duration_seconds", "sample_rate"))
+    if seconds and rate:
+        refuse_beyond_limit(
+            round(4 * seconds * rate * (getattr(about, "num_channels", None) or 1)),
+            f"the sound lasts {seconds / 3600:.1f} hours at {rate} Hz",
+            "give the part that you want (decoder.get_samples_played_in_range)",
+        )
+
+
+def _of_memory(source: Any) -> Sound:
+    """A sound that is no file."""
     if isinstance(source, Sound):
         return _of_pair(source.waveform, source.sampling_rate)
     if isinstance(source, Mapping) and (pair := _of_dictionary(source)) is not None:
         return _of_pair(*pair)
-    if is_file(source):
-        waveform, rate = read_sound(as_file(source, "a sound"))
-        return Sound(as_mono(waveform), rate)
     if hasattr(source, "get_all_samples"):  # a decoder of torchcodec
         source = source.get_all_samples()
     if hasattr(source, "data") and hasattr(source, "sample_rate"):

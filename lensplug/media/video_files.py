@@ -1,167 +1,207 @@
-"""The frames of a video file as an ordinary player shows them: upright, of square pixels, on the player's clock."""
+"""The frames of a video file as an ordinary player shows them: upright, of square pixels, on the player's clock.
+
+Packets are counted first, which decodes nothing. Where a frame can be found by its time, only what it takes to decode
+the frames that are wanted is decoded; else the file is decoded once, and a second time where its packets told something
+else of its frames than is in them.
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from lensplug.errors import LensplugError
-from lensplug.media.files import File
+from lensplug.media.containers import PICTURE_CODECS, cut_short, open_container, pyav, refuse_other_codecs, seconds_of
+from lensplug.media.files import File, decoding
+from lensplug.media.frame_choice import Choice, Track, choose
+from lensplug.media.frame_pixels import as_shown, shown_size
+from lensplug.media.limits import memory_limit, refuse_beyond_limit
+from lensplug.media.packets import WORTHWHILE, Packets, read_packets
 from lensplug.media.warn import warn_user
 
-SQUARE = (0.1, 10.0)
-"""Sample aspect ratios beyond these are no such thing."""
+DECODER = 30
+"""Bytes a pixel that decoders take beside the frames that are kept, of 3 bytes a pixel."""
+LEAST = 2**20
+"""Pixels up to which a decoder is never stopped: those of small frames add a margin."""
+COMMAND = "ffmpeg -i IN -c:v libx264 OUT.mp4"
 
 
-@dataclass(frozen=True)
-class Track:
-    """What is known of a file when all of it has been read."""
+@dataclass
+class Frames:
+    """The frames that are wanted, as they come."""
 
-    n_frames: int
-    times_s: list[float] | None
-    """When each is shown, from the beginning of the file (of its sound, where that begins first); None where the
-    file does not say, as raw H.264."""
+    file: File
+    choice: Choice
+    pixels: np.ndarray | None = None
+    """`[frame height width 3]`; None before the first has come."""
+    found: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Where each frame is wanted: one that stays long, in several places."""
+        self._places: dict[int, list[int]] = {}
+        for place, index in enumerate(self.choice.frames):
+            self._places.setdefault(index, []).append(place)
+
+    def take(self, index: int, frame: Any, stream: Any) -> None:
+        """Keep a frame in every place where it is wanted.
+
+        Raises:
+            LensplugError: If it is larger than the memory limit allows, or of another size than those before.
+        """
+        if index not in self._places:
+            return
+        refuse_large(self.file, frame.width, frame.height, stream, len(self.choice.frames))
+        shown = as_shown(frame, stream)
+        if self.pixels is None:
+            self.pixels = np.empty((len(self.choice.frames), *shown.shape), np.uint8)
+        if shown.shape != self.pixels.shape[1:]:
+            sizes = f"{self.pixels.shape[2]} x {self.pixels.shape[1]}, and later {shown.shape[1]} x {shown.shape[0]}"
+            raise LensplugError(f"the frames of {self.file} differ in size: {sizes}. Give those of one size as frames.")
+        self.pixels[self._places[index]] = shown
+        self.found.add(index)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all have come."""
+        return len(self.found) == len(self._places)
 
 
 def read_video(file: File, num_frames: int) -> tuple[np.ndarray, list[float] | None]:
     """Frames `[frame height width 3]` taken evenly in time, and when each is on the screen, in seconds.
 
     Raises:
-        LensplugError: If PyAV is missing, or the file has no pictures, one alone, or cannot be read.
+        LensplugError: If PyAV is missing, or the file has no pictures, one alone, cannot be read, or the frames that
+            are wanted take more than the memory limit allows.
     """
     av = pyav("video files need", "give the frames")
-    # Twice through the file: how many frames there are, and when each is shown, is known at its end only.
-    try:
-        track = _track(av, file)
-        chosen, times = _evenly(track, file, num_frames)
-        wanted, pictures = set(chosen), {}
-        for index, (frame, stream) in enumerate(_decode(av, file)):
-            if index in wanted:
-                pictures[index] = _as_shown(frame, stream)
-            if index == chosen[-1]:
-                break
-    except (av.error.FFmpegError, IndexError) as error:
-        raise LensplugError(f"{file} is not a video that can be read: {error}") from error
-    return np.stack([pictures[index] for index in chosen]), times
+    with decoding(file, "a video"):
+        with _pictures(av, file) as (container, stream):
+            said = seconds_of(container, stream)
+            start_s = max((container.start_time or 0) / 1e6, 0.0)
+            packets = read_packets(container, stream)
+            n_wanted = max(1, min(num_frames, packets.track.n_frames))
+            refuse_large(file, stream.codec_context.width, stream.codec_context.height, stream, n_wanted)
+        frames = _by_jumps(av, file, packets, num_frames) if packets.can_jump else None
+        track = packets.track
+        if frames is None:
+            frames, track = _by_decoding(av, file, packets, num_frames)
+    if track.times_s is not None:  # some count from 0, some from the start
+        cut_short(file, said, track.times_s[-1] + track.usual_s() + start_s)
+    if frames.choice.warning:
+        warn_user(frames.choice.warning)
+    assert frames.pixels is not None
+    return frames.pixels, frames.choice.times_s
 
 
-def pyav(doing: str, instead: str) -> Any:
-    """The module `av`.
+def refuse_large(file: File, width: int, height: int, stream: Any, n_frames: int) -> None:
+    """Refuse frames that take too much memory.
 
     Raises:
-        LensplugError: If it is not installed.
+        LensplugError: If the memory limit does not allow so many of them.
     """
-    try:
-        import av
-    except ImportError:
-        raise LensplugError(f"{doing} PyAV: pip install 'lensplug[video]' (or {instead}).") from None
-    return av
+    n_pixels = max(width * height, int(np.prod(shown_size(width, height, stream))))
+    if n_pixels == 0:
+        return
+    fitting = (memory_limit() // n_pixels - DECODER) // 3
+    fewer = f"take fewer frames (lensplug.media.load_video(file, num_frames={fitting}))"
+    refuse_beyond_limit(
+        n_pixels * (DECODER + 3 * n_frames),
+        f"{n_frames} frame(s) of {width} x {height} pixels are wanted of {file}",
+        fewer if fitting >= 2 else "make it smaller (ffmpeg -i IN -vf scale=1280:-2 OUT.mp4)",
+    )
 
 
-def cut_short(file: File, said_s: float | None, found_s: float) -> None:
-    """Warn where a file says that it is longer than what of it can be read."""
-    if said_s is not None and said_s - found_s > max(0.5, 0.05 * said_s):
-        warn_user(f"{file} is cut short: it says {said_s:.1f} s, and {found_s:.1f} s of it can be read.")
-
-
-def seconds_of(container: Any, stream: Any) -> float | None:
-    """How long a stream says that it is."""
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None and len(container.streams) == 1:
-        return float(container.duration) / 1e6
-    return None
-
-
-def _track(av: Any, file: File) -> Track:
-    times: list[float | None] = []
-    said, start_s = None, 0.0
-    try:
-        for frame, stream in _decode(av, file):
-            start_s = (stream.container.start_time or 0) / 1e6
-            times.append(None if frame.time is None else frame.time - start_s)
-            said = seconds_of(stream.container, stream)
-    except av.error.FFmpegError:
-        if not times:
-            raise
-        warn_user(f"{file} is damaged: its first {len(times)} frames are read.")
-    if len(times) < 2:
-        raise LensplugError(f"{file} holds {len(times)} frame(s): if it is a picture, give it as images=.")
-    known = [max(time, 0.0) for time in times if time is not None]
-    if len(known) < len(times) or any(after < before for before, after in pairwise(known)):
-        return Track(len(times), None)
-    cut_short(file, said, known[-1] + _usual(known) + max(start_s, 0.0))  # some count from 0, some from the start
-    return Track(len(times), known)
-
-
-def _usual(times: list[float]) -> float:
-    return statistics.median(after - before for before, after in pairwise(times))
-
-
-def _evenly(track: Track, file: File, num_frames: int) -> tuple[list[int], list[float] | None]:
-    """The frames that are taken, and when each is on the screen.
-
-    Evenly in number where that is evenly in time, else at even moments: what stays long is then taken several times.
-    """
-    number = min(num_frames, track.n_frames)
-    by_number = np.linspace(0, track.n_frames - 1, number).round().astype(int).tolist()
-    if track.times_s is None:
-        return by_number, None
-    times = np.asarray(track.times_s)
-    moments = np.linspace(times[0], times[-1], number)
-    if bool((np.abs(times[by_number] - moments) <= 1.5 * _usual(track.times_s) + 1e-6).all()):
-        return by_number, times[by_number].tolist()
-    gaps = np.diff(times)
-    varies = f"the frames of {file} follow each other after {gaps.min():.3g} to {gaps.max():.3g} s"
-    if number == track.n_frames:
-        warn_user(f"{varies}: all {number} are taken, which are not even in time.")
-        return by_number, times.tolist()
-    warn_user(f"{varies}: {number} are taken evenly in time, each as it is on the screen at that moment.")
-    shown = np.searchsorted(times, moments + 1e-6, side="right") - 1
-    return shown.tolist(), moments.tolist()
-
-
-def _decode(av: Any, file: File) -> Iterator[tuple[Any, Any]]:
-    """Each frame and its stream."""
-    with av.open(file.opened()) as container:
+@contextmanager
+def _pictures(av: Any, file: File) -> Iterator[tuple[Any, Any]]:
+    """The file, opened once more at its beginning, and its moving pictures."""
+    with open_container(av, file, max_pixels=max(memory_limit() // DECODER, LEAST)) as container:
         # The cover of a song is a stream of pictures too.
         streams = [one for one in container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
         if not streams:
             sound = " It has sound: give it as audio=." if container.streams.audio else ""
             raise LensplugError(f"{file} has no moving pictures.{sound}")
-        for frame in container.decode(streams[0]):
-            yield frame, streams[0]
+        refuse_other_codecs(streams[0], file, PICTURE_CODECS, COMMAND)
+        yield container, streams[0]
 
 
-def _as_shown(frame: Any, stream: Any) -> np.ndarray:
-    """A frame in RGB, on white where it is transparent, its pixels square, turned as the file says."""
-    width, height = frame.width, frame.height
-    ratio = float(stream.sample_aspect_ratio or 1)
-    if SQUARE[0] < ratio < 1:
-        height = round(height / ratio)  # always the larger way, as browsers do: no pixel is lost
-    elif 1 < ratio < SQUARE[1]:
-        width = round(width * ratio)
-    if any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8":
-        image = Image.fromarray(frame.reformat(width, height, "rgba").to_ndarray())
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        shown = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
-    else:
-        shown = frame.reformat(width, height, "rgb24").to_ndarray()
-    return np.ascontiguousarray(_turned(shown, frame))
+def _by_jumps(av: Any, file: File, packets: Packets, num_frames: int) -> Frames | None:
+    """Decode from the key before each frame that is wanted; None where one is not where its packet says."""
+    if packets.track.n_frames < 2:
+        return None
+    frames, reached = Frames(file, choose(packets.track, str(file), num_frames)), None
+    with _pictures(av, file) as (container, stream):
+        decoded = container.decode(stream)
+        try:
+            for index in sorted(set(frames.choice.frames)):
+                wanted = packets.pts[index]
+                key = packets.key_of(wanted)
+                if reached is not None and key > reached and packets.n_between(reached, key) > WORTHWHILE:
+                    container.seek(key, stream=stream, backward=True)
+                    decoded = container.decode(stream)
+                    first = next(decoded)
+                    # A key can also be where pictures begin to be renewed part by part: they come right later only.
+                    if first.pts is None or first.pts > key or first.pict_type != av.video.frame.PictureType.I:
+                        return None
+                    decoded = chain([first], decoded)
+                frame = next(one for one in decoded if one.pts is None or one.pts >= wanted)
+                if frame.pts != wanted or frame.is_corrupt:
+                    return None
+                frames.take(index, frame, stream)
+                reached = wanted
+        except (av.error.FFmpegError, StopIteration):
+            return None
+    return frames
 
 
-def _turned(shown: np.ndarray, frame: Any) -> np.ndarray:
-    """The frame rotated and mirrored as its display matrix says, which telephones write."""
-    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
-    if matrix is None:
-        return shown
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
-    if abs(b) > abs(a):
-        shown, a, d = shown.swapaxes(0, 1), c, b
-    return shown[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+def _by_decoding(av: Any, file: File, packets: Packets, num_frames: int) -> tuple[Frames, Track]:
+    """Decode all of it, once, or twice where its frames are others than its packets said."""
+    frames = Frames(file, choose(packets.track, str(file), num_frames)) if packets.track.n_frames > 1 else None
+    times: list[float | None] = []
+
+    def keep(index: int, frame: Any, stream: Any) -> bool:
+        times.append(None if frame.time is None else frame.time - (stream.container.start_time or 0) / 1e6)
+        if frames is not None:
+            frames.take(index, frame, stream)
+        return True
+
+    damaged = _decode(av, file, keep)
+    if damaged is not None:
+        if not times:
+            raise damaged
+        warn_user(f"{file} is damaged: its first {len(times)} frames are read.")
+    if len(times) < 2:
+        raise LensplugError(f"{file} holds {len(times)} frame(s): if it is a picture, give it as images=.")
+    track = Track.at(times)
+    choice = choose(track, str(file), num_frames)
+    if frames is not None:
+        if frames.complete and frames.choice.frames == choice.frames:
+            return Frames(file, choice, frames.pixels, frames.found), track
+        frames.pixels = None  # before others take its room
+    again = Frames(file, choice)
+
+    def keep_again(index: int, frame: Any, stream: Any) -> bool:
+        again.take(index, frame, stream)
+        return not again.complete
+
+    _decode(av, file, keep_again)
+    if not again.complete:
+        raise LensplugError(f"{file} is not a video that can be read: it is damaged.")
+    return again, track
+
+
+def _decode(av: Any, file: File, keep: Callable[[int, Any, Any], bool]) -> Exception | None:
+    """Each frame in its order, as long as they are wanted; what went wrong where the file is damaged."""
+    with _pictures(av, file) as (container, stream):
+        try:
+            for index, frame in enumerate(container.decode(stream)):
+                if not keep(index, frame, stream):
+                    break
+        except av.error.FFmpegError as error:
+            damage: Exception = error
+            return damage
+    return None

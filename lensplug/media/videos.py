@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.media.files import as_file, is_file
 from lensplug.media.images import as_array, as_uint8, load_image
+from lensplug.media.limits import refuse_beyond_limit
 from lensplug.media.video_files import read_video
+
+BYTES_A_FRAME = 10
+"""A pixel of a frame that is a picture: Pillow keeps 4 bytes of it, and there are two arrays of 3 while they are
+stacked."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,11 @@ def load_video(source: Any, *, num_frames: int = 16) -> Video:
     beginning. Where its frame rate varies, frames are taken at even moments, and a warning says so: a frame that stays
     long is taken several times.
 
+    Only what it takes to decode the frames that are wanted is decoded, where a file finds a frame by its time (H.264,
+    HEVC, VP9 and AV1 in mp4 and mkv); else the file is decoded once. Frames are taken as far as the memory limit allows
+    (`limits.set_memory_limit`): unless it is changed, 16 of 4K (3840 x 2160) and 80 of 1920 x 1080. The sound of a
+    video is not read.
+
     Args:
         source: A file (a path, bytes, a file that is open, or the dictionary of a data set); a `Video`; frames (a uint8
             array `[frame height width 3]` or `[frame 3 height width]`, or a list of PIL images, arrays or paths); a
@@ -63,14 +73,16 @@ def load_video(source: Any, *, num_frames: int = 16) -> Video:
         num_frames: How many frames to take from a file, evenly from the first to the last (all, if it has fewer).
 
     Raises:
-        LensplugError: If it is none of these, frames differ in size, or the file cannot be read.
+        LensplugError: If it is none of these, frames differ in size or take more memory than the limit, or the file
+            cannot be read.
     """
     if isinstance(source, Video):
         return source
     if isinstance(num_frames, bool) or not isinstance(num_frames, Integral) or num_frames < 1:
         raise LensplugError(f"num_frames is {num_frames!r}, expected a whole number, at least 1.")
     if is_file(source):
-        pixels, times = read_video(as_file(source, "a video"), int(num_frames))
+        with as_file(source, "a video") as file:
+            pixels, times = read_video(file, int(num_frames))
         return Video(torch.from_numpy(pixels), None if times is None else torch.tensor(times))
     if hasattr(source, "get_frames_played_at"):
         return _of_decoder(source, int(num_frames))
@@ -121,7 +133,16 @@ def _stack(frames: Any) -> UInt8[Tensor, "frame height width 3"]:
             f"a video is a {type(frames).__name__}, expected a path, frames (uint8 [frame, height, width, 3] or a list"
             " of pictures), or a pair of frames and frames in a second."
         )
-    pictures = [load_image(frame) for frame in frames]
+    pictures: list[Image.Image] = []
+    for frame in frames:
+        pictures.append(load_image(frame))
+        if is_file(frame) or isinstance(frame, ImageFile.ImageFile):  # what is in memory already has no limit
+            width, height = pictures[-1].size
+            refuse_beyond_limit(
+                BYTES_A_FRAME * width * height * len(pictures),
+                f"the video has {len(frames)} frames, of which {len(pictures)} have {width} x {height} pixels",
+                "give fewer of them, or smaller ones",
+            )
     if len(sizes := {picture.size for picture in pictures}) > 1:
         raise LensplugError(f"the frames of a video differ in size: {sorted(sizes)} (width, height).")
     return torch.stack([torch.from_numpy(np.asarray(picture).copy()) for picture in pictures])
@@ -134,6 +155,12 @@ def _of_decoder(source: Any, num_frames: int) -> Video:
         raise LensplugError(f"the video holds {count} frame(s): if it is a picture, give it as images=.")
     begin, end = float(about.begin_stream_seconds or 0), float(about.end_stream_seconds)
     last = end - (end - begin) / count  # the moment at which the last frame appears
+    width, height = (getattr(about, name, None) or 0 for name in ("width", "height"))
+    refuse_beyond_limit(
+        2 * 3 * width * height * min(num_frames, count),
+        f"{min(num_frames, count)} frames of {width} x {height} pixels are wanted of the video",
+        "take fewer of them (num_frames=)",
+    )
     moments = np.linspace(begin, last, min(num_frames, count)) + 1e-6
     frames = source.get_frames_played_at(seconds=moments.tolist()).data
     return Video(_stack(frames), torch.from_numpy(moments - 1e-6 - begin).float())

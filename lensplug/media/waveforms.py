@@ -24,6 +24,53 @@ SCALES = {torch.int8: 2.0**7, torch.uint8: 2.0**7, torch.int16: 2.0**15, torch.i
 """The largest value of an integer type; uint8 has its silence at 128, as in wav files."""
 
 
+class Mono:
+    """The mean of channels, block by block, and what can be told of it when all of them were there."""
+
+    def __init__(self) -> None:
+        """No block has been there."""
+        self._loudest, self._unusable = 0.0, 0
+        self._of_channels, self._of_mean, self._n_channels = 0.0, 0.0, 1
+
+    def mixed(self, block: np.ndarray) -> np.ndarray:
+        """The mean of floats `[channel sample]`."""
+        channels = torch.from_numpy(block)
+        usable = channels.isfinite()
+        if not bool(usable.all()):
+            self._unusable += int((~usable).sum())
+            unusable: np.ndarray = channels[0].numpy()
+            return unusable
+        mean = channels.mean(dim=0)
+        self._n_channels = len(channels)
+        self._of_channels += float(channels.double().square().sum()) if len(channels) > 1 else 0.0
+        self._of_mean += float(mean.double().square().sum()) if len(channels) > 1 else 0.0
+        self._loudest = max(self._loudest, float(mean.abs().max()))
+        mixed: np.ndarray = mean.numpy()
+        return mixed
+
+    def judge(self) -> None:
+        """Say what is wrong with all of it.
+
+        Raises:
+            LensplugError: If it is not finite, or larger than samples are.
+        """
+        if self._unusable:
+            raise LensplugError(f"the sound has {self._unusable} samples that are NaN or infinite.")
+        unrelated = self._of_channels / self._n_channels**2
+        if self._of_mean < CANCELLED * unrelated:
+            warn_user(
+                f"the {self._n_channels} channels cancel each other (opposite phase): of their power, the mean that the"
+                f" model hears has {self._of_mean / unrelated:.0%}. Give one of them, such as (waveform[0],"
+                " sampling_rate)."
+            )
+        if self._loudest > LOUDEST:
+            bits = math.ceil(math.log2(self._loudest))
+            raise LensplugError(
+                f"the waveform reaches {self._loudest:.0f}, expected -1 to 1: are these integers stored as floats?"
+                f" Divide by {2**bits}."
+            )
+
+
 def as_mono(waveform: Any) -> Float[Tensor, " sample"]:
     """The mean of the channels of a waveform.
 
@@ -33,17 +80,10 @@ def as_mono(waveform: Any) -> Float[Tensor, " sample"]:
     values = _scaled(_tensor(waveform))
     if values.numel() == 0:
         raise LensplugError("the sound is empty: it has no samples.")
-    if not bool(values.isfinite().all()):
-        raise LensplugError(f"the sound has {int((~values.isfinite()).sum())} samples that are NaN or infinite.")
-    values = _mixed(values)
-    loudest = float(values.abs().max())
-    if loudest > LOUDEST:
-        bits = math.ceil(math.log2(loudest))
-        raise LensplugError(
-            f"the waveform reaches {loudest:.0f}, expected -1 to 1: are these integers stored as floats? Divide by"
-            f" {2**bits}."
-        )
-    return values
+    mono = Mono()
+    mixed = mono.mixed(_channels(values).numpy())
+    mono.judge()
+    return torch.from_numpy(mixed)
 
 
 def _tensor(waveform: Any) -> Tensor:
@@ -88,10 +128,9 @@ def _scaled(values: Tensor) -> Float[Tensor, ...]:
     return (centred / SCALES[values.dtype]).float()
 
 
-def _mixed(values: Float[Tensor, ...]) -> Float[Tensor, " sample"]:
-    """The mean over channels, where it does not silence them."""
+def _channels(values: Float[Tensor, ...]) -> Float[Tensor, "channel sample"]:
     if values.ndim == 1:
-        return values
+        return values[None]
     if values.ndim != 2 or min(values.shape) > CHANNELS:
         raise LensplugError(
             f"a waveform has the shape {list(values.shape)}, expected [sample], [channel, sample] or [sample, channel],"
@@ -99,13 +138,4 @@ def _mixed(values: Float[Tensor, ...]) -> Float[Tensor, " sample"]:
         )
     if values.shape[0] == values.shape[1] > 1:
         raise LensplugError(f"a waveform has the shape {list(values.shape)}: which axis is that of the channels?")
-    channels = values.T if values.shape[0] > values.shape[1] else values
-    mean = channels.mean(dim=0)
-    unrelated = float(channels.double().square().mean(dim=1).sum()) / len(channels) ** 2
-    left = float(mean.double().square().mean())
-    if left < CANCELLED * unrelated:
-        warn_user(
-            f"the {len(channels)} channels cancel each other (opposite phase): of their power, the mean that the model"
-            f" hears has {left / unrelated:.0%}. Give one of them, such as (waveform[0], sampling_rate)."
-        )
-    return mean
+    return values.T if values.shape[0] > values.shape[1] else values

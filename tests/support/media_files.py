@@ -81,10 +81,12 @@ def mux_sound(container: Any, stream: Any, waveform: np.ndarray, *, form: str = 
     container.mux(stream.encode(None))
 
 
-def write_sound(path: Path, waveform: np.ndarray, codec: str, form: str = "fltp") -> Path:
+def write_sound(
+    path: Path, waveform: np.ndarray, codec: str, form: str = "fltp", options: dict[str, str] | None = None
+) -> Path:
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options or {}) as container:
         mux_sound(container, container.add_stream(codec, rate=16000, layout="mono"), waveform, form=form)
     return path
 
