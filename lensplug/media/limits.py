@@ -18,8 +18,8 @@ import os
 import re
 from contextlib import ExitStack
 
-from lensplug.arguments import checked
 from lensplug.errors import LensplugError
+from lensplug.validation.arguments import checked
 
 DEFAULT = 2**30
 VARIABLE = "LENSPLUG_MEDIA_MEMORY"

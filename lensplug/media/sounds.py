@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.arguments import checked
 from lensplug.errors import LensplugError
 from lensplug.media.files import as_file, is_file
 from lensplug.media.limits import refuse_beyond_limit
 from lensplug.media.sound_files import read_sound
 from lensplug.media.waveforms import as_mono
+from lensplug.validation.arguments import checked
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 from fuzz_media.mutate import mutated
 from fuzz_media.repair import REPAIRS
 from fuzz_media.seeds import SEEDS, seeds_of
+from lensplug.errors import LensplugError
+from lensplug.media import load_image, load_sound, load_video
 
 SLOW_S = 5.0
 """Of its processor's time, and the clock may show four times that: others compute here too."""
@@ -54,9 +57,7 @@ def content_of(kind: str, number: int, seed: int) -> bytes:
 
 def read(kind: str, content: bytes) -> None:
     """As a user's file is read."""
-    from lensplug import media
-
-    load = {"image": media.load_image, "sound": media.load_sound, "video": media.load_video}
+    load: dict[str, Callable[[bytes], object]] = {"image": load_image, "sound": load_sound, "video": load_video}
     load[next(group for group, kinds in SEEDS.items() if kind in kinds)](content)
 
 
@@ -120,8 +121,6 @@ def _work(pipe: Connection, kind: str, first: int, files: int, seed: int) -> Non
 
 
 def _outcome(kind: str, content: bytes) -> tuple[str, str]:
-    from lensplug.errors import LensplugError
-
     try:
         read(kind, content)
     except LensplugError:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from media_files import ORIENTATION, four_colours, tone, write_sound, write_video
 from PIL import Image, PngImagePlugin, features
+from support.media_files import ORIENTATION, four_colours, tone, write_sound, write_video
 
 from fuzz_media import repair
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from media_files import four_colours, tone, write_sound, write_video
 from PIL import Image
+from support.media_files import four_colours, tone, write_sound, write_video
 
 from lensplug import media
 from lensplug.errors import LensplugError

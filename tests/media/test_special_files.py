@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from media_files import four_colours, tone, write_sound, write_video
 from PIL import Image, ImageFile
+from support.media_files import four_colours, tone, write_sound, write_video
 
 from lensplug.errors import LensplugError
 from lensplug.media import load_image, load_sound, load_video
