@@ -9,7 +9,7 @@ BIN_4 := $(VENV_4)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=8 --dist worksteal -rs
 PYTEST_4 := $(subst $(BIN),$(BIN_4),$(PYTEST))
 
-.PHONY: demo test test-bridge test-4 fuzz fuzz-media lint bench clean
+.PHONY: demo test test-bridge test-4 fuzz fuzz-media stress lint bench clean
 
 demo: $(BIN)/lensplug
 	$(BIN)/lensplug demo
@@ -37,6 +37,10 @@ fuzz: $(BIN)/lensplug
 # Pictures, sounds and videos with something wrong in them, 2,000 of each of 22 kinds; the tests read some each day.
 fuzz-media: $(BIN)/lensplug
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz_media --files 2000
+
+# What shared machines do: a thousand saves of one page by four processes while others read it.
+stress: $(BIN)/lensplug
+	PYTHONPATH=tests $(BIN)/python -m support.concurrent_saves --saves 1000
 
 lint: $(BIN)/lensplug
 	$(BIN)/ruff check .

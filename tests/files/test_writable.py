@@ -26,7 +26,7 @@ def places(tmp_path):
         "nothing": ("", "is a folder, and a file is to be written"),
         "below a file": (tmp_path / "file" / "page.html", "file' is no folder"),
         "long": (tmp_path / ("x" * 300), "cannot be written: File name too long"),
-        "device": ("/dev/null", "is a device or a pipe"),
+        "device": ("/dev/null", "is a device, and a file is to be written"),
         "no disk": ("/proc/page.html", "cannot be written: "),
     }
 

@@ -20,7 +20,8 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from lensplug.files.writable import file_to_write, unwritten
+from lensplug.files.atomic_write import write_text
+from lensplug.files.writable import file_to_write
 from lensplug.printable import printable
 from lensplug.views.explorer.explorer import Explorer
 from lensplug.views.explorer.packing import inflatable
@@ -72,7 +73,7 @@ class Page:
             LensplugError: If it cannot be written there.
         """
         target = file_to_write(path)  # before the page is made
-        return _save(self.to_html(), target)
+        return write_text(target, self.to_html())
 
 
 @dataclass(frozen=True)
@@ -91,21 +92,7 @@ class Index:
             LensplugError: If it cannot be written there.
         """
         target = file_to_write(path)
-        return _save(_template("index.html").render(page=self, style=Markup(_read("style.css"))), target)
-
-
-def _save(html: str, target: Path) -> Path:
-    unfinished = target.with_name(target.name + ".part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            unfinished.write_text(html, encoding="utf-8")
-            unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:  # a disk that became full since it was asked
-        raise unwritten(target, error) from error
-    return target
+        return write_text(target, _template("index.html").render(page=self, style=Markup(_read("style.css"))))
 
 
 def _template(name: str) -> jinja2.Template:
