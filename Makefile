@@ -18,15 +18,18 @@ test: $(BIN)/lensplug
 	$(PYTEST)
 	$(PYTEST) --nbmake --nbmake-timeout=900 notebooks
 
+# Shapes are checked in `make test`; once is enough, and they are a third of the time.
+SHAPES_UNCHECKED := -o addopts="--import-mode=importlib -q"
+
 # What reads activations, once more with a TransformerBridge wherever a test does not ask for an engine.
 test-bridge: $(BIN)/lensplug
-	LENSPLUG_ENGINE=bridge $(PYTEST) tests/analysis tests/reductions tests/running/test_*gradient*.py tests/running/test_query_positions.py
+	LENSPLUG_ENGINE=bridge $(PYTEST) $(SHAPES_UNCHECKED) tests/analysis tests/reductions tests/running/test_*gradient*.py tests/running/test_query_positions.py
 
 # The same tests with TransformerLens 4, where a core is a TransformerBridge; what needs a HookedTransformer is skipped.
-# Left out, for their minutes: media, and where tokens lie in them, are between processors and encoders alone.
-NO_TRANSFORMER_LENS := tests/media $(addprefix tests/families/test_,image_geometry.py video_grids.py whisper_windows.py)
+# Left out, for their minutes: media, where tokens lie in them, and pictures never meet TransformerLens.
+NO_TRANSFORMER_LENS := tests/media tests/fuzz_media tests/views $(addprefix tests/families/test_,image_geometry.py video_grids.py whisper_windows.py)
 test-4: $(BIN_4)/lensplug
-	$(PYTEST_4) $(addprefix --ignore=,$(NO_TRANSFORMER_LENS))
+	$(PYTEST_4) $(SHAPES_UNCHECKED) $(addprefix --ignore=,$(NO_TRANSFORMER_LENS))
 
 # Random cases against oracles that import nothing of lensplug's own computation; the tests run a few hundred each day.
 fuzz: $(BIN)/lensplug

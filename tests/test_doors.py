@@ -75,6 +75,13 @@ def test_reading_a_cache_does_not_import_transformer_lens():
     assert loaded_by(code) & {"transformer_lens", "transformers", "torchvision"} == set()
 
 
+def test_an_analysis_is_known_by_name_before_it_is_imported(monkeypatch):
+    from lensplug.running.caching import _analyses
+
+    monkeypatch.delitem(vars(lensplug.analysis), "logit_lens", raising=False)
+    assert [one.__name__ for one in _analyses("logit_lens")] == ["logit_lens"]
+
+
 def test_the_version_is_said_once_for_the_package():
     from importlib.metadata import version
 

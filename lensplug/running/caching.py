@@ -156,7 +156,8 @@ def _analyses(needs: Any) -> list[Needs]:
         LensplugError: If one is no analysis of a cache.
     """
     # Looked up by name when asked for: an analysis knows caches, not the other way round.
-    public = vars(import_module("lensplug.analysis"))
+    door = import_module("lensplug.analysis")
+    public = {name: getattr(door, name) for name in dir(door)}  # imported only now, if nobody has asked for them
     known = {name: one for name, one in public.items() if isinstance(one, Needs) and not isinstance(one, type)}
     several = needs if isinstance(needs, list | tuple | set) else [needs]
     made = []

@@ -180,7 +180,7 @@ def test_small_chunks_give_the_same_and_hold_no_more_memory_than_allowed(monkeyp
     model = text_model(d_vocab=1000)
     logits, cache = run(model, tokens(3, 8))
     whole = logit_lens(cache, positions=None)
-    module, rows = sys.modules["lensplug.analysis.logit_lens"], []
+    module, rows = sys.modules["lensplug.analysis.logits.logit_lens"], []
     unembed = module.unembed
 
     def counted(model, residual, **kwargs):
