@@ -7,7 +7,7 @@ multimodal task. `convert` puts them together, merges the adapters, and writes m
 
 from __future__ import annotations
 
-import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from lensplug.audio_llama.lora import (
 from lensplug.audio_llama.modeling import AudioLlamaForConditionalGeneration
 from lensplug.audio_llama.processing import AudioLlamaProcessor
 from lensplug.errors import LensplugError
+from lensplug.files.unfinished_folder import holds_files, leftovers, unfinished_folder
 from lensplug.files.writable import folder_to_write
 
 MASK_VECTOR = ("masked_spec_embed",)
@@ -83,8 +84,10 @@ def convert(
             have different dtypes, or `out` is not empty.
     """
     out = folder_to_write(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and holds_files(out):
         raise LensplugError(f"{str(out)!r} exists already: give a new folder.")
+    for sentence in leftovers(out):
+        warnings.warn(sentence, stacklevel=2)
     refuse_other_base(base, adapters, allowed=allow_other_base)
     progress("reading the checkpoint")
     parts = read_parts(checkpoint)
@@ -111,11 +114,12 @@ def convert(
         config, extractor, tokenizer, audio_token=audio_token, chat_template=tokenizer.chat_template
     )
     progress("writing")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        model.save_pretrained(Path(folder) / "whole")
-        processor.save_pretrained(Path(folder) / "whole")
-        (Path(folder) / "whole").rename(out)
+    with unfinished_folder(out) as folder:
+        try:
+            model.save_pretrained(folder)
+        except SafetensorError as error:  # what a full disk is to it
+            raise LensplugError(f"{str(out)!r} cannot be written: {error}. Give another path.") from error
+        processor.save_pretrained(folder)
     return out
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
+from lensplug.files.unfinished_folder import unfinished_folder
 from lensplug.tiny import CHECKPOINTS, image_model, sound_model
 from lensplug.tiny.scenes import SIZES, TOPICS, Scene, ask, draw_scene
 from lensplug.tiny.voices import QUESTIONS, SAMPLING_RATE, Voice, make_voice, topics
@@ -140,13 +140,9 @@ def fit(task: Task, *, steps: int, learning_rate: float) -> None:
 
 def save(model: Any, processor: Any, out: Path) -> None:
     """Write model and processor as half-precision safetensors; `out` is only touched when all is written."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+    with unfinished_folder(out) as folder:
         model.half().save_pretrained(folder)
         processor.save_pretrained(folder)
-        out.mkdir(exist_ok=True)
-        for file in Path(folder).iterdir():
-            file.replace(out / file.name)
 
 
 TRAINERS = {"llava-onevision": (train_llava_onevision, 2800), "audio-llama": (train_audio_llama, 900)}

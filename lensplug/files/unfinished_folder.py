@@ -1,0 +1,177 @@
+"""A folder of files that belong together (a model of many GB) appears whole, or what is left of it tells what it is.
+
+It is filled beside the target, under a name that says so, and takes the target's name when it is whole and on the disk.
+An exception takes it away. A process that was killed cannot: then it stays, and whoever writes there next is told what
+lies there, how large it is and how to delete it. It is never deleted for them: another process may be at work in it,
+which is known where the file system has locks.
+
+When not to use it: for one file (`atomic_write`).
+
+    with unfinished_folder(out) as folder:
+        model.save_pretrained(folder)
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from lensplug.errors import LensplugError
+from lensplug.files.atomic_write import FULL, UNFINISHED
+from lensplug.files.targets import unwritten
+
+LAST = "config.json"
+"""Without it a folder is no model: it is moved last."""
+LOCK = "in use"
+
+
+@contextmanager
+def unfinished_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the name `out` when the block ends, and is gone if the block raises.
+
+    Where `out` is there already, its files are moved into it, `config.json` last, each replacing its namesake: it may
+    be another disk than what is around it, and it stays that folder.
+
+    Raises:
+        LensplugError: If it cannot be written, or another process wrote to `out` meanwhile. What is whole then stays
+            under the name that is said.
+    """
+    there, empty = out.is_dir(), not (out.is_dir() and holds_files(out))
+    name = os.path.basename(os.path.realpath(out)).encode(errors="surrogateescape")[:100].decode(errors="ignore")
+    around = (out if there else out.parent) / f"{UNFINISHED}{name}-{secrets.token_hex(4)}"
+    folder, lock = around / "whole", None
+    try:
+        try:
+            around.parent.mkdir(parents=True, exist_ok=True)
+            around.mkdir(mode=0o700)
+            lock = _locked(around)
+            folder.mkdir()  # with the mode that folders of this process have: it is this one that stays
+        except OSError as error:
+            raise unwritten(out, error) from error
+        try:
+            yield folder
+        except OSError as error:
+            if error.errno in FULL:
+                raise unwritten(out, error) from error
+            raise
+        try:
+            _all_to_disk(folder)
+            if empty and os.path.lexists(out) and not (there and not holds_files(out)):
+                _keep(folder, (out if there else out.parent) / f"{name}-{secrets.token_hex(4)}", out)
+            _move_files(folder, out) if there else folder.rename(out)
+        except OSError as error:
+            raise unwritten(out, error) from error
+    finally:
+        try:
+            _remove(around, lock)
+        finally:  # also where a second Ctrl-C ends the first
+            _remove(around, lock)
+
+
+def leftovers(out: Path) -> list[str]:
+    """A sentence for each unfinished folder of this user in `out` or beside it, except where a process is at work."""
+    sentences = []
+    for folder in dict.fromkeys((out.absolute().parent, out.absolute())):
+        for found in sorted(folder.glob(f"{UNFINISHED}*")) if folder.is_dir() else ():
+            if not found.is_dir() or found.is_symlink() or _of_another(found):
+                continue
+            used = _is_used(found)
+            if used:
+                continue
+            whose = "nobody works on it any more:" if used is False else "unless a process still works on it,"
+            sentences.append(
+                f"{str(found)!r} ({_bytes(found) / 1e9:.1f} GB) is what was left when a process was killed while it"
+                f" wrote; {whose} delete it with: rm -r {shlex.quote(str(found))}"
+            )
+    return sentences
+
+
+def holds_files(out: Path) -> bool:
+    """Whether a folder has anything in it but what was left unfinished."""
+    return any(not path.name.startswith(UNFINISHED) for path in out.iterdir())
+
+
+def _locked(around: Path) -> BinaryIO:
+    """A file that is locked as long as this process lives, where the file system can."""
+    lock = open(around / LOCK, "xb")
+    with suppress(ImportError, OSError):
+        import fcntl  # not on every system
+
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def _remove(around: Path, lock: BinaryIO | None) -> None:
+    if lock is not None:
+        lock.close()
+    shutil.rmtree(around, ignore_errors=True)
+
+
+def _is_used(around: Path) -> bool | None:
+    """Whether a process is at work in it; None where that cannot be told."""
+    try:
+        import fcntl
+
+        lock = os.open(around / LOCK, os.O_RDWR)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(lock)
+
+
+def _bytes(folder: Path) -> int:
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # gone meanwhile
+                total += os.lstat(os.path.join(where, name)).st_size
+    return total
+
+
+def _of_another(folder: Path) -> bool:
+    return hasattr(os, "geteuid") and folder.lstat().st_uid != os.geteuid()
+
+
+def _all_to_disk(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            file = os.open(path, os.O_RDWR)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+
+
+def _keep(folder: Path, kept: Path, out: Path) -> None:
+    """Give it a name of its own where that which was meant is taken: hours may be in it."""
+    folder.rename(kept)
+    raise LensplugError(
+        f"another process wrote to {str(out)!r} meanwhile; what was to be written there is in {str(kept)!r}."
+    )
+
+
+def _move_files(folder: Path, out: Path) -> None:
+    """Move files into a folder; if one of them cannot be, those that are new there are taken away again."""
+    new: list[Path] = []
+    try:
+        for file in sorted(folder.iterdir(), key=lambda file: (file.name == LAST, file.name)):
+            if not os.path.lexists(out / file.name):
+                new.append(out / file.name)
+            os.replace(file, out / file.name)
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
