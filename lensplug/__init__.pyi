@@ -1,5 +1,8 @@
 from . import analysis as analysis
+from . import audio_llama as audio_llama
+from . import media as media
 from . import patches as patches
+from . import reductions as reductions
 from . import tiny as tiny
 from . import views as views
 from .attentions.cache import cache_from_attentions as cache_from_attentions
