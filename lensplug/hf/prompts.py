@@ -10,9 +10,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
 from lensplug.errors import LensplugError
+from lensplug.hf import chat_templates
 from lensplug.hf.conversations import Conversation, media_of, messages, with_media
 from lensplug.media import Media, Sound, load_media
 from lensplug.media.warn import warn_user
@@ -90,13 +89,24 @@ def prepare(
     bos = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
     if chat_template and bos and texts[0].startswith(bos):
         arguments.get("text_kwargs", arguments)["add_special_tokens"] = False  # the template has written it
+    return _run(processor, arguments), given
+
+
+def _run(processor: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the processor makes of its inputs; what its files make it raise, of whatever class, in one sentence."""
+    name = type(processor).__name__
     try:
-        outputs = processor(**arguments)
+        outputs: Mapping[str, Any] = processor(**arguments)
     except LensplugError:
         raise
-    except (ValueError, TypeError) as error:
-        raise LensplugError(f"{type(processor).__name__} refused its inputs: {error}") from error
-    return outputs, given
+    except Exception as error:
+        what = str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
+        raise LensplugError(f"{name} refused its inputs: {what}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the tokenizers library, which is in Rust
+            raise
+        raise LensplugError(f"{name} refused its inputs: {error}") from error
+    return outputs
 
 
 def _arguments(processor: Any, texts: Sequence[str], given: Media, heard: Sequence[Sequence[Sound]]) -> dict[str, Any]:
@@ -199,10 +209,4 @@ def _chat_prompt(processor: Any, conversation: Conversation) -> str:
             " lens.encode(processor_outputs)."
         )
     turns: Any = messages(conversation, as_text=not hasattr(processor, "tokenizer"))
-    try:
-        rendered = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except jinja2.TemplateError as error:  # roles that do not take turns, or a system's that the model has none for
-        raise LensplugError(
-            f"the chat template of {type(processor).__name__} refuses the messages: {error}."
-        ) from error
-    return str(rendered)
+    return chat_templates.rendered(processor, turns)

@@ -1,0 +1,104 @@
+"""A small program that works for this process in another, which ends where it takes too long or too much memory.
+
+What a model's files say can make Python work without end inside one call: a chat template that doubles a text, a
+regular expression that tries every way. No other thread can stop that, and a process can be. The program stays and
+answers one request after another (JSON, a line each), so that the next costs less than a millisecond.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+SECONDS = 5.0
+"""For one request."""
+MEGABYTES = 1024
+"""Of address space."""
+
+
+class ChildError(Exception):
+    """The program ended, or was ended, before it had answered."""
+
+
+class Child:
+    """A program of this folder, started with the first request; one request at a time.
+
+    Args:
+        program: Its file; it imports nothing of lensplug.
+        packages: Files of the packages that it imports, such as `jinja2.__file__`.
+    """
+
+    def __init__(self, program: str, *packages: str) -> None:
+        """Nothing is started yet."""
+        self.program = str(Path(__file__).with_name(program))
+        self.folders = [str(Path(package).parents[1]) for package in packages]
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[str] | None = None
+        self.owner = 0
+
+    def ask(self, request: Any) -> Any:
+        """The program's answer.
+
+        Raises:
+            ChildError: If it has none within the limits; the next request starts it anew.
+        """
+        with self.lock:
+            process = self._running()
+            timer = threading.Timer(SECONDS, process.kill)
+            timer.start()
+            try:
+                assert process.stdin is not None and process.stdout is not None
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+                if not line.endswith("\n"):
+                    raise ChildError("it ended")
+            except BaseException as error:  # an interrupt too: half an answer would be taken for the next one's
+                timed_out = not timer.is_alive()
+                self.close()
+                if isinstance(error, OSError | ChildError):
+                    ended = f"it ended, as for want of memory ({MEGABYTES} MB)"
+                    raise ChildError(f"it took more than {SECONDS:.0f} seconds" if timed_out else ended) from error
+                raise
+            finally:
+                timer.cancel()
+            return json.loads(line)
+
+    def close(self) -> None:
+        """End the program."""
+        process, self.process = self.process, None
+        if process is None or self.owner != os.getpid():
+            return  # after a fork it is the parent's
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:  # what was not sent has nowhere to go
+                    pass
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self.process is not None and (self.owner != os.getpid() or self.process.poll() is not None):
+            self.close()
+        if self.process is None:
+            command = [sys.executable, "-S", "-E", "-s", self.program, str(MEGABYTES), *self.folders]
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="ascii",
+                start_new_session=os.name == "posix",  # an interrupt from the keyboard is for this process alone
+            )
+            self.owner = os.getpid()
+            atexit.unregister(self.close)
+            atexit.register(self.close)
+        return self.process
