@@ -50,6 +50,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; cuda w
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: what the checkpoint says.")]
 
 
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")]
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("lensplug-demo"),
@@ -93,12 +96,13 @@ def report(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("lensplug-report.html"),
     device: Device = None,
     dtype: Dtype = "auto",
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Write one self-contained page about how a model answers a prompt, on pictures, videos or sounds or on words."""
     with _steps() as step:
         out = file_to_write(out)  # a report may take minutes
         media = _media(image, video, audio)
-        lens = _load(model, device, dtype, step)
+        lens = _load(model, device, dtype, step, trust_remote_code=trust_remote_code)
         _refuse_no_medium(lens, media)
         _report(lens, prompt, out, step, **media)
 
@@ -112,13 +116,14 @@ def check(
     prompt: Prompt = "What is this?",
     device: Device = None,
     dtype: Dtype = "auto",
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Compare the wrapped core with the full model on a prompt with media; exit code 1 where they differ."""
     from lensplug.hf.prompts import as_the_model_reads, has_chat_template
 
     with _steps() as step:
         media = _media(image, video, audio)
-        lens = _load(model, device, dtype, step, check=False)
+        lens = _load(model, device, dtype, step, trust_remote_code=trust_remote_code, check=False)
         _refuse_no_medium(lens, media)
         step("running both")
         template = has_chat_template(lens.processor)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lensplug.errors import LensplugError
+from lensplug.model_files.weight_files import refuse_broken_pickle
 
 PARTS = ("llama", "wave2vec2", "projector")
 WEIGHT_NORM = {
@@ -34,15 +35,10 @@ def read_parts(path: str | Path) -> dict[str, dict[str, Tensor]]:
         LensplugError: If there is no such file, it holds more than tensors, or keys of no part.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise LensplugError(f"there is no file {str(path)!r}.")
-    state = _load(path)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = list(state)[:10] if isinstance(state, Mapping) else type(state).__name__
-        raise LensplugError(
-            f"{path.name} is no state dict (it holds {found}): expected tensors under keys that begin with"
-            " 'llama.', 'wave2vec2.' and 'projector.'."
-        )
+    refuse_broken_pickle(path)
+    state = refuse_other_than_tensors(_load(path), path)
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     left_over = []
     for key, value in state.items():
@@ -57,6 +53,30 @@ def read_parts(path: str | Path) -> dict[str, dict[str, Tensor]]:
             f" {listed(left_over)}."
         )
     return parts
+
+
+def refuse_other_than_tensors(state: object, path: Path) -> Mapping[str, Tensor]:
+    """What a file held, if that is a state dict of tensors that lie in it number for number.
+
+    Raises:
+        LensplugError: If it is none, or a tensor of it is a view that has more numbers than were stored, such as one
+            row shown a billion times.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        found = list(state)[:10] if isinstance(state, Mapping) else type(state).__name__
+        raise LensplugError(
+            f"{path.name} is no state dict (it holds {found}): expected tensors under keys that begin with"
+            " 'llama.', 'wave2vec2.' and 'projector.'."
+        )
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_quantized:
+            raise LensplugError(f"{path.name} has {name} in another form than numbers in rows: save it dense.")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise LensplugError(
+                f"{path.name} has {name} of shape {list(value.shape)}, of which only"
+                f" {value.untyped_storage().nbytes()} bytes are stored: save it with .contiguous()."
+            )
+    return state
 
 
 def rows_of(tensors: Mapping[str, Tensor]) -> int | None:
@@ -115,7 +135,7 @@ def _load(path: Path) -> object:
                 f"{path.name} holds more than tensors, and opening it could run code of others. Save its state dict"
                 f" alone: torch.save(model.state_dict(), ...). ({str(error).splitlines()[0]})"
             ) from error
-        except (RuntimeError, EOFError, OSError) as error:
+        except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             if not mmap:
                 raise LensplugError(f"{path.name} is no checkpoint that torch can read: {error}") from error
     raise AssertionError("one of the two ways returns or raises")

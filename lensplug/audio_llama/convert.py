@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoFeatureExtractor, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from lensplug.audio_llama.checkpoint import fill, listed, read_parts, rows_of
 from lensplug.audio_llama.configuration import AudioLlamaConfig
@@ -33,6 +33,10 @@ from lensplug.audio_llama.processing import AudioLlamaProcessor
 from lensplug.errors import LensplugError
 from lensplug.files.unfinished_folder import holds_files, leftovers, unfinished_folder
 from lensplug.files.writable import folder_to_write
+from lensplug.model_files import beforehand
+from lensplug.model_files.failures import failures_explained
+from lensplug.model_files.model_class import refuse_other_size
+from lensplug.model_files.remote_code import nobody_is_asked
 
 MASK_VECTOR = ("masked_spec_embed",)
 """Parameters of the acoustic model that are used only to mask frames in training."""
@@ -248,10 +252,28 @@ def _assembled(
 
 
 def _open(auto_class: Any, name: str | Path, **options: Any) -> Any:
-    try:
-        return auto_class.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise LensplugError(f"{str(name)!r} could not be loaded: {error}") from error
+    """What transformers loads; its files are looked at first, and code that comes with them is not run.
+
+    What is written has classes of transformers and of lensplug alone, so that nobody needs such code to open it.
+    """
+    path = str(name)
+    with failures_explained(path, may_trust=False) as reading, nobody_is_asked():
+        reading("its configuration")
+        folder = beforehand.local(path, {})
+        has_weights = "output_loading_info" in options
+        if folder is not None:
+            beforehand.refuse_broken(folder, path, may_have_adapter=not has_weights)
+        if has_weights:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            beforehand.fetch_weights(path, {}, {})
+            reading("its weight files")
+            weights = beforehand.whole_weights(folder, {})
+            reading("the model that its config.json describes")
+            refuse_other_size(auto_class, config, weights, path)
+            reading(", ".join(weights.names[:3]) if weights is not None else "its weight files")
+        else:
+            reading(f"the files that {auto_class.__name__} reads")
+        return auto_class.from_pretrained(path, trust_remote_code=False, **options)
 
 
 def _open_whole(auto_class: Any, name: str | Path, dtype: Any, *, is_filled: bool) -> Any:

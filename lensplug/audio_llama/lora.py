@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +12,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lensplug.audio_llama.checkpoint import listed
+from lensplug.audio_llama.adapter_limits import refuse_adapter_config
+from lensplug.audio_llama.checkpoint import listed, refuse_other_than_tensors
 from lensplug.errors import LensplugError
+from lensplug.model_files.json_files import read_object
+from lensplug.model_files.weight_files import refuse_broken_pickle, safetensors_header
 
 PREFIX = "base_model.model."
 """Before every name of the model that peft has wrapped."""
@@ -40,9 +43,10 @@ def attach(model: Any, folder: str | Path, weights: Mapping[str, Tensor]) -> Any
     """
     peft = _peft()
     name = Path(folder).name
+    refuse_adapter_config(Path(folder), [name for name, _ in model.named_modules()], weights)
     try:
         adapted = peft.PeftModel.from_pretrained(model, str(folder))
-    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # what its configuration makes peft raise is of every class
         raise LensplugError(
             f"the adapter {name!r} does not fit the model: {' '.join(str(error).split())[:600]}"
         ) from error
@@ -66,12 +70,19 @@ def adapter_weights(folder: str | Path) -> dict[str, Tensor]:
     Raises:
         LensplugError: If there are none, or the file is broken.
     """
-    if not any((Path(folder) / f"adapter_model.{suffix}").is_file() for suffix in ("safetensors", "bin")):
+    files = [Path(folder) / f"adapter_model.{suffix}" for suffix in ("safetensors", "bin")]
+    file = next((file for file in files if file.exists()), None)
+    if file is None:
         raise LensplugError(f"{str(folder)!r} is no adapter: it has no adapter_model.safetensors (or .bin).")
+    if file.suffix == ".safetensors":
+        safetensors_header(file)
+    else:
+        refuse_broken_pickle(file)
     try:
         weights: dict[str, Tensor] = _peft().load_peft_weights(str(folder), device="cpu")
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise LensplugError(f"the weights of the adapter {Path(folder).name!r} cannot be read: {error}") from error
+        refuse_other_than_tensors(weights, file)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise LensplugError(f"the weights of the adapter, {str(file)!r}, cannot be read: {error}") from error
     return weights
 
 
@@ -132,13 +143,13 @@ def refuse_other_base(base: str | Path, adapters: Sequence[str | Path], *, allow
     """
     for folder in adapters:
         path = Path(folder) / "adapter_config.json"
-        if not path.is_file():
+        if not path.exists():
             raise LensplugError(f"{str(folder)!r} is no adapter: it has no adapter_config.json.")
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            kind, recorded = config["peft_type"], config.get("base_model_name_or_path") or ""
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise LensplugError(f"{str(path)!r} cannot be read as an adapter's configuration: {error}") from error
+        config = read_object(path)
+        kind, recorded = config.get("peft_type"), config.get("base_model_name_or_path") or ""
+        if kind is None or not isinstance(recorded, str):
+            missing = "peft_type" if kind is None else "base_model_name_or_path, a name,"
+            raise LensplugError(f"{str(path)!r} cannot be read as an adapter's configuration: {missing} is not in it.")
         if kind != "LORA":
             raise LensplugError(f"the adapter {Path(folder).name!r} is of the kind {kind}, expected LORA.")
         names = [Path(str(name)).name.lower() for name in (recorded, base)]

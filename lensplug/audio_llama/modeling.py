@@ -80,11 +80,11 @@ class AudioLlamaModel(AudioLlamaPreTrainedModel):
     def __init__(self, config: AudioLlamaConfig) -> None:
         """With random weights."""
         super().__init__(config)
-        tower = AutoModel.from_config(config.audio_config)
+        tower = AutoModel.from_config(config.audio_config, trust_remote_code=False)
         # Of an encoder-decoder (Whisper) the encoder alone.
         self.audio_tower = tower.get_encoder() if config.audio_config.is_encoder_decoder else tower
         self.projector = AudioLlamaProjector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lensplug.errors import LensplugError
+from lensplug.model_files.failures import EXPECTED
 
-EXPECTED = (
-    "Expected a folder that save_pretrained wrote for model and processor, or a model of the Hugging Face hub, such as"
-    " 'llava-hf/llava-onevision-qwen2-0.5b-ov-hf'."
-)
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
@@ -51,29 +47,6 @@ def refuse_no_processor(name: str, config: Any) -> None:
         )
 
 
-def explained(name: str, error: BaseException) -> LensplugError:
-    """Why transformers could not load it, in a sentence or two."""
-    chain = list(_chain(error))
-    kinds, text = {type(one).__name__ for one in chain}, str(error).strip()
-    if "GatedRepoError" in kinds:
-        why = "it asks for an account: accept its terms on the hub, and log in with `hf auth login`"
-    elif kinds & {"RepositoryNotFoundError", "HFValidationError"} or "not a valid model identifier" in text:
-        why = "the hub has no model of that name, and there is no such folder"
-    elif _without_network(chain):
-        why = (
-            "there is no such folder here, no network (or HF_HUB_OFFLINE is set), and nothing of it in the cache of the"
-            " hub: give a folder, or fetch it where there is a network, `hf download`"
-        )
-    elif "trust_remote_code" in text:
-        why = (
-            "it has code of its own, of which nothing is known here: read it, load the model with transformers, and"
-            " give it to lensplug.wrap(model, processor)"
-        )
-    else:
-        return LensplugError(f"{name!r} could not be loaded: {text or type(error).__name__} ({EXPECTED})")
-    return LensplugError(f"{name!r} could not be loaded: {why}. {EXPECTED}")
-
-
 def _refuse_incomplete(folder: Path, name: str, gguf_file: str | None) -> None:
     files = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     if not files:
@@ -93,15 +66,3 @@ def _refuse_incomplete(folder: Path, name: str, gguf_file: str | None) -> None:
         why = f"it has no processor and no tokenizer: save it beside the model, processor.save_pretrained({name!r})"
     if why:
         raise LensplugError(f"{name!r} could not be loaded: {why}. {EXPECTED}")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _without_network(chain: list[BaseException]) -> bool:
-    names = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError", "ConnectTimeout"}
-    said = any("couldn't connect" in str(one) or "outgoing traffic has been disabled" in str(one) for one in chain)
-    return said or any(type(one).__name__ in names for one in chain)

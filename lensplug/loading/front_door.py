@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from lensplug import audio_llama as audio_llama  # registers the model with transformers' Auto classes
 from lensplug import engines
@@ -20,14 +19,14 @@ from lensplug.lens import MultimodalLens
 from lensplug.loading import folder as load_folder
 from lensplug.loading import options as load_options
 from lensplug.loading.wrap_arguments import refuse_not_loaded, refuse_other_models, refuse_other_processors
+from lensplug.model_files import beforehand
+from lensplug.model_files.beforehand import CONFIG
+from lensplug.model_files.failures import failures_explained
+from lensplug.model_files.model_class import model_class, refuse_other_size
+from lensplug.model_files.remote_code import nobody_is_asked
 from lensplug.patches.bridge.unbridged import is_bridge, is_bridged, unbridged
 from lensplug.running import parity
 from lensplug.validation.arguments import checked
-
-FAILURES = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError
-)  # fmt: skip
-"""How transformers says that it cannot load something."""
 
 
 @checked
@@ -39,6 +38,7 @@ def load(
     engine: str = "auto",
     process_weights: bool = False,
     check: bool = True,
+    trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> MultimodalLens:
     """Load a multimodal model and its processor, and wrap its language core.
@@ -53,35 +53,44 @@ def load(
         engine: See `wrap`.
         process_weights: See `wrap`.
         check: See `wrap`.
+        trust_remote_code: Run the code that comes with the model, with all that you may do. Read it first, and give
+            the `revision` that you have read. The lens is refused where it computes something else (`check`).
         **kwargs: For `from_pretrained`, such as `revision` or `local_files_only`. What would split, offload or quantise
-            weights, or run code that comes with them, is refused.
+            weights is refused.
 
     Raises:
-        LensplugError: If nothing is found under that name, the device is not there, an option is none that can be
-            followed, or the model cannot be wrapped exactly.
+        LensplugError: If nothing is found under that name, a file is broken or asks for what is not given (the file is
+            named), the device is not there, an option is none that can be followed, or the model cannot be wrapped
+            exactly.
     """
     engines.refuse_unknown(engine)
     dtype = load_options.known_dtype(dtype)
     device, where, of_weights = load_options.options(kwargs, device)
     path = load_folder.found(name, subfolder=where.get("subfolder", ""), gguf_file=where.get("gguf_file"))
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False, **where)
+    code = {"trust_remote_code": trust_remote_code}
+    with failures_explained(str(name)) as reading, nobody_is_asked():
+        reading(CONFIG)
+        folder = beforehand.local(path, where)
+        if folder is not None:
+            beforehand.refuse_broken(folder, str(name))
+        if not Path(path).is_dir():
+            where = {**where, "force_download": False}  # they are fetched
+        config = transformers.AutoConfig.from_pretrained(path, **code, **where)
         load_options.refuse_quantised(config, str(name))
         load_folder.refuse_no_processor(path, config)
-        processor = transformers.AutoProcessor.from_pretrained(path, trust_remote_code=False, **where)
-        architecture = (config.architectures or [None])[0]
-        # The class that the checkpoint names; for one that registers itself (audio-LLaMA), as it is registered.
-        model_class = getattr(transformers, architecture or "", None) or transformers.AutoModelForMultimodalLM
+        hf_class = model_class(config, str(name), **code)
+        reading("its processor's or tokenizer's files")
+        processor = transformers.AutoProcessor.from_pretrained(path, **code, **where)
+        reading("its weight files")
+        beforehand.fetch_weights(path, where, of_weights)
+        weights = beforehand.whole_weights(folder, {**where, **of_weights})
+        reading("the model that its config.json describes")
+        refuse_other_size(hf_class, config, weights, str(name), **code)
+        reading(", ".join(weights.names[:3]) if weights is not None else "its weight files")
         with torch.inference_mode(False):  # weights made in it never take part in gradients
-            hf_model, report = model_class.from_pretrained(
-                path, dtype=dtype, output_loading_info=True, **where, **of_weights
+            hf_model, report = hf_class.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, **code, **where, **of_weights
             )
-    except LensplugError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise LensplugError(f"there is not enough memory for {str(name)!r}: {error}") from error
-    except FAILURES as error:
-        raise load_folder.explained(str(name), error) from error
     if missing := sorted(report["missing_keys"]):
         raise LensplugError(
             f"the weights of {str(name)!r} lack {len(missing)} of a {type(hf_model).__name__}'s ({missing[0]}, ...),"

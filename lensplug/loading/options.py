@@ -1,7 +1,7 @@
 """What `lensplug.load` is asked for, held against what there is, before anything large is read.
 
 A core is one set of whole weights in one dtype on one device. Options of transformers that would give another one
-(split, offloaded or quantised weights, code from elsewhere) are refused by name, with what to type in their place.
+(split, offloaded or quantised weights) are refused by name, with what to type in their place.
 """
 
 from __future__ import annotations
@@ -88,11 +88,6 @@ def options(given: Mapping[str, Any], device: Any) -> tuple[torch.device, dict[s
     """
     rest = dict(given)
     device = _of_map(rest.pop("device_map"), device) if "device_map" in rest else device
-    if rest.pop("trust_remote_code", False):
-        raise LensplugError(
-            "trust_remote_code=True runs code that comes with the weights, of which nothing is known here: read it,"
-            f" {OWN_MODEL}."
-        )
     for name, value in rest.items():
         if name in REFUSED and value not in (None, False):
             raise LensplugError(f"{name}={_brief(value)}: {REFUSED[name]}.")
