@@ -35,6 +35,7 @@ test-4: $(BIN_4)/lensplug
 fuzz: $(BIN)/lensplug
 	PYTHONPATH=tests OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m fuzz --cases 10000
 	PYTHONPATH=tests OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m malformed.calls
+	PYTHONPATH=tests OMP_NUM_THREADS=1 TQDM_DISABLE=1 HF_HUB_OFFLINE=1 $(BIN)/python -m malformed.models --quiet
 	LENSPLUG_INTERRUPTIONS=1000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/running/test_interrupted.py
 
 # Pictures, sounds and videos with something wrong in them, 2,000 of each of 22 kinds; the tests read some each day.
