@@ -79,6 +79,8 @@ def read_video(file: File, num_frames: int) -> tuple[np.ndarray, list[float] | N
             are wanted take more than the memory limit allows.
     """
     av = pyav("video files need", "give the frames")
+    if _is_picture(file.begins()):
+        raise LensplugError(f"{file} is a picture, not a video: give it as images=.")
     with decoding(file, "a video"):
         with _pictures(av, file) as (container, stream):
             said = seconds_of(container, stream)
@@ -96,6 +98,12 @@ def read_video(file: File, num_frames: int) -> tuple[np.ndarray, list[float] | N
         warn_user(frames.choice.warning)
     assert frames.pixels is not None
     return frames.pixels, frames.choice.times_s
+
+
+def _is_picture(begins: bytes) -> bool:
+    """Whether a file is a still picture, by its first bytes; an animated PNG says so before its pixels."""
+    still = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
+    return begins.startswith(still) and b"acTL" not in begins or begins[8:12] == b"WEBP"
 
 
 def refuse_large(file: File, width: int, height: int, stream: Any, n_frames: int) -> None:

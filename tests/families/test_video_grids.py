@@ -118,9 +118,13 @@ def test_a_file_given_to_encode_is_refused_for_its_frames_are_not_known(tmp_path
 
 
 def test_a_picture_is_no_video(tmp_path):
-    Image.new("RGB", (64, 48)).save(tmp_path / "picture.png")
+    for name in ("png", "jpg", "webp", "bmp", "tiff"):
+        Image.new("RGB", (64, 48)).save(tmp_path / f"picture.{name}")
+        with pytest.raises(LensplugError, match="is a picture, not a video: give it as images="):
+            load_video(tmp_path / f"picture.{name}")
+    Image.new("RGB", (64, 48)).save(tmp_path / "picture.gif")
     with pytest.raises(LensplugError, match="holds 1 frame.s.: if it is a picture, give it as images="):
-        load_video(tmp_path / "picture.png")
+        load_video(tmp_path / "picture.gif")
 
 
 def test_the_frames_of_internvl_are_images():

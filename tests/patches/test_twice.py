@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from support.built import ENGINES
+from support.built import ENGINES, HOOKED, ONLY_HOOKED
 from support.models import QUESTION, largest_difference, llava_onevision, scene, snapshot
 
 import lensplug
@@ -158,7 +158,7 @@ def test_a_copy_knows_what_is_in_force_on_it(case):
     assert snapshot(lens.model) == before
 
 
-@pytest.mark.skipif("not __import__('built').HOOKED", reason="of HookedTransformer")
+@pytest.mark.skipif(not HOOKED, reason=ONLY_HOOKED)
 def test_another_core_stands_on_the_first():
     """ConfigFix nests: the last one counts, and they come off in reverse order."""
     one, other = (lensplug.wrap(llava_onevision(seed)[0], engine="hooked_transformer") for seed in (0, 1))

@@ -49,6 +49,7 @@ def ablation(embeds, mask, chosen, statistics, *, seed):
 class OnPlain:
     """A lens whose core is given embeddings and padding alone."""
 
+    model = engine = prepare = logits_at = logits_only = run_with_cache = tokenizer = None  # nothing is run
     core = LanguageCore("plain", None, torch.nn.Linear(1, 1), SimpleNamespace(model_type="llama"), {})
 
     def without(self, inputs, positions):
