@@ -13,8 +13,10 @@ window.lensplug = {
 };
 
 (function () {
+  var nonce = document.currentScript.nonce; // by which the content policy knows the scripts of the page from others
   function run(code) {
     var script = document.createElement("script");
+    script.nonce = nonce;
     script.textContent = code;
     document.head.appendChild(script).remove();
   }

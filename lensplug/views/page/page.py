@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias
@@ -52,14 +53,16 @@ class Page:
     provenance: tuple[str, ...] = field(default=())
 
     def to_html(self) -> str:
-        """The page. Scripts are put in once; a content policy forbids every request."""
+        """The page. Scripts are put in once; a content policy forbids every request, and every other script."""
         parts = [part for section in self.sections for part in section.parts]
         explorers = any(isinstance(part, Explorer) for part in parts)
         tokens = explorers or any(isinstance(part, Widget) for part in parts)
+        rendered = [[_rendered(part) for part in section.parts] for section in self.sections]
         return _template("page.html").render(
             page=self,
+            nonce=_nonce((self.facts, self.provenance, rendered)),
             style=Markup(_read("style.css") + (_read("explorer.css", "lensplug.views.explorer") if explorers else "")),
-            rendered=[[_rendered(part) for part in section.parts] for section in self.sections],
+            rendered=rendered,
             libraries=[Markup(_library(source)) for source in ([get_plotlyjs, script] if tokens else [get_plotlyjs])],
             scripts=[Markup(_read("explorer.js", "lensplug.views.explorer"))] if explorers else [],
             loader=Markup(_read("loader.js")),
@@ -93,6 +96,11 @@ class Index:
         """
         target = file_to_write(path)
         return write_text(target, _template("index.html").render(page=self, style=Markup(_read("style.css"))))
+
+
+def _nonce(content: object) -> str:
+    """What marks the page's own scripts, so that no other is run: who wrote a part of the content cannot know it."""
+    return sha256(repr(content).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
 def _template(name: str) -> jinja2.Template:

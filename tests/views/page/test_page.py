@@ -108,6 +108,26 @@ def test_a_browser_that_cannot_unpack_the_scripts_says_so(made, tmp_path):
     assert "<dd>Red</dd>" in shown and not console
 
 
+def test_only_the_pages_own_scripts_may_run():
+    """By a number that depends on all of the content; nothing is evaluated, and no request is allowed."""
+    page = Page("t", (("Prompt", "one"),), ())
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page.to_html())[1]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'" and "unsafe" not in rules["script-src"]
+    nonce = re.fullmatch(r"'nonce-(\w{32})'", rules["script-src"])[1]
+    assert page.to_html().count(f'<script nonce="{nonce}">') == 1
+    assert nonce not in Page("t", (("Prompt", "two"),), ()).to_html()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium; the page's other tests run without")
+def test_a_browser_runs_no_other_script(made, tmp_path):
+    path = tmp_path / "injected.html"
+    theirs = "<script>document.title = 'theirs'</script><img src=x onerror=\"document.title = 'theirs'\"><main"
+    path.write_text(made[1].read_text(encoding="utf-8").replace("<main", theirs, 1), encoding="utf-8")
+    shown, console = in_a_browser(path, tmp_path / "profile")
+    assert "<title>theirs" not in shown and any("Content Security Policy" in line for line in console)
+
+
 def test_the_large_scripts_are_packed_once_and_the_small_ones_wait(made):
     html = made[1].read_text(encoding="utf-8")
     assert html.count('class="packed"') == 2 and made[1].stat().st_size < 4_500_000
