@@ -37,6 +37,7 @@ from lensplug.model_files import beforehand
 from lensplug.model_files.failures import failures_explained
 from lensplug.model_files.model_class import refuse_other_size
 from lensplug.model_files.remote_code import nobody_is_asked
+from lensplug.provenance.public_names import public_name
 
 MASK_VECTOR = ("masked_spec_embed",)
 """Parameters of the acoustic model that are used only to mask frames in training."""
@@ -104,6 +105,8 @@ def convert(
     progress("putting the acoustic model together")
     tower = _acoustic_model(acoustic, parts["wave2vec2"], dtype)
     extractor = _open(AutoFeatureExtractor, acoustic)
+    for part in (tower.config, language_model.config):  # both are written, with the folders that they came from
+        part._name_or_path = public_name(part._name_or_path)
     config = AudioLlamaConfig(
         tower.config,
         language_model.config,

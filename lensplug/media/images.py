@@ -116,7 +116,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
         image = image if image.mode == "RGBA" else image.convert("RGBA")  # convert copies what needs no conversion
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return image.convert("RGB")
+    rgb = image.convert("RGB")  # another object, even if nothing is converted
+    rgb.info = {}  # who took it, where, and with what: Pillow would write comments into the JPEG of a page
+    return rgb
 
 
 def _of_array(array: np.ndarray) -> Image.Image:

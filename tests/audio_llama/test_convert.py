@@ -313,3 +313,12 @@ def test_the_command(folders, tmp_path):
     assert (config.dtype, config.num_audio_vectors, config.audio_token_id) == (torch.bfloat16, 4, 520)
     wrong = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--dtype", "half precision"]])
     assert wrong.exit_code == 2 and "dtype is 'half precision', expected float32" in wrong.stderr
+
+
+def test_the_folder_does_not_say_where_its_parts_lay(folders, tmp_path):
+    root, *_ = folders
+    out = run(root, checkpoint(root, "silent.pth", plain), tmp_path / "out")
+    for file in out.rglob("*"):
+        if file.is_file():
+            assert str(root).encode() not in file.read_bytes(), file.name
+            assert str(tmp_path).encode() not in file.read_bytes(), file.name
