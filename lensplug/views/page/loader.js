@@ -26,11 +26,13 @@ window.lensplug = {
     sentence.className = "failed";
     sentence.textContent = "The figures of this page could not be unpacked (" + error + "). They need a browser with "
       + "DecompressionStream: Chrome or Edge 80, Firefox 113, Safari 16.4, or later.";
+    all("p.waits").forEach(function (other) { other.remove(); });
     document.querySelector("main").prepend(sentence);
   }
   try {
     var packed = all("script.packed").map(function (script) { return window.lensplug.unpack(script.textContent); });
     window.lensplug.ready = Promise.all(packed).then(function (files) {
+      all("p.waits").forEach(function (sentence) { sentence.remove(); });
       files.forEach(function (file) { run(new TextDecoder().decode(file)); });
       all("script.waiting").forEach(function (script) { run(script.textContent); });
     }).catch(failed);

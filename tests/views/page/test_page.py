@@ -4,7 +4,10 @@ import gzip
 import re
 import shutil
 import subprocess
+import threading
 from base64 import b64decode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 from plotly.offline import get_plotlyjs
@@ -83,8 +86,8 @@ def in_a_browser(path, profile):
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
-        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--virtual-time-budget=20000",
-        "--dump-dom", path.as_uri(),
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--enable-logging=stderr",
+        "--virtual-time-budget=20000", "--dump-dom", path.as_uri(),
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
     return run.stdout, [line for line in run.stderr.splitlines() if "CONSOLE" in line]
@@ -126,6 +129,37 @@ def test_a_browser_runs_no_other_script(made, tmp_path):
     path.write_text(made[1].read_text(encoding="utf-8").replace("<main", theirs, 1), encoding="utf-8")
     shown, console = in_a_browser(path, tmp_path / "profile")
     assert "<title>theirs" not in shown and any("Content Security Policy" in line for line in console)
+
+
+def served(html, policy):
+    """A page behind a server that sends a content policy with it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Security-Policy", policy)
+            self.end_headers()
+            self.wfile.write(html.encode())
+
+        def log_message(self, *_):
+            pass
+
+    return ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium; the page's other tests run without")
+@pytest.mark.parametrize("scripts", ["'unsafe-inline'", "'none'"])
+def test_a_page_opens_under_a_strict_header_or_says_what_it_needs(made, tmp_path, scripts):
+    policy = f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; media-src data:"
+    with served(made[0].page.to_html(), policy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = SimpleNamespace(as_uri=lambda: f"http://127.0.0.1:{server.server_port}/page.html")
+        shown, console = in_a_browser(address, tmp_path / "profile")
+        server.shutdown()
+    runs = scripts != "'none'"
+    assert (shown.count('class="main-svg"') >= 5) is runs and ("scripts are turned off here" in shown) is not runs
+    assert runs is not bool(console) and "<dd>Red</dd>" in shown
 
 
 def test_the_large_scripts_are_packed_once_and_the_small_ones_wait(made):
