@@ -22,6 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import BertConfig, BertModel
 
 import lensplug
+from lensplug.patches.bridge.core import build_language_bridge
 from lensplug.patches.rows import as_rows
 from lensplug.tiny import CHECKPOINTS
 from lensplug.tiny.scenes import draw_scene
@@ -94,6 +95,15 @@ def a_hooked_transformer(names: dict[str, Any]) -> dict[str, Any]:
         "rows": as_rows([[3, 4]]), "tokens": torch.arange(5, 12)[None],
         "decoder": core.decoder, "head": core.head, "text_config": core.text_config,
     }  # fmt: skip
+
+
+@at_hand("BridgePadding")
+def a_bridge_of_the_core(names: dict[str, Any]) -> dict[str, Any]:
+    lens = lensplug.tiny.llava_onevision()
+    inputs = lens.prepare("What is the color?", images=["photo.jpg"])
+    bridge = build_language_bridge(lens.core.decoder, lens.core.head, lens.core.text_config, tokenizer=lens.tokenizer)
+    tokens = torch.arange(5, 12)[None]
+    return {"bridge": bridge, "embeds": inputs.embeds, "mask": inputs.attention_mask, "tokens": tokens}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 FOR_A_BRIDGE = {
     "AttentionRows": "BridgeAttentionRows",
-    "ConfigFix": "bridge_core.build_language_bridge",
+    "ConfigFix": "bridge.core.build_language_bridge",
     "EmbeddingInput": "BridgeEmbeddingInput",
     "GatedMLPInPlace": "BridgeMLPInPlace",
 }
