@@ -1,21 +1,19 @@
 """What TransformerLens lacks, one gap per file, each patch reversible and usable by itself.
 
-For HookedTransformer:
+`hooked_transformer/` and `bridge/` hold twins under equal names:
 
-`config_fix` makes a HookedTransformer the language core of a Hugging Face model in memory;
-`embedding_input` lets it take merged embeddings wherever it takes tokens; `attention_rows` gives it the speed
-of SDPA, and patterns of chosen rows only (`pattern_blocks` is its arithmetic); `gated_mlp` computes MLPs in place;
-`unwatched_blocks` runs blocks that no hook sees without their hook points.
+`core` makes a HookedTransformer (`ConfigFix`) or a bridge of the language core of a Hugging Face model in memory, and
+leaves that model whole; `embedding_input` takes merged embeddings wherever tokens go; `attention_rows` gives attention
+the speed of SDPA, and patterns of chosen rows only; `mlp_in_place` computes MLPs without copies; `unwatched_blocks` runs
+blocks that no hook sees without their hook points.
 
-For TransformerBridge: `bridge_core` makes a bridge of such a core, and leaves the Hugging Face model whole;
-`bridge_input`, `bridge_attention_rows` do for it what the former do for a HookedTransformer; `hook_names` gives its
-hooks HookedTransformer's names, one each; `bridge_padding` keeps padding from attending; `bridge_cache` finds the
-key-value cache when it generates; `bridge_resid_mid` lets an edit between attention and MLP reach the stream;
-`bridge_mlp` computes MLPs in place; `bridge_unwatched_blocks` runs blocks that no hook sees without their hook points.
+For a bridge alone: `hook_names` gives its hooks HookedTransformer's names, one each; `padding` keeps padding from
+attending; `key_value_cache` finds the cache when it generates; `resid_mid` lets an edit between attention and MLP reach
+the stream; `unbridged` takes a bridge's components out of a Hugging Face model.
 
-For both: `logit_rows` gives logits of chosen positions; `checkpointed_blocks` lets a backward pass keep the blocks'
-inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding; `placeholders` refuses tokens that
-stand for a picture or a sound which is not there.
+`both/`: `logit_rows` gives logits of chosen positions; `checkpointed_blocks` lets a backward pass keep the blocks' inputs
+only; `logit_directions` makes `logit_attrs` sum to the logit without folding; `placeholders` refuses tokens that stand
+for a picture or a sound which is not there.
 
 Importing this package changes nothing: a patch acts on one instance, when it is applied, until it is removed.
 

@@ -4,7 +4,7 @@ The bridge's hook of that name is the input of the norm before the MLP. By then 
 aside, and adds the MLP's output to what it was before the edit: patching it, or ablating, does a part of what it says,
 without a word. Under this patch the hook fires on the stream itself, as in HookedTransformer.
 
-Checked against transformer-lens 3.9.0 and 4.3.0, with the layers of transformers 5.24 that `bridge_core` knows: norms
+Checked against transformer-lens 3.9.0 and 4.3.0, with the layers of transformers 5.24 that `core` knows: norms
 before attention and MLP, and, for Gemma 3, behind them too.
 """
 
