@@ -3,17 +3,17 @@
 `hooked_transformer/` and `bridge/` hold twins under equal names:
 
 `core` makes a HookedTransformer (`ConfigFix`) or a bridge of the language core of a Hugging Face model in memory, and
-leaves that model whole; `embedding_input` takes merged embeddings wherever tokens go; `attention_rows` gives attention
-the speed of SDPA, and patterns of chosen rows only; `mlp_in_place` computes MLPs without copies; `unwatched_blocks` runs
-blocks that no hook sees without their hook points.
+leaves that model whole; `embedding_input` takes merged embeddings wherever tokens go; `attention_rows` gives
+attention the speed of SDPA, and patterns of chosen rows only; `mlp_in_place` computes MLPs without copies;
+`unwatched_blocks` runs blocks that no hook sees without their hook points.
 
 For a bridge alone: `hook_names` gives its hooks HookedTransformer's names, one each; `padding` keeps padding from
-attending; `key_value_cache` finds the cache when it generates; `resid_mid` lets an edit between attention and MLP reach
-the stream; `unbridged` takes a bridge's components out of a Hugging Face model.
+attending; `key_value_cache` finds the cache when it generates; `resid_mid` lets an edit between attention and MLP
+reach the stream; `unbridged` takes a bridge's components out of a Hugging Face model.
 
-`both/`: `logit_rows` gives logits of chosen positions; `checkpointed_blocks` lets a backward pass keep the blocks' inputs
-only; `logit_directions` makes `logit_attrs` sum to the logit without folding; `placeholders` refuses tokens that stand
-for a picture or a sound which is not there.
+`both/`: `logit_rows` gives logits of chosen positions; `checkpointed_blocks` lets a backward pass keep the blocks'
+inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding; `placeholders` refuses tokens
+that stand for a picture or a sound which is not there.
 
 Importing this package changes nothing: a patch acts on one instance, when it is applied, until it is removed.
 

@@ -1,6 +1,6 @@
 """Merged embeddings on their way into a model, checked against it and against each other.
 
-Not a patch but what `embedding_input` and `bridge_input` have in common: which inputs are embeddings, and which of them
+Not a patch but what the two `embedding_input` have in common: which inputs are embeddings, and which of them
 a model can take.
 """
 

@@ -5,7 +5,7 @@ padding after the first step. While this patch is applied to a bridge of a decod
 go, as under `EmbeddingInput` on a HookedTransformer: `model(x)`, `run_with_cache(x)`, `run_with_hooks(x)`,
 `generate(x)`. `x` is a float tensor `[batch pos d_model]` or any object with `embeds`, `tokens` and `attention_mask` (a
 lensplug MultimodalInput). `hook_embed` fires with the merged embeddings, and hooks on it may edit them. Generating from
-them finds the key-value cache (`bridge_cache`), without which the prompt would be forgotten.
+them finds the key-value cache (`key_value_cache`), without which the prompt would be forgotten.
 
 Strings and token ids go the old way, untouched. Positions are counted as Hugging Face counts them where it is given
 none. `return_type="loss"` needs the tokens: `tokens=`.

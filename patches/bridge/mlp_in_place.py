@@ -1,4 +1,4 @@
-"""A bridge's gated MLP without its intermediate copies: what `gated_mlp` does for HookedTransformer.
+"""A bridge's gated MLP without its intermediate copies: the twin of HookedTransformer's.
 
 The gap: while no gradient is taken, `act(gate) * linear` holds three tensors of `[pos d_mlp]` at once. Under this patch
 the product is written into the activation, which nobody else holds. Every hook fires as before, with the same numbers

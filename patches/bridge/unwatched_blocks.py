@@ -6,7 +6,7 @@ in Hugging Face. Under this patch a block that no hook sees computes the same nu
 A block with a hook, on any of its points or modules, runs as ever.
 
 Checked against transformer-lens 3.9.0 and 4.3.0, blocks with norms before attention and MLP, and, for Gemma 3, behind
-them too; attention of the kind that `bridge_attention_rows` knows.
+them too; attention of the kind that `attention_rows` knows.
 """
 
 from __future__ import annotations
