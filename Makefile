@@ -42,9 +42,10 @@ fuzz: $(BIN)/lensplug
 fuzz-media: $(BIN)/lensplug
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz_media --files 2000
 
-# What shared machines do: a thousand saves of one page by four processes while others read it.
+# What shared machines do: a thousand saves of one page by four processes while others read it, and 200 signals to commands.
 stress: $(BIN)/lensplug
 	PYTHONPATH=tests $(BIN)/python -m support.concurrent_saves --saves 1000
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m support.signals --signals 200
 
 lint: $(BIN)/lensplug
 	$(BIN)/ruff check .

@@ -249,7 +249,3 @@ def _steps() -> Iterator[Any]:
     except LensplugError as error:
         say(f"lensplug: {error}", error=True)
         raise typer.Exit(2) from None
-
-
-if __name__ == "__main__":
-    app()
