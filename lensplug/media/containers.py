@@ -64,8 +64,9 @@ def open_container(av: Any, file: File, *, max_pixels: int) -> Iterator[Any]:
         "max_streams": str(MAX_STREAMS),
         "max_pixels": str(max_pixels),
     }
-    # A title in another encoding than it should have is no reason to read nothing.
-    with av.open(file.opened(), options=options, metadata_errors="replace") as container:
+    # A title in another encoding than it should have is no reason to read nothing; PyAV 19 needs not be told.
+    lenient = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+    with av.open(file.opened(), options=options, **lenient) as container:
         for stream in container.streams:
             if stream.codec_context is not None:
                 stream.codec_context.options = {"max_pixels": str(max_pixels)}

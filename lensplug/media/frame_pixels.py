@@ -35,7 +35,7 @@ def as_shown(frame: Any, stream: Any) -> np.ndarray:
 
 def _turned(shown: np.ndarray, frame: Any) -> np.ndarray:
     """The frame rotated and mirrored as its display matrix says, which telephones write."""
-    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return shown
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
