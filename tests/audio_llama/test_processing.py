@@ -109,9 +109,12 @@ def test_transformers_own_chat_template_call(processor, tmp_path):
     """Hugging Face's way: it loads the file at the extractor's rate, and tells the processor."""
     soundfile.write(tmp_path / "a.wav", sound(0.4), 16000)
     content = [{"type": "audio", "path": str(tmp_path / "a.wav")}, {"type": "text", "text": "When?"}]
-    outputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True
-    )
+    try:
+        outputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True
+        )
+    except ImportError as error:  # older versions read sounds with librosa alone
+        pytest.skip(str(error))
     lens = lensplug.wrap(audio_llama("wav2vec2-base")[0], processor)
     inputs = lens.prepare("When?", audio=[tmp_path / "a.wav"])
     assert torch.equal(outputs["input_ids"], inputs.tokens)

@@ -79,4 +79,11 @@ def _information(data: bytes) -> list[object]:
     with Image.open(io.BytesIO(data)) as picture:
         picture.load()
         exif = picture.getexif()
-        return [picture.info, dict(exif), *(exif.get_ifd(tag) for tag in (0x8769, 0x8825, 0xA005))]
+        return [picture.info, dict(exif), *(_part(exif, tag) for tag in (0x8769, 0x8825, 0xA005))]
+
+
+def _part(exif: Image.Exif, tag: int) -> dict[int, object]:
+    try:
+        return exif.get_ifd(tag)
+    except KeyError:  # an older Pillow, where there is none
+        return {}
