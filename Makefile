@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VENV_4 := .venv-4
+VENV_LOWEST := .venv-lowest
 BIN_4 := $(VENV_4)/bin
+BIN_LOWEST := $(VENV_LOWEST)/bin
 
 # Models are tiny: a process for each core, and one thread for each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=8 --dist worksteal -rs
 PYTEST_4 := $(subst $(BIN),$(BIN_4),$(PYTEST))
 
-.PHONY: demo test test-bridge test-4 fuzz fuzz-media stress lint bench clean
+.PHONY: demo test test-bridge test-4 test-lowest test-lowest-short fuzz fuzz-media stress lint bench clean
 
 demo: $(BIN)/lensplug
 	$(BIN)/lensplug demo
@@ -30,6 +32,17 @@ test-bridge: $(BIN)/lensplug
 NO_TRANSFORMER_LENS := tests/media tests/fuzz_media tests/views $(addprefix tests/families/test_,image_geometry.py video_grids.py whisper_windows.py)
 test-4: $(BIN_4)/lensplug
 	$(PYTEST_4) $(SHAPES_UNCHECKED) $(addprefix --ignore=,$(NO_TRANSFORMER_LENS))
+
+# The lowest versions that pyproject.toml allows, as uv finds them: all tests, and in CI one of each kind of model, of
+# each engine and of the command. Shapes are not checked: with Python 3.10 jaxtyping decorates what asks not to be.
+PYTEST_LOWEST := $(subst $(BIN),$(BIN_LOWEST),$(PYTEST)) -o addopts="--import-mode=importlib -q"
+SHORT := tests/test_lens.py tests/engines/test_beside.py tests/audio_llama/test_modeling.py tests/audio_llama/test_convert.py \
+	tests/app/test_cli.py tests/analysis/logits/test_logit_lens.py tests/analysis/attention/test_head_specialization.py \
+	tests/analysis/attention/test_gradient_rollout.py tests/media/test_videos.py tests/media/test_sounds.py
+test-lowest: $(BIN_LOWEST)/lensplug
+	$(PYTEST_LOWEST)
+test-lowest-short: $(BIN_LOWEST)/lensplug
+	$(PYTEST_LOWEST) $(SHORT)
 
 # Random cases against oracles that import nothing of lensplug's own computation; the tests run a few hundred each day.
 fuzz: $(BIN)/lensplug
@@ -75,5 +88,15 @@ $(BIN_4)/lensplug: pyproject.toml
 	$(BIN_4)/python -m pip install --quiet -e ".[dev]" "transformer-lens>=4"
 	touch $@
 
+# A version without a wheel for this Python is no candidate: nothing is compiled.
+COMPILED := av igraph numpy pandas pillow psutil soxr torch torchvision
+$(BIN_LOWEST)/lensplug: pyproject.toml
+	$(PYTHON) -m venv $(VENV_LOWEST)
+	$(BIN_LOWEST)/python -m pip install --quiet uv
+	$(BIN_LOWEST)/uv pip install --quiet --python $(BIN_LOWEST)/python --resolution lowest-direct \
+		$(addprefix --only-binary=,$(COMPILED)) -e ".[hooked,audio,flow,video]"
+	$(BIN_LOWEST)/uv pip install --quiet --python $(BIN_LOWEST)/python pytest pytest-xdist hypothesis networkx scikit-image
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV_4) build *.egg-info lensplug-demo
+	rm -rf $(VENV) $(VENV_4) $(VENV_LOWEST) build *.egg-info lensplug-demo
