@@ -33,7 +33,7 @@ NO_TRANSFORMER_LENS := tests/media tests/fuzz_media tests/views $(addprefix test
 test-4: $(BIN_4)/lensplug
 	$(PYTEST_4) $(SHAPES_UNCHECKED) $(addprefix --ignore=,$(NO_TRANSFORMER_LENS))
 
-# The lowest versions that pyproject.toml allows, as uv finds them: all tests, and in CI one of each kind of model, of
+# The lowest versions that pyproject.toml allows, as uv finds them: all tests, or one of each kind of model, of
 # each engine and of the command. Shapes are not checked: with Python 3.10 jaxtyping decorates what asks not to be.
 PYTEST_LOWEST := $(subst $(BIN),$(BIN_LOWEST),$(PYTEST)) -o addopts="--import-mode=importlib -q"
 SHORT := tests/test_lens.py tests/engines/test_beside.py tests/audio_llama/test_modeling.py tests/audio_llama/test_convert.py \
