@@ -5,20 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support.built import ENGINES, built
+from support.built import ENGINES, attention_rows, built
 from support.models import text_model, text_tokens
 
 from lensplug import LensplugError
-from lensplug.patches import AttentionRows, BridgeAttentionRows, LogitRows
+from lensplug.patches import LogitRows
 
 LENGTH = 7
-ATTENTION = {"hooked_transformer": AttentionRows, "bridge": BridgeAttentionRows}
 
 
 @pytest.fixture(scope="module", params=ENGINES)
 def patched(request):
     model = built(request.param, text_model("llama"))
-    return [(model, ATTENTION[request.param]), (model, LogitRows)]
+    return [(model, attention_rows(request.param)), (model, LogitRows)]
 
 
 @pytest.mark.parametrize(
