@@ -8,6 +8,7 @@ from . import views as views
 from .attentions.cache import cache_from_attentions as cache_from_attentions
 from .attentions.cache import grads_from_attentions as grads_from_attentions
 from .errors import LensplugError as LensplugError
+from .errors import LensplugWarning as LensplugWarning
 from .geometry import AudioTimeline as AudioTimeline
 from .geometry import ImageGrid as ImageGrid
 from .geometry import VideoGrid as VideoGrid

@@ -13,9 +13,9 @@ import pytest
 import lensplug
 
 PUBLIC = {
-    "lensplug": "Answer AudioTimeline Groups ImageGrid LensplugError ModalityMap MultimodalInput MultimodalLens"
-    " ParityReport Span VideoGrid analysis audio_llama cache_from_attentions grads_from_attentions join_pieces load"
-    " media patches reductions tiny views wrap",
+    "lensplug": "Answer AudioTimeline Groups ImageGrid LensplugError LensplugWarning ModalityMap MultimodalInput"
+    " MultimodalLens ParityReport Span VideoGrid analysis audio_llama cache_from_attentions grads_from_attentions"
+    " join_pieces load media patches reductions tiny views wrap",
     "lensplug.analysis": "ActivationPatching Agreement AttentionFrom AttentionMatrix Comparison DeletionCurve Example"
     " Flow HeadSpecialization HeadsByLayer LogitLens ModalityAblation ReceivedAttention Rollout activation_patching"
     " agreement attention_flow attention_from attention_matrix attention_rollout compare deletion_curve"

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.cache.activation_cache import ActivationCache, known
-from lensplug.errors import LensplugError
+from lensplug.errors import LensplugError, LensplugWarning
 from lensplug.printable import printable
 from lensplug.provenance.fingerprint import fingerprint
 from lensplug.provenance.public_names import public_name
@@ -160,6 +160,7 @@ def _warn_of_versions(made: Sequence[Provenance], verb: str) -> None:
         warnings.warn(
             f"results of different versions of {', '.join(several)} are {verb}: numbers may differ a little by that"
             " alone.",
+            LensplugWarning,
             stacklevel=4,
         )
 

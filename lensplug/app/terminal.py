@@ -19,6 +19,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from lensplug.errors import LensplugWarning
 from lensplug.printable import printable
 
 Part: TypeAlias = str | tuple[str, str]
@@ -64,7 +65,8 @@ def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]])
 def working(first: str) -> Iterator[Callable[[str], None]]:
     """Show what is being done: call what is yielded with each step.
 
-    Warnings and log lines of others, which name models and quote their files, are made printable meanwhile.
+    Warnings and log lines of others, which name models and quote their files, are made printable meanwhile; warnings of
+    lensplug are printed as sentences.
 
     Args:
         first: The first step.
@@ -107,8 +109,10 @@ def _printable_records() -> Iterator[None]:
             pass
         return record
 
-    def written(*args: Any, **kwargs: Any) -> str:
-        return printable(write(*args, **kwargs), keep="\n\t")
+    def written(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> str:
+        if issubclass(category, LensplugWarning):  # the line that called is one of ours: the sentence is enough
+            return f"lensplug: {_indented(str(message))}\n"
+        return printable(write(message, category, *args, **kwargs), keep="\n\t")
 
     logging.setLogRecordFactory(made)
     warnings.formatwarning = written

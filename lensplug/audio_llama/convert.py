@@ -30,7 +30,7 @@ from lensplug.audio_llama.lora import (
 )
 from lensplug.audio_llama.modeling import AudioLlamaForConditionalGeneration
 from lensplug.audio_llama.processing import AudioLlamaProcessor
-from lensplug.errors import LensplugError
+from lensplug.errors import LensplugError, LensplugWarning
 from lensplug.files.unfinished_folder import holds_files, leftovers, unfinished_folder
 from lensplug.files.writable import folder_to_write
 from lensplug.model_files import beforehand
@@ -92,7 +92,7 @@ def convert(
     if out.exists() and holds_files(out):
         raise LensplugError(f"{str(out)!r} exists already: give a new folder.")
     for sentence in leftovers(out):
-        warnings.warn(sentence, stacklevel=2)
+        warnings.warn(sentence, LensplugWarning, stacklevel=2)
     refuse_other_base(base, adapters, allowed=allow_other_base)
     progress("reading the checkpoint")
     parts = read_parts(checkpoint)

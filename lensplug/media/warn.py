@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jaxtyping
 
+from lensplug.errors import LensplugWarning
 from lensplug.printable import printable
 
 INSIDE = (str(Path(__file__).parents[1]), str(Path(jaxtyping.__file__).parent))
@@ -19,4 +20,4 @@ def warn_user(message: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
         frame, level = frame.f_back, level + 1
-    warnings.warn(printable(message), stacklevel=level)
+    warnings.warn(printable(message), LensplugWarning, stacklevel=level)

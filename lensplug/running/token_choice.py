@@ -18,6 +18,8 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import StoppingCriteria, StopStringCriteria
 from transformers.modeling_outputs import CausalLMOutput
 
+from lensplug.errors import LensplugWarning
+
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """Settings that are read where tokens are chosen by chance."""
 FOLLOWED = {
@@ -78,7 +80,9 @@ def settings(
         named = ", ".join(f"{name}={value!r}" for name, value in dropped.items())
         sample = "" if do_sample or "do_sample" not in dropped else " do_sample=True follows what is said of sampling."
         warnings.warn(
-            f"the model's generation_config has {named}, which the answer does not follow.{sample}", stacklevel=4
+            f"the model's generation_config has {named}, which the answer does not follow.{sample}",
+            LensplugWarning,
+            stacklevel=4,
         )
     wanted |= {name: value for name, value in given.items() if value is not None}
     wanted |= {"max_new_tokens": max_new_tokens, "do_sample": do_sample}

@@ -18,6 +18,7 @@ import pytest
 from support.models import text_model
 from typer.testing import CliRunner
 
+from lensplug import LensplugWarning
 from lensplug.app import terminal
 from lensplug.app.cli import app
 from lensplug.tiny.words import word_tokenizer
@@ -119,6 +120,8 @@ def test_warnings_and_log_lines_are_printable_meanwhile_and_as_before_afterwards
     try:
         with pytest.warns() as _, terminal.working("starting"):
             assert warnings.formatwarning("a\x1b[2Jb", UserWarning, "f.py", 1).count(r"a\x1b[2Jb") == 1
+            sentence = warnings.formatwarning("c\x1b[2Jd", LensplugWarning, "typer/main.py", 1, "the line")
+            assert sentence == "lensplug: c\\x1b[2Jd\n"
             logger.warning("model %s", "\x1b[2J")
             warnings.warn("one", stacklevel=1)
     finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+from lensplug.errors import LensplugWarning
+
 LONG_S = 60.0
 """What takes less is not worth a sentence."""
 
@@ -22,5 +24,6 @@ def announce(what: str, runs: int, seconds: float, *, shorter: str) -> None:
         warnings.warn(
             f"{what}: {runs} runs to come, about {expected / 60:.0f} minutes (one took {seconds:.1f} s). Fewer with"
             f" {shorter}.",
+            LensplugWarning,
             stacklevel=3,
         )
