@@ -67,6 +67,8 @@ def demo(
 
     with _steps() as step:
         out = folder_to_write(out)
+        for name in ("llava-onevision.html", "audio-llama.html", "index.html"):
+            file_to_write(out / name)  # before anything is computed
         step("loading the tiny LLaVA-OneVision")
         lens = lensplug.tiny.llava_onevision(device=device)
         scene = draw_scene(random.Random(seed), size=(96, 96))

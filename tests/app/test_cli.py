@@ -51,6 +51,14 @@ def test_demo_prints_answers_layers_and_heads_and_writes_two_pages_and_an_index(
     assert 'href="llava-onevision.html"' in index and 'href="audio-llama.html"' in index
 
 
+@pytest.mark.parametrize("name", ["audio-llama.html", "index.html"])
+def test_demo_computes_nothing_where_a_page_cannot_be_written(tmp_path, name):
+    (tmp_path / name).mkdir()
+    result = run("demo", "--out", tmp_path)
+    assert result.exit_code == 2 and "is a folder, and a file is to be written" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize(("ending", "rate", "channels"), [("wav", 44100, 2), ("mp3", 16000, 1), ("flac", 8000, 1)])
 def test_report_on_a_sound(tmp_path, ending, rate, channels):
     voice = make_voice(random.Random(1), transcript=False)
