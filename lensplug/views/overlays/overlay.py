@@ -161,6 +161,7 @@ def add_scales(
 def data_url(picture: Image.Image, side: int = 720) -> str:
     """The picture as a JPEG in a data URL, small enough to share."""
     small = picture.copy()
+    small.info.clear()  # comments and profiles, which JPEG would carry on
     small.thumbnail((side, side))
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=88)
