@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def attach(model: Any, folder: str | Path, weights: Mapping[str, Tensor]) -> Any
     name = Path(folder).name
     refuse_adapter_config(Path(folder), [name for name, _ in model.named_modules()], weights)
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(folder))
+        with warnings.catch_warnings():  # peft asks transformers under a name that is on its way out
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            adapted = peft.PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # what its configuration makes peft raise is of every class
         raise LensplugError(
             f"the adapter {name!r} does not fit the model: {' '.join(str(error).split())[:600]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import warnings
 
 import peft
 import pytest
@@ -300,8 +301,11 @@ def test_the_command(folders, tmp_path):
     arguments = ["convert-audio-llama", "--base", root / "base", "--acoustic", root / "acoustic"]
     arguments += ["--adapter", root / "text", "--adapter", root / "multimodal"]
     arguments += ["--checkpoint", root / "best_model.pth", "--out", tmp_path / "out"]
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", FutureWarning)
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
+    assert not [str(one.message) for one in warned if one.category is FutureWarning]  # of peft, for its authors
     assert (tmp_path / "out" / "model.safetensors").exists()
     again = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert again.exit_code == 2 and "exists already: give a new folder" in again.stderr
