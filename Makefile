@@ -68,6 +68,7 @@ lint: $(BIN)/lensplug
 bench: $(BIN)/lensplug
 	$(BIN)/python benchmarks/wrap.py
 	$(BIN)/python benchmarks/light.py
+	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/answers.py
 	$(BIN)/python benchmarks/listening.py
