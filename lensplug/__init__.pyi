@@ -14,8 +14,8 @@ from .geometry import ImageGrid as ImageGrid
 from .geometry import VideoGrid as VideoGrid
 from .inputs.multimodal_input import MultimodalInput as MultimodalInput
 from .lens import MultimodalLens as MultimodalLens
-from .loading.front_door import load as load
-from .loading.front_door import wrap as wrap
+from .loading.load_and_wrap import load as load
+from .loading.load_and_wrap import wrap as wrap
 from .positions.groups import Groups as Groups
 from .positions.modality_map import ModalityMap as ModalityMap
 from .positions.modality_map import Span as Span

@@ -24,13 +24,13 @@ from lensplug.errors import LensplugError
 from lensplug.hf import conversations, prompts
 from lensplug.hf.conversations import Prompts, split_answers
 from lensplug.hf.language_core import LanguageCore
-from lensplug.hf.turns import in_turn, refuse_training, turn
+from lensplug.hf.run_lock import in_turn, refuse_training, turn
+from lensplug.inputs import edited_inputs
 from lensplug.inputs import multimodal_input as _inputs
-from lensplug.inputs import variants
+from lensplug.inputs.edited_inputs import Variant
+from lensplug.inputs.logit_targets import Target
 from lensplug.inputs.multimodal_input import MultimodalInput, refuse_other_inputs
-from lensplug.inputs.targets import Target
-from lensplug.inputs.variants import Variant
-from lensplug.media.seen import load_seen
+from lensplug.media.processed_media import load_seen
 from lensplug.patches.both.placeholders import placeholders_as_words
 from lensplug.positions.by_modality import Where, mask_at, named
 from lensplug.positions.indices import Position
@@ -38,9 +38,9 @@ from lensplug.provenance import fingerprint as checkpoint
 from lensplug.reductions import Keep, KeepGradients
 from lensplug.running import caching, generation, gradients, parity
 from lensplug.running.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality
-from lensplug.running.estimate import Estimate
 from lensplug.running.generation import Answer, Choosing
 from lensplug.running.hook_checks import hook_names_of, known_hooks
+from lensplug.running.memory_estimate import Estimate
 from lensplug.running.parity import ParityReport
 from lensplug.validation.arguments import checked, described
 from lensplug.validation.finite import refuse_overflow
@@ -51,7 +51,7 @@ class MultimodalLens:
     """A Hugging Face multimodal model with its language core under TransformerLens.
 
     Threads that use one lens, or several on one Hugging Face model, wait for each other, also where they call
-    `lens.model` itself; hooks that you leave on `lens.model` act in the runs of all of them (see `lensplug.hf.turns`).
+    `lens.model` itself; hooks that you leave on `lens.model` act in all their runs (see `lensplug.hf.run_lock`).
     A model in training mode is refused by every run.
     """
 
@@ -371,7 +371,7 @@ class MultimodalLens:
         """
         refuse_other_inputs(inputs)
         gone = mask_at(positions, inputs, inputs.tokens.shape, "positions")
-        return variants.without(self.hf_model, self.core, inputs, gone)
+        return edited_inputs.without(self.hf_model, self.core, inputs, gone)
 
     @in_turn
     @checked
@@ -386,8 +386,8 @@ class MultimodalLens:
         """Logits at a few positions, at the speed of SDPA, with some positions hidden from all others.
 
         Args:
-            inputs: From `prepare` or `encode`, a variant of them (`without`, `lensplug.inputs.variants`), or merged
-                embeddings `[batch pos d_model]`.
+            inputs: From `prepare` or `encode`, an edited copy of them (`without`, `lensplug.inputs.edited_inputs`), or
+                merged embeddings `[batch pos d_model]`.
             rows: For each example the positions, from the left.
             attention_mask: Of embeddings, where there is padding, `[batch pos]`; inputs have their own.
             hidden: Positions that no query sees, in any layer: a modality of the inputs ("image"), several, or a mask

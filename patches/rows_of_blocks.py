@@ -12,7 +12,7 @@ from torch import Tensor
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.masks import as_mask
 from lensplug.patches.patch import Patch, PatchOfParts
-from lensplug.patches.rows import as_rows, last_of
+from lensplug.patches.row_indices import as_rows, last_of
 
 EachBlock = Callable[[int, int, Float[Tensor, "batch head row key"]], None]
 """Called with the layer, the first query position of a block of rows, and the pattern of the block."""

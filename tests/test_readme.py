@@ -23,7 +23,7 @@ from transformers import BertConfig, BertModel
 
 import lensplug
 from lensplug.patches.bridge.core import build_language_bridge
-from lensplug.patches.rows import as_rows
+from lensplug.patches.row_indices import as_rows
 from lensplug.tiny import CHECKPOINTS
 from lensplug.tiny.scenes import draw_scene
 from lensplug.tiny.voices import make_voice

@@ -33,7 +33,7 @@ from lensplug.audio_llama.processing import AudioLlamaProcessor
 from lensplug.errors import LensplugError, LensplugWarning
 from lensplug.files.unfinished_folder import holds_files, leftovers, unfinished_folder
 from lensplug.files.writable import folder_to_write
-from lensplug.model_files import beforehand
+from lensplug.model_files import folder_checks
 from lensplug.model_files.failures import failures_explained
 from lensplug.model_files.model_class import refuse_other_size
 from lensplug.model_files.remote_code import nobody_is_asked
@@ -262,15 +262,15 @@ def _open(auto_class: Any, name: str | Path, **options: Any) -> Any:
     path = str(name)
     with failures_explained(path, may_trust=False) as reading, nobody_is_asked():
         reading("its configuration")
-        folder = beforehand.local(path, {})
+        folder = folder_checks.local(path, {})
         has_weights = "output_loading_info" in options
         if folder is not None:
-            beforehand.refuse_broken(folder, path, may_have_adapter=not has_weights)
+            folder_checks.refuse_broken(folder, path, may_have_adapter=not has_weights)
         if has_weights:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            beforehand.fetch_weights(path, {}, {})
+            folder_checks.fetch_weights(path, {}, {})
             reading("its weight files")
-            weights = beforehand.whole_weights(folder, {})
+            weights = folder_checks.whole_weights(folder, {})
             reading("the model that its config.json describes")
             refuse_other_size(auto_class, config, weights, path)
             reading(", ".join(weights.names[:3]) if weights is not None else "its weight files")

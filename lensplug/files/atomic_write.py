@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from lensplug.files.targets import file_target, unwritten
+from lensplug.files.destinations import file_target, unwritten
 
 UNFINISHED = ".lensplug-unfinished-"
 """How the name of what is not whole yet begins; a process that was killed leaves it."""

@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from lensplug.errors import LensplugError
 from lensplug.files.atomic_write import FULL, UNFINISHED
-from lensplug.files.targets import unwritten
+from lensplug.files.destinations import unwritten
 
 LAST = "config.json"
 """Without it a folder is no model: it is moved last."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lensplug.errors import LensplugError
 from lensplug.files.atomic_write import Unfinished
-from lensplug.files.targets import file_target, refuse_planted_links, unwritten
+from lensplug.files.destinations import file_target, refuse_planted_links, unwritten
 
 
 def file_to_write(path: str | Path) -> Path:

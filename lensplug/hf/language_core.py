@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lensplug.errors import LensplugError
-from lensplug.hf.turns import turn
+from lensplug.hf.run_lock import turn
 from lensplug.provenance.public_names import public_name
 
 PLACEHOLDERS = ("image", "video", "audio")

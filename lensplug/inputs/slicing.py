@@ -15,8 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
+from lensplug.inputs.edited_inputs import of_examples
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.inputs.variants import of_examples
 from lensplug.positions.modality_map import MODALITIES, TEXT, ModalityMap
 
 

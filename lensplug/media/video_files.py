@@ -21,7 +21,7 @@ from lensplug.media.files import File, decoding
 from lensplug.media.frame_choice import Choice, Track, choose
 from lensplug.media.frame_pixels import as_shown, shown_size
 from lensplug.media.limits import memory_limit, refuse_beyond_limit
-from lensplug.media.packets import WORTHWHILE, Packets, read_packets
+from lensplug.media.video_packets import WORTHWHILE, Packets, read_packets
 from lensplug.media.warn import warn_user
 
 DECODER = 30

@@ -24,7 +24,7 @@ from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.reductions.cam import Cam as Cam
 from lensplug.reductions.head_mean import HeadMean as HeadMean
 from lensplug.reductions.modality_mass import ModalityMass as ModalityMass
-from lensplug.reductions.rollout import RolloutProduct as RolloutProduct
+from lensplug.reductions.rollout_product import RolloutProduct as RolloutProduct
 from lensplug.validation.arguments import described
 
 

@@ -16,8 +16,8 @@ from lensplug import engines
 from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.running.given_answers import behind, tokens_of
-from lensplug.running.token_choice import Writer, settings
+from lensplug.running.teacher_forcing import behind, tokens_of
+from lensplug.running.token_sampling import Writer, settings
 
 
 @dataclass(frozen=True)

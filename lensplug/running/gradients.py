@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from lensplug import engines, reductions
 from lensplug.cache.lens_cache import LensCache
 from lensplug.errors import LensplugError
+from lensplug.inputs.logit_targets import Target, terms_of
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.inputs.targets import Target, terms_of
 from lensplug.positions.indices import Position, watched_rows
 from lensplug.reductions import KeepGradients
 from lensplug.running.caching import NamesFilter, predicate

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lensplug.lens import MultimodalLens
-from lensplug.loading.front_door import load
+from lensplug.loading.load_and_wrap import load
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 

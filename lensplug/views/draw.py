@@ -21,18 +21,18 @@ from lensplug.analysis.interventions.deletion_curve import DeletionCurve
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
 from lensplug.analysis.logits.logit_lens import LogitLens
 from lensplug.errors import LensplugError
-from lensplug.views.figures.ablation import modality_ablation
 from lensplug.views.figures.activation_patching import activation_patching
-from lensplug.views.figures.by_layer import attention_by_layer
+from lensplug.views.figures.attention_by_layer import attention_by_layer
+from lensplug.views.figures.attention_flow import attention_flow
+from lensplug.views.figures.attention_matrix import attention_matrix
+from lensplug.views.figures.attention_rollout import attention_rollout
 from lensplug.views.figures.comparison import comparison
-from lensplug.views.figures.deletion import agreement, deletion_curve
-from lensplug.views.figures.flow import attention_flow
-from lensplug.views.figures.heads import head_specialization
+from lensplug.views.figures.deletion_curve import agreement, deletion_curve
+from lensplug.views.figures.head_specialization import head_specialization
 from lensplug.views.figures.heads_by_layer import heads_by_layer
-from lensplug.views.figures.lens_table import logit_lens
-from lensplug.views.figures.matrix import attention_matrix
-from lensplug.views.figures.received import received_attention
-from lensplug.views.figures.rollout import attention_rollout
+from lensplug.views.figures.logit_lens import logit_lens
+from lensplug.views.figures.modality_ablation import modality_ablation
+from lensplug.views.figures.received_attention import received_attention
 
 
 @singledispatch

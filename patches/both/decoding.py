@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.patches.both.logit_rows import LogitRows
-from lensplug.patches.merged import Merged, padded, refuse_long_answer
+from lensplug.patches.merged_embeddings import Merged, padded, refuse_long_answer
 from lensplug.patches.patch import in_force
 
 

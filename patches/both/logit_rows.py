@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.patches.patch import Patch
-from lensplug.patches.rows import as_rows, last_of, refuse_other_rows
+from lensplug.patches.row_indices import as_rows, last_of, refuse_other_rows
 
 
 class LogitRows(Patch):

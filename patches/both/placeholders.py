@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lensplug.patches.errors import LensplugError
-from lensplug.patches.merged import is_merged
+from lensplug.patches.merged_embeddings import is_merged
 from lensplug.patches.patch import Patch
 
 DOORS = ("forward", "generate", "generate_stream", "hf_generate", "diffusion_generate", "input_to_embed")

@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from lensplug.patches.bridge.padding import seen_by
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
-from lensplug.patches.rows import refuse_other_rows
+from lensplug.patches.row_indices import refuse_other_rows
 from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks, refuse_behind_a_cache
 
 INPUT_FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result")

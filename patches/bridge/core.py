@@ -23,7 +23,7 @@ import transformers
 from torch import nn
 
 from lensplug.patches.errors import LensplugError
-from lensplug.patches.windows import sliding_windows
+from lensplug.patches.sliding_windows import sliding_windows
 
 CORES = {
     "llama": ("LlamaModel", "LlamaForCausalLM"),

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lensplug.patches.bridge.key_value_cache import BridgeCache
 from lensplug.patches.errors import LensplugError
-from lensplug.patches.merged import Merged, as_looked_up, is_merged, padded, refuse_long_answer
+from lensplug.patches.merged_embeddings import Merged, as_looked_up, is_merged, padded, refuse_long_answer
 from lensplug.patches.patch import Patch, PatchOfParts, in_force
 
 

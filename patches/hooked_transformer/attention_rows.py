@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
-from lensplug.patches.rows import refuse_other_rows
+from lensplug.patches.row_indices import refuse_other_rows
 from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks, refuse_behind_a_cache
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.hooked_transformer.names import HookedTransformer, HookedTransformerConfig
 from lensplug.patches.patch import Patch
-from lensplug.patches.windows import sliding_windows
+from lensplug.patches.sliding_windows import sliding_windows
 
 DECODERS = {"llama": "LlamaModel", "qwen2": "Qwen2Model", "mistral": "MistralModel", "qwen3": "Qwen3Model"}
 """The decoders that HookedTransformer computes exactly: `model_type` of the configuration -> class."""

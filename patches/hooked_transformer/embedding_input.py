@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.hooked_transformer.names import HookedTransformer
-from lensplug.patches.merged import Merged, as_looked_up, is_merged, padded, refuse_long_answer
+from lensplug.patches.merged_embeddings import Merged, as_looked_up, is_merged, padded, refuse_long_answer
 from lensplug.patches.patch import Patch, in_force
 
 

@@ -18,7 +18,7 @@ from support.interruptions import Interrupt, traced
 
 from lensplug import LensplugError
 from lensplug.files.atomic_write import ACCESS_LIST, UNFINISHED, opened, write_bytes, write_text
-from lensplug.files.targets import file_target
+from lensplug.files.destinations import file_target
 from lensplug.files.writable import file_to_write, folder_to_write
 
 TESTS = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import lensplug
 from lensplug import LensplugError
 from lensplug.positions.groups import Groups
 from lensplug.positions.words import running_text
-from lensplug.views.tokens.groups import group_runs
+from lensplug.views.tokens.text_runs import group_runs
 
 JOINED = {
     "wordpiece": (

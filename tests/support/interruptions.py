@@ -22,7 +22,7 @@ import torch
 
 import lensplug
 from lensplug import analysis, patches
-from lensplug.hf.turns import turn
+from lensplug.hf.run_lock import turn
 from lensplug.patches.both import placeholders
 from support.models import QUESTION, llava_onevision, scene
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from lensplug.views.tokens.circuits import script as circuitsvis_script
+from lensplug.views.tokens.circuitsvis_widgets import script as circuitsvis_script
 
 BASE64 = re.compile(rb"[A-Za-z0-9+/]{24,}={0,2}")
 ESCAPE = re.compile(rb"\\u([0-9a-fA-F]{4})")

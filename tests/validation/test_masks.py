@@ -126,7 +126,7 @@ def test_hiding_does_hide(case):
     lens, inputs = case
     rows = torch.full((2, 1), inputs.tokens.shape[1] - 1)
     image = inputs.modality.mask("image")
-    other = lensplug.inputs.variants.in_place(
+    other = lensplug.inputs.edited_inputs.in_place(
         inputs, torch.where(image[..., None], inputs.embeds.roll(1, 0), inputs.embeds)
     )
     for mask in (image, image.long(), image.float().numpy()):

@@ -33,12 +33,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.attention.evenly import EvenLayer, beyond_order, even_layer, lift
+from lensplug.analysis.attention.cached_mixing import layer_range, read_fused, read_residual_weight
 from lensplug.analysis.attention.flow_groups import flow_groups
 from lensplug.analysis.attention.layered_graph import LayeredGraph
-from lensplug.analysis.attention.mixtures import layer_range, read_fused, read_residual_weight
-from lensplug.analysis.attention.position_groups import Merge
-from lensplug.analysis.contract import needs
+from lensplug.analysis.attention.resolve_groups import Merge
+from lensplug.analysis.attention.uniform_attention import EvenLayer, beyond_order, even_layer, lift
+from lensplug.analysis.protocols import needs
 from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import attended, n_layers, refuse_other_map

@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.attention.one_layer import Head, read_layer
-from lensplug.analysis.contract import needs
+from lensplug.analysis.attention.single_layer import Head, read_layer
+from lensplug.analysis.protocols import needs
 from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import attended, texts_of

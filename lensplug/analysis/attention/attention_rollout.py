@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.attention.evenly import EvenLayer, beyond_order, even_layer, lift, rolled_out
-from lensplug.analysis.attention.mixtures import layer_range, read_fused, read_residual_weight
-from lensplug.analysis.contract import needs
+from lensplug.analysis.attention.cached_mixing import layer_range, read_fused, read_residual_weight
+from lensplug.analysis.attention.uniform_attention import EvenLayer, beyond_order, even_layer, lift, rolled_out
+from lensplug.analysis.protocols import needs
 from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.cache.reading import attended, n_layers, read, read_kept

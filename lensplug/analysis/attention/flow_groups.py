@@ -9,7 +9,7 @@ from __future__ import annotations
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from lensplug.analysis.attention.position_groups import Merge, position_groups
+from lensplug.analysis.attention.resolve_groups import Merge, position_groups
 from lensplug.errors import LensplugError
 from lensplug.positions.groups import Groups
 from lensplug.positions.modality_map import ModalityMap

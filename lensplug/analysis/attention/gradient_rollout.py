@@ -42,8 +42,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.attention.attention_rollout import Rollout, chosen_rows
-from lensplug.analysis.contract import needs
-from lensplug.analysis.processed import refuse_centred_logits
+from lensplug.analysis.processed_weights import refuse_centred_logits
+from lensplug.analysis.protocols import needs
 from lensplug.analysis.result import Provenance
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import attended, n_layers, read, read_pattern

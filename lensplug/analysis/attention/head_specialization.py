@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from lensplug.analysis.attention.head_readings import CLAMP, CLASSES, SINK, HeadSpecialization
-from lensplug.analysis.contract import needs
+from lensplug.analysis.protocols import needs
 from lensplug.analysis.result import Provenance
 from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.cache.reading import n_layers, pattern_shape, read_kept, read_rows, refuse_other_map

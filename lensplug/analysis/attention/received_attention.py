@@ -27,9 +27,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.attention.one_layer import Head, OneLayer, read_layer
-from lensplug.analysis.attention.visibility import visible
-from lensplug.analysis.contract import needs
+from lensplug.analysis.attention.single_layer import Head, OneLayer, read_layer
+from lensplug.analysis.attention.visible_positions import visible
+from lensplug.analysis.protocols import needs
 from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import attended, refuse_other_map, texts_of

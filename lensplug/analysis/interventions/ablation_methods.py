@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lensplug.analysis.contract import Lens
+from lensplug.analysis.protocols import Lens
+from lensplug.inputs.edited_inputs import Variant, in_place
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.inputs.variants import Variant, in_place
 
 
 @dataclass

@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from lensplug.analysis.contract import Lens
 from lensplug.analysis.interventions.ablation_methods import METHODS, NEED_STATISTICS, Ablation, EmbeddingStatistics
-from lensplug.analysis.interventions.answers import Label
+from lensplug.analysis.interventions.answer_scoring import Label
+from lensplug.analysis.protocols import Lens
 from lensplug.errors import LensplugError
+from lensplug.inputs.edited_inputs import Variant
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.inputs.variants import Variant
 from lensplug.media import listed, load_image, load_sound, load_video
 from lensplug.positions.tokens import find_text
 from lensplug.validation.arguments import admitted

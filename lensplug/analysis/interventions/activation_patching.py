@@ -34,16 +34,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.attention.mixtures import layer_range
-from lensplug.analysis.attention.position_groups import Merge, position_groups
-from lensplug.analysis.contract import Lens
-from lensplug.analysis.interventions.announce import announce
-from lensplug.analysis.processed import refuse_centred_logits
+from lensplug.analysis.attention.cached_mixing import layer_range
+from lensplug.analysis.attention.resolve_groups import Merge, position_groups
+from lensplug.analysis.interventions.runtime_warning import announce
+from lensplug.analysis.processed_weights import refuse_centred_logits
+from lensplug.analysis.protocols import Lens
 from lensplug.analysis.result import Provenance, Result
 from lensplug.errors import LensplugError
-from lensplug.inputs.counterparts import counterparts
+from lensplug.inputs.aligned_positions import counterparts
+from lensplug.inputs.logit_targets import Target, terms_of
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.inputs.targets import Target, terms_of
 from lensplug.positions.groups import Groups
 from lensplug.validation.arguments import check_example, checked
 

@@ -26,13 +26,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.contract import Lens
-from lensplug.analysis.interventions.announce import announce
+from lensplug.analysis.interventions.runtime_warning import announce
+from lensplug.analysis.protocols import Lens
 from lensplug.analysis.result import Provenance, Result, one_row, refuse_other_making
 from lensplug.errors import LensplugError
+from lensplug.inputs.edited_inputs import in_place
+from lensplug.inputs.logit_targets import LogitTarget, Terms, Written, terms_of
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.inputs.targets import LogitTarget, Terms, Written, terms_of
-from lensplug.inputs.variants import in_place
 from lensplug.positions.by_modality import Where, mask_at, named
 from lensplug.validation.arguments import checked
 

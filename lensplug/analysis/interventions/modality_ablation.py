@@ -33,12 +33,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.contract import Lens
 from lensplug.analysis.interventions.ablation_methods import METHODS
 from lensplug.analysis.interventions.ablation_run import AT_THE_INPUT, AblationRun
 from lensplug.analysis.interventions.ablation_run import Example as Example
-from lensplug.analysis.interventions.answers import SCORING, Label, answer_name, answer_tokens, scored_pieces
+from lensplug.analysis.interventions.answer_scoring import SCORING, Label, answer_name, answer_tokens, scored_pieces
 from lensplug.analysis.interventions.class_scores import ClassScores
+from lensplug.analysis.protocols import Lens
 from lensplug.analysis.result import Provenance, Result
 from lensplug.errors import LensplugError
 from lensplug.validation.arguments import checked

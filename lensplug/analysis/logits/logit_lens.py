@@ -30,9 +30,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.contract import needs
-from lensplug.analysis.logits.vocabulary import CACHE_BYTES, chunks, statistics
-from lensplug.analysis.processed import raw_unembedding
+from lensplug.analysis.logits.logit_statistics import CACHE_BYTES, chunks, statistics
+from lensplug.analysis.processed_weights import raw_unembedding
+from lensplug.analysis.protocols import needs
 from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import attended, n_layers, read_residual, residual_shape

@@ -36,7 +36,7 @@ from lensplug.analysis.logits.logit_lens import LogitLens
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.validation.arguments import checked
-from lensplug.views.explorer.numbers import chips_of, fitted, on_chips, raster_of, said, shown, start_of, totals
+from lensplug.views.explorer.arrays import chips_of, fitted, on_chips, raster_of, said, shown, start_of, totals
 from lensplug.views.explorer.packing import json_for_script
 from lensplug.views.overlays.image import grid_of, picture_of
 from lensplug.views.overlays.overlay import data_url

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from lensplug.analysis.compare import Comparison
 from lensplug.errors import LensplugError
 from lensplug.validation.arguments import checked
-from lensplug.views.figures.blocks import block_means, block_size
+from lensplug.views.figures.block_means import block_means, block_size
 from lensplug.views.style import DIVERGING, figure, visible
 
 MAPS = (("layer", "head"), ("entry", "position"), ("row", "pos"), ("query", "key"))

@@ -27,7 +27,7 @@ from lensplug.printable import printable
 from lensplug.views.explorer.explorer import Explorer
 from lensplug.views.explorer.packing import inflatable
 from lensplug.views.overlays.sound import Player
-from lensplug.views.tokens.circuits import Widget, script
+from lensplug.views.tokens.circuitsvis_widgets import Widget, script
 
 Part: TypeAlias = go.Figure | Widget | Player | Explorer
 

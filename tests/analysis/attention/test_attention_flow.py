@@ -16,7 +16,7 @@ from support.caches import ROTARY, cache_of_patterns, causal_patterns, padded, r
 from torch import Tensor
 
 from lensplug.analysis import attention_flow, attention_rollout, compare
-from lensplug.analysis.attention.position_groups import GROUPS
+from lensplug.analysis.attention.resolve_groups import GROUPS
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
 from lensplug.positions.modality_map import ModalityMap

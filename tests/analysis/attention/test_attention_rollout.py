@@ -275,7 +275,7 @@ def test_value_weights_are_what_hugging_faces_modules_put_into_the_stream(kind):
     from support.models import randomise
 
     import lensplug
-    from lensplug.analysis.attention.mixtures import read_fused
+    from lensplug.analysis.attention.cached_mixing import read_fused
     from lensplug.reductions.mixing import Mixing
 
     sizes = {

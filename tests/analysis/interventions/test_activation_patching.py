@@ -12,7 +12,7 @@ from transformer_lens import patching
 
 import lensplug
 from lensplug import Groups, LensplugError, analysis, views
-from lensplug.inputs.counterparts import counterparts
+from lensplug.inputs.aligned_positions import counterparts
 from lensplug.positions.tokens import single_token
 from lensplug.tiny.scenes import draw_scene
 from lensplug.tiny.voices import make_voice

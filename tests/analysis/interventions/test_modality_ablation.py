@@ -15,7 +15,7 @@ from lensplug.analysis.interventions.ablation_methods import METHODS, Ablation, 
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
 from lensplug.analysis.result import Provenance
 from lensplug.hf.language_core import LanguageCore
-from lensplug.inputs import variants
+from lensplug.inputs import edited_inputs
 from lensplug.positions.tokens import find_text
 from lensplug.tiny.scenes import draw_scene
 from lensplug.tiny.voices import QUESTIONS, make_voice
@@ -53,7 +53,7 @@ class OnPlain:
     core = LanguageCore("plain", None, torch.nn.Linear(1, 1), SimpleNamespace(model_type="llama"), {})
 
     def without(self, inputs, positions):
-        return variants.without(None, self.core, inputs, positions)
+        return edited_inputs.without(None, self.core, inputs, positions)
 
 
 def ran(method, own):
@@ -288,7 +288,7 @@ def test_answers_of_several_tokens_are_scored_as_hugging_face_scores_prompt_and_
 
 
 def test_first_differing_pieces_by_hand():
-    from lensplug.analysis.interventions.answers import scored_pieces
+    from lensplug.analysis.interventions.answer_scoring import scored_pieces
 
     answers = [(1, 2, 3), (1, 4), (5, 6), (5, 6, 7)]
     assert scored_pieces(answers, "first") == [(1, 2), (1, 4), (5, 6), (5, 6, 7)]

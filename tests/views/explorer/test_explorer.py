@@ -14,7 +14,7 @@ from support.explorer_data import grid_of, random_results, said_of
 
 from lensplug import LensplugError, analysis, views
 from lensplug.geometry import ImageGrid
-from lensplug.views.explorer import numbers as explorer_numbers
+from lensplug.views.explorer import arrays as explorer_numbers
 from lensplug.views.explorer import packing
 from lensplug.views.style import visible
 

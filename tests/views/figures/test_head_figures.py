@@ -10,7 +10,7 @@ from support.published import published_heads
 
 from lensplug import LensplugError, views
 from lensplug.analysis.attention.head_readings import READINGS
-from lensplug.views.figures.heads import LABEL, NOTES
+from lensplug.views.figures.head_specialization import LABEL, NOTES
 from lensplug.views.style import DIVERGING, PAPER_TO_DARK
 
 

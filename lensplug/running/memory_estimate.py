@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.running.available_memory import free_bytes
 from lensplug.running.caching import RESIDUALS, ROWS, Plan
-from lensplug.running.memory import free_bytes
 
 BLOCK_BYTES = 3 * 2**25
 """What blocks of rows of patterns take while reductions are made, at most, with what is made from them."""

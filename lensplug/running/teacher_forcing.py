@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
+from lensplug.inputs.edited_inputs import continued
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.inputs.variants import continued
 from lensplug.positions.tokens import token_texts
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.processed import refuse_centred_stream, whole_values
+from lensplug.analysis.processed_weights import refuse_centred_stream, whole_values
 from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.cache.reading import n_layers, read, read_head_mean, read_pattern
 from lensplug.errors import LensplugError

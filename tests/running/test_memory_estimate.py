@@ -100,7 +100,7 @@ WIDE = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8,
 @pytest.mark.parametrize("length", [64, 400])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_the_peak_within_a_margin(options, length, padded, monkeypatch):
-    monkeypatch.setattr("lensplug.running.estimate.BLOCK_BYTES", 3 * 2**18)
+    monkeypatch.setattr("lensplug.running.memory_estimate.BLOCK_BYTES", 3 * 2**18)
     monkeypatch.setattr("lensplug.patches.pattern_blocks.BLOCK_BYTES", 2**19)
     lens = lens_of("qwen2", **WIDE)
     inputs = inputs_of(lens, length, padded)
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused_with_numbers_and_the_cheaper_call(monkeypa
     lens = lens_of("llama")
     inputs = inputs_of(lens)
     estimate = lens.estimate(inputs)
-    monkeypatch.setattr("lensplug.running.estimate.free_bytes", lambda device: estimate.total // 2)
+    monkeypatch.setattr("lensplug.running.memory_estimate.free_bytes", lambda device: estimate.total // 2)
     with pytest.raises(LensplugError) as refused:
         lens.run_with_cache(inputs)
     for part in (r"MB on cpu, and", "query_positions=[-1]", "residual_positions=[-1]", "hook_pattern", "stay on cpu"):
@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused_with_numbers_and_the_cheaper_call(monkeypa
     small = {"needs": analysis.logit_lens, "query_positions": [], "residual_positions": [-1], "logit_positions": [-1]}
     lens.run_with_cache(inputs, **small)
     assert lens.estimate(inputs, **small).cheaper is None
-    monkeypatch.setattr("lensplug.running.estimate.free_bytes", lambda device: 10)
+    monkeypatch.setattr("lensplug.running.memory_estimate.free_bytes", lambda device: 10)
     with pytest.raises(LensplugError) as refused:
         lens.run_with_cache(inputs, **small)
     assert "The last position alone" not in str(refused.value)
@@ -133,7 +133,7 @@ def test_a_cache_on_another_device_counts_there(monkeypatch):
     estimate = lens.estimate(inputs, device="meta")
     assert (str(estimate.device), str(estimate.kept_on)) == ("cpu", "meta")
     free = {"cpu": estimate.working * 2 + estimate.logits, "meta": estimate.kept // 2}
-    monkeypatch.setattr("lensplug.running.estimate.free_bytes", lambda device: free[device.type])
+    monkeypatch.setattr("lensplug.running.memory_estimate.free_bytes", lambda device: free[device.type])
     with pytest.raises(LensplugError, match="on meta, and"):
         lens.run_with_cache(inputs, device="meta")
 

@@ -14,7 +14,7 @@ from support.models import QUESTION, llava_onevision, reference_logits, scene, s
 
 import lensplug
 from lensplug import LensplugError, analysis
-from lensplug.hf.turns import turn
+from lensplug.hf.run_lock import turn
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -150,7 +150,7 @@ def test_a_lens_is_copied_with_a_lock_of_its_own(lens, inputs):
 def test_the_lock_stands_in_the_way_of_no_saving(lens):
     """Of what TransformerLens and Hugging Face themselves let pickle."""
     assert pickle.loads(pickle.dumps(lens.core.text_config)).to_dict() == lens.core.text_config.to_dict()
-    from lensplug.hf.turns import _Waiting
+    from lensplug.hf.run_lock import _Waiting
 
     waiting = pickle.loads(pickle.dumps(_Waiting(len, lens.core.text_config)))
     assert waiting([1, 2]) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
-from lensplug.running import memory
+from lensplug.running import available_memory
 
 
 def group(folder, **files):
@@ -19,7 +19,7 @@ def free_with(tmp_path, monkeypatch, entries):
     (tmp_path / "entries").write_text(entries)
     monkeypatch.setattr(memory, "CGROUPS", tmp_path)
     monkeypatch.setattr(memory, "OWN", tmp_path / "entries")
-    return memory.free_bytes(torch.device("cpu"))
+    return available_memory.free_bytes(torch.device("cpu"))
 
 
 def test_the_smallest_limit_on_the_way_up_counts(tmp_path, monkeypatch):
@@ -36,4 +36,4 @@ def test_the_old_kind_of_limit(tmp_path, monkeypatch):
 
 def test_without_groups_the_machine_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "OWN", tmp_path / "none")
-    assert 0.5 < memory.free_bytes(torch.device("cpu")) / psutil.virtual_memory().available < 2
+    assert 0.5 < available_memory.free_bytes(torch.device("cpu")) / psutil.virtual_memory().available < 2

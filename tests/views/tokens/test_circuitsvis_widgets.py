@@ -76,7 +76,7 @@ def test_attention_heads_hold_the_pooled_pattern_and_stay_small(seen):
 
 
 def test_long_prompts_are_pooled_until_they_fit(seen, monkeypatch):
-    monkeypatch.setattr("lensplug.views.tokens.circuits.ATTENTION_BYTES", 20_000)
+    monkeypatch.setattr("lensplug.views.tokens.circuitsvis_widgets.ATTENTION_BYTES", 20_000)
     widget = views.attention_heads(seen.cache, seen.inputs, layer=0)
     assert len(json.dumps(properties(widget, "attention"))) < 25_000
 

@@ -9,7 +9,7 @@ from support.caches import run, text_model, tokens
 
 import lensplug
 from lensplug import LensplugError, analysis
-from lensplug.analysis.processed import is_folded
+from lensplug.analysis.processed_weights import is_folded
 
 
 @pytest.fixture(scope="module", params=ENGINES)

@@ -32,7 +32,7 @@ from lensplug.printable import printable
 from lensplug.validation.arguments import check_example, checked
 from lensplug.views.figures.heatmap import texts_for
 from lensplug.views.overlays.rows import rows_at
-from lensplug.views.tokens.groups import group_runs
+from lensplug.views.tokens.text_runs import group_runs
 
 ATTENTION_BYTES = 300_000
 """The most that the numbers of one attention component may weigh; text tokens are pooled until they fit."""

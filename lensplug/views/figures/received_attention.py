@@ -14,7 +14,7 @@ from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.by_modality import MEDIA
 from lensplug.validation.arguments import at_least, checked
-from lensplug.views.figures.blocks import block_means, block_size
+from lensplug.views.figures.block_means import block_means, block_size
 from lensplug.views.style import MODALITY_COLORS, figure, visible
 
 CELLS = 220

@@ -15,8 +15,8 @@ from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.groups import Groups
 from lensplug.validation.arguments import check_example, checked
+from lensplug.views.figures.attention_rollout import LIFT_IN_WORDS
 from lensplug.views.figures.heatmap import heatmap, numbered, texts_for
-from lensplug.views.figures.rollout import LIFT_IN_WORDS
 from lensplug.views.style import visible
 
 

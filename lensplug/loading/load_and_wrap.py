@@ -13,15 +13,15 @@ from lensplug import audio_llama as audio_llama  # registers the model with tran
 from lensplug import engines
 from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
+from lensplug.hf.run_lock import Turns, refuse_training
 from lensplug.hf.seam import run_to_seam
-from lensplug.hf.turns import Turns, refuse_training
 from lensplug.lens import MultimodalLens
 from lensplug.loading import folder as load_folder
 from lensplug.loading import options as load_options
 from lensplug.loading.wrap_arguments import refuse_not_loaded, refuse_other_models, refuse_other_processors
-from lensplug.model_files import beforehand
-from lensplug.model_files.beforehand import CONFIG
+from lensplug.model_files import folder_checks
 from lensplug.model_files.failures import failures_explained
+from lensplug.model_files.folder_checks import CONFIG
 from lensplug.model_files.model_class import model_class, refuse_other_size
 from lensplug.model_files.remote_code import nobody_is_asked
 from lensplug.patches.bridge.unbridged import is_bridge, is_bridged, unbridged
@@ -70,9 +70,9 @@ def load(
     code = {"trust_remote_code": trust_remote_code}
     with failures_explained(str(name)) as reading, nobody_is_asked():
         reading(CONFIG)
-        folder = beforehand.local(path, where)
+        folder = folder_checks.local(path, where)
         if folder is not None:
-            beforehand.refuse_broken(folder, str(name))
+            folder_checks.refuse_broken(folder, str(name))
         if not Path(path).is_dir():
             where = {**where, "force_download": False}  # they are fetched
         config = transformers.AutoConfig.from_pretrained(path, **code, **where)
@@ -82,8 +82,8 @@ def load(
         reading("its processor's or tokenizer's files")
         processor = transformers.AutoProcessor.from_pretrained(path, **code, **where)
         reading("its weight files")
-        beforehand.fetch_weights(path, where, of_weights)
-        weights = beforehand.whole_weights(folder, {**where, **of_weights})
+        folder_checks.fetch_weights(path, where, of_weights)
+        weights = folder_checks.whole_weights(folder, {**where, **of_weights})
         reading("the model that its config.json describes")
         refuse_other_size(hf_class, config, weights, str(name), **code)
         reading(", ".join(weights.names[:3]) if weights is not None else "its weight files")

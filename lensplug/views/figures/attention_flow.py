@@ -8,7 +8,7 @@ from lensplug.analysis.attention.attention_flow import Flow
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.groups import Groups
 from lensplug.validation.arguments import check_example, checked
-from lensplug.views.figures.rollout import LIFT, LIFT_IN_WORDS, bars
+from lensplug.views.figures.attention_rollout import LIFT, LIFT_IN_WORDS, bars
 from lensplug.views.style import visible
 
 

@@ -12,7 +12,7 @@ from support.models import largest_difference, llava_onevision, reference_logits
 import lensplug
 from lensplug import LensplugError, analysis
 from lensplug.analysis.interventions.ablation_run import AblationRun, Example
-from lensplug.inputs.variants import in_place
+from lensplug.inputs.edited_inputs import in_place
 
 
 @once

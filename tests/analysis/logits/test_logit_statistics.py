@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lensplug.analysis.logits.vocabulary import BLOCK, largest, statistics, tiles
+from lensplug.analysis.logits.logit_statistics import BLOCK, largest, statistics, tiles
 
 WIDTHS = (2, 5, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK, 6 * BLOCK + 7, 20_003)
 """Vocabularies of fewer columns than k, of fewer blocks than k, of whole blocks, and with columns to spare."""

@@ -206,7 +206,7 @@ def test_no_pattern_is_made_while_nobody_sees_one(lens):
 
 
 def test_what_does_not_fit_is_refused_before_it_runs(lens, inputs, monkeypatch):
-    monkeypatch.setattr("lensplug.running.estimate.free_bytes", lambda device: 100_000)
+    monkeypatch.setattr("lensplug.running.memory_estimate.free_bytes", lambda device: 100_000)
     for run in (lambda: lens.generate(inputs, max_new_tokens=2), lambda: lens.check(inputs)):
         with pytest.raises(lensplug.LensplugError, match="this run would take .* on cpu, and 0.1 MB are free"):
             run()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lensplug import analysis
-from lensplug.analysis.interventions import announce
+from lensplug.analysis.interventions import runtime_warning
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def test_short_runs_say_nothing(lens, inputs):
         warnings.simplefilter("error")
         patch(lens, inputs)
         delete(lens, inputs)
-        announce.announce("x", 59, 1.0, shorter="less")
+        runtime_warning.announce("x", 59, 1.0, shorter="less")
 
 
 def test_the_number_of_runs_and_minutes():
     with pytest.warns(UserWarning, match="144 runs to come, about 5 minutes"):
-        announce.announce("activation_patching", 144, 2.0, shorter="groups=")
+        runtime_warning.announce("activation_patching", 144, 2.0, shorter="groups=")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lensplug.views.figures.blocks import block_means, block_size
+from lensplug.views.figures.block_means import block_means, block_size
 
 
 def test_means_by_hand():
