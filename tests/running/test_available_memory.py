@@ -17,8 +17,8 @@ def group(folder, **files):
 def free_with(tmp_path, monkeypatch, entries):
     """What is free to a process that is in these control groups."""
     (tmp_path / "entries").write_text(entries)
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
-    monkeypatch.setattr(memory, "OWN", tmp_path / "entries")
+    monkeypatch.setattr(available_memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(available_memory, "OWN", tmp_path / "entries")
     return available_memory.free_bytes(torch.device("cpu"))
 
 
@@ -35,5 +35,5 @@ def test_the_old_kind_of_limit(tmp_path, monkeypatch):
 
 
 def test_without_groups_the_machine_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "OWN", tmp_path / "none")
+    monkeypatch.setattr(available_memory, "OWN", tmp_path / "none")
     assert 0.5 < available_memory.free_bytes(torch.device("cpu")) / psutil.virtual_memory().available < 2
