@@ -63,15 +63,17 @@ def parts(modality: ModalityMap, sink: Bool[Tensor, "batch pos"] | None = None) 
         sink: What stands in the place of the first position.
     """
     first = first_position(modality) if sink is None else sink
-    views = views_of(modality)
-    own = {
+    numbers = torch.arange(len(MODALITIES), device=modality.labels.device)
+    by_name = dict(zip(MODALITIES, (modality.labels[:, None] == numbers[:, None]).unbind(1), strict=True))
+    views = torch.stack(views_of(modality), dim=1)
+    by_name |= zip(VIEWS, views.unbind(1), strict=True)
+    by_name |= {
         "special": modality.special,
-        "text": modality.mask("text") & ~modality.special,
-        **dict(zip(VIEWS, views, strict=True)),
-        "image": modality.mask("image") & ~torch.stack(views).any(dim=0),
+        "text": by_name["text"] & ~modality.special,
+        "image": by_name["image"] & ~views.any(dim=1),
     }
-    rest = (own[name] if name in own else modality.mask(name) for name in PARTS[1:])
-    return torch.stack([first, *(positions & ~first for positions in rest)], dim=1)
+    rest = torch.stack([by_name[name] for name in PARTS[1:]], dim=1)
+    return torch.cat([first[:, None], rest & ~first[:, None]], dim=1)
 
 
 def first_position(modality: ModalityMap) -> Bool[Tensor, "batch pos"]:
@@ -122,7 +124,6 @@ def measure(
     mass = pattern @ belongs
     information = torch.xlogy(pattern, pattern) @ belongs
     largest = torch.zeros_like(mass)
-    for part in range(member.shape[1]):
-        if bool(member[:, part].any()):
-            largest[..., part] = (pattern * member[:, None, None, part]).amax(dim=-1)
+    for part in member.any(dim=-1).any(dim=0).nonzero()[:, 0].tolist():
+        largest[..., part] = (pattern * member[:, None, None, part]).amax(dim=-1)
     return torch.stack([mass, information, largest], dim=-1)

@@ -41,6 +41,8 @@ from lensplug.reductions.modality_mass import PARTS, VIEWS, first_position, meas
 from lensplug.validation.arguments import checked
 
 Sinks = str | Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"] | None
+EVERY = (*CLASSES, *VIEWS)
+"""Whatever has readings: the classes, and the views of images."""
 SINKS = {"first": "the first position", "special": "the first position and the special tokens"}
 
 
@@ -81,21 +83,16 @@ def head_specialization(
     member = parts(modality, own)
     there = (member & (_seen(cache, mask, index) | ahead)[:, None]).any(dim=-1).cpu()  # [example part]
     made_of = _made_of(modality, sinks)
-    if exclude_sink:
-        del made_of[SINK]
-    in_sight = [name for name, own_parts in made_of.items() if bool((own_parts & there).any())]
-    names, views = (tuple(name for name in order if name in in_sight) for order in (CLASSES, VIEWS))
+    in_sight = (made_of & there[:, None]).any(dim=-1).any(dim=0).tolist()
+    names, views = (tuple(name for name in order if in_sight[EVERY.index(name)]) for order in (CLASSES, VIEWS))
+    names = tuple(name for name in names if not (exclude_sink and name == SINK))
     if not names:
         raise LensplugError(f"from query {query} nothing but the sink is in sight, and it is left out.")
-    layers = []
-    for layer in range(n_layers(cache)):
-        allowed = _allowed(cache, layer, mask, index) | ahead
-        given = _given(cache, layer, index, member, usual=own is None).cpu()
-        count = (member & allowed[:, None]).sum(dim=-1).cpu()
-        layers.append(_of_layer(given, count, *(_stack(made_of, order, count) for order in (names, views))))
-    mass, chance, entropy, largest, view_mass, view_chance = (
-        torch.stack(values, dim=1) for values in zip(*layers, strict=True)
-    )
+    given = _given(cache, index, member, usual=own is None)
+    allowed = _allowed(cache, mask, index) | ahead[:, None]
+    count = (member[:, None] & allowed[:, :, None]).sum(dim=-1).cpu()
+    classes_and_views = (made_of[:, [EVERY.index(name) for name in order]] for order in (names, views))
+    mass, chance, entropy, largest, view_mass, view_chance = _readings(given, count, *classes_and_views)
     convention = (
         f"fraction of the query's attention; {named}; preference in nats over chance (uniform over allowed positions),"
         f" clamped at {CLAMP:g}; averages of each example's own readings"
@@ -132,8 +129,8 @@ def _sink_positions(
     return given.to(mask.device).bool() & mask.bool(), f"sinks ({int(given.sum())} positions given) {end}"
 
 
-def _made_of(modality: ModalityMap, sinks: Sinks) -> dict[str, Bool[Tensor, "example part"]]:
-    """Which parts make up each class and each view of the image, in each example."""
+def _made_of(modality: ModalityMap, sinks: Sinks) -> Bool[Tensor, "example every part"]:
+    """Which parts make up each of `EVERY`, in each example."""
     special = isinstance(sinks, str) and sinks == "special"
     made_of = {name: {name} for name in PARTS[2:]}
     made_of |= {
@@ -141,79 +138,83 @@ def _made_of(modality: ModalityMap, sinks: Sinks) -> dict[str, Bool[Tensor, "exa
         "image": {"image", *VIEWS},
         SINK: {"first", "special"} if special else {"first"},
     }
-    made = {name: torch.tensor([part in own for part in PARTS]) for name, own in made_of.items()}
-    every = {name: one.repeat(len(modality.labels), 1) for name, one in made.items()}
+    every = torch.tensor([[part in made_of.get(name, ()) for part in PARTS] for name in EVERY])
+    made = every.repeat(len(modality.labels), 1, 1)
     if sinks is None:  # the first position counts with what it is
-        del every[SINK]
         first, views = first_position(modality), dict(zip(VIEWS, views_of(modality), strict=True))
-        for name, one in every.items():
+        made[:, EVERY.index(SINK)] = False
+        for name in made_of.keys() - {SINK}:
             positions = views[name] if name in views else modality.mask(name)
-            one[:, 0] = (positions & first).any(dim=1).cpu()
-    return every
-
-
-def _stack(
-    made_of: dict[str, Bool[Tensor, "example part"]], names: tuple[str, ...], count: Int[Tensor, "example part"]
-) -> Bool[Tensor, "example name part"]:
-    return (
-        torch.stack([made_of[name] for name in names], dim=1)
-        if names
-        else count.new_zeros(len(count), 0, len(PARTS), dtype=torch.bool)
-    )
+            made[:, EVERY.index(name), 0] = (positions & first).any(dim=1).cpu()
+    return made
 
 
 def _given(
-    cache: ActivationCache,
-    layer: int,
-    index: Int[Tensor, " batch"],
-    member: Bool[Tensor, "batch part pos"],
-    *,
-    usual: bool,
-) -> Float[Tensor, "batch head part 3"]:
-    """What the query gives to each part, as `modality_mass.measure` has it: as kept, or of its row of the pattern."""
-    kept = read_kept(cache, hook_names.modality_mass(layer))
-    if kept is None or (not usual and f"blocks.{layer}.attn.hook_pattern" in cache.cache_dict):
-        row = read_rows(cache, layer, index[:, None], needed_by="head_specialization").double()
-        return measure(row, member.to(row.device))[:, :, 0]
-    at = index.to(kept.device)[:, None, None, None, None].expand(-1, kept.shape[1], -1, *kept.shape[3:])
-    given = spread(kept.gather(2, at)[:, :, 0].double(), known(cache, "modality_parts").to(member.device), member)
-    if given is None:
-        raise LensplugError(
-            "the cache's masses are of another modality map: use the map of the inputs that were run."
-            if usual
-            else "the cache holds masses by modality, and a mask of sinks needs the query's rows: run with"
-            " query_positions= too."
-        )
-    return given
+    cache: ActivationCache, index: Int[Tensor, " batch"], member: Bool[Tensor, "batch part pos"], *, usual: bool
+) -> Float[Tensor, "batch layer head part 3"]:
+    """What the query gives to each part, as `modality_mass.measure` has it: as kept, or of its row of the pattern.
+
+    In double precision, on the processor. The heads of all layers are measured at once.
+    """
+    rows: dict[int, Tensor] = {}
+    masses: dict[int, Tensor] = {}
+    for layer in range(n_layers(cache)):
+        kept = read_kept(cache, hook_names.modality_mass(layer))
+        if kept is None or (not usual and f"blocks.{layer}.attn.hook_pattern" in cache.cache_dict):
+            rows[layer] = read_rows(cache, layer, index[:, None], needed_by="head_specialization")
+        else:
+            at = index.to(kept.device)[:, None, None, None, None].expand(-1, kept.shape[1], -1, *kept.shape[3:])
+            masses[layer] = kept.gather(2, at)[:, :, 0]
+    given: dict[int, Tensor] = {}
+    if rows:
+        row = _side_by_side(rows)
+        given |= zip(rows, measure(row, member.to(row.device))[:, :, 0].cpu().chunk(len(rows), dim=1), strict=True)
+    if masses:
+        made = spread(_side_by_side(masses), known(cache, "modality_parts").to(member.device), member)
+        if made is None:
+            raise LensplugError(
+                "the cache's masses are of another modality map: use the map of the inputs that were run."
+                if usual
+                else "the cache holds masses by modality, and a mask of sinks needs the query's rows: run with"
+                " query_positions= too."
+            )
+        given |= zip(masses, made.cpu().chunk(len(masses), dim=1), strict=True)
+    return torch.stack([given[layer] for layer in range(n_layers(cache))], dim=1)
 
 
-def _of_layer(
-    given: Float[Tensor, "example head part 3"],
-    count: Int[Tensor, "example part"],
+def _side_by_side(layers: dict[int, Tensor]) -> Float[Tensor, "batch heads *rest"]:
+    """The heads of several layers after each other, in double precision, on one device."""
+    device = next(iter(layers.values())).device
+    return torch.cat([one.to(device) for one in layers.values()], dim=1).double()
+
+
+def _readings(
+    given: Float[Tensor, "example layer head part 3"],
+    count: Int[Tensor, "example layer part"],
     classes: Bool[Tensor, "example modality part"],
     views: Bool[Tensor, "example view part"],
 ) -> tuple[Tensor, ...]:
-    """Mass, chance, entropy and largest weight of one layer, then mass and chance of the views; in double precision.
+    """Mass, chance, entropy and largest weight of each layer, then mass and chance of the views; in double precision.
 
     Chance is a quotient of counts, and so is the mass of a uniform row over the row's sum: in double
     precision their ratio rounds to exactly 1.
     """
-    within = given[:, :, None] * classes[:, None, :, :, None]  # [example head modality part 3]
+    within = given[:, :, :, None] * classes[:, None, None, :, :, None]  # [example layer head modality part 3]
     weight, information = within[..., 0].sum(dim=-1), within[..., 1].sum(dim=-1)
-    counted = (count[:, None] * classes).sum(dim=-1)
-    absent = (counted == 0)[:, None].expand(weight.shape)
+    counted = (count[:, :, None] * classes[:, None]).sum(dim=-1)
+    absent = (counted == 0)[:, :, None].expand(weight.shape)
     # The entropy of the shares p / m is log m minus the mean of log p.
     entropy = (weight.log() - information / weight).clamp(min=0)
     whole, all_counted = weight.sum(dim=-1, keepdim=True), counted.sum(dim=-1, keepdim=True)
-    of_view = (given[:, :, None, :, 0] * views[:, None]).sum(dim=-1)
-    counted_views = (count[:, None] * views).sum(dim=-1)
+    of_view = (given[:, :, :, None, :, 0] * views[:, None, None]).sum(dim=-1)
+    counted_views = (count[:, :, None] * views[:, None]).sum(dim=-1)
     hidden, gone = counted_views == 0, torch.nan
     return (
         (weight / whole).masked_fill(absent, gone),
         (counted.double() / all_counted).masked_fill(counted == 0, gone),
         entropy.masked_fill(absent | (weight == 0), gone),
         (within[..., 2].amax(dim=-1) / whole).masked_fill(absent, gone),
-        (of_view / whole).masked_fill(hidden[:, None].expand(of_view.shape), gone),
+        (of_view / whole).masked_fill(hidden[:, :, None].expand(of_view.shape), gone),
         (counted_views.double() / all_counted).masked_fill(hidden, gone),
     )
 
@@ -242,12 +243,13 @@ def _seen_ahead(
 
 
 def _allowed(
-    cache: ActivationCache, layer: int, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
-) -> Bool[Tensor, "batch pos"]:
-    """The key positions that a layer lets each query see."""
+    cache: ActivationCache, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch layer pos"]:
+    """The key positions that each layer lets each query see."""
     cfg: Any = getattr(cache.model, "cfg", None)
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    allowed = _seen(cache, mask, index)
-    if getattr(cfg, "use_local_attn", False) and cfg.attn_types[layer] == "local":
-        allowed = allowed & (positions > index[:, None] - cfg.window_size)
+    allowed = _seen(cache, mask, index)[:, None].expand(-1, n_layers(cache), -1)
+    if getattr(cfg, "use_local_attn", False):
+        near = torch.arange(mask.shape[1], device=mask.device) > index[:, None] - cfg.window_size
+        everywhere = torch.tensor([kind != "local" for kind in cfg.attn_types], device=mask.device)
+        allowed = allowed & (near[:, None] | everywhere[:, None])
     return allowed
