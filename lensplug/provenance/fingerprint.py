@@ -10,7 +10,7 @@ weight stands in the unembedding and value biases stand in the output biases. `m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -19,6 +19,8 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from lensplug.provenance.modules import every_module
 
 SAMPLES = 64
 """How many numbers of each weight are read, up to twice as many."""
@@ -60,47 +62,49 @@ def fingerprint(model: Any) -> str:
     if not isinstance(model, nn.Module):
         return ""
     origin = made_of(model)
-    parts = [model, None if origin is None else origin.full()]
-    found = {id(weight): weight for part in parts if part is not None for weight in _weights(part)}
+    full = None if origin is None else origin.full()
     by_device: dict[torch.device, list[Tensor]] = {}
+    each: set[bytes] = set()
     with torch.no_grad():
-        for weight in found.values():
-            if weight.numel() and not weight.is_meta:
-                by_device.setdefault(weight.device, []).append(_samples(weight))
+        for samples in _samples([model] if full is None else [full, model]):
+            by_device.setdefault(samples.device, []).append(samples)
         # One copy to the processor for each device, not one for each weight.
-        each: set[bytes] = set()
-        for samples in by_device.values():
-            numbers, start = torch.cat(samples).float().cpu().numpy().tobytes(), 0
-            for one in samples:
-                each.add(sha256(numbers[start : start + 4 * len(one)]).digest())
-                start += 4 * len(one)
+        for several in by_device.values():
+            numbers, start = torch.cat(several).float().cpu().numpy().tobytes(), 0
+            for samples in several:
+                stop = start + 4 * samples.shape[0]
+                each.add(sha256(numbers[start:stop]).digest())
+                start = stop
     # Zeros are left out: HookedTransformer has biases of zeros where the model has none. Sorted and each once: the
     # engines come by the weights in different orders, and by tied ones twice.
     each -= ZEROS
     return sha256(b"".join(sorted(each))).hexdigest()[:16] if each else ""
 
 
-def _weights(module: nn.Module) -> Iterator[Tensor]:
-    """Every parameter; a bridge's own `parameters()` leaves some out."""
-    yield from (weight for weight in module._parameters.values() if weight is not None)
-    for child in module._modules.values():
-        if child is not None:
-            yield from _weights(child)
+def _samples(models: Sequence[nn.Module]) -> Iterator[Tensor]:
+    """Numbers from all over each weight, in the order in which they lie in memory.
 
-
-def _samples(weight: Tensor) -> Tensor:
-    """Numbers from all over a weight, in the order in which they lie in memory."""
-    step = max(1, weight.numel() // SAMPLES) | 1  # an odd step does not stay in one column of a matrix
-    count = -(-weight.numel() // step)
-    if weight.is_contiguous() or _is_dense(weight):  # a view: nothing is copied
-        return weight.as_strided((count,), (step,), weight.storage_offset())
-    at = torch.arange(0, weight.numel(), step, device=weight.device)
-    chosen: Tensor = weight[torch.unravel_index(at, weight.shape)]
-    return chosen
+    Weights that are one piece of memory, as the engines share it, are read once. Module by module: a bridge's own
+    `parameters()` leaves some out.
+    """
+    read: set[tuple[int, int, torch.dtype]] = set()
+    for module in every_module(*models):
+        for weight in module._parameters.values():
+            if weight is None or weight.is_meta or not (numbers := weight.numel()):
+                continue
+            step = max(1, numbers // SAMPLES) | 1  # an odd step does not stay in one column of a matrix
+            if not _is_dense(weight):
+                at = torch.arange(0, numbers, step, device=weight.device)
+                yield weight[torch.unravel_index(at, weight.shape)]
+            elif (memory := (weight.data_ptr(), numbers, weight.dtype)) not in read:
+                read.add(memory)  # a view: nothing is copied
+                yield weight.as_strided((-(-numbers // step),), (step,), weight.storage_offset())
 
 
 def _is_dense(weight: Tensor) -> bool:
     """Whether it fills its memory without a gap, whatever the order of its axes."""
+    if weight.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
         if size > 1 and stride != expected:

@@ -55,6 +55,16 @@ def test_it_is_of_the_numbers_not_of_where_and_how_they_lie():
     assert fingerprint(None) == fingerprint(nn.ReLU()) == "" and fingerprint(whole.to("meta")) == ""
 
 
+def test_weights_that_begin_at_one_place_are_two():
+    whole = nn.Linear(40, 30, bias=False)
+    half = nn.Module()
+    half.weight = nn.Parameter(whole.weight.detach()[:15])
+    gaps = nn.Module()
+    gaps.weight = nn.Parameter(whole.weight.detach()[:, :20])
+    found = [fingerprint(nn.ModuleList(each)) for each in ([whole], [whole, half], [whole, gaps], [half, gaps])]
+    assert len(set(found)) == 4
+
+
 def test_another_process_finds_the_same():
     code = (
         f"import sys; sys.path.insert(0, {str(Path(lensplug.__file__).parent.parent)!r})\n"

@@ -1,0 +1,19 @@
+"""The list of modules against torch's own."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lensplug.provenance.modules import every_module
+
+
+def test_it_is_torchs_own_list(lens):
+    for model in (lens.hf_model, lens.model):
+        assert every_module(model) == list(model.modules())
+
+
+def test_what_is_shared_is_there_once():
+    shared = nn.Linear(2, 2)
+    first, second = nn.Sequential(shared, nn.ReLU()), nn.Sequential(nn.Tanh(), shared)
+    first.register_module("none", None)
+    assert every_module(first, second) == list(nn.ModuleList([first, second]).modules())[1:]
