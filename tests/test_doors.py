@@ -17,9 +17,9 @@ PUBLIC = {
     " MultimodalLens ParityReport Span VideoGrid analysis audio_llama cache_from_attentions grads_from_attentions"
     " join_pieces load media patches reductions tiny views wrap",
     "lensplug.analysis": "ActivationPatching Agreement AttentionFrom AttentionMatrix Comparison DeletionCurve Example"
-    " Flow HeadSpecialization HeadsByLayer LogitLens ModalityAblation ReceivedAttention Rollout activation_patching"
-    " agreement attention_flow attention_from attention_matrix attention_rollout compare deletion_curve"
-    " gradient_rollout head_specialization logit_lens modality_ablation received_attention",
+    " Flow GradientRollout HeadSpecialization HeadsByLayer LogitLens ModalityAblation ReceivedAttention Rollout"
+    " activation_patching agreement attention_flow attention_from attention_matrix attention_rollout compare"
+    " deletion_curve gradient_rollout head_specialization logit_lens modality_ablation received_attention",
     "lensplug.views": "Explorer Widget activation_patching agreement attention_by_layer attention_flow attention_heads"
     " attention_matrix attention_over_signal attention_rollout colored_tokens comparison deletion_curve draw"
     " group_positions head_specialization heads_by_layer image_explorer image_overlay logit_lens modality_ablation"

@@ -8,6 +8,7 @@ from .attention.attention_matrix import AttentionMatrix as AttentionMatrix
 from .attention.attention_matrix import attention_matrix as attention_matrix
 from .attention.attention_rollout import Rollout as Rollout
 from .attention.attention_rollout import attention_rollout as attention_rollout
+from .attention.gradient_rollout import GradientRollout as GradientRollout
 from .attention.gradient_rollout import gradient_rollout as gradient_rollout
 from .attention.head_readings import HeadSpecialization as HeadSpecialization
 from .attention.head_specialization import head_specialization as head_specialization

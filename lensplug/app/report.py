@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug import analysis
-from lensplug.analysis import HeadSpecialization, LogitLens, Rollout
+from lensplug.analysis import GradientRollout, HeadSpecialization, LogitLens, Rollout
 from lensplug.app.sections import resampled, sections_of
 from lensplug.errors import LensplugError
 from lensplug.hf.prompts import as_the_model_reads, has_chat_template
@@ -39,7 +39,7 @@ class Report:
     logit_lens: LogitLens
     heads: HeadSpecialization
     rollout: Rollout
-    relevance: Rollout | None
+    relevance: GradientRollout | None
     """The gradient rollout of the answer's first token against the runner-up; None where gradients overflow (fp16)."""
     medium: str
     """What the prompt has beside words: "image", "video" or "audio"; else "text"."""
@@ -129,7 +129,7 @@ def report(
 
 def _relevance(
     lens: MultimodalLens, inputs: MultimodalInput, logits: Float[Tensor, "batch d_vocab"], last: int
-) -> tuple[Rollout | None, str]:
+) -> tuple[GradientRollout | None, str]:
     """What raised the token that was written over the runner-up: the map that names the right words most often.
 
     Of nine prompts with known key words, on a trained model: its mean reciprocal rank is 0.91, as that of leaving words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lensplug import analysis, views
-from lensplug.analysis import AttentionFrom, HeadSpecialization, LogitLens, Rollout
+from lensplug.analysis import AttentionFrom, GradientRollout, HeadSpecialization, LogitLens, Rollout
 from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.hf.prompts import encoder_rate
 from lensplug.inputs.multimodal_input import MultimodalInput
@@ -14,6 +14,8 @@ from lensplug.running.generation import Answer
 from lensplug.views.overlays.image import NO_GRID
 from lensplug.views.page.page import Part, Section
 
+PositionMap = Rollout | GradientRollout
+"""What is laid over a medium: gradient rollout, or the lift of rollout where gradients overflow."""
 PICTURES = 3
 """So many pictures of a prompt have an explorer of their own."""
 
@@ -25,7 +27,7 @@ def sections_of(
     logit_lens: LogitLens,
     heads: HeadSpecialization,
     rollout: Rollout,
-    relevance: Rollout | None,
+    relevance: GradientRollout | None,
     against: str,
     medium: str,
 ) -> tuple[Section, ...]:
@@ -103,7 +105,9 @@ METHOD = {
 """Analysis -> what its picture is called, and what it shows."""
 
 
-def _what_it_came_from(inputs: MultimodalInput, rollout: Rollout, relevance: Rollout | None, against: str) -> Section:
+def _what_it_came_from(
+    inputs: MultimodalInput, rollout: Rollout, relevance: GradientRollout | None, against: str
+) -> Section:
     """Over the words, whatever else there is."""
     shown = relevance or rollout
     says, why = METHOD[shown.provenance.analysis][1], f": {against}" if against else ""
@@ -123,14 +127,14 @@ def _what_it_came_from(inputs: MultimodalInput, rollout: Rollout, relevance: Rol
     )
 
 
-def _where_in_the_image(inputs: MultimodalInput, map_: Rollout, looked: AttentionFrom, index: int) -> Section:
-    name, says = METHOD[map_.provenance.analysis]
+def _where_in_the_image(inputs: MultimodalInput, relevance: PositionMap, looked: AttentionFrom, index: int) -> Section:
+    name, says = METHOD[relevance.provenance.analysis]
     return Section(
         "Where in the image" + _which(inputs, "image", index),
         f"Left, {says}. Right, the attention of one layer from the position that writes the answer, averaged over its"
         " heads.",
         (
-            views.image_overlay(map_, inputs, media_index=index, title=name),
+            views.image_overlay(relevance, inputs, media_index=index, title=name),
             views.image_overlay(looked, inputs, media_index=index, title="Attention by layer"),
         ),
     )
@@ -147,14 +151,16 @@ def _patch_by_patch(cache: ActivationCache, inputs: MultimodalInput, looked: Att
     )
 
 
-def _where_in_the_video(inputs: MultimodalInput, map_: Rollout, attention: dict[str, Tensor], index: int) -> Section:
-    name, says = METHOD[map_.provenance.analysis]
+def _where_in_the_video(
+    inputs: MultimodalInput, relevance: PositionMap, attention: dict[str, Tensor], index: int
+) -> Section:
+    name, says = METHOD[relevance.provenance.analysis]
     return Section(
         "Where in the video" + _which(inputs, "video", index),
         f"Move the slider through the frames. Left, {says}. Right, the attention of one layer from the position that"
         " writes the answer, averaged over its heads.",
         (
-            views.video_overlay(map_, inputs, media_index=index, title=name),
+            views.video_overlay(relevance, inputs, media_index=index, title=name),
             views.video_overlay(attention, inputs, media_index=index, title="Attention by layer"),
         ),
     )
@@ -166,9 +172,9 @@ def _which(inputs: MultimodalInput, modality: str, index: int) -> str:
     return f", {index + 1} of {count}" if count > 1 else ""
 
 
-def _when_in_the_sound(inputs: MultimodalInput, map_: Rollout, attention: dict[str, Tensor]) -> Section:
-    name, says = METHOD[map_.provenance.analysis]
-    row = next(iter(map_.by_position().values()))
+def _when_in_the_sound(inputs: MultimodalInput, relevance: PositionMap, attention: dict[str, Tensor]) -> Section:
+    name, says = METHOD[relevance.provenance.analysis]
+    row = next(iter(relevance.by_position().values()))
     return Section(
         "When in the sound",
         f"First, {says}; then the attention of one layer from the position that writes the answer, averaged over its"

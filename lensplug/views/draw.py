@@ -12,6 +12,7 @@ from lensplug.analysis.attention.attention_flow import Flow
 from lensplug.analysis.attention.attention_from import AttentionFrom
 from lensplug.analysis.attention.attention_matrix import AttentionMatrix
 from lensplug.analysis.attention.attention_rollout import Rollout
+from lensplug.analysis.attention.gradient_rollout import GradientRollout
 from lensplug.analysis.attention.head_readings import HeadSpecialization
 from lensplug.analysis.attention.heads_by_layer import HeadsByLayer
 from lensplug.analysis.attention.received_attention import ReceivedAttention
@@ -53,6 +54,7 @@ draw.register(HeadSpecialization, head_specialization)
 draw.register(HeadsByLayer, heads_by_layer)
 draw.register(LogitLens, logit_lens)
 draw.register(Rollout, _rollout)
+draw.register(GradientRollout, attention_rollout)
 draw.register(Flow, attention_flow)
 draw.register(AttentionMatrix, attention_matrix)
 draw.register(AttentionFrom, attention_by_layer)

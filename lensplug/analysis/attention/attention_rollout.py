@@ -27,13 +27,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.analysis.attention.cached_mixing import layer_range, read_fused, read_residual_weight
+from lensplug.analysis.attention.rollout_rows import chosen_rows, row_names, rows_table
 from lensplug.analysis.attention.uniform_attention import EvenLayer, beyond_order, even_layer, lift, rolled_out
 from lensplug.analysis.protocols import needs
 from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.cache.reading import attended, n_layers, read, read_kept
 from lensplug.errors import LensplugError
-from lensplug.positions.indices import Positions, resolve_positions
+from lensplug.positions.indices import Positions
 from lensplug.reductions import names as hook_names
 from lensplug.reductions.mixing import Heads, Mixing, keeps
 from lensplug.validation.arguments import check_example, checked
@@ -51,39 +52,28 @@ class Rollout(Result):
     main_number = "value"
 
     values: Float[Tensor, "example row pos"]
-    """Raw. Of `attention_rollout` fractions, a row sums to 1; of `gradient_rollout` R, whose rows do not."""
+    """Raw: fractions, a row sums to 1."""
     rows: Int[Tensor, "example row"]
     """The output positions, from the left."""
     residual: float | str
-    """The weight of the identity in each layer; 1 where the identity is added, not mixed (`gradient_rollout`)."""
+    """The weight of the identity in each layer, or "measured"."""
     head_fusion: str
     provenance: Provenance
-    relevance: Float[Tensor, "example row pos"] | None = None
-    """For `gradient_rollout`: `values` without the identity (R - I), which is what is painted; else None."""
+    layers: tuple[int, ...]
+    """The layers that were multiplied, first to last."""
+    even: tuple[EvenLayer, ...]
+    """What `uniform` is computed from, one entry per layer."""
     by_layer: Float[Tensor, "example layer row pos"] | None = None
     """With `per_layer=True`, the rollout up to each layer, the last of which is `values`; else None."""
-    layers: tuple[int, ...] = ()
-    """The layers that were multiplied, first to last."""
-    even: tuple[EvenLayer, ...] = ()
-    """For `attention_rollout`: what `uniform` is computed from, one entry per layer."""
 
     @cached_property
     def uniform(self) -> Float[Tensor, "example row pos"]:
-        """The same rollout of attention that is spread evenly, in fp64; on the first position is what is there.
-
-        Raises:
-            LensplugError: If this is a gradient rollout, which has no such baseline.
-        """
-        self._refuse_gradients()
+        """The same rollout of attention that is spread evenly, in fp64; on the first position is what is there."""
         return rolled_out(self.even, self.rows)[:, -1]
 
     @cached_property
     def lift(self) -> Float[Tensor, "example row pos"]:
-        """`values` over `uniform`: 1 where order alone decides; NaN for the first position and what is not seen.
-
-        Raises:
-            LensplugError: If this is a gradient rollout.
-        """
+        """`values` over `uniform`: 1 where order alone decides; NaN for the first position and what is not seen."""
         return lift(self.values, self.uniform, self._shown)
 
     @cached_property
@@ -93,7 +83,6 @@ class Rollout(Result):
         Raises:
             LensplugError: If this rollout has no layers.
         """
-        self._refuse_gradients()
         if self.by_layer is None:
             raise LensplugError("this rollout is of all layers: attention_rollout(..., per_layer=True) has each.")
         return rolled_out(self.even, self.rows, per_layer=True)
@@ -109,18 +98,11 @@ class Rollout(Result):
     def _shown(self) -> Bool[Tensor, "example 1 pos"]:
         return self.even[0].receives[:, None]
 
-    def _refuse_gradients(self) -> None:
-        if not self.even:
-            raise LensplugError(
-                f"a {self.provenance.analysis} has no rollout of uniform attention to be held against:"
-                " analysis.attention_rollout has."
-            )
-
     def beyond_order(self, example: int = 0, *, row: int = -1) -> str:
         """How far one row and its lift go by the order of positions alone, in words: what figures say below them.
 
         Raises:
-            LensplugError: If there is no such example, or this is a gradient rollout.
+            LensplugError: If there is no such example.
         """
         check_example(example, len(self.values))
         values, uniform, lifted = (one[example, row].cpu() for one in (self.values, self.uniform, self.lift))
@@ -132,14 +114,12 @@ class Rollout(Result):
 
         Args:
             example: Which example.
-            raw: Of `values` in place of the lift; a gradient rollout has its relevance in either case.
+            raw: Of `values` in place of the lift.
         """
         check_example(example, len(self.values))
-        names = [f"into position {int(at)}" for at in self.rows[example]]
+        names = row_names(self.rows[example])
         if self.by_layer is None:
-            raw_or_relevance = self.values if self.relevance is None else self.relevance
-            shown = raw_or_relevance if raw or self.relevance is not None else self.lift
-            return dict(zip(names, shown[example], strict=True))
+            return dict(zip(names, (self.values if raw else self.lift)[example], strict=True))
         each = self.by_layer if raw else self.lift_by_layer
         return {
             f"{name}, layer {layer}": each[example, index, row]
@@ -149,28 +129,15 @@ class Rollout(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each example, output position and input position, and each layer if there are several."""
-        import pandas as pd
-
-        shown = self.values[:, None] if self.by_layer is None else self.by_layer
-        # Whole columns at once: a row of Python objects for each of pos x pos values takes minutes.
-        examples, layers, rows, length = shown.shape
-        table = pd.DataFrame(
-            {
-                "example": torch.arange(examples).repeat_interleave(layers * rows * length).numpy(),
-                "row": self.rows[:, None].expand(-1, layers, -1).flatten().repeat_interleave(length).numpy(),
-                "pos": torch.arange(length).repeat(examples * layers * rows).numpy(),
-                "value": shown.flatten().double().numpy(),
-            }
-        )
-        if self.by_layer is not None:
-            layer = torch.tensor(self.layers).repeat_interleave(rows * length).repeat(examples)
-            table.insert(1, "layer", layer.numpy())
-        if self.relevance is not None:
-            table["relevance"] = self.relevance.flatten().double().numpy()
-        if self.even:
-            of_layers = self.by_layer is not None
-            table["uniform"] = (self.uniform_by_layer if of_layers else self.uniform).flatten().numpy()
-            table["lift"] = (self.lift_by_layer if of_layers else self.lift).flatten().numpy()
+        if self.by_layer is None:
+            table = rows_table(self.rows, self.values[:, None])
+            table["uniform"], table["lift"] = self.uniform.flatten().numpy(), self.lift.flatten().numpy()
+            return table
+        table = rows_table(self.rows, self.by_layer)
+        examples, _, rows, length = self.by_layer.shape
+        layer = torch.tensor(self.layers).repeat_interleave(rows * length).repeat(examples)
+        table.insert(1, "layer", layer.numpy())
+        table["uniform"], table["lift"] = self.uniform_by_layer.flatten().numpy(), self.lift_by_layer.flatten().numpy()
         return table
 
 
@@ -295,14 +262,3 @@ def _multiplied(
         even.append(even_layer(cache, layer, attention, residual, mask, exclude_first=mixing.exclude_first))
     assert index is not None and values is not None
     return index, values.reshape(batch, -1, index.shape[1], length), tuple(reversed(even))
-
-
-def chosen_rows(rows: Positions | None, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row"]:
-    """The rows of a rollout as positions from the left; all for None.
-
-    Raises:
-        LensplugError: If there are none, or one is out of range or padding.
-    """
-    if rows is None:
-        return torch.arange(attention_mask.shape[1], device=attention_mask.device).expand(len(attention_mask), -1)
-    return resolve_positions(rows, attention_mask, name="rows")

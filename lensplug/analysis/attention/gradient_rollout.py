@@ -35,40 +35,74 @@ is not lost beside the 1 of the identity.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.attention.attention_rollout import Rollout, chosen_rows
+from lensplug.analysis.attention.rollout_rows import chosen_rows, row_names, rows_table
 from lensplug.analysis.processed_weights import refuse_centred_logits
 from lensplug.analysis.protocols import needs
-from lensplug.analysis.result import Provenance
+from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import attended, n_layers, read, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.positions.indices import Positions
 from lensplug.reductions import names as hook_names
 from lensplug.reductions.cam import SIGNS, weighted
-from lensplug.validation.arguments import checked
+from lensplug.validation.arguments import check_example, checked
 from lensplug.validation.masks import Mask
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CONTRIBUTIONS = (*SIGNS, "signed")
+Gradients = ActivationCache | Mapping[str, Tensor]
+"""Gradients under the names of the hooks that they are of."""
+
+
+@dataclass(frozen=True, repr=False)
+class GradientRollout(Result):
+    """How far what each chosen output position holds came from each input position, as the answer depends on it."""
+
+    label_columns = ("example", "row", "pos")
+    main_number = "relevance"
+
+    values: Float[Tensor, "example row pos"]
+    """R of equation 6, which holds a 1 at the row's own position: `relevance` and the identity."""
+    relevance: Float[Tensor, "example row pos"]
+    """R - I, which is what is painted, in the unit of the logit that the gradients are of."""
+    rows: Int[Tensor, "example row"]
+    """The output positions, from the left."""
+    provenance: Provenance
+
+    @checked
+    def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
+        """The relevance in each output position's row: for overlays."""
+        check_example(example, len(self.values))
+        return dict(zip(row_names(self.rows[example]), self.relevance[example], strict=True))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each example, output position and input position."""
+        table = rows_table(self.rows, self.values[:, None])
+        table["relevance"] = self.relevance.flatten().double().numpy()
+        return table
 
 
 @needs("attn.hook_pattern")
 @checked
 def gradient_rollout(
     cache: ActivationCache,
-    grads: ActivationCache | Mapping[str, Tensor],
+    grads: Gradients,
     *,
     rows: Positions | None = None,
     contributions: str = "positive",
     normalize: bool = False,
     exclude_first: bool | None = None,
     attention_mask: Mask | None = None,
-) -> Rollout:
+) -> GradientRollout:
     """Relevance by equations 5 and 6 of Chefer et al. 2021.
 
     `values` of the result is R; `relevance` is R - I, which is what is usually painted, from the row at which the
@@ -137,17 +171,17 @@ def gradient_rollout(
     part = f"{contributions} part of" if contributions != "signed" else "signed (what infinitely small changes do)"
     first = "first position left out" if exclude_first else "first position kept"
     convention = f"{part} gradient x attention, mean over heads; {form}; {first}"
-    return Rollout(
+    return GradientRollout(
         values=(identity + relevance).cpu(),
-        rows=index.cpu(),
-        residual=1.0,
-        head_fusion="mean",
-        provenance=Provenance.of(cache, "gradient_rollout", convention),
         relevance=relevance.cpu(),
+        rows=index.cpu(),
+        provenance=Provenance.of(cache, "gradient_rollout", convention),
     )
 
 
-def _weighted(cache: ActivationCache, grads: Any, layer: int, contributions: str) -> Float[Tensor, "batch query key"]:
+def _weighted(
+    cache: ActivationCache, grads: Gradients, layer: int, contributions: str
+) -> Float[Tensor, "batch query key"]:
     """The mean over heads of gradient x attention: of the part that was kept, else from pattern and gradient."""
     signs = SIGNS if contributions == "signed" else (contributions,)
     names = [hook_names.cam(layer, sign) for sign in signs]
@@ -166,11 +200,11 @@ def _weighted(cache: ActivationCache, grads: Any, layer: int, contributions: str
 
 
 def _gradient(
-    grads: Any, layer: int, pattern: Float[Tensor, "batch head query key"]
+    grads: Gradients, layer: int, pattern: Float[Tensor, "batch head query key"]
 ) -> Float[Tensor, "batch head query key"]:
     """The gradient of one layer's pattern, found by its name, in fp32."""
     name = f"blocks.{layer}.attn.hook_pattern"
-    held = getattr(grads, "cache_dict", grads)
+    held = grads if isinstance(grads, Mapping) else grads.cache_dict
     if name not in held:
         raise LensplugError(
             f"gradient_rollout needs the gradient of {name!r}, and grads does not hold it: logits, cache, grads ="

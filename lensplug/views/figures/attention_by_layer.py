@@ -91,7 +91,7 @@ def _rows(
     if not -rows <= row < rows:
         raise LensplugError(f"row is {row}, the result has {rows}, counted from 0 in the order asked for.")
     values, position = result.by_layer[example, :, row], int(result.rows[example, row])
-    if raw or not result.even:
+    if raw:
         return values, None, position, result.layers
     known = ~result.lift_by_layer[example, :, row].isnan()
     return values * known, result.uniform_by_layer[example, :, row] * known, position, result.layers

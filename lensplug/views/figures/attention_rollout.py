@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.attention.attention_rollout import Rollout
+from lensplug.analysis.attention.gradient_rollout import GradientRollout
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.validation.arguments import check_example, checked
@@ -23,7 +24,7 @@ LIFT_IN_WORDS = f"{LIFT}, 1 = no more than order alone gives, first position lef
 
 @checked
 def attention_rollout(
-    result: Rollout,
+    result: Rollout | GradientRollout,
     *,
     inputs: MultimodalInput | None = None,
     row: int = -1,
@@ -42,17 +43,19 @@ def attention_rollout(
         inputs: For the text and the modality of the positions.
         row: Which of the result's rows.
         example: Which example.
-        raw: Draw the share of each position in place of the lift.
+        raw: Draw the share of each position in place of the lift; of an attention rollout.
         str_tokens: The text of the positions, without inputs: `cache.str_tokens` of a cache made with `tokens`.
 
     Raises:
-        LensplugError: If the texts are not one for each position.
+        LensplugError: If the texts are not one for each position, or raw is asked of a gradient rollout.
     """
     check_example(example, len(result.values))
     if not -(rows := result.values.shape[1]) <= row < rows:
         raise LensplugError(f"row is {row}, the result has {rows}, counted from 0 in the order asked for.")
     notes = result.provenance.convention
-    if result.relevance is not None:
+    if isinstance(result, GradientRollout):
+        if raw:
+            raise LensplugError("raw=True is for attention_rollout: a gradient rollout has no lift. Leave raw out.")
         shown, unit = result.relevance, "relevance"
     else:
         shown, unit = (result.values, "share") if raw else (result.lift, LIFT)
@@ -62,7 +65,7 @@ def attention_rollout(
     texts = [visible(text) if text else "" for text in known]
     at = int(result.rows[example, row])
     whose = f"{texts[at]} (position {at})" if texts[at] else f"position {at}"
-    title = f"{'Rollout' if result.relevance is None else 'Gradient rollout'} into {whose}"
+    title = f"{'Gradient rollout' if isinstance(result, GradientRollout) else 'Rollout'} into {whose}"
     return bars(shown[example, row], names, texts, title=title, notes=notes, unit=unit)
 
 

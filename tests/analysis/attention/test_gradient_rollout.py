@@ -12,7 +12,7 @@ from support.caches import cache_of_patterns, causal_patterns
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lensplug import analysis, views
-from lensplug.analysis import Rollout, attention_rollout, compare
+from lensplug.analysis import GradientRollout, attention_rollout, compare
 from lensplug.errors import LensplugError
 
 gradient_rollout = partial(analysis.gradient_rollout, exclude_first=False)
@@ -64,7 +64,7 @@ def test_worked_numbers():
     result = gradient_rollout(*worked())
     torch.testing.assert_close(result.values[0], WORKED, atol=1e-6, rtol=0)
     torch.testing.assert_close(result.relevance[0], WORKED - torch.eye(3), atol=1e-6, rtol=0)
-    assert isinstance(result, Rollout) and result.rows.tolist() == [[0, 1, 2]] and result.residual == 1
+    assert isinstance(result, GradientRollout) and result.rows.tolist() == [[0, 1, 2]]
     assert result.provenance.analysis == "gradient_rollout" and "not normalised" in result.provenance.convention
 
 
@@ -221,15 +221,24 @@ def test_table_and_picture_show_the_relevance():
     assert fig.layout.yaxis.title.text == "relevance" and "gradient" in fig.layout.title.text
     np.testing.assert_allclose(np.asarray(views.draw(result).data[0].y), result.relevance[0, -1].numpy())
     plain_one = attention_rollout(worked()[0], rows=-1)
-    assert plain_one.relevance is None and "relevance" not in plain_one.to_dataframe()
+    assert "relevance" not in plain_one.to_dataframe()
     assert views.attention_rollout(plain_one, raw=True).layout.yaxis.title.text == "share"
+    with pytest.raises(LensplugError, match="a gradient rollout has no lift. Leave raw out"):
+        views.attention_rollout(result, raw=True)
+
+
+def test_overlays_get_the_relevance_of_each_row():
+    result = gradient_rollout(*worked(), rows=[-1, 1])
+    rows = result.by_position()
+    assert list(rows) == ["into position 2", "into position 1"]
+    assert torch.equal(torch.stack(list(rows.values())), result.relevance[0])
 
 
 def test_two_can_be_compared_but_not_with_attention_rollout():
     result = gradient_rollout(*worked())
     twice = dataclasses.replace(result, values=2 * result.values, relevance=2 * result.relevance)
     assert set(compare(result, twice).numbers) == {"value", "relevance"}
-    with pytest.raises(LensplugError, match="different conventions"):
+    with pytest.raises(LensplugError, match="a GradientRollout and a Rollout cannot be compared"):
         compare(result, attention_rollout(worked()[0]))
     with pytest.raises(LensplugError, match="different conventions"):
         compare(result, gradient_rollout(*worked(), normalize=True))
