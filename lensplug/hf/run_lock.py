@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 
 from lensplug.errors import LensplugError
 from lensplug.patches.patch import Patch
+from lensplug.provenance.modules import every_module
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -63,6 +64,8 @@ def refuse_training(model: Any, name: str) -> None:
     Raises:
         LensplugError: It names the first such module.
     """
+    if not any(part.training for part in every_module(model)):
+        return
     from transformer_lens.hook_points import HookPoint  # it takes seconds to import
 
     training = [path for path, part in model.named_modules() if part.training and not isinstance(part, HookPoint)]
