@@ -101,7 +101,7 @@ def a_hooked_transformer(names: dict[str, Any]) -> dict[str, Any]:
 def a_bridge_of_the_core(names: dict[str, Any]) -> dict[str, Any]:
     lens = lensplug.tiny.llava_onevision()
     inputs = lens.prepare("What is the color?", images=["photo.jpg"])
-    bridge = build_language_bridge(lens.core.decoder, lens.core.head, lens.core.text_config, tokenizer=lens.tokenizer)
+    bridge = build_language_bridge(lens.core, tokenizer=lens.tokenizer)
     tokens = torch.arange(5, 12)[None]
     return {"bridge": bridge, "embeds": inputs.embeds, "mask": inputs.attention_mask, "tokens": tokens}
 

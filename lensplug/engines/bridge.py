@@ -48,14 +48,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     from lensplug.patches.bridge.padding import BridgePadding
     from lensplug.patches.bridge.resid_mid import BridgeResidMid
 
-    model = build_language_bridge(
-        core.decoder,
-        core.head,
-        core.text_config,
-        tokenizer=tokenizer,
-        process_weights=process_weights,
-        model_name=core.name,
-    )
+    model = build_language_bridge(core, tokenizer=tokenizer, process_weights=process_weights, model_name=core.name)
     for patch in (BridgeResidMid, HookNames, BridgeCache, BridgePadding, BridgeMLPInPlace, LogitDirections):
         patch(model).apply()
     if core.beside == "attention_mask":

@@ -56,14 +56,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     from lensplug.patches.hooked_transformer.embedding_input import EmbeddingInput
     from lensplug.patches.hooked_transformer.mlp_in_place import GatedMLPInPlace
 
-    model = build_hooked_transformer(
-        core.decoder,
-        core.head,
-        core.text_config,
-        tokenizer=tokenizer,
-        process_weights=process_weights,
-        model_name=core.name,
-    )
+    model = build_hooked_transformer(core, tokenizer=tokenizer, process_weights=process_weights, model_name=core.name)
     for patch in (EmbeddingInput, GatedMLPInPlace, LogitDirections):
         patch(model).apply()
     PlaceholdersRefused(model, core.placeholder_ids).apply()

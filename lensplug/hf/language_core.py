@@ -16,6 +16,7 @@ from torch import nn
 
 from lensplug.errors import LensplugError
 from lensplug.hf.run_lock import turn
+from lensplug.patches.core_parts import CoreParts
 from lensplug.provenance.public_names import public_name
 
 PLACEHOLDERS = ("image", "video", "audio")
@@ -38,16 +39,11 @@ BESIDE = {
 
 
 @dataclass(frozen=True)
-class LanguageCore:
-    """What runs after the merge: `head(decoder(inputs_embeds))` are the full model's logits."""
+class LanguageCore(CoreParts):
+    """What runs after the merge: decoder and head of a model by its name, and the tokens that stand for media."""
 
     name: str
     """Name of the full model: on the hub, else of its folder, else of its class."""
-    decoder: Any
-    """The module that takes `inputs_embeds`: LlamaModel, Qwen2Model, ..."""
-    head: nn.Linear
-    text_config: Any
-    """The decoder's configuration."""
     placeholder_ids: dict[str, int]
     """Modality -> the token id that its embeddings replace."""
 
@@ -82,7 +78,7 @@ class LanguageCore:
         _refuse_special_weights(name, decoder, head)
         ids = {kind: _placeholder_id(hf_model.config, kind) for kind in PLACEHOLDERS}
         placeholder_ids = {kind: token for kind, token in ids.items() if token is not None}
-        return cls(name_of(hf_model), decoder, head, text_config, placeholder_ids)
+        return cls(decoder, head, text_config, name_of(hf_model), placeholder_ids)
 
     @property
     def beside(self) -> str | None:

@@ -22,6 +22,7 @@ import torch
 import transformers
 from torch import nn
 
+from lensplug.patches.core_parts import CoreParts
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.sliding_windows import sliding_windows
 
@@ -39,9 +40,7 @@ CORES = {
 
 
 def build_language_bridge(
-    decoder: Any,
-    head: nn.Linear,
-    text_config: Any,
+    core: CoreParts,
     *,
     tokenizer: Any = None,
     process_weights: bool = False,
@@ -50,9 +49,7 @@ def build_language_bridge(
     """A TransformerBridge that computes what `head(decoder(...))` computes.
 
     Args:
-        decoder: A Hugging Face decoder, one of `CORES`.
-        head: The linear layer from the decoder's output to the vocabulary.
-        text_config: The decoder's configuration.
+        core: Decoder, head and configuration; the decoder one of `CORES`.
         tokenizer: Kept as it is (TransformerLens would make another).
         process_weights: Fold the norms, centre the unembedding, fold the value biases, in a copy of the weights.
         model_name: For `cfg.model_name`.
@@ -62,15 +59,17 @@ def build_language_bridge(
     """
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-    shell = causal_shell(decoder, head, text_config, share=not process_weights)
+    shell = causal_shell(core, share=not process_weights)
     model = build_bridge_from_module(
-        shell, type(shell).__name__, hf_config=shell.config, model_name=model_name or text_config.model_type
+        shell, type(shell).__name__, hf_config=shell.config, model_name=model_name or core.text_config.model_type
     )
     # Hugging Face's own attention is not run, and its weights are not there to be returned.
     model.adapter.supports_hf_output_attentions = False
-    model.cfg.d_vocab, model.cfg.d_vocab_out = decoder.embed_tokens.weight.shape[0], head.weight.shape[0]
+    model.cfg.d_vocab, model.cfg.d_vocab_out = core.decoder.embed_tokens.weight.shape[0], core.head.weight.shape[0]
     model.cfg.default_prepend_bos = False  # the chat template decides what a prompt begins with
-    for name, value in sliding_windows(text_config).items():  # the bridge leaves them to its model; analyses read them
+    for name, value in sliding_windows(
+        core.text_config
+    ).items():  # the bridge leaves them to its model; analyses read them
         setattr(model.cfg, name, value)
     model.tokenizer = tokenizer
     model.cfg.tokenizer_prepends_bos = tokenizer is not None and len(tokenizer("")["input_ids"]) > 0
@@ -83,14 +82,14 @@ def build_language_bridge(
     return model
 
 
-def causal_shell(decoder: nn.Module, head: nn.Module, text_config: Any, *, share: bool = True) -> Any:
-    """A causal language model around copies of decoder and head that share their memory, or have their own.
+def causal_shell(core: CoreParts, *, share: bool = True) -> Any:
+    """A causal language model around copies of a core's decoder and head that share their memory, or have their own.
 
     Raises:
         LensplugError: If the decoder is another class, or a bridge's already.
     """
-    model_type = getattr(text_config, "model_type", None)
-    if model_type not in CORES:
+    decoder, model_type = core.decoder, core.model_type
+    if model_type is None or model_type not in CORES:
         raise LensplugError(f"a {model_type!r} decoder cannot be bridged exactly: known are {', '.join(CORES)}.")
     expected, architecture = CORES[model_type]
     if type(decoder).__name__ != expected:
@@ -98,8 +97,8 @@ def causal_shell(decoder: nn.Module, head: nn.Module, text_config: Any, *, share
             f"{type(decoder).__name__} with model_type {model_type!r} cannot be bridged: expected {expected}."
         )
     _refuse_bridged(decoder)
-    _refuse_rotation_inside(decoder, text_config)
-    copies = [shared_copy(module, share=share) for module in (decoder, head)]
+    _refuse_rotation_inside(decoder, core.text_config)
+    copies = [shared_copy(module, share=share) for module in (decoder, core.head)]
     config: Any = copies[0].config
     # The bridge computes attention itself; what SDPA decides is the mask: none where it is plainly causal, else a
     # byte for each pair of positions in place of a number.

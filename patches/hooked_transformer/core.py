@@ -23,6 +23,7 @@ import einops
 import torch
 from torch import Tensor, nn
 
+from lensplug.patches.core_parts import CoreParts
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.hooked_transformer.names import HookedTransformer, HookedTransformerConfig
 from lensplug.patches.patch import Patch
@@ -116,11 +117,12 @@ def hooked_transformer_config(
     )
 
 
-def core_state_dict(decoder: Any, head: nn.Linear, cfg: HookedTransformerConfig) -> dict[str, Tensor]:
-    """HookedTransformer's state dict for a decoder and its head, as views of their parameters.
+def core_state_dict(core: CoreParts, cfg: HookedTransformerConfig) -> dict[str, Tensor]:
+    """HookedTransformer's state dict for the parts of a core, as views of their parameters.
 
     Only the biases that the decoder lacks are new tensors (zeros). Nothing is copied.
     """
+    decoder, head = core.decoder, core.head
     n_kv = cfg.n_key_value_heads or cfg.n_heads
     kv = "_" if cfg.n_key_value_heads else ""  # GroupedQueryAttention keeps its own weights under _W_K, _W_V
 
@@ -167,9 +169,7 @@ def core_state_dict(decoder: Any, head: nn.Linear, cfg: HookedTransformerConfig)
 
 
 def build_hooked_transformer(
-    decoder: Any,
-    head: nn.Linear,
-    text_config: Any,
+    core: CoreParts,
     *,
     tokenizer: Any = None,
     process_weights: bool = False,
@@ -178,9 +178,7 @@ def build_hooked_transformer(
     """A HookedTransformer that computes what `head(decoder(...))` computes.
 
     Args:
-        decoder: A Hugging Face LlamaModel, Qwen2Model, MistralModel or Qwen3Model.
-        head: The linear layer from the decoder's output to the vocabulary.
-        text_config: The decoder's configuration.
+        core: Decoder, head and configuration; the decoder a LlamaModel, Qwen2Model, MistralModel or Qwen3Model.
         tokenizer: Kept as it is (TransformerLens's `set_tokenizer` would make another, from the hub).
         process_weights: Fold the norms, centre the unembedding, fold the value biases: what
             TransformerLens does by default in `from_pretrained`. Logits are then centred at each
@@ -190,29 +188,29 @@ def build_hooked_transformer(
     Raises:
         LensplugError: If the decoder is another class, or the configuration holds something unknown.
     """
-    expected = DECODERS.get(getattr(text_config, "model_type", ""))
-    if type(decoder).__name__ != expected:
+    head = core.head
+    if type(core.decoder).__name__ != DECODERS.get(core.model_type or ""):
         raise LensplugError(
-            f"{type(decoder).__name__} with model_type {getattr(text_config, 'model_type', None)!r} cannot be a"
+            f"{type(core.decoder).__name__} with model_type {core.model_type!r} cannot be a"
             f" HookedTransformer: it computes exactly only {', '.join(DECODERS.values())}."
         )
     cfg = hooked_transformer_config(
-        text_config,
-        d_vocab=decoder.embed_tokens.weight.shape[0],
+        core.text_config,
+        d_vocab=core.decoder.embed_tokens.weight.shape[0],
         d_vocab_out=head.weight.shape[0],
         dtype=head.weight.dtype,
         device=head.weight.device,
     )
     cfg.model_name = model_name or cfg.model_name
-    state_dict = core_state_dict(decoder, head, cfg)
+    state_dict = core_state_dict(core, cfg)
     model = _processed(cfg, state_dict) if process_weights else _sharing(cfg, state_dict)
-    _take_rotations(model, decoder.rotary_emb)
+    _take_rotations(model, core.decoder.rotary_emb)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(head.weight.requires_grad and name in state_dict)
     model.tokenizer = tokenizer
     if tokenizer is not None:
         model.cfg.tokenizer_prepends_bos = len(tokenizer("")["input_ids"]) > 0
-    return model.train(decoder.training)
+    return model.train(core.decoder.training)
 
 
 class ConfigFix(Patch):
@@ -238,12 +236,12 @@ class ConfigFix(Patch):
         tokenizer: Any = None,
         process_weights: bool = False,
     ) -> None:
-        """See `build_hooked_transformer` for the arguments."""
+        """See `CoreParts` and `build_hooked_transformer` for the arguments."""
         super().__init__(model)
         self._of = {"decoder": decoder, "head": head, "text_config": text_config, "tokenizer": tokenizer}
         self._of["process_weights"] = process_weights
         self._build: Callable[[], HookedTransformer] = lambda: build_hooked_transformer(
-            decoder, head, text_config, tokenizer=tokenizer, process_weights=process_weights
+            CoreParts(decoder, head, text_config), tokenizer=tokenizer, process_weights=process_weights
         )
 
     def _options(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from inspect import signature
 
 import torch
+from support.built import core_parts
 from support.models import text_model, text_tokens
 
 from lensplug.patches import BridgeCache, BridgeEmbeddingInput
@@ -17,7 +18,7 @@ def test_without_the_patch_a_bridge_forgets_the_prompt():
     With an older transformers, which has the old name, there is no trap.
     """
     hf, tokens = text_model("qwen2"), text_tokens(24)
-    bridge, options = build_language_bridge(hf.model, hf.lm_head, hf.config), {"max_new_tokens": 6, "do_sample": False}
+    bridge, options = build_language_bridge(core_parts(hf)), {"max_new_tokens": 6, "do_sample": False}
     expected = hf.generate(tokens, **options)
     options |= {"stop_at_eos": False, "verbose": False}
     renamed = "cache" in signature(type(hf.model.layers[0].self_attn).forward).parameters
@@ -30,7 +31,7 @@ def test_without_the_patch_a_bridge_forgets_the_prompt():
 def test_embeddings_alone_generate_with_it():
     """`BridgeEmbeddingInput` brings it along: nobody means to forget the prompt."""
     hf, tokens = text_model("qwen2"), text_tokens(24)
-    bridge = build_language_bridge(hf.model, hf.lm_head, hf.config)
+    bridge = build_language_bridge(core_parts(hf))
     expected = hf.generate(tokens, max_new_tokens=6, do_sample=False)[:, 24:]
     update = bridge.blocks[0].attn._update_kv_cache
     with BridgeEmbeddingInput(bridge):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.built import built
+from support.built import built, core_parts
 from support.models import (
     QUESTION,
     TEXT_CORES,
@@ -18,16 +18,13 @@ from support.models import (
 
 from lensplug import LensplugError
 from lensplug.patches.bridge.core import build_language_bridge, causal_shell, shared_copy
-
-
-def parts(hf):
-    return hf.get_decoder(), hf.get_output_embeddings(), hf.config.get_text_config(decoder=True)
+from lensplug.patches.core_parts import CoreParts
 
 
 @pytest.mark.parametrize("name", TEXT_CORES)
 def test_logits_of_text_cores(name):
     hf, tokens = text_model(name), text_tokens(24, 2)
-    model = build_language_bridge(*parts(hf))
+    model = build_language_bridge(core_parts(hf))
     assert largest_difference(model(tokens), reference_logits(hf, {"input_ids": tokens})) < 1e-4
 
 
@@ -48,7 +45,7 @@ def test_the_hugging_face_model_stays_as_it_was(tmp_path):
     before, modules = everything(hf, given), dict(hf.named_modules())
     state = {name: (value.data_ptr(), value.clone()) for name, value in hf.state_dict().items()}
     for options in ({}, {}, {"process_weights": True}):
-        model = build_language_bridge(*parts(hf), **options)
+        model = build_language_bridge(core_parts(hf), **options)
         model(torch.randn(1, 5, 96))
     assert dict(hf.named_modules()) == modules
     assert list(hf.state_dict()) == list(state)
@@ -63,7 +60,7 @@ def test_the_hugging_face_model_stays_as_it_was(tmp_path):
 @pytest.mark.parametrize("name", ["llama", "qwen2-tied"])
 def test_weights_are_the_same_memory_and_gradients_are_not(name):
     hf = text_model(name)
-    model = build_language_bridge(*parts(hf))
+    model = build_language_bridge(core_parts(hf))
     theirs = {p.data_ptr() for p in (*hf.get_decoder().parameters(), *hf.get_output_embeddings().parameters())}
     ours = {p.data_ptr() for p in model.original_model.parameters()}
     assert theirs <= ours
@@ -78,7 +75,7 @@ def test_weights_are_the_same_memory_and_gradients_are_not(name):
 
 def test_a_model_wrapped_twice_gives_right_numbers():
     hf, tokens = text_model("llama"), text_tokens(24)
-    first, second = (build_language_bridge(*parts(hf)) for _ in range(2))
+    first, second = (build_language_bridge(core_parts(hf)) for _ in range(2))
     reference = reference_logits(hf, {"input_ids": tokens})
     assert largest_difference(second(tokens), reference) < 1e-4
     first.blocks[0].hook_in.add_hook(lambda value, hook: value * 0)
@@ -88,7 +85,7 @@ def test_a_model_wrapped_twice_gives_right_numbers():
 def test_hooks_of_a_hugging_face_user_stay_with_his_model():
     hf, seen = text_model("llama"), []
     hf.model.layers[0].register_forward_hook(lambda module, args, output: seen.append(1))
-    model = build_language_bridge(*parts(hf))
+    model = build_language_bridge(core_parts(hf))
     model(text_tokens(5))
     assert seen == []
     hf(text_tokens(5))
@@ -99,19 +96,20 @@ def test_a_bridged_model_is_refused():
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     hf = text_model("llama")
+    head = hf.lm_head
     build_bridge_from_module(hf, "LlamaForCausalLM", hf_config=hf.config)
     with pytest.raises(LensplugError, match="there is a TransformerBridge around this LlamaModel already"):
-        causal_shell(hf.model, hf.lm_head, hf.config)
+        causal_shell(CoreParts(hf.model, head, hf.config))
 
 
 def test_other_decoders_are_refused():
     hf, other = text_model("llama"), text_model("qwen2")
     with pytest.raises(LensplugError, match="Qwen2Model with model_type 'llama' cannot be bridged: expected LlamaMod"):
         hf.model.config, other.model.config = other.model.config, hf.model.config
-        causal_shell(other.model, hf.lm_head, other.model.config)
+        causal_shell(CoreParts(other.model, hf.lm_head, other.model.config))
     other.config.model_type = "gpt2"
     with pytest.raises(LensplugError, match="a 'gpt2' decoder cannot be bridged exactly: known are llama, qwen2"):
-        causal_shell(other.model, other.lm_head, other.config)
+        causal_shell(CoreParts(other.model, other.lm_head, other.config))
 
 
 def test_processed_weights_of_a_model_in_half_precision_are_refused():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.beside import gemma3
-from support.built import built
+from support.built import built, core_parts
 from support.models import largest_difference, reference_logits, snapshot, text_model, text_tokens
 
 from lensplug.patches import BridgeResidMid
@@ -35,7 +35,7 @@ def test_an_edit_reaches_the_stream(name):
     decoder = model.get_decoder()
     direction = torch.randn(decoder.embed_tokens.weight.shape[1], generator=torch.Generator().manual_seed(1)) * 3
     if name == "gemma3":
-        bridge = build_language_bridge(decoder, model.get_output_embeddings(), model.config.get_text_config())
+        bridge = build_language_bridge(core_parts(model))
         BridgeResidMid(bridge).apply()
         tokens = tokens[:1, :5]  # within its window, without images
     else:
@@ -58,7 +58,7 @@ def test_an_edit_reaches_the_stream(name):
 
 def test_before_is_after():
     model = text_model("qwen2")
-    bridge = build_language_bridge(model.get_decoder(), model.get_output_embeddings(), model.config)
+    bridge = build_language_bridge(core_parts(model))
     tokens = text_tokens(12)
     with torch.no_grad():
         logits = bridge(tokens)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.built import core_parts
 from support.models import (
     TEXT_CORES,
     largest_difference,
@@ -15,6 +16,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from lensplug import LensplugError
 from lensplug.patches import ConfigFix, EmbeddingInput
+from lensplug.patches.core_parts import CoreParts
 from lensplug.patches.hooked_transformer.core import (
     build_hooked_transformer,
     core_state_dict,
@@ -81,10 +83,10 @@ def test_the_weights_are_shared_unless_they_are_processed(name):
     model = text_model(name)
     hf = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    shared = build_hooked_transformer(*parts(model))
+    shared = build_hooked_transformer(core_parts(model))
     own = [p for p in shared.parameters() if p.untyped_storage().data_ptr() not in hf]
     assert not any(bool(p.any()) for p in own), "only biases that Hugging Face lacks are new"
-    copied = build_hooked_transformer(*parts(model), process_weights=True)
+    copied = build_hooked_transformer(core_parts(model), process_weights=True)
     assert not hf & {p.untyped_storage().data_ptr() for p in copied.parameters()}
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     tokens = text_tokens()
@@ -94,7 +96,7 @@ def test_the_weights_are_shared_unless_they_are_processed(name):
 
 def test_a_change_of_a_shared_weight_is_seen_by_both():
     model, tokens = text_model("qwen2"), text_tokens()
-    shared = build_hooked_transformer(*parts(model))
+    shared = build_hooked_transformer(core_parts(model))
     with torch.no_grad():
         shared.blocks[1].attn.W_O.mul_(0.5)
     assert largest_difference(shared(tokens), reference_logits(model, {"input_ids": tokens})) < 1e-4
@@ -102,7 +104,7 @@ def test_a_change_of_a_shared_weight_is_seen_by_both():
 
 def test_layers_share_one_table_of_rotations_also_when_it_grows():
     model = text_model("qwen2", max_position_embeddings=4096)
-    shared = build_hooked_transformer(*parts(model))
+    shared = build_hooked_transformer(core_parts(model))
     tokens = torch.arange(2100)[None] % 300  # TransformerLens begins with 2,048 positions
     assert largest_difference(shared(tokens), reference_logits(model, {"input_ids": tokens})) < 1e-4
     tables = [(block.attn.rotary_sin.data_ptr(), len(block.attn.rotary_sin)) for block in shared.blocks]
@@ -123,7 +125,7 @@ def test_the_configuration_is_read_not_looked_up():
 def test_a_decoder_of_another_class_is_refused():
     model = text_model("llama")
     with pytest.raises(LensplugError, match="LlamaModel with model_type 'qwen2'"):
-        build_hooked_transformer(model.model, model.lm_head, text_config("Qwen2"))
+        build_hooked_transformer(CoreParts(model.model, model.lm_head, text_config("Qwen2")))
 
 
 @pytest.mark.parametrize("process_weights", [False, True])
@@ -195,7 +197,7 @@ def test_the_state_dict_is_made_of_views(name):
     model = text_model(name)
     cfg = hooked_transformer_config(model.config, d_vocab=320)
     shared = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    for key, weight in core_state_dict(*parts(model)[:2], cfg).items():
+    for key, weight in core_state_dict(core_parts(model), cfg).items():
         is_bias = "b_" in key.rsplit(".", 1)[-1]
         assert weight.untyped_storage().data_ptr() in shared or (is_bias and not weight.any())
 
@@ -205,6 +207,6 @@ def test_a_head_with_a_bias_and_added_tokens():
     model, tokens = text_model("llama"), text_tokens()
     model.resize_token_embeddings(333)
     model.lm_head = torch.nn.Linear(32, 340)
-    wrapped = build_hooked_transformer(*parts(model))
+    wrapped = build_hooked_transformer(core_parts(model))
     assert (wrapped.cfg.d_vocab, wrapped.cfg.d_vocab_out) == (333, 340)
     assert largest_difference(wrapped(tokens), reference_logits(model, {"input_ids": tokens})) < 1e-4

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from support.built import ENGINES, built
+from support.built import ENGINES, built, core_parts
 from support.models import largest_difference, snapshot, text_model, text_tokens
 
 from lensplug import LensplugError
@@ -19,7 +19,7 @@ GATED = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_m
 @pytest.fixture
 def bridge():
     hf = text_model("qwen3")
-    return build_language_bridge(hf.model, hf.lm_head, hf.config)
+    return build_language_bridge(core_parts(hf))
 
 
 @pytest.mark.parametrize("engine", ENGINES[:1])

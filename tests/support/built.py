@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from lensplug.patches.core_parts import CoreParts
+
 HOOKED = int(version("transformer-lens").split(".")[0]) < 4
 ONLY_HOOKED = "HookedTransformer ends with TransformerLens 3.9"
 ONE_ENGINE = os.environ.get("LENSPLUG_ENGINE")
@@ -19,17 +21,22 @@ ENGINES = [
 """For `pytest.mark.parametrize("engine", ENGINES)`."""
 
 
+def core_parts(hf: Any) -> CoreParts:
+    """The language core of a Hugging Face model."""
+    return CoreParts(hf.get_decoder(), hf.get_output_embeddings(), hf.config.get_text_config(decoder=True))
+
+
 def built(engine: str, hf: Any, **options: Any) -> Any:
     """The model without the patches that take embeddings, under HookedTransformer's names."""
-    parts = hf.get_decoder(), hf.get_output_embeddings(), hf.config
+    core = core_parts(hf)
     if engine == "hooked_transformer":
         from lensplug.patches.hooked_transformer.core import build_hooked_transformer
 
-        return build_hooked_transformer(*parts, **options)
+        return build_hooked_transformer(core, **options)
     from lensplug.patches import BridgeCache, BridgePadding, BridgeResidMid, HookNames
     from lensplug.patches.bridge.core import build_language_bridge
 
-    model = build_language_bridge(*parts, **options)
+    model = build_language_bridge(core, **options)
     for patch in (BridgeResidMid, HookNames, BridgeCache, BridgePadding):
         patch(model).apply()
     return model

@@ -50,7 +50,7 @@ class OnPlain:
     """A lens whose core is given embeddings and padding alone."""
 
     model = engine = prepare = logits_at = logits_only = run_with_cache = tokenizer = None  # nothing is run
-    core = LanguageCore("plain", None, torch.nn.Linear(1, 1), SimpleNamespace(model_type="llama"), {})
+    core = LanguageCore(None, torch.nn.Linear(1, 1), SimpleNamespace(model_type="llama"), "plain", {})
 
     def without(self, inputs, positions):
         return edited_inputs.without(None, self.core, inputs, positions)

@@ -1,0 +1,25 @@
+"""The three parts of a Hugging Face model that its language core is: what every engine builds its model from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class CoreParts:
+    """A decoder, the head behind it, and the configuration of both: `head(decoder(inputs_embeds))` are the logits."""
+
+    decoder: Any
+    """The module that takes `inputs_embeds`: LlamaModel, Qwen2Model, ... (`hf_model.get_decoder()`)."""
+    head: nn.Linear
+    """From the decoder's output to the vocabulary (`hf_model.get_output_embeddings()`)."""
+    text_config: Any
+    """The decoder's configuration (`hf_model.config.get_text_config(decoder=True)`)."""
+
+    @property
+    def model_type(self) -> str | None:
+        """What transformers calls the decoder's family: "llama", "qwen2", ...; None where it does not say."""
+        return getattr(self.text_config, "model_type", None)
