@@ -5,6 +5,7 @@ from . import patches as patches
 from . import reductions as reductions
 from . import tiny as tiny
 from . import views as views
+from .analysis.saved_results import read as read
 from .attentions.cache import cache_from_attentions as cache_from_attentions
 from .attentions.cache import grads_from_attentions as grads_from_attentions
 from .errors import LensplugError as LensplugError

@@ -15,7 +15,7 @@ import lensplug
 PUBLIC = {
     "lensplug": "Answer AudioTimeline Groups ImageGrid LensplugError LensplugWarning ModalityMap MultimodalInput"
     " MultimodalLens ParityReport Span VideoGrid analysis audio_llama cache_from_attentions grads_from_attentions"
-    " join_pieces load media patches reductions tiny views wrap",
+    " join_pieces load media patches read reductions tiny views wrap",
     "lensplug.analysis": "ActivationPatching Agreement AttentionFrom AttentionMatrix Comparison DeletionCurve Example"
     " Flow GradientRollout HeadSpecialization HeadsByLayer LogitLens ModalityAblation ReceivedAttention Rollout"
     " activation_patching agreement attention_flow attention_from attention_matrix attention_rollout compare"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec
 
 import torch
 from jaxtyping import Float
@@ -21,6 +23,9 @@ from lensplug.provenance.versions import versions
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,26 @@ class Result:
     standard_errors: ClassVar[Mapping[str, str]] = {}
     """Column that is a mean over examples -> the column with its standard error."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "to_dataframe" in vars(cls):
+            setattr(cls, "to_dataframe", _with_provenance(cls.to_dataframe))  # noqa: B010,  mypy knows it as a method
+
+    def save(self, path: str | Path) -> Path:
+        """Write the result to one file, which `lensplug.read(path)` opens without a model.
+
+        Args:
+            path: Where; the file is in the safetensors format whatever its name, `.safetensors` says so to others.
+
+        Returns:
+            The path.
+
+        Raises:
+            LensplugError: If it cannot be written there.
+        """
+        written: Path = import_module("lensplug.analysis.saved_results").save_result(self, path)
+        return written
+
     def by_example(self) -> Mapping[str, Float[Tensor, "example row"]]:
         """The per-example values of the columns with a standard error, in the rows of `to_dataframe`.
 
@@ -211,6 +236,22 @@ class Result:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         # Looked up when a notebook asks, so that an analysis never needs a picture library.
         return import_module("lensplug.views").draw(self)._repr_mimebundle_(include, exclude)
+
+
+def _with_provenance(to_dataframe: Callable[P, pd.DataFrame]) -> Callable[P, pd.DataFrame]:
+    """The method, whose table says in `attrs` how its numbers were made; to_parquet writes them too."""
+
+    @wraps(to_dataframe)
+    def with_provenance(*args: P.args, **kwargs: P.kwargs) -> pd.DataFrame:
+        table = to_dataframe(*args, **kwargs)
+        fields = vars(args[0])
+        if "provenance" in fields:
+            table.attrs["provenance"] = asdict(fields["provenance"])
+        else:  # of several results
+            table.attrs["provenances"] = [asdict(one) for one in fields["provenances"]]
+        return table
+
+    return with_provenance
 
 
 def one_row(result: Result, example: int, name: str) -> Float[Tensor, " pos"]:

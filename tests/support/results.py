@@ -1,0 +1,52 @@
+"""One result of every analysis, from two questions about two pictures to the tiny trained LLaVA-OneVision."""
+
+from __future__ import annotations
+
+import random
+
+import lensplug
+from lensplug import analysis
+from lensplug.analysis.result import Result
+from lensplug.tiny.scenes import draw_scene
+
+QUESTION = "What is the color? Answer single word."
+COLORS = ("red", "blue")
+
+
+def every_result(seed: int = 0) -> dict[str, Result]:
+    """Name -> result, with options that fill the fields which may be absent."""
+    lens = lensplug.tiny.llava_onevision()
+    scenes = [
+        draw_scene(random.Random(10 * seed + index), size=(48, 48), color=color) for index, color in enumerate(COLORS)
+    ]
+    pictures = [scene.image for scene in scenes]
+    inputs = lens.prepare([QUESTION, QUESTION], images=[[picture] for picture in pictures])
+    flipped = lens.prepare([QUESTION, QUESTION], images=[[picture] for picture in pictures[::-1]])
+    answers = [scene.color.capitalize() for scene in scenes]
+    examples = [
+        analysis.Example(QUESTION, answer, images=[picture]) for picture, answer in zip(pictures, answers, strict=True)
+    ]
+    _, cache = lens.run_with_cache(inputs)
+    _, cam, grads = lens.run_with_gradients(inputs, target=answers[0], keep="cam")
+    heads = analysis.head_specialization(cache, inputs.modality)
+    rollout = analysis.attention_rollout(cache, rows=-1)
+    relevance = analysis.gradient_rollout(cam, grads, rows=-1)
+    return {
+        "head_specialization": heads,
+        "heads_by_layer": heads.by_layer(),
+        "logit_lens": analysis.logit_lens(cache, positions=-1),
+        "attention_from": analysis.attention_from(cache),
+        "attention_rollout": rollout,
+        "attention_rollout, by layer": analysis.attention_rollout(cache, rows=-1, per_layer=True),
+        "attention_flow": analysis.attention_flow(cache, groups="modality", modality=inputs.modality),
+        "gradient_rollout": relevance,
+        "received_attention": analysis.received_attention(cache, modality=inputs.modality),
+        "attention_matrix": analysis.attention_matrix(cache, layer=1),
+        "agreement": analysis.agreement({"rollout": rollout, "gradient rollout": relevance}),
+        "deletion_curve": analysis.deletion_curve(lens, inputs, relevance, answers[0], steps=2, draws=2),
+        "activation_patching": analysis.activation_patching(
+            lens, inputs, flipped, (answers[0], answers[1]), by="head", activation="z", layers=(2, 3)
+        ),
+        "modality_ablation": analysis.modality_ablation(lens, examples, "image"),
+        "compare": analysis.compare(heads, heads),
+    }
