@@ -29,7 +29,7 @@ FAMILIES = {
     "qwen2_audio": "lensplug.families.whisper_windows",
     "voxtral": "lensplug.families.whisper_windows",
 }
-"""`config.model_type` -> the module that knows its geometry."""
+"""`config.model_type` -> the module that knows its geometry: `media_layout(batch)`."""
 ROUNDED_S = 0.05
 """The largest rounding error of resampling and spectrograms, in seconds."""
 
@@ -48,27 +48,34 @@ class MediaLayout:
     """(example, media_index) -> that of that sound."""
 
 
-def media_layout(
-    config: Any,
-    processor_outputs: Mapping[str, Any],
-    placeholders: Mapping[str, Sequence[Sequence[int]]],
-    given: Media,
-    processor: Any = None,
-) -> MediaLayout:
-    """The layout of the media in `processor_outputs`; of a family that has no file, what their numbers tell.
+@dataclass(frozen=True)
+class ProcessedBatch:
+    """What a processor made of the prompts and media of a batch, and what else is known of it."""
 
-    Args:
-        config: The full model's configuration.
-        processor_outputs: What its processor returned.
-        placeholders: Modality -> for each example, the lengths of its runs of placeholder tokens.
-        given: The media themselves, as far as they are at hand: their sizes, seconds and frames.
-        processor: The model's processor, where it is at hand: how it scales and cuts.
-    """
-    layout, name = MediaLayout(), FAMILIES.get(config.model_type)
+    config: Any
+    """The full model's configuration."""
+    outputs: Mapping[str, Any]
+    """What its processor returned."""
+    placeholders: Mapping[str, Sequence[Sequence[int]]]
+    """Modality -> for each example, the lengths of its runs of placeholder tokens."""
+    media: Media = field(default_factory=Media)
+    """The media themselves, as far as they are at hand: their sizes, seconds and frames."""
+    processor: Any = None
+    """The model's processor, where it is at hand."""
+
+    @property
+    def image_processor(self) -> Any:
+        """How images are scaled and cut; None where it is not known."""
+        return getattr(self.processor, "image_processor", None)
+
+
+def media_layout(batch: ProcessedBatch) -> MediaLayout:
+    """The layout of a batch's media, as its family has it; of a family without a file, what their numbers tell."""
+    layout, name = MediaLayout(), FAMILIES.get(batch.config.model_type)
     if name is not None:
-        layout = import_module(name).media_layout(config, processor_outputs, placeholders, given, processor)
-    numbers = given.numbers
-    counted = {kind: _by_number(runs, numbers[kind]) for kind, runs in placeholders.items() if numbers[kind]}
+        layout = import_module(name).media_layout(batch)
+    numbers = batch.media.numbers
+    counted = {kind: _by_number(runs, numbers[kind]) for kind, runs in batch.placeholders.items() if numbers[kind]}
     return replace(layout, lengths={**counted, **layout.lengths})
 
 

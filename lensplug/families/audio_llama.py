@@ -6,29 +6,21 @@ sound are in none of them, and reach the language model only through the encoder
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lensplug.errors import LensplugError
-from lensplug.families import MediaLayout, refuse_other_sound, shared_out
+from lensplug.families import MediaLayout, ProcessedBatch, refuse_other_sound, shared_out
 from lensplug.geometry import AudioTimeline
 from lensplug.geometry.audio_frames import MEL, Frames, frame_count, interpolated
-from lensplug.media import Media
 
 
-def media_layout(
-    config: Any,
-    processor_outputs: Mapping[str, Any],
-    placeholders: Mapping[str, Sequence[Sequence[int]]],
-    given: Media,
-    processor: Any,
-) -> MediaLayout:
+def media_layout(batch: ProcessedBatch) -> MediaLayout:
     """The timeline of every sound in the batch."""
-    heard = processor_outputs["audio_attention_mask"].sum(dim=-1).tolist()
-    lengths, timelines = shared_out(placeholders["audio"], [timeline(config, length) for length in heard])
-    if given.audio:
-        known = {(e, i): length for e, own in enumerate(given.durations) for i, length in enumerate(own)}
+    heard = batch.outputs["audio_attention_mask"].sum(dim=-1).tolist()
+    lengths, timelines = shared_out(batch.placeholders["audio"], [timeline(batch.config, length) for length in heard])
+    if batch.media.audio:
+        known = {(e, i): length for e, own in enumerate(batch.media.durations) for i, length in enumerate(own)}
         if known.keys() != timelines.keys():
             raise LensplugError(
                 f"{len(known)} sound(s) are given, and the processor saw {len(timelines)} in the prompts."

@@ -10,29 +10,24 @@ Follows `Idefics3Connector.pixel_shuffle` and `Idefics3ImageProcessor` of transf
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lensplug.families import MediaLayout, by_example, setting
+from lensplug.families import MediaLayout, ProcessedBatch, by_example, setting
 from lensplug.geometry import ImageGrid
 from lensplug.geometry.image_cells import tiles_and_whole
-from lensplug.media import Media
 
 
-def media_layout(
-    config: Any,
-    processor_outputs: Mapping[str, Any],
-    placeholders: Mapping[str, Sequence[Sequence[int]]],
-    given: Media,
-    processor: Any,
-) -> MediaLayout:
+def media_layout(batch: ProcessedBatch) -> MediaLayout:
     """The grid of every image in the batch."""
-    settings = getattr(processor, "image_processor", None)
-    if settings is None or not given.images:
+    settings = batch.image_processor
+    if settings is None or not batch.media.images:
         return MediaLayout()
-    images = [[image_grid(config, settings, height, width) for height, width in own] for own in given.image_sizes]
+    images = [
+        [image_grid(batch.config, settings, height, width) for height, width in sizes]
+        for sizes in batch.media.image_sizes
+    ]
     lengths = [[len(image) for image in own] for own in images]
-    if [sum(own) for own in lengths] != [sum(runs) for runs in placeholders["image"]]:
+    if [sum(own) for own in lengths] != [sum(runs) for runs in batch.placeholders["image"]]:
         return MediaLayout()
     return MediaLayout({"image": lengths}, by_example(lengths, images))
 

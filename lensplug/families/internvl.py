@@ -10,41 +10,33 @@ Follows `InternVLModel.pixel_shuffle` and `GotOcr2ImageProcessor` of transformer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
-from lensplug.families import MediaLayout, by_example
+from lensplug.families import MediaLayout, ProcessedBatch, by_example
 from lensplug.geometry import ImageGrid
 from lensplug.geometry.image_cells import tiles_and_whole
-from lensplug.media import Media
 
 
-def media_layout(
-    config: Any,
-    processor_outputs: Mapping[str, Any],
-    placeholders: Mapping[str, Sequence[Sequence[int]]],
-    given: Media,
-    processor: Any,
-) -> MediaLayout:
+def media_layout(batch: ProcessedBatch) -> MediaLayout:
     """The grid of every image in the batch; a run of placeholders is an image (or a frame)."""
-    lengths = [list(runs) for runs in placeholders["image"]]
-    settings = getattr(processor, "image_processor", None)
-    if settings is None or not (given.images or given.videos):
+    lengths = [list(runs) for runs in batch.placeholders["image"]]
+    settings = batch.image_processor
+    if settings is None or not (batch.media.images or batch.media.videos):
         return MediaLayout({"image": lengths})
     n_examples = len(lengths)
     images: list[list[ImageGrid | None]] = []
     for example, own_lengths in enumerate(lengths):
-        pictures = given.image_sizes[example] if len(given.images) == n_examples else []
-        videos = given.videos[example] if len(given.videos) == n_examples else ()
+        pictures = batch.media.image_sizes[example] if len(batch.media.images) == n_examples else []
+        videos = batch.media.videos[example] if len(batch.media.videos) == n_examples else ()
         if pictures and videos:  # which run is which depends on the prompt
             images.append([])
             continue
         sizes = pictures or [(video.height, video.width) for video in videos for _ in range(len(video))]
         images.append(
             [
-                image_grid(config, settings, height, width, positions=positions)
+                image_grid(batch.config, settings, height, width, positions=positions)
                 for (height, width), positions in zip(sizes, own_lengths, strict=False)
             ]
         )

@@ -10,44 +10,36 @@ Follows `CLIPImageProcessor` and `LlavaImageProcessor` of transformers 5.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.families import MediaLayout, by_example, setting
+from lensplug.families import MediaLayout, ProcessedBatch, by_example, setting
 from lensplug.geometry import ImageGrid
 from lensplug.geometry.image_cells import boxes, cells
-from lensplug.media import Media
 
 
-def media_layout(
-    config: Any,
-    processor_outputs: Mapping[str, Any],
-    placeholders: Mapping[str, Sequence[Sequence[int]]],
-    given: Media,
-    processor: Any,
-) -> MediaLayout:
+def media_layout(batch: ProcessedBatch) -> MediaLayout:
     """The grid of every image in the batch."""
-    vision = config.vision_config
-    pixels = processor_outputs.get("pixel_values")
+    vision = batch.config.vision_config
+    pixels = batch.outputs.get("pixel_values")
     square = all(isinstance(getattr(vision, name, None), int) for name in ("image_size", "patch_size"))
     if not square or vision.model_type == "pixtral" or not isinstance(pixels, Tensor) or pixels.ndim != 4:
         return MediaLayout()  # Pixtral has views of any size, and a token at the end of each row
-    total, side = sum(map(sum, placeholders["image"])), vision.image_size // vision.patch_size
+    total, side = sum(map(sum, batch.placeholders["image"])), vision.image_size // vision.patch_size
     class_token = total == len(pixels) * (side**2 + 1)
     if not class_token and total != len(pixels) * side**2:
         return MediaLayout()
     each = side**2 + class_token
-    lengths = [[each] * (sum(runs) // each) for runs in placeholders["image"]]
-    settings = getattr(processor, "image_processor", None)
+    lengths = [[each] * (sum(runs) // each) for runs in batch.placeholders["image"]]
+    settings = batch.image_processor
     if settings is None or tuple(pixels.shape[-2:]) != (vision.image_size, vision.image_size):
         return MediaLayout({"image": lengths})
     images = [
-        [image_grid(config, settings, height, width, class_token=class_token) for height, width in own]
-        for own in given.image_sizes
+        [image_grid(batch.config, settings, height, width, class_token=class_token) for height, width in own]
+        for own in batch.media.image_sizes
     ]
     return MediaLayout({"image": lengths}, by_example(lengths, images))
 

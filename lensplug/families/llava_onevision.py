@@ -10,42 +10,37 @@ Follows `LlavaOnevisionModel` and the image and video processors of transformers
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from lensplug.families import MediaLayout, shared_out
+from lensplug.families import MediaLayout, ProcessedBatch, shared_out
 from lensplug.families.anyres import anyres_grid, interpolated_cells
 from lensplug.geometry import ImageGrid, VideoGrid
 from lensplug.geometry.image_cells import boxes, cells
-from lensplug.media import Media, Video
+from lensplug.media import Video
 
 
-def media_layout(
-    config: Any,
-    processor_outputs: Mapping[str, Any],
-    placeholders: Mapping[str, Sequence[Sequence[int]]],
-    given: Media,
-    processor: Any,
-) -> MediaLayout:
+def media_layout(batch: ProcessedBatch) -> MediaLayout:
     """The grid of every image and video in the batch."""
     lengths: dict[str, list[list[int]]] = {}
     grids: dict[tuple[int, int], ImageGrid] = {}
     video_grids: dict[tuple[int, int], VideoGrid] = {}
-    sizes = processor_outputs.get("image_sizes")
-    if sizes is not None and "image" in placeholders:
-        counts = [int(count) for count in processor_outputs.get("batch_num_images", [1] * len(sizes))]
+    sizes = batch.outputs.get("image_sizes")
+    if sizes is not None and "image" in batch.placeholders:
+        counts = [int(count) for count in batch.outputs.get("batch_num_images", [1] * len(sizes))]
         alone = [count == 1 for count in counts for _ in range(count)]
-        images = [image_grid(config, int(h), int(w), alone=single) for (h, w), single in zip(sizes, alone, strict=True)]
-        lengths["image"], grids = shared_out(placeholders["image"], images)
-    if "video" in placeholders:
-        frames = [len(video) for video in processor_outputs["pixel_values_videos"]]
-        positions = [range(count * _pooled(config) ** 2 + 1) for count in frames]
-        lengths["video"], _ = shared_out(placeholders["video"], positions)
+        images = [
+            image_grid(batch.config, int(h), int(w), alone=single) for (h, w), single in zip(sizes, alone, strict=True)
+        ]
+        lengths["image"], grids = shared_out(batch.placeholders["image"], images)
+    if "video" in batch.placeholders:
+        frames = [len(video) for video in batch.outputs["pixel_values_videos"]]
+        positions = [range(count * _pooled(batch.config) ** 2 + 1) for count in frames]
+        lengths["video"], _ = shared_out(batch.placeholders["video"], positions)
         video_grids = {
-            (example, index): video_grid(config, video)
-            for example, own in enumerate(given.videos)
+            (example, index): video_grid(batch.config, video)
+            for example, own in enumerate(batch.media.videos)
             for index, video in enumerate(own)
         }
     return MediaLayout(lengths, grids, video_grids)

@@ -13,16 +13,15 @@ models' `get_audio_features` of transformers 5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lensplug.errors import LensplugError
-from lensplug.families import MediaLayout, refuse_other_sound
+from lensplug.families import MediaLayout, ProcessedBatch, refuse_other_sound
 from lensplug.geometry import AudioTimeline
 from lensplug.geometry.audio_frames import MEL, WHISPER_CONVOLUTIONS, Frames, frame_count, stacked
-from lensplug.media import Media
 
 SAMPLING_RATE = 16000
 WINDOW_S = 30.0
@@ -35,37 +34,31 @@ Heard = tuple[int, float | None]
 """The positions of a sound, and the seconds that its mask says."""
 
 
-def media_layout(
-    config: Any,
-    processor_outputs: Mapping[str, Any],
-    placeholders: Mapping[str, Sequence[Sequence[int]]],
-    given: Media,
-    processor: Any,
-) -> MediaLayout:
+def media_layout(batch: ProcessedBatch) -> MediaLayout:
     """The timeline of every sound in the batch.
 
     Raises:
         LensplugError: If a sound is too short for a position, or sounds and runs of placeholders cannot be
             matched.
     """
-    size, runs = STACK[config.model_type], placeholders["audio"]
-    masks = [processor_outputs.get(name) for name in ("feature_attention_mask", "input_features_mask")]
+    size, runs, media = STACK[batch.config.model_type], batch.placeholders["audio"], batch.media
+    masks = [batch.outputs.get(name) for name in ("feature_attention_mask", "input_features_mask")]
     mask = next((one for one in masks if one is not None), None)
     sounds: list[list[Heard]]
     if mask is None:
-        _refuse_other_stack(sum(map(sum, runs)), len(processor_outputs["input_features"]), size)
+        _refuse_other_stack(sum(map(sum, runs)), len(batch.outputs["input_features"]), size)
         sounds = [[(count, None) for count in own] for own in runs]
     else:
-        cut = config.model_type != "qwen2_audio"  # else every row is a sound
+        cut = batch.config.model_type != "qwen2_audio"  # else every row is a sound
         sounds = _by_sound(runs, mask.sum(dim=-1).tolist(), size, cut=cut)
-    if given.audio:
-        _refuse_other_sounds(sounds, given.durations)
+    if media.audio:
+        _refuse_other_sounds(sounds, media.durations)
     timelines = {}
     for example, own in enumerate(sounds):
         for index, (count, heard_s) in enumerate(own):
-            known = given.durations[example][index] if given.audio else heard_s
-            if given.audio:
-                refuse_other_sound((example, index), given.durations[example][index], _seen_s(count, size, heard_s))
+            known = media.durations[example][index] if media.audio else heard_s
+            if media.audio:
+                refuse_other_sound((example, index), media.durations[example][index], _seen_s(count, size, heard_s))
             timelines[example, index] = timeline(count, size, known, heard_s)
     return MediaLayout({"audio": [[count for count, _ in own] for own in sounds]}, timelines=timelines)
 

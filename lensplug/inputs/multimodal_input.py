@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.families import MediaLayout, media_layout
+from lensplug.families import MediaLayout, ProcessedBatch, media_layout
 from lensplug.hf.language_core import LanguageCore
 from lensplug.hf.seam import run_to_seam
 from lensplug.media import Media, Sound, Video
@@ -231,7 +231,7 @@ def encode(
     }
     layout = MediaLayout()
     if placeholders:
-        layout = media_layout(hf_model.config, processor_outputs, placeholders, given, processor)
+        layout = media_layout(ProcessedBatch(hf_model.config, processor_outputs, placeholders, given, processor))
         _say_what_is_not_heard(layout)
     tokenizer = getattr(processor, "tokenizer", processor)
     modality = ModalityMap.build(

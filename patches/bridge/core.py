@@ -67,9 +67,8 @@ def build_language_bridge(
     model.adapter.supports_hf_output_attentions = False
     model.cfg.d_vocab, model.cfg.d_vocab_out = core.decoder.embed_tokens.weight.shape[0], core.head.weight.shape[0]
     model.cfg.default_prepend_bos = False  # the chat template decides what a prompt begins with
-    for name, value in sliding_windows(
-        core.text_config
-    ).items():  # the bridge leaves them to its model; analyses read them
+    # The bridge leaves sliding windows to its model; analyses read them.
+    for name, value in sliding_windows(core.text_config).items():
         setattr(model.cfg, name, value)
     model.tokenizer = tokenizer
     model.cfg.tokenizer_prepends_bos = tokenizer is not None and len(tokenizer("")["input_ids"]) > 0

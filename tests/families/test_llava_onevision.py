@@ -29,9 +29,9 @@ from transformers import (
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.image_utils import ChannelDimension
 
+from lensplug.families import ProcessedBatch
 from lensplug.families.llava_onevision import image_grid, media_layout
 from lensplug.geometry import ImageGrid
-from lensplug.media import Media
 from lensplug.tiny.image_model import GRID_PINPOINTS, build_tokenizer
 
 GEOMETRIES = {
@@ -212,7 +212,7 @@ def test_media_layout_reads_the_outputs_of_the_real_processor():
     images = [[Image.new("RGB", (w, h)) for h, w in own] for own in sizes]
     outputs = tiny(text=texts, images=images, return_tensors="pt", padding=True)
     counts = (outputs["input_ids"] == tiny.image_token_id).sum(dim=1).tolist()
-    layout = media_layout(model("tiny").config, outputs, {"image": [[count] for count in counts]}, Media(), None)
+    layout = media_layout(ProcessedBatch(model("tiny").config, outputs, {"image": [[count] for count in counts]}))
     assert [sum(lengths) for lengths in layout.lengths["image"]] == counts
     found = {key: (grid.height, grid.width) for key, grid in layout.grids.items()}
     assert found == {(row, i): size for row, own in enumerate(sizes) for i, size in enumerate(own)}

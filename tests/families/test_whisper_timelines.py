@@ -14,7 +14,7 @@ from support.audio_llamas import sound
 from support.audio_relatives import RELATIVES, relative
 
 import lensplug
-from lensplug.families import FAMILIES
+from lensplug.families import FAMILIES, ProcessedBatch
 from lensplug.families.whisper_windows import STACK, WINDOW_MEL, media_layout
 from lensplug.media import Media, Sound
 
@@ -130,7 +130,7 @@ def test_any_sounds_of_any_lengths_have_as_many_positions_as_transformers_says(n
     seconds = [[mel / 100 for mel in own] for own in batch]
     sounds = tuple(tuple(Sound(torch.zeros(mel), 100) for mel in own) for own in batch)
     for given_media in (Media(audio=sounds), Media()):
-        layout = media_layout(lens.hf_model.config, {MASKS[name]: mask}, {"audio": counts}, given_media, None)
+        layout = media_layout(ProcessedBatch(lens.hf_model.config, {MASKS[name]: mask}, {"audio": counts}, given_media))
         assert layout.lengths["audio"] == counts
         for (example, index), line in layout.timelines.items():
             assert len(line) == counts[example][index]
@@ -148,7 +148,7 @@ def test_sounds_that_touch_are_told_apart_by_the_mask(name):
     counts = [positions(one, name) for one in mel]
     mask = (torch.arange(WINDOW_MEL) < torch.tensor(mel)[:, None]).long()
     layout = media_layout(
-        family(name)[0].config, {MASKS[name]: mask}, {"audio": [[sum(counts[:2])], counts[2:]]}, Media(), None
+        ProcessedBatch(family(name)[0].config, {MASKS[name]: mask}, {"audio": [[sum(counts[:2])], counts[2:]]})
     )
     assert layout.lengths["audio"] == [counts[:2], counts[2:]]
     assert [line.duration_s for line in layout.timelines.values()] == pytest.approx([one / 100 for one in mel])
@@ -175,7 +175,7 @@ def test_sounds_that_touch_without_a_mask_are_refused_not_taken_for_one():
 def test_a_voxtral_that_stacks_other_than_four_frames_has_no_known_times():
     outputs = {"input_features": torch.zeros(1, 80, WINDOW_MEL)}
     with pytest.raises(lensplug.LensplugError, match="750 audio placeholders for 1 windows of 30 s, expected 375"):
-        media_layout(family("voxtral")[0].config, outputs, {"audio": [[750]]}, Media(), None)
+        media_layout(ProcessedBatch(family("voxtral")[0].config, outputs, {"audio": [[750]]}))
 
 
 def test_placeholders_that_the_model_expands_itself_are_refused():
