@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -20,12 +20,14 @@ from lensplug.printable import printable
 from lensplug.provenance.fingerprint import fingerprint
 from lensplug.provenance.public_names import public_name
 from lensplug.provenance.versions import versions
+from lensplug.validation.arguments import admitted
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 P = ParamSpec("P")
+AnyResult = TypeVar("AnyResult", bound="Result")
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ class Result:
 
     label_columns: ClassVar[tuple[str, ...]] = ()
     """The columns of `to_dataframe` that say what is measured; `compare` aligns two results by them."""
+    example_depth: ClassVar[Mapping[str, int]] = {}
+    """Field of texts -> how deep in it the examples are: 0 where it has one entry for each (`combine`)."""
     main_number: ClassVar[str] = ""
     """The column that matters most."""
     provenance: Provenance
@@ -200,6 +204,24 @@ class Result:
         """
         written: Path = import_module("lensplug.analysis.saved_results").save_result(self, path)
         return written
+
+    @classmethod
+    def combine(cls: type[AnyResult], results: Sequence[AnyResult]) -> AnyResult:
+        """Several results of this class and one model as one, example after example.
+
+        Args:
+            results: Of one analysis with the same options; prompts of one length where a field has an entry for each
+                position.
+
+        Returns:
+            A result with the examples of all.
+
+        Raises:
+            LensplugError: If they are of several models or options, differ in more than their examples, or have none.
+        """
+        admitted(results, Sequence[cls], "results")  # type: ignore[valid-type]
+        joined: AnyResult = import_module("lensplug.analysis.combined").combined(results)
+        return joined
 
     def by_example(self) -> Mapping[str, Float[Tensor, "example row"]]:
         """The per-example values of the columns with a standard error, in the rows of `to_dataframe`.

@@ -61,6 +61,7 @@ class Flow(Result):
 
     label_columns = ("example", "row", "group", "label", "modality", "first", "last", "positions")
     main_number = "flow"
+    example_depth = {"labels": 0, "modalities": 0}
 
     values: Float[Tensor, "example group"]
     """Raw, 0 to 1, in fp64; without `groups=` a group is a position. NaN for padding, and behind an example's last."""

@@ -48,6 +48,7 @@ class AttentionMatrix(Result):
 
     label_columns = ("example", "query", "key", "query_text", "key_text")
     main_number = "attention"
+    example_depth = {"texts": 0}
 
     values: Float[Tensor, "example query key"]
     """Fractions of the query's attention (0 to 1); over the keys they sum to 1. NaN for padding, and behind the last

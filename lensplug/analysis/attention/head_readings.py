@@ -183,7 +183,7 @@ class HeadSpecialization(Result):
     @classmethod
     @checked
     def combine(cls, results: Sequence[HeadSpecialization]) -> HeadSpecialization:
-        """Several results of one model as one, example after example.
+        """Several results of one model as one, example after example; a class that one lacks is out of sight there.
 
         Raises:
             LensplugError: If they are of different models or conventions, or there is none.

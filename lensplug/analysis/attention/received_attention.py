@@ -57,6 +57,7 @@ class ReceivedAttention(Result):
 
     label_columns = ("example", "position", "token", "modality")
     main_number = "received"
+    example_depth = {"modalities": 0, "str_tokens": 0}
 
     values: Float[Tensor, "example pos"]
     """Mean of the column over the rows that may see the position (0 to 1); 0 where there is none, NaN for padding. With

@@ -61,6 +61,7 @@ class ActivationPatching(Result):
 
     label_columns = ("example", "layer", "group", "label", "head")
     main_number = "recovered"
+    example_depth = {"labels": 0}
 
     values: Float[Tensor, "example layer group head"]
     """The target, patched. An axis that is patched as a whole has one entry; NaN where an example has no such group."""

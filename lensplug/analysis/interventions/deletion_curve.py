@@ -17,8 +17,7 @@ gone. Maps are compared on the same examples, targets and positions only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from lensplug.analysis.interventions.runtime_warning import announce
 from lensplug.analysis.protocols import Lens
-from lensplug.analysis.result import Provenance, Result, one_row, refuse_other_making
+from lensplug.analysis.result import Provenance, Result, one_row
 from lensplug.errors import LensplugError
 from lensplug.inputs.edited_inputs import in_place
 from lensplug.inputs.logit_targets import LogitTarget, Terms, Written, terms_of
@@ -79,31 +78,6 @@ class DeletionCurve(Result):
             return torch.full((len(areas), 2), torch.nan)
         spread = 1.96 * areas.std(dim=1)
         return torch.stack([areas.mean(dim=1) - spread, areas.mean(dim=1) + spread], dim=1)
-
-    @classmethod
-    @checked
-    def combine(cls, results: Sequence[DeletionCurve]) -> DeletionCurve:
-        """The examples of several results as one.
-
-        Raises:
-            LensplugError: If there is none, or they differ in steps, draws, model or convention.
-        """
-        refuse_other_making(results)
-        first = results[0]
-        for other in results[1:]:
-            same = torch.equal(other.fractions, first.fractions) and other.random.shape[1] == first.random.shape[1]
-            if not same:
-                raise LensplugError(
-                    f"curves of different steps or draws cannot be combined: {len(first.fractions) - 1} steps and"
-                    f" {first.random.shape[1]} draws, and {len(other.fractions) - 1} and {other.random.shape[1]}."
-                )
-        return replace(
-            first,
-            most_first=torch.cat([one.most_first for one in results]),
-            least_first=torch.cat([one.least_first for one in results]),
-            random=torch.cat([one.random for one in results]),
-            deleted=torch.cat([one.deleted for one in results]),
-        )
 
     def summary(self) -> pd.DataFrame:
         """For each order the mean area over the examples, and its 95% interval (1.96 standard errors)."""

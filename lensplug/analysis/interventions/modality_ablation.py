@@ -55,6 +55,7 @@ class ModalityAblation(Result):
 
     label_columns = ("example", "condition", "prompt", "target")
     main_number = "log_probability"
+    example_depth = {"examples": 0, "top_texts": 1}
 
     examples: tuple[str, ...]
     """The prompts."""

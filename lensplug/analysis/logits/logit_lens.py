@@ -52,6 +52,7 @@ class LogitLens(Result):
 
     label_columns = ("example", "position", "entry", "target")
     main_number = "target_log_probability"
+    example_depth = {"top_texts": 0, "target_texts": 0}
 
     top_tokens: Int[Tensor, "example entry position k"]
     """The k most probable token ids, most probable first."""

@@ -105,7 +105,7 @@ def test_areas_random_orders_and_their_interval(lens, batch, relevance):
     assert mean == pytest.approx(float(curve.area["most relevant first"].mean()), rel=1e-5)
     assert views.draw(both).data[0].mode == "lines", "a band has no markers"
     assert "area" in views.draw(both).data[1].name and "96 examples" not in views.draw(both).layout.title.text
-    with pytest.raises(LensplugError, match="curves of different steps"):
+    with pytest.raises(LensplugError, match="DeletionCurve.fractions differ"):
         analysis.DeletionCurve.combine([curve, analysis.deletion_curve(lens, batch, relevance, "Red", steps=2)])
 
 
