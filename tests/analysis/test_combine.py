@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
 
 import pytest
 import torch
@@ -19,12 +18,6 @@ WITHOUT_EXAMPLES = {"heads_by_layer", "agreement", "compare"}
 @pytest.fixture(scope="module")
 def results():
     return every_result()
-
-
-def in_order(first: Any, second: Any) -> Any:
-    """Two fields put together by hand: along the axis that holds the two examples of each."""
-    axis = first.shape.index(2) if isinstance(first, Tensor) else 0
-    return torch.cat([first, second], dim=axis) if isinstance(first, Tensor) else first + second
 
 
 def test_the_examples_of_both_come_one_after_the_other(results):
