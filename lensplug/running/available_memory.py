@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,16 +19,18 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
-    return min([int(psutil.virtual_memory().available), *_left_to_the_job()])
+    return _within_the_job(int(psutil.virtual_memory().available))
 
 
-def _left_to_the_job() -> list[int]:
-    """The room below each limit of this process's control groups (Linux, version 2 or 1); none elsewhere."""
-    left = []
+def _within_the_job(free: int) -> int:
+    """What is free to this process, of what is free on the machine: the room below each limit of its control groups.
+
+    Linux, version 2 or 1; elsewhere there are none.
+    """
     try:
         entries = [line.split(":", 2) for line in OWN.read_text().splitlines()]
     except OSError:
-        return []
+        return free
     for _, controllers, path in entries:
         if controllers == "":
             root, limit, usage, cached = CGROUPS, "memory.max", "memory.current", "inactive_file "
@@ -36,14 +39,25 @@ def _left_to_the_job() -> list[int]:
             cached = "total_inactive_file "
         else:
             continue
-        own = root / path.lstrip("/")
-        for group in [own, *own.parents]:
+        for group in _up_to(root, path):
             try:
-                most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
+                if (most := (group / limit).read_text().strip()) == "max":
+                    continue
+                room = int(most) - int((group / usage).read_text())
+                if room >= free:
+                    continue
+                # Files that the kernel keeps to read again are counted as used, and given up first.
                 stat = (group / "memory.stat").read_text().splitlines()
+                room += sum(int(line.split()[1]) for line in stat if line.startswith(cached))
             except (OSError, ValueError):
                 continue  # the group of a machine outside this container, or one without a limit of its own
-            if most != "max":
-                # Files that the kernel keeps to read again are counted as used, and given up first.
-                left.append(int(most) - used + sum(int(line.split()[1]) for line in stat if line.startswith(cached)))
-    return left
+            free = min(free, room)
+    return free
+
+
+def _up_to(root: Path, path: str) -> Iterator[Path]:
+    """A group, and those that it lies in."""
+    group = root / path.lstrip("/")
+    while group.is_relative_to(root):
+        yield group
+        group = group.parent
