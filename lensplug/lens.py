@@ -40,7 +40,7 @@ from lensplug.running import caching, generation, gradients, parity
 from lensplug.running.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality
 from lensplug.running.generation import Answer, Choosing
 from lensplug.running.hook_checks import hook_names_of, known_hooks
-from lensplug.running.memory_estimate import Estimate
+from lensplug.running.memory_estimate import Estimate, refuse_too_large
 from lensplug.running.parity import ParityReport
 from lensplug.validation.arguments import checked, described
 from lensplug.validation.finite import refuse_overflow
@@ -264,6 +264,7 @@ class MultimodalLens:
         refuse_other_inputs(inputs)
         names_filter = known_hooks(self.model, names_filter)
         plan = Plan.of(
+            self.model,
             inputs,
             names_filter=names_filter,
             needs=needs,
@@ -273,7 +274,7 @@ class MultimodalLens:
             logit_positions=logit_positions,
             **kwargs,
         )
-        Estimate.of(self.model, inputs, plan, engine=self.engine).refuse_too_large()
+        refuse_too_large(self.model, inputs, plan, engine=self.engine)
         return caching.run_with_cache(self.model, self.engine, inputs, plan)
 
     @checked
@@ -293,7 +294,7 @@ class MultimodalLens:
         """
         refuse_other_inputs(inputs)
         options["names_filter"] = known_hooks(self.model, options.get("names_filter"))
-        return Estimate.of(self.model, inputs, Plan.of(inputs, **options), engine=self.engine)
+        return Estimate.of(self.model, inputs, Plan.of(self.model, inputs, **options), engine=self.engine)
 
     @in_turn
     @checked
@@ -518,7 +519,7 @@ class MultimodalLens:
         choosing = Choosing(max_new_tokens, do_sample, temperature, top_p, top_k, seed, stop_strings)
         whole = engines.makes_whole_patterns(self.engine, self.model)
         options: dict[str, Any] = {} if whole else {"query_positions": []}
-        plan = Plan.of(inputs, names_filter=[], logit_positions=[-1], **options)
+        plan = Plan.of(self.model, inputs, names_filter=[], logit_positions=[-1], **options)
         Estimate.of_answer(self.model, inputs, plan, max_new_tokens, engine=self.engine).refuse_too_large()
         with refuse_overflow(self.model, inputs.attention_mask, each_score=whole):
             return generation.generate(
@@ -547,7 +548,7 @@ class MultimodalLens:
         refuse_other_inputs(inputs)
         whole = whole_patterns or engines.makes_whole_patterns(self.engine, self.model)
         options: dict[str, Any] = {} if whole else {"query_positions": []}
-        plan = Plan.of(inputs, names_filter=[], logit_positions=[-1], **options)
+        plan = Plan.of(self.model, inputs, names_filter=[], logit_positions=[-1], **options)
         Estimate.of_check(self.model, inputs, plan, parity.ROWS, engine=self.engine).refuse_too_large()
         embedded = {"inputs_embeds": inputs.embeds, "attention_mask": inputs.attention_mask}
         return parity.compare(

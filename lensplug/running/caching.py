@@ -53,8 +53,8 @@ Needed = Needs | str | Sequence[Needs | str] | Callable[..., Any] | None
 class Plan:
     """What one run keeps, and where: the options of `MultimodalLens.run_with_cache`, held against its inputs."""
 
-    wanted: Callable[[str], bool]
-    """Whether the activation of a hook is kept, by its name."""
+    names: Sequence[str]
+    """The hooks whose activations are kept, in the model's order."""
     reductions: Sequence[Reduction]
     """What is kept of patterns that are too large to keep."""
     query_positions: Int[Tensor, "batch query"] | None
@@ -71,6 +71,7 @@ class Plan:
     @classmethod
     def of(
         cls,
+        model: Any,
         inputs: MultimodalInput,
         *,
         names_filter: NamesFilter = None,
@@ -102,7 +103,7 @@ class Plan:
             cut = "residual_positions" if residual_positions is not None else "keep"  # of all layers, or it lies
             raise LensplugError(f"with {cut}, {', '.join(sorted(unknown))} cannot be given.")
         return cls(
-            wanted,
+            names_taken(model, wanted),
             chosen,
             _rows([] if chosen and query_positions is None else query_positions, inputs, "query_positions"),
             _rows(residual_positions, inputs, "residual_positions"),
@@ -136,7 +137,8 @@ def run_with_cache(
             cache = LensCache.of(kept_here, model, inputs, **known)
         else:
             elsewhere = {} if plan.device is None else {"device": plan.device}
-            logits, theirs = model.run_with_cache(inputs, names_filter=plan.wanted, **elsewhere, **plan.others)
+            kept_names = set(plan.names).__contains__
+            logits, theirs = model.run_with_cache(inputs, names_filter=kept_names, **elsewhere, **plan.others)
             cache = LensCache.of(theirs.cache_dict, model, inputs, **known)
             cache.has_batch_dim = theirs.has_batch_dim
             if plan.query_positions is not None:
@@ -155,16 +157,12 @@ def _analyses(needs: Any) -> list[Needs]:
     Raises:
         LensplugError: If one is no analysis of a cache.
     """
-    # Looked up by name when asked for: an analysis knows caches, not the other way round.
-    door = import_module("lensplug.analysis")
-    public = {name: getattr(door, name) for name in dir(door)}  # imported only now, if nobody has asked for them
-    known = {name: one for name, one in public.items() if isinstance(one, Needs) and not isinstance(one, type)}
     several = needs if isinstance(needs, list | tuple | set) else [needs]
     made = []
     for one in several:
-        found = known.get(one.removeprefix("analysis.")) if isinstance(one, str) else one
+        found = _by_name().get(one.removeprefix("analysis.")) if isinstance(one, str) else one
         if not isinstance(found, Needs):
-            called = one if isinstance(one, str) else getattr(one, "__name__", type(one).__name__)
+            known, called = _by_name(), one if isinstance(one, str) else getattr(one, "__name__", type(one).__name__)
             near = difflib.get_close_matches(str(called), known, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise LensplugError(
@@ -172,6 +170,14 @@ def _analyses(needs: Any) -> list[Needs]:
             )
         made.append(found)
     return made
+
+
+def _by_name() -> dict[str, Needs]:
+    """Every analysis that reads a cache."""
+    # Looked up by name when asked for: an analysis knows caches, not the other way round.
+    door = import_module("lensplug.analysis")
+    public = {name: getattr(door, name) for name in dir(door)}  # imported only now, if nobody has asked for them
+    return {name: one for name, one in public.items() if isinstance(one, Needs) and not isinstance(one, type)}
 
 
 def _rows(positions: PositionsOrModality | None, inputs: MultimodalInput, name: str) -> Int[Tensor, "batch row"] | None:
@@ -194,7 +200,7 @@ def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Ten
     cut = (RESIDUALS if plan.residual_positions is not None else ()) + (
         ROWS if plan.query_positions is not None else ()
     )
-    same_kind = {kind: [name for name in model.hook_dict if name.endswith(kind) and plan.wanted(name)] for kind in cut}
+    same_kind = {kind: [name for name in plan.names if name.endswith(kind)] for kind in cut}
     together: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: Any) -> None:
@@ -213,7 +219,7 @@ def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Ten
             together[kind] = torch.empty(len(names), *activation.shape, dtype=activation.dtype, device=device)
         kept_here[hook.name] = together[kind][names.index(hook.name)].copy_(activation)
 
-    logits = model.run_with_hooks(inputs, fwd_hooks=[(plan.wanted, keep)], **plan.others)
+    logits = model.run_with_hooks(inputs, fwd_hooks=[(set(plan.names).__contains__, keep)], **plan.others)
     return logits, kept_here
 
 
@@ -225,3 +231,11 @@ def predicate(names_filter: NamesFilter) -> Callable[[str], bool]:
         return names_filter
     names = {names_filter} if isinstance(names_filter, str) else set(names_filter)
     return lambda name: name in names
+
+
+def names_taken(model: Any, wanted: Callable[[str], bool]) -> list[str]:
+    """The hooks of a model that a function of the name takes, each once and in the model's order."""
+    points = model.hook_dict
+    # A bridge's are asked for HookedTransformer's names; where the function takes none of them, for the bridge's.
+    names = points.taken_by(wanted) if hasattr(points, "taken_by") else [name for name in points if wanted(name)]
+    return list(dict.fromkeys(points[name].name for name in names))

@@ -33,7 +33,7 @@ from lensplug.inputs.logit_targets import Target, terms_of
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.indices import Position, watched_rows
 from lensplug.reductions import KeepGradients
-from lensplug.running.caching import NamesFilter, predicate
+from lensplug.running.caching import NamesFilter, names_taken, predicate
 
 PATTERNS = "attn.hook_pattern"
 """What is kept by default: the hooks whose names end so."""
@@ -85,10 +85,9 @@ def run_with_gradients(
             one(layer, start, pattern, gradient)
 
     default = (lambda name: False) if reduced else (lambda name: name.endswith(PATTERNS))
-    wanted = predicate(default if names_filter is None else names_filter)
-    if reduced and any(wanted(name) and name.endswith((PATTERNS, SCORES)) for name in model.hook_dict):
+    names = names_taken(model, predicate(default if names_filter is None else names_filter))
+    if reduced and any(name.endswith((PATTERNS, SCORES)) for name in names):
         raise LensplugError("with keep, patterns and scores are not kept: leave them out of names_filter.")
-    hooks = [(wanted, keep_activation)]
     with ExitStack() as stack:
         for context in (torch.inference_mode(False), torch.enable_grad(), _frozen(model)):
             stack.enter_context(context)
@@ -98,7 +97,7 @@ def run_with_gradients(
             stack.enter_context(engines.checkpointed(model))
         if rows is not None:
             stack.enter_context(engines.logit_rows(model, rows))
-        stack.enter_context(model.hooks(fwd_hooks=hooks))
+        stack.enter_context(model.hooks(fwd_hooks=[(set(names).__contains__, keep_activation)]))
         embeds = inputs.embeds.detach().clone().requires_grad_()
         logits = model(replace(inputs, embeds=embeds))
         if not kept and not reduced:

@@ -10,8 +10,9 @@ than to be ended by the system after an hour.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,14 +65,14 @@ class Estimate:
         cfg, (batch, length) = model.cfg, inputs.tokens.shape
         sizes = _Sizes(cfg, batch, length, plan, PATTERN_BYTES[engine])
         by_hook: Counter[str] = Counter()
-        for name in model.hook_dict:
-            if plan.wanted(name) and _is_reached(name, plan.others.get("stop_at_layer")):
+        for name in plan.names:
+            if _is_reached(name, plan.others.get("stop_at_layer")):
                 by_hook[name.rpartition(".")[2]] += sizes.kept(name)
         for one in plan.reductions:
             by_hook[type(one).__name__] += 4 * one.numbers(inputs, cfg.n_layers, cfg.n_heads)
         device = torch.device(cfg.device)
         kept_on = device if plan.device is None else torch.device(plan.device)
-        shared_logits = plan.wanted("unembed.hook_out")
+        shared_logits = "unembed.hook_out" in plan.names
         return cls(
             {name: size for name, size in by_hook.items() if size},
             0 if shared_logits else sizes.logits,
@@ -127,6 +128,20 @@ class Estimate:
         Raises:
             LensplugError: With the numbers, and the cheaper call.
         """
+        for device, size, free in self._lacking():
+            advice = ""
+            if self.cheaper is not None:
+                advice = (
+                    f" The last position alone takes {_gb(self.cheaper)}: query_positions=[-1],"
+                    " residual_positions=[-1], logit_positions=[-1], with needs=[...] for less; of all rows"
+                    ' keep="head_mean" or "rollout" in place of patterns.'
+                )
+            raise LensplugError(
+                f"this run would take {_gb(size)} on {device}, and {_gb(free)} are free.{advice} Its parts:\n{self}"
+            )
+
+    def _lacking(self) -> Iterator[tuple[torch.device, int, int]]:
+        """The devices that it does not fit on, what it would take there, and what is free."""
         if self.device == self.kept_on:
             needed = {self.device: self.total}
         else:
@@ -134,22 +149,23 @@ class Estimate:
         for device, size in needed.items():
             free = free_bytes(device)
             if size > ROOM * free:
-                advice = ""
-                if self.cheaper is not None:
-                    advice = (
-                        f" The last position alone takes {_gb(self.cheaper)}: query_positions=[-1],"
-                        " residual_positions=[-1], logit_positions=[-1], with needs=[...] for less; of all rows"
-                        ' keep="head_mean" or "rollout" in place of patterns.'
-                    )
-                raise LensplugError(
-                    f"this run would take {_gb(size)} on {device}, and {_gb(free)} are free.{advice} Its parts:\n{self}"
-                )
+                yield device, size, free
 
     def __str__(self) -> str:
         """A line for each part, the largest first."""
         parts = sorted([*self.by_hook.items(), ("logits", self.logits)], key=lambda part: -part[1])
         lines = [f"{_gb(self.kept)} stay on {self.kept_on}, {_gb(self.working)} more while it runs on {self.device}"]
         return "\n".join(lines + [f"  {_gb(size):>10}  {name}" for name, size in parts if size])
+
+
+def refuse_too_large(model: Any, inputs: MultimodalInput, plan: Plan, *, engine: str) -> None:
+    """Raise if a run does not fit. The cheaper call is worked out only where one is needed.
+
+    Raises:
+        LensplugError: As `Estimate.refuse_too_large`.
+    """
+    if any(Estimate._of(model, inputs, plan, engine)._lacking()):
+        Estimate.of(model, inputs, plan, engine=engine).refuse_too_large()
 
 
 @dataclass(frozen=True)
@@ -219,15 +235,20 @@ class _Sizes:
         """The stream before a block is the one after the block before it, or the embedding: one tensor."""
         layer = int(name.split(".")[1])
         before = "hook_embed" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"
-        return self.plan.device is None and self.plan.wanted(before)
+        return self.plan.device is None and before in self.plan.names
 
     def _width(self, name: str) -> int:
         """Numbers at each position."""
-        cfg, heads, kv_heads = self.cfg, self.cfg.n_heads, self.kv_heads
         if "_norm." in name:  # of queries or keys, for each head
-            heads_here = heads if "q_norm" in name else kv_heads
-            return int(heads_here * (1 if name.endswith("hook_scale") else cfg.d_head))
-        widths = {
+            heads_here = self.cfg.n_heads if "q_norm" in name else self.kv_heads
+            return int(heads_here * (1 if name.endswith("hook_scale") else self.cfg.d_head))
+        return int(self._widths.get(name.rpartition(".")[2], 0))  # a hook that the user has added is not known
+
+    @cached_property
+    def _widths(self) -> dict[str, int]:
+        """Numbers at each position, by kind of hook."""
+        cfg, heads, kv_heads = self.cfg, self.cfg.n_heads, self.kv_heads
+        return {
             **dict.fromkeys((*RESIDUALS, "hook_attn_out", "hook_mlp_out", "hook_in", "hook_normalized"), cfg.d_model),
             "hook_scale": 1,
             **dict.fromkeys(("hook_q", "hook_rot_q", "hook_z"), heads * cfg.d_head),
@@ -241,7 +262,6 @@ class _Sizes:
             "hook_q_input": heads * cfg.d_model * cfg.use_split_qkv_input,
             **dict.fromkeys(("hook_k_input", "hook_v_input"), kv_heads * cfg.d_model * cfg.use_split_qkv_input),
         }
-        return int(widths.get(name.rpartition(".")[2], 0))  # a hook that the user has added is not known
 
 
 def _is_reached(name: str, stop_at_layer: int | None) -> bool:
