@@ -21,6 +21,7 @@ from lensplug import engines, reductions
 from lensplug.cache.lens_cache import LensCache
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.patches.both.temporary_hooks import temporary_hooks
 from lensplug.positions.by_modality import named, rows_at
 from lensplug.positions.indices import Positions, resolve_positions, watched_rows
 from lensplug.reductions import Keep, Reduction
@@ -219,7 +220,8 @@ def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Ten
             together[kind] = torch.empty(len(names), *activation.shape, dtype=activation.dtype, device=device)
         kept_here[hook.name] = together[kind][names.index(hook.name)].copy_(activation)
 
-    logits = model.run_with_hooks(inputs, fwd_hooks=[(set(plan.names).__contains__, keep)], **plan.others)
+    with temporary_hooks(model, ((name, keep) for name in plan.names)):
+        logits = model.forward(inputs, **plan.others)
     return logits, kept_here
 
 

@@ -31,6 +31,7 @@ from lensplug.cache.lens_cache import LensCache
 from lensplug.errors import LensplugError
 from lensplug.inputs.logit_targets import Target, terms_of
 from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.patches.both.temporary_hooks import temporary_hooks
 from lensplug.positions.indices import Position, watched_rows
 from lensplug.reductions import KeepGradients
 from lensplug.running.caching import NamesFilter, names_taken, predicate
@@ -97,7 +98,7 @@ def run_with_gradients(
             stack.enter_context(engines.checkpointed(model))
         if rows is not None:
             stack.enter_context(engines.logit_rows(model, rows))
-        stack.enter_context(model.hooks(fwd_hooks=[(set(names).__contains__, keep_activation)]))
+        stack.enter_context(temporary_hooks(model, ((name, keep_activation) for name in names)))
         embeds = inputs.embeds.detach().clone().requires_grad_()
         logits = model(replace(inputs, embeds=embeds))
         if not kept and not reduced:

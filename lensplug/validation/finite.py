@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
+from lensplug.patches.both.temporary_hooks import temporary_hooks
 
 LARGER_RANGE = "use bfloat16 or float32 (fp16 ends at 65,504)"
 
@@ -64,7 +65,7 @@ def refuse_overflow(model: Any, attention_mask: Int[Tensor, "batch pos"], *, eac
     if each_score:
         scores = (f"blocks.{layer}.attn.hook_attn_scores" for layer in range(model.cfg.n_layers))
         hooks += [(name, watch_scores) for name in scores if name in model.hook_dict]
-    with model.hooks(fwd_hooks=hooks):
+    with temporary_hooks(model, hooks):
         yield
     for what, found in seen.items():
         if bool(found):
