@@ -26,6 +26,8 @@ def refuse_not_finite(name: str, value: Float[Tensor, ...], hint: str) -> None:
     Raises:
         LensplugError: Then, with how many there are and the hint.
     """
+    if bool(value.sum().isfinite()):  # one pass, and nothing is made: a sum of what is not finite is not
+        return
     bad = int((~value.isfinite()).sum())
     if bad:
         raise LensplugError(f"{name} hold NaN or infinity ({bad} of {value.numel()} numbers): {hint}.")

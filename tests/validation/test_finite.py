@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from support.models import text_model as hf_text_model
 
 import lensplug
 from lensplug import LensplugError, analysis
+from lensplug.validation.finite import refuse_not_finite
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -23,6 +25,24 @@ def text_lens(request):
 def inputs(text_lens):
     ids = torch.arange(3, 15)[None]
     return text_lens.encode({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+@pytest.mark.parametrize("bad", [[torch.nan], [torch.inf], [-torch.inf, torch.inf], [torch.inf, 1.0, torch.nan]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_each_number_that_is_not_finite_is_counted(bad, dtype):
+    value = torch.ones(3, 50, dtype=dtype)
+    value[1, 7 : 7 + len(bad)] = torch.tensor(bad, dtype=dtype)
+    count = sum(not math.isfinite(number) for number in bad)
+    with pytest.raises(LensplugError, match=rf"values hold NaN or infinity \({count} of 150 numbers\): mend it."):
+        refuse_not_finite("values", value, "mend it")
+
+
+@pytest.mark.parametrize("largest", [torch.finfo(dtype).max for dtype in (torch.float16, torch.bfloat16)])
+def test_large_numbers_whose_sum_overflows_are_finite(largest):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        value = torch.full((4, 4), min(largest, torch.finfo(dtype).max), dtype=dtype)
+        refuse_not_finite("values", value, "")
+        refuse_not_finite("values", value[:0], "")
 
 
 EACH_RUN = {
