@@ -43,6 +43,10 @@ class RowsOfABlock(Patch):
         asked = (self._hidden, self._each_block, self._each_gradient)
         return bool(self._rows.shape[1]) or any(one is not None for one in asked)
 
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """What the attention makes of rotated queries and keys, and values, as its own forward has them there."""
+        raise NotImplementedError
+
     def _visible(self, keys: int) -> Bool[Tensor, "batch key"] | None:
         """Where a query may look; None: everywhere."""
         if self._hidden is not None and self._hidden.shape[1] != keys:

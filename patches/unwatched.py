@@ -7,13 +7,15 @@ module: some twenty of them in each block, whose time a GPU cannot hide where a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lensplug.patches.modules import every_module
 from lensplug.patches.patch import Patch, PatchOfParts
+from lensplug.patches.rows_of_blocks import RowsOfABlock
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Where a module keeps its hooks."""
@@ -26,16 +28,31 @@ THE_SAME = (
 
 
 class Unwatched(PatchOfParts):
-    """While applied, blocks that no hook sees compute the same numbers, without their hook points."""
+    """While applied, blocks that no hook sees within compute the same numbers, without their hook points."""
 
 
 class UnwatchedBlock(Patch):
-    """One block. Whether a hook sees it is looked up in every pass: hooks come and go."""
+    """One block. Whether a hook sees it is looked up in every pass: hooks come and go.
 
-    def __init__(self, block: Any) -> None:
-        """Keep the block; nothing is changed before `apply`."""
+    Hooks at its edges, on the residual stream that enters and leaves it, are called; and, while rows of patterns are
+    made, so are those on scores and patterns. No other is.
+    """
+
+    replaced_for_rows: ClassVar[str]
+    """The method of the block's attention that a patch which makes rows of patterns replaces."""
+
+    def __init__(self, block: Any, edges: Sequence[Any]) -> None:
+        """Keep the block; nothing is changed before `apply`.
+
+        Args:
+            block: The block.
+            edges: Its hook points that `_short` calls.
+        """
         super().__init__(block)
-        self._hooks = [getattr(module, kind) for module in block.modules() for kind in HOOKS]
+        patterns = (block.attn.hook_attn_scores, block.attn.hook_pattern)
+        called = {*edges, *patterns}
+        self._hooks = _hooks_of([module for module in every_module(block) if module not in called])
+        self._pattern_hooks = _hooks_of(patterns)
 
     def _changes(self) -> dict[str, Any]:
         self._forward = self.target.forward
@@ -48,25 +65,38 @@ class UnwatchedBlock(Patch):
         return self._short(*args, **kwargs)
 
     def _watched(self) -> bool:
-        return any(self._hooks)
+        return any(self._hooks) or (any(self._pattern_hooks) and self._rows() is None)
+
+    def _rows(self) -> RowsOfABlock | None:
+        """The patch that makes rows of patterns, where one is in force and asked for them."""
+        patch = getattr(getattr(self.target.attn, self.replaced_for_rows), "__self__", None)
+        return patch if isinstance(patch, RowsOfABlock) and patch.shows_patterns else None
 
     def _short(self, residual: Tensor, **kwargs: Any) -> Any:
         """What the block computes."""
         raise NotImplementedError
 
 
+def _hooks_of(modules: Sequence[Any]) -> list[Any]:
+    return [getattr(module, kind) for module in modules for kind in HOOKS]
+
+
+def seen(point: Any, value: Tensor) -> Tensor:
+    """What becomes of a value at a hook point, which is called only where it has a hook."""
+    return point(value) if any(getattr(point, kind) for kind in HOOKS[:2]) else value
+
+
 def as_made(module: Any, kinds: Sequence[type]) -> bool:
     """Whether a module is of one of these classes, and nobody has replaced its methods by what computes otherwise."""
     if type(module) not in kinds:
         return False
-    replaced = [value for name, value in vars(module).items() if hasattr(type(module), name) and callable(value)]
+    replaced = [value for name, value in vars(module).items() if callable(value) and hasattr(type(module), name)]
     return all(_is_known(method) for method in replaced)
 
 
 def _is_known(method: Any) -> bool:
     """Whether a method is that of a patch that computes the same as what it replaces."""
-    home = str(getattr(method, "__module__", "")).removeprefix("lensplug.patches.")
-    return home in THE_SAME and not getattr(getattr(method, "__self__", None), "shows_patterns", False)
+    return str(getattr(method, "__module__", "")).removeprefix("lensplug.patches.") in THE_SAME
 
 
 def gated(act: Callable[[Tensor], Tensor], pre: Tensor, linear: Tensor) -> Tensor:

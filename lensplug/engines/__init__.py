@@ -150,15 +150,19 @@ def at_sdpa_speed(engine: str, model: Any, n_examples: int) -> AbstractContextMa
     return attention_rows(engine, model, torch.zeros(n_examples, 0, dtype=torch.long))
 
 
-def unwatched_blocks(engine: str, model: Any) -> AbstractContextManager[Any]:
-    """While it lasts, blocks that no hook sees compute the same numbers in fewer calls, where patterns are not made.
+def short_blocks(engine: str, model: Any) -> AbstractContextManager[Any]:
+    """While it lasts, blocks that no hook sees within compute the same numbers in fewer calls; inside `attention_rows`.
 
-    Hooks that come meanwhile are seen. For answers: what is checked, and studied, runs with all hook points.
+    Hooks on the residual stream between blocks, and on rows of scores and patterns, are called as ever; a block with
+    any other hook, also one that comes meanwhile, runs with all hook points.
     """
-    if makes_whole_patterns(engine, model):
-        return nullcontext()
     context: AbstractContextManager[Any] = in_force(import_module(ENGINES[engine]).unwatched_blocks(model))
     return context
+
+
+def unwatched_blocks(engine: str, model: Any) -> AbstractContextManager[Any]:
+    """`short_blocks` inside `at_sdpa_speed`: only where that acts."""
+    return nullcontext() if makes_whole_patterns(engine, model) else short_blocks(engine, model)
 
 
 def makes_whole_patterns(engine: str, model: Any) -> bool:

@@ -21,8 +21,8 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 from lensplug.errors import LensplugError
+from lensplug.patches.modules import every_module
 from lensplug.patches.patch import Patch
-from lensplug.provenance.modules import every_module
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

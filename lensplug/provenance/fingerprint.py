@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lensplug.provenance.modules import every_module
+from lensplug.patches.modules import every_module
 
 SAMPLES = 64
 """How many numbers of each weight are read, up to twice as many."""

@@ -131,6 +131,7 @@ def run_with_cache(
             rows = plan.query_positions if plan.query_positions.shape[1] else watched_rows(inputs.tokens)
             shown = each_block if kept else None
             stack.enter_context(engines.attention_rows(engine, model, rows, each_block=shown))
+            stack.enter_context(engines.short_blocks(engine, model))
         if plan.logit_positions is not None:
             stack.enter_context(engines.logit_rows(model, plan.logit_positions))
         if set(plan.others) <= {"return_type"}:

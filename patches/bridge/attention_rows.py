@@ -70,16 +70,26 @@ class _BlockRows(RowsOfABlock):
         q, k = attn.hook_rot_q(q), attn.hook_rot_k(k)
         cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
         k, v = attn._update_kv_cache(k, v, past_key_values=cache)
+        z = self.attended(q, k, v, attention_mask)
+        output: Tensor = attn.hook_out(attn.o(z.transpose(1, 2).reshape(*x.shape[:2], -1)))
+        return output, None
+
+    def attended(
+        self,
+        q: Float[Tensor, "batch head pos d_head"],
+        k: Float[Tensor, "batch kv_head key d_head"],
+        v: Float[Tensor, "batch kv_head key d_head"],
+        attention_mask: Tensor | None,
+    ) -> Float[Tensor, "batch head pos d_head"]:
+        """From queries, keys and values to the output of the heads."""
         refuse_behind_a_cache(q.shape[2], k.shape[2], self._rows, self._hidden)
-        refuse_other_rows(self._rows, self._last, *hidden_states.shape[:2])
+        refuse_other_rows(self._rows, self._last, len(q), q.shape[2])
         blocks = self._blocks(q, k, attention_mask)
         self._show_rows(blocks)
         if self._each_block is not None:
             for start, block in blocks:
                 self._each_block(start, block)
-        z = blocks.attend(v) if self._each_gradient is None else blocks.attend_and_show(v, self._each_gradient)
-        output: Tensor = attn.hook_out(attn.o(z.transpose(1, 2).reshape(*x.shape[:2], -1)))
-        return output, None
+        return blocks.attend(v) if self._each_gradient is None else blocks.attend_and_show(v, self._each_gradient)
 
     def _blocks(self, q: Tensor, k: Tensor, attention_mask: Tensor | None) -> PatternBlocks:
         visible = self._visible(k.shape[2])

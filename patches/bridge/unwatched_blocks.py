@@ -3,7 +3,8 @@
 The gap: a step of an answer has one position, and its time is that of calls, not of numbers. A bridge's block calls
 thirty components and hook points, and reads the signature of what it wraps each time: twice the time of the same model
 in Hugging Face. Under this patch a block that no hook sees computes the same numbers, to the bit, in the fewest calls.
-A block with a hook, on any of its points or modules, runs as ever.
+Hooks on the residual stream that enters and leaves a block are called, and so are those on rows of scores and patterns,
+where rows are made. A block with any other hook, on its points or modules, runs as ever.
 
 Checked against transformer-lens 3.9.0 and 4.3.0, blocks with norms before attention and MLP, and, for Gemma 3, behind
 them too; attention of the kind that `attention_rows` knows.
@@ -27,7 +28,7 @@ from transformer_lens.model_bridge.generalized_components import (
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lensplug.patches.bridge.attention_rows import CACHES, attend
-from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, gated, projected
+from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, gated, projected, seen
 
 FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "use_hook_mlp_in")
 """Settings under which a block computes more."""
@@ -45,9 +46,10 @@ class BridgeUnwatchedBlocks(Unwatched):
 
 class _Block(UnwatchedBlock):
     relies_on = ("_capture_hook_handles",)
+    replaced_for_rows = "forward"
 
     def __init__(self, block: Any) -> None:
-        super().__init__(block)
+        super().__init__(block, (block.hook_in, block.hook_out))
         self._around = "ln1_post" in block.submodules
         self._linears = {name: getattr(block.attn, name).original_component for name in ATTENTION}
         self._linears |= {name: getattr(block.mlp, name).original_component for name in MLP}
@@ -58,7 +60,9 @@ class _Block(UnwatchedBlock):
         found = [hooks for hooks in self._hooks if hooks]
         # The block has hooks of its own, for settings that are off here.
         own = {handle.id for handle in self.target._capture_hook_handles} if found else set()
-        return not all(own.issuperset(hooks) for hooks in found)
+        if not all(own.issuperset(hooks) for hooks in found):
+            return True
+        return any(self._pattern_hooks) and self._rows() is None
 
     def _short(
         self,
@@ -70,6 +74,7 @@ class _Block(UnwatchedBlock):
         if position_embeddings is None:
             return self._forward(residual, attention_mask=attention_mask, **kwargs)
         block, linears = self.target, self._linears
+        residual = seen(block.hook_in, residual)
         cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
         attended = self._attended(_norm(block.ln1, residual), position_embeddings, attention_mask, cache)
         if self._around:
@@ -78,7 +83,7 @@ class _Block(UnwatchedBlock):
         x = _norm(block.ln2, middle)
         act = block.mlp.original_component.act_fn
         made = projected(gated(act, projected(x, linears["gate"]), projected(x, linears["in"])), linears["out"])
-        return middle + (_norm(block.ln2_post, made) if self._around else made)
+        return seen(block.hook_out, middle + (_norm(block.ln2_post, made) if self._around else made))
 
     def _attended(self, x: Tensor, position_embeddings: Any, attention_mask: Tensor | None, cache: Any) -> Tensor:
         attn, linears = self.target.attn, self._linears
@@ -88,7 +93,8 @@ class _Block(UnwatchedBlock):
             q, k = _norm(attn.q_norm, q), _norm(attn.k_norm, k)
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
         k, v = attn._update_kv_cache(k, v, past_key_values=cache)
-        z = attend(attn, q, k, v, attention_mask)
+        rows = self._rows()
+        z = attend(attn, q, k, v, attention_mask) if rows is None else rows.attended(q, k, v, attention_mask)
         return projected(z.transpose(1, 2).reshape(*x.shape[:2], -1), linears["o"])
 
 

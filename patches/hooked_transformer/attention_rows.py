@@ -57,6 +57,18 @@ class _BlockRows(RowsOfABlock):
             "calculate_z_scores": self._z,
         }
 
+    def attended(
+        self,
+        q: Float[Tensor, "batch pos head d_head"],
+        k: Float[Tensor, "batch key kv_head d_head"],
+        v: Float[Tensor, "batch key kv_head d_head"],
+        attention_mask: Int[Tensor, "batch key"] | None,
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """All of it, as the forward calls it."""
+        scores = self.target.hook_attn_scores(self._masked(self._scores(q, k), 0, attention_mask))
+        pattern = self.target.hook_pattern(scores.softmax(dim=-1).nan_to_num(0.0))
+        return self._z(v, pattern.to(v.dtype))
+
     def _scores(
         self, q: Float[Tensor, "batch pos head d_head"], k: Float[Tensor, "batch key kv_head d_head"]
     ) -> Float[Tensor, "batch head row key"]:

@@ -4,7 +4,8 @@ The gap: a step of an answer has one position, and its time is that of calls, no
 twenty empty hook points in each block, makes each norm's input three times, looks for the shape of each weight, and
 rotates all keys of its cache again: twice the time of the same model in Hugging Face. Under this patch a block that no
 hook sees computes the same numbers, to the bit, in the fewest calls; keys are kept rotated too, in a cache that grows
-in steps. A block with a hook, on any of its points or modules, runs as ever.
+in steps. Hooks on the residual stream that enters and leaves a block are called, and so are those on rows of scores and
+patterns, where rows are made. A block with any other hook, on its points or modules, runs as ever.
 
 Checked against TransformerLens 3.9, `TransformerBlock.forward` and `AbstractAttention.forward`.
 """
@@ -27,8 +28,9 @@ from transformer_lens.components import (
 )
 from transformer_lens.utilities.tensors import get_offset_position_ids
 
+from lensplug.patches.modules import every_module
 from lensplug.patches.pattern_blocks import PatternBlocks
-from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, gated
+from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, gated, seen
 
 OTHERWISE = (
     "use_attn_in", "use_split_qkv_input", "use_attn_result", "use_hook_mlp_in", "use_normalization_before_and_after",
@@ -63,9 +65,10 @@ class _Positions:
 
 class _Block(UnwatchedBlock):
     relies_on = ("ln1", "attn", "ln2", "mlp")
+    replaced_for_rows = "calculate_attention_scores"
 
     def __init__(self, block: Any, positions: _Positions) -> None:
-        super().__init__(block)
+        super().__init__(block, (block.hook_resid_pre, block.hook_resid_mid, block.hook_resid_post))
         self._positions = positions
 
     def _short(  # type: ignore[override]
@@ -81,11 +84,13 @@ class _Block(UnwatchedBlock):
             old: Tensor = self._forward(residual, shortformer_pos_embed, entry, attention_mask)
             return old
         block = self.target
+        residual = seen(block.hook_resid_pre, residual)
         middle = self._attended(_norm(block.ln1, residual), entry, attention_mask).add_(residual)
+        middle = seen(block.hook_resid_mid, middle)
         mlp, x = block.mlp, _norm(block.ln2, middle)
         post = gated(mlp.act_fn, F.linear(x, mlp.W_gate.T.contiguous()), F.linear(x, mlp.W_in.T.contiguous()))
         post += mlp.b_in
-        return F.linear(post, mlp.W_out.T.contiguous(), mlp.b_out).add_(middle)
+        return seen(block.hook_resid_post, F.linear(post, mlp.W_out.T.contiguous(), mlp.b_out).add_(middle))
 
     def _attended(self, x: Tensor, entry: Any, attention_mask: Tensor | None) -> Tensor:
         attn = self.target.attn
@@ -100,10 +105,14 @@ class _Block(UnwatchedBlock):
         q, rotated = _rotated(q, cos, sin), _rotated(k, cos, sin)
         if entry is not None:
             rotated, v = entry.append_rotated(k, rotated, v)
-        window = attn.cfg.window_size if attn.attn_type == "local" else None
-        q, rotated, v = q.transpose(1, 2), rotated.transpose(1, 2), v.transpose(1, 2)
-        z = PatternBlocks(q, rotated, float(attn.attn_scale), window, causal=True, padding=padding).attend(v)
-        return F.linear(z.transpose(1, 2).flatten(2), attn.W_O.permute(2, 0, 1).flatten(1), attn.b_O)
+        if (rows := self._rows()) is not None:
+            z = rows.attended(q, rotated, v, attention_mask)
+        else:
+            window = attn.cfg.window_size if attn.attn_type == "local" else None
+            q, rotated, v = q.transpose(1, 2), rotated.transpose(1, 2), v.transpose(1, 2)
+            z = PatternBlocks(q, rotated, float(attn.attn_scale), window, causal=True, padding=padding).attend(v)
+            z = z.transpose(1, 2)
+        return F.linear(z.flatten(2), attn.W_O.permute(2, 0, 1).flatten(1), attn.b_O)
 
     def _tables(self, past: int, length: int, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Cosines and sines of these positions, [batch or 1, pos, 1, d_head], and the keys that are no padding."""
@@ -198,6 +207,11 @@ def _is_known(block: Any) -> bool:
         and (attn._attention_dir_override or cfg.attention_dir) == "causal"
         and cfg.original_architecture not in POST_NORMS
         and not any((getattr(cfg, name, None) or 0) > 0 for name in OTHERWISE)
-        and len({parameter.device for parameter in block.parameters()} | {attn.rotary_cos.device}) == 1
-        and next(block.parameters()).device.type != "mps"
+        and len(devices := {attn.rotary_cos.device, *_devices(block)}) == 1
+        and devices.pop().type != "mps"
     )
+
+
+def _devices(block: Any) -> set[torch.device]:
+    each = (module._parameters.values() for module in every_module(block))
+    return {weight.device for several in each for weight in several if weight is not None}

@@ -12,6 +12,7 @@ from transformer_lens.hook_points import HookPoint
 
 import lensplug
 from lensplug import engines
+from lensplug.errors import LensplugError
 
 STEPS = 5
 
@@ -149,9 +150,66 @@ def test_a_block_that_somebody_has_changed_is_left_alone(plain, monkeypatch):
     assert torch.equal(again, expected) and not torch.equal(again, steps(plain, inputs, patched=False))
 
 
-def test_blocks_that_show_patterns_are_left_alone(plain, engine):
-    with engines.attention_rows(engine, plain.model, torch.full((2, 1), 13)):
-        assert not unwatched_blocks(engine)(plain.model)._parts
+EDGES = ("resid_pre", "resid_post", "attn_scores", "pattern")
+
+
+def rows_and_streams(lens, inputs, *, patched, names=EDGES, hidden=None):
+    """What hooks at the edges of blocks, and on rows of patterns, see; and the logits."""
+    found, shown = {}, []
+    rows = torch.tensor([[13, 6], [9, 12]])
+    wanted = tuple(f"hook_{name}" for name in names)
+
+    def keep(value, hook):
+        found[hook.name] = value.clone()
+
+    def show(layer, start, block):
+        shown.append(block.clone())
+
+    with ExitStack() as stack, torch.no_grad():
+        each_block = show if hidden is None else None
+        stack.enter_context(engines.attention_rows(lens.engine, lens.model, rows, hidden=hidden, each_block=each_block))
+        if patched:
+            stack.enter_context(unwatched_blocks(lens.engine)(lens.model))
+        stack.enter_context(lens.model.hooks(fwd_hooks=[(lambda name: name.endswith(wanted), keep)]))
+        logits = lens.model(inputs)
+    return {**found, "logits": logits, **dict(enumerate(shown))}
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("hides", [False, True])
+def test_rows_of_patterns_and_the_stream_are_the_same_to_the_bit(lens, padding, hides):
+    inputs = prompt(lens, padding=padding)
+    hidden = torch.arange(14).expand(2, -1) == 3 if hides else None
+    found, expected = (rows_and_streams(lens, inputs, patched=patched, hidden=hidden) for patched in (True, False))
+    assert list(found) == list(expected) and len(found) > 4 * lens.model.cfg.n_layers
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_hooks_at_the_edges_leave_a_block_short(plain, monkeypatch):
+    called = []
+    forward = HookPoint.forward
+    monkeypatch.setattr(HookPoint, "forward", lambda self, x: (called.append(self.name or ""), forward(self, x))[1])
+    rows_and_streams(plain, prompt(plain), patched=True)
+    within = [name for name in called if name.startswith("blocks.") and not name.endswith((*EDGES, "hook_z"))]
+    assert called and not within
+    rows_and_streams(plain, prompt(plain), patched=True, names=("resid_post", "rot_q"))
+    assert [name for name in called if name.endswith("mlp.hook_post")]
+
+
+@pytest.mark.parametrize("name", ["resid_pre", "resid_mid", "resid_post"])
+def test_an_edit_of_the_stream_acts(plain, name):
+    inputs = prompt(plain)
+    edit = (f"blocks.1.hook_{name}", lambda value, hook: value * 0.3)
+    with plain.model.hooks(fwd_hooks=[edit]):
+        found, expected = (rows_and_streams(plain, inputs, patched=patched) for patched in (True, False))
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert not torch.equal(found["logits"], rows_and_streams(plain, inputs, patched=True)["logits"])
+
+
+def test_an_edit_of_rows_is_refused(plain):
+    edit = ("blocks.1.attn.hook_pattern", lambda value, hook: value * 0.3)
+    with plain.model.hooks(fwd_hooks=[edit]), pytest.raises(LensplugError, match="a hook edits attention"):
+        rows_and_streams(plain, prompt(plain), patched=True)
 
 
 def test_gradients_and_what_stands_after(plain, engine):

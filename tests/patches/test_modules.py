@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lensplug.provenance.modules import every_module
+from lensplug.patches.modules import every_module
 
 
 def test_it_is_torchs_own_list(lens):

@@ -1,5 +1,6 @@
 """Every module of a model, for checks that look at all of them before each run.
 
+Not a patch but what patches, and the fingerprint of weights, look through a model with.
 `nn.Module.modules()` is a generator in a generator for each level of the model: three times the time of this list.
 """
 
