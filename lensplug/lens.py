@@ -62,7 +62,7 @@ class MultimodalLens:
         core: LanguageCore,
         model: Any,
         *,
-        engine: str,
+        engine: engines.EngineName,
         process_weights: bool = False,
     ) -> None:
         """Use `lensplug.wrap` or `lensplug.load`."""

@@ -30,14 +30,20 @@ import torch
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from lensplug.attentions.checks import check_rows, check_seen, check_weights, direction_of, of_layers, scaled
+from lensplug.attentions.checks import (
+    AttentionDirection,
+    check_rows,
+    check_seen,
+    check_weights,
+    direction_of,
+    of_layers,
+    scaled,
+)
 from lensplug.cache.lens_cache import LensCache
 from lensplug.cache.reading import attended, texts_of
 from lensplug.errors import LensplugError
 from lensplug.validation.arguments import checked, described
 from lensplug.validation.masks import Mask
-
-DIRECTIONS = ("causal", "bidirectional")
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Config:
 
     n_layers: int
     n_heads: int
-    attention_dir: str
+    attention_dir: AttentionDirection
     model_name: str
     dtype: torch.dtype
 
@@ -65,7 +71,7 @@ def cache_from_attentions(
     tokens: Any = None,
     attention_mask: Mask | None = None,
     normalize: bool = False,
-    attention_dir: str | None = None,
+    attention_dir: AttentionDirection | None = None,
     model_name: str = "unknown",
 ) -> LensCache:
     """The self attention of every layer as an ActivationCache, under TransformerLens's names.
@@ -90,8 +96,6 @@ def cache_from_attentions(
     layers = of_layers(attentions)
     shape = (layers[0].shape[0], layers[0].shape[-1])
     mask = attended(None, shape, attention_mask, layers[0].device)
-    if attention_dir not in (None, *DIRECTIONS):
-        raise LensplugError(f"attention_dir is {attention_dir!r}, expected 'causal', 'bidirectional' or None.")
     texts = None if tokens is None else texts_of(None, _each(tokens), shape, "tokens")
     named, looks_ahead, seen = {}, torch.zeros_like(mask).bool(), torch.zeros_like(mask).bool()
     for layer, given in enumerate(layers):

@@ -7,7 +7,7 @@ told of, or the attention of a decoder to its encoder give smooth pictures of no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.validation.arguments import described
+
+AttentionDirection = Literal["causal", "bidirectional"]
+"""Whether a position looks at itself and those before it, or at all."""
 
 ROUNDING = 2**-8
 """What the sum of a row may be off from 1: weights in bfloat16 are rounded by so much."""
@@ -142,8 +145,8 @@ def direction_of(
     looks_ahead: Bool[Tensor, "batch pos"],
     mask: Int[Tensor, "batch pos"],
     seen: Int[Tensor, "batch pos"],
-    said: str | None,
-) -> str:
+    said: AttentionDirection | None,
+) -> AttentionDirection:
     """Whether positions look at later ones, of those that any looks at: "causal" or "bidirectional", or as said.
 
     Raises:

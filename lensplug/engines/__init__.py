@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -22,42 +22,37 @@ from lensplug.patches.errors import changed_inside
 from lensplug.patches.patch import in_force
 from lensplug.validation.masks import Mask
 
-ENGINES = {"hooked_transformer": "lensplug.engines.hooked_transformer", "bridge": "lensplug.engines.bridge"}
-"""Name -> the module whose `build(core, ...)` makes the model; "auto" takes the first that computes a core exactly."""
+EngineName = Literal["hooked_transformer", "bridge"]
+Engine = Literal["auto"] | EngineName
+"""What makes the model; "auto" is the first that is installed and computes a core exactly."""
+ENGINES: dict[EngineName, str] = {
+    "hooked_transformer": "lensplug.engines.hooked_transformer",
+    "bridge": "lensplug.engines.bridge",
+}
+"""Name -> the module whose `build(core, ...)` makes the model."""
 
 
-def installed() -> list[str]:
+def installed() -> list[EngineName]:
     """The engines that the installed TransformerLens has, in the order of `ENGINES`: what "auto" goes through."""
     hooked = int(version("transformer-lens").split(".")[0]) < 4
     return [name for name in ENGINES if hooked or name != "hooked_transformer"]
 
 
-def refuse_unknown(engine: str) -> None:
-    """Raise if there is no engine of that name.
-
-    Raises:
-        LensplugError: Then.
-    """
-    if engine != "auto" and engine not in ENGINES:
-        raise LensplugError(f"engine is {engine!r}, expected 'auto' or one of {', '.join(map(repr, ENGINES))}.")
-
-
 def build(
-    core: LanguageCore, *, engine: str = "auto", tokenizer: Any = None, process_weights: bool = False
-) -> tuple[str, Any]:
+    core: LanguageCore, *, engine: Engine = "auto", tokenizer: Any = None, process_weights: bool = False
+) -> tuple[EngineName, Any]:
     """The TransformerLens model of a core, and the name of the engine that made it.
 
     Args:
         core: The language core of a Hugging Face model.
-        engine: A key of `ENGINES`, or "auto".
+        engine: Which engine, or "auto".
         tokenizer: The model's tokenizer, kept by the TransformerLens model.
         process_weights: Fold and centre the weights (in a copy).
 
     Raises:
-        LensplugError: If the engine is unknown, not installed, or cannot compute this core exactly; or TransformerLens
+        LensplugError: If the engine is not installed, or cannot compute this core exactly; or TransformerLens
             is a version that has changed inside.
     """
-    refuse_unknown(engine)
     reasons = []
     for name in installed() if engine == "auto" else [engine]:
         try:
@@ -75,7 +70,7 @@ def build(
 
 
 def attention_rows(
-    engine: str,
+    engine: EngineName,
     model: Any,
     rows: Int[Tensor, "batch row"],
     *,
@@ -125,7 +120,7 @@ def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextMan
     return context
 
 
-def decoding(engine: str, model: Any, prompt: Any) -> Any:
+def decoding(engine: EngineName, model: Any, prompt: Any) -> Any:
     """The steps of one answer of a model of that engine, behind a key-value cache: a `lensplug.patches.Decoding`.
 
     Args:
@@ -139,7 +134,7 @@ def decoding(engine: str, model: Any, prompt: Any) -> Any:
     return import_module(ENGINES[engine]).decoding(model, prompt)
 
 
-def at_sdpa_speed(engine: str, model: Any, n_examples: int) -> AbstractContextManager[Any]:
+def at_sdpa_speed(engine: EngineName, model: Any, n_examples: int) -> AbstractContextManager[Any]:
     """While it lasts, attention makes no scores and no patterns, where nobody looks at them and it can be told so.
 
     A hook on scores or patterns must see them, and may edit them; and some attention is not known to SDPA. There
@@ -150,7 +145,7 @@ def at_sdpa_speed(engine: str, model: Any, n_examples: int) -> AbstractContextMa
     return attention_rows(engine, model, torch.zeros(n_examples, 0, dtype=torch.long))
 
 
-def short_blocks(engine: str, model: Any) -> AbstractContextManager[Any]:
+def short_blocks(engine: EngineName, model: Any) -> AbstractContextManager[Any]:
     """While it lasts, blocks that no hook sees within compute the same numbers in fewer calls; inside `attention_rows`.
 
     Hooks on the residual stream between blocks, and on rows of scores and patterns, are called as ever; a block with
@@ -160,12 +155,12 @@ def short_blocks(engine: str, model: Any) -> AbstractContextManager[Any]:
     return context
 
 
-def unwatched_blocks(engine: str, model: Any) -> AbstractContextManager[Any]:
+def unwatched_blocks(engine: EngineName, model: Any) -> AbstractContextManager[Any]:
     """`short_blocks` inside `at_sdpa_speed`: only where that acts."""
     return nullcontext() if makes_whole_patterns(engine, model) else short_blocks(engine, model)
 
 
-def makes_whole_patterns(engine: str, model: Any) -> bool:
+def makes_whole_patterns(engine: EngineName, model: Any) -> bool:
     """Whether a model makes whole patterns also where it is told not to, as `at_sdpa_speed` tells it."""
     try:
         import_module(ENGINES[engine]).attention_rows(model, torch.zeros(1, 0, dtype=torch.long))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from lensplug.validation.masks import as_mask
 Region = Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"]
 """A box x0 y0 x1 y1, or a mask of pixels `[height width]`: True and False, 1 and 0, or, as in pictures, 255 and 0."""
 
-VIEWS = ("all", "base", "tiles")
+ViewName = Literal["all", "base", "tiles"]
+"""The whole image (base view), its tiles, or the mean of both."""
+VIEWS: tuple[ViewName, ...] = get_args(ViewName)
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ class ImageGrid:
         return placed
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def views(self) -> tuple[ViewName, ...]:
         """Which of "base" and "tiles" there are."""
         return tuple(name for name in VIEWS[1:] if bool(self._tokens_of(name).any()))
 
     @checked
     def to_pixels(
-        self, values: Float[Tensor, " token"], *, view: str = "all", preserve_mass: bool = False
+        self, values: Float[Tensor, " token"], *, view: ViewName = "all", preserve_mass: bool = False
     ) -> Float[Tensor, "height width"]:
         """Paint values on tokens over the image.
 
@@ -69,7 +71,7 @@ class ImageGrid:
                 or of a rollout that are to stay fractions; without it the picture has the values' own scale.
 
         Raises:
-            LensplugError: If the view is none of these, or there is not one value a token.
+            LensplugError: If there is not one value a token.
         """
         if not preserve_mass:
             return self._painted(values, view)[0]
@@ -82,7 +84,7 @@ class ImageGrid:
 
     @checked
     def to_cells(
-        self, values: Float[Tensor, " token"], *, view: str = "all"
+        self, values: Float[Tensor, " token"], *, view: ViewName = "all"
     ) -> tuple[Float[Tensor, "row column"], Float[Tensor, " row_edge"], Float[Tensor, " column_edge"]]:
         """The picture of `to_pixels` without its pixels: the fewest cells that have one value each.
 
@@ -100,7 +102,7 @@ class ImageGrid:
     def _painted(
         self,
         values: Float[Tensor, " token"],
-        view: str,
+        view: ViewName,
         at: tuple[Float[Tensor, " y"], Float[Tensor, " x"]] | None = None,
     ) -> tuple[Float[Tensor, "y x"], Float[Tensor, "y x"]]:
         """The mean over the views that cover a point, and how many do."""
@@ -111,7 +113,7 @@ class ImageGrid:
             covers += raster.paint(torch.ones_like(own), at)
         return total / covers.clamp(min=1), covers
 
-    def _rasters(self, values: Float[Tensor, " token"], view: str) -> list[tuple[Float[Tensor, " own"], Raster]]:
+    def _rasters(self, values: Float[Tensor, " token"], view: ViewName) -> list[tuple[Float[Tensor, " own"], Raster]]:
         """For the base view and for all tiles together: the values that are known and have a place, their boxes."""
         if values.shape != self.view.shape:
             raise LensplugError(f"{list(values.shape)} values for {len(self)} image tokens: give one value a token.")
@@ -121,7 +123,7 @@ class ImageGrid:
         return [(values[own], Raster.of(self.boxes[own], self.height, self.width)) for own in of_views]
 
     @checked
-    def overlap(self, region: Region, *, view: str = "all") -> Float[Tensor, " token"]:
+    def overlap(self, region: Region, *, view: ViewName = "all") -> Float[Tensor, " token"]:
         """The way back: how much of each token's box lies in a part of the image, 0 to 1.
 
             sees = modality.image_positions()[grid.overlap((40, 30, 90, 80)) > 0]
@@ -160,10 +162,8 @@ class ImageGrid:
             )
         return shares
 
-    def _tokens_of(self, view: str) -> Bool[Tensor, " token"]:
+    def _tokens_of(self, view: ViewName) -> Bool[Tensor, " token"]:
         """The tokens of a view that have a place."""
-        if view not in VIEWS:
-            raise LensplugError(f"view is {view!r}, expected 'all', 'base' or 'tiles'.")
         chosen: Tensor = self.placed if view == "all" else self.placed & ((self.view == 0) == (view == "base"))
         return chosen
 

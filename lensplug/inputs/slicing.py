@@ -17,7 +17,7 @@ from torch import Tensor
 from lensplug.errors import LensplugError
 from lensplug.inputs.edited_inputs import of_examples
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.positions.modality_map import MODALITIES, TEXT, ModalityMap
+from lensplug.positions.modality_map import MODALITIES, TEXT, MediumName, ModalityMap
 
 
 def indexed(inputs: MultimodalInput, key: Any) -> MultimodalInput | Int[Tensor, " pos"]:
@@ -116,7 +116,7 @@ def _labels_of(modality: ModalityMap, at: Int[Tensor, " example"]) -> ModalityMa
 def _first_labels(modality: ModalityMap, stop: int) -> ModalityMap:
     """Geometry goes with the media that are whole."""
 
-    def whole(geometry: Mapping[tuple[int, int], Any], kind: str) -> dict[tuple[int, int], Any]:
+    def whole(geometry: Mapping[tuple[int, int], Any], kind: MediumName) -> dict[tuple[int, int], Any]:
         there = modality.mask(kind)[:, stop:]
         return {
             (example, medium): own

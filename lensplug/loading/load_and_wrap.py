@@ -34,8 +34,8 @@ def load(
     name: str | Path,
     *,
     device: str | torch.device | None = None,
-    dtype: str | torch.dtype = "auto",
-    engine: str = "auto",
+    dtype: load_options.Dtype = "auto",
+    engine: engines.Engine = "auto",
     process_weights: bool = False,
     check: bool = True,
     trust_remote_code: bool = False,
@@ -63,7 +63,6 @@ def load(
             named), the device is not there, an option is none that can be followed, or the model cannot be wrapped
             exactly.
     """
-    engines.refuse_unknown(engine)
     dtype = load_options.known_dtype(dtype)
     device, where, of_weights = load_options.options(kwargs, device)
     path = load_folder.found(name, subfolder=where.get("subfolder", ""), gguf_file=where.get("gguf_file"))
@@ -102,7 +101,12 @@ def load(
 
 @checked
 def wrap(
-    hf_model: Any, processor: Any = None, *, engine: str = "auto", process_weights: bool = False, check: bool = True
+    hf_model: Any,
+    processor: Any = None,
+    *,
+    engine: engines.Engine = "auto",
+    process_weights: bool = False,
+    check: bool = True,
 ) -> MultimodalLens:
     """Make the language core of a Hugging Face model a TransformerLens model.
 

@@ -7,7 +7,7 @@ A core is one set of whole weights in one dtype on one device. Options of transf
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import utils
@@ -36,6 +36,8 @@ REFUSED = {
     "config": OWN_MODEL,
     "output_loading_info": "load returns a lens: leave it out",
 }
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"] | str | torch.dtype
+"""Of the weights: a name, with or without "torch." before it, torch's own, or "auto", the checkpoint's."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 ATTENTION = {"eager": True, "sdpa": True, "flash_attention_2": "flash_attn_2", "flash_attention_3": "flash_attn_3"}
 """Name -> always there, or the package that transformers must find."""

@@ -7,14 +7,14 @@ positions are chosen or left out, the name of a modality means all of its positi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.positions.modality_map import MODALITIES, ModalityMap
+from lensplug.positions.modality_map import MODALITIES, MediumName, ModalityMap, ModalityName
 from lensplug.validation.masks import Mask, as_mask
 
 
@@ -37,9 +37,12 @@ class HasModality(Protocol):
 
 Modality = ModalityMap | HasModality
 """Which position is what: `inputs.modality`, or the inputs themselves."""
-Where = str | Mask
+MEDIA: tuple[MediumName, ...] = get_args(MediumName)
+PositionsName = ModalityName | Literal["media"]
+"""The positions of a modality, or of "media": every image, video and audio position."""
+NAMES: tuple[PositionsName, ...] = (*get_args(ModalityName), "media")
+Where = PositionsName | Mask
 """Positions: a modality's name, several of them, "media" (every image, video and audio position), or a mask."""
-MEDIA = ("image", "video", "audio")
 
 
 def modality_of(given: Any, name: str = "modality") -> ModalityMap:
@@ -78,12 +81,10 @@ def mask_at(
     if given is None:
         raise LensplugError(f"{name} is {where!r}, and nothing says which position is what: give a mask.")
     modality = modality_of(given)
-    for one in names:
-        if one not in (*MODALITIES, "media"):
-            known = ", ".join(map(repr, (*MODALITIES, "media")))
-            raise LensplugError(f"{name} is {one!r}, expected one of {known}, or a mask.")
-    chosen = dict.fromkeys(kind for one in names for kind in (MEDIA if one == "media" else (one,)))
-    mask = torch.stack([modality.mask(kind) for kind in chosen]).any(dim=0)
+    if unknown := [one for one in names if one not in NAMES]:
+        raise LensplugError(f"{name} is {unknown[0]!r}, expected one of {', '.join(map(repr, NAMES))}, or a mask.")
+    kinds = [*MEDIA, *names] if "media" in names else names
+    mask = torch.stack([modality.mask(kind) for kind in MODALITIES if kind in kinds]).any(dim=0)
     if tuple(mask.shape) != tuple(shape):
         raise LensplugError(f"the modality map is {list(mask.shape)}, {against} {list(shape)}: give the map of theirs.")
     return mask
@@ -106,7 +107,7 @@ def rows_at(where: str | Sequence[str], inputs: HasModality, name: str) -> Int[T
 
 
 def named(where: Any) -> tuple[str, ...] | None:
-    """The names that are meant; None for what is no name."""
+    """The names that are meant, whether there are such or not; None for what is no name."""
     if isinstance(where, str):
         return (where,)
     if isinstance(where, list | tuple | set | frozenset) and where and all(isinstance(one, str) for one in where):

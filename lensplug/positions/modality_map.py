@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Int
@@ -18,7 +19,9 @@ from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
 from lensplug.validation.arguments import checked
 from lensplug.validation.masks import Mask, as_mask
 
-MODALITIES = ("text", "image", "video", "audio", "generated", "pad")
+ModalityName = Literal["text", "image", "video", "audio", "generated", "pad"]
+MediumName = Literal["image", "video", "audio"]
+MODALITIES: tuple[ModalityName, ...] = get_args(ModalityName)
 """Every modality there is, in the order in which results list them."""
 
 TEXT, PAD, GENERATED = (MODALITIES.index(name) for name in ("text", "pad", "generated"))
@@ -103,7 +106,7 @@ class ModalityMap:
         special = torch.isin(tokens, torch.tensor(list(special_ids), device=tokens.device, dtype=tokens.dtype))
         special &= labels == TEXT
         made = cls(labels, special, media_index, dict(grids or {}), dict(video_grids or {}), dict(timelines or {}))
-        geometries: tuple[tuple[str, Mapping[tuple[int, int], Sized]], ...] = (
+        geometries: tuple[tuple[MediumName, Mapping[tuple[int, int], Sized]], ...] = (
             ("image", made.grids),
             ("video", made.video_grids),
             ("audio", made.timelines),
@@ -118,20 +121,18 @@ class ModalityMap:
         return made
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[ModalityName, ...]:
         """The modalities that occur, in the order text, image, video, audio, generated, pad."""
         return tuple(MODALITIES[index] for index in sorted(set(self.labels.flatten().tolist())))
 
     @property
-    def position_names(self) -> list[list[str]]:
+    def position_names(self) -> list[list[ModalityName]]:
         """The modality of every position, as a word."""
         return [[MODALITIES[index] for index in row] for row in self.labels.tolist()]
 
     @checked
-    def mask(self, modality: str) -> Bool[Tensor, "batch pos"]:
+    def mask(self, modality: ModalityName) -> Bool[Tensor, "batch pos"]:
         """Where `modality` is; False everywhere if it does not occur."""
-        if modality not in MODALITIES:
-            raise LensplugError(f"modality is {modality!r}, expected one of {', '.join(MODALITIES)}.")
         return self.labels == MODALITIES.index(modality)
 
     @property
@@ -213,7 +214,7 @@ class ModalityMap:
         """
         return self._positions("audio", media_index, example)
 
-    def _positions(self, modality: str, media_index: int, example: int) -> Int[Tensor, " token"]:
+    def _positions(self, modality: MediumName, media_index: int, example: int) -> Int[Tensor, " token"]:
         batch = self.labels.shape[0]
         if not 0 <= example < batch:
             raise LensplugError(f"example {example} is asked for, the batch has {batch}.")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -67,8 +67,10 @@ BY_NAME: dict[str, Any] = {"head_mean": HeadMean, "modality_mass": ModalityMass,
 GRADIENTS_BY_NAME: dict[str, Any] = {"cam": Cam, "cam_negative": partial(Cam, "negative")}
 """With their default options."""
 
-Keep = str | Reduction | Sequence[str | Reduction] | None
-KeepGradients = str | GradientReduction | Sequence[str | GradientReduction] | None
+ReductionName = Literal["head_mean", "modality_mass", "rollout"]
+GradientReductionName = Literal["cam", "cam_negative"]
+Keep = ReductionName | Reduction | Sequence[ReductionName | Reduction] | None
+KeepGradients = GradientReductionName | GradientReduction | Sequence[GradientReductionName | GradientReduction] | None
 
 
 def chosen(keep: Any, by_name: Mapping[str, Any] = BY_NAME) -> list[Any]:

@@ -7,6 +7,7 @@ both, and forgets them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,14 +16,15 @@ from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.reductions import names as hook_names
 
-SIGNS = ("positive", "negative")
+Sign = Literal["positive", "negative"]
+SIGNS: tuple[Sign, ...] = get_args(Sign)
 
 
 @dataclass(frozen=True)
 class Cam:
     """Keep `[batch query key]` of every layer, in fp32: equation 5 of Chefer et al. 2021, or its counterpart."""
 
-    sign: str = "positive"
+    sign: Sign = "positive"
 
     def __post_init__(self) -> None:
         """Refuse another sign."""
@@ -36,7 +38,7 @@ class Cam:
 
 @dataclass
 class _Cams:
-    sign: str
+    sign: Sign
     length: int
     named: dict[str, Float[Tensor, "batch query key"]] = field(default_factory=dict)
 
@@ -55,7 +57,7 @@ class _Cams:
 
 
 def weighted(
-    pattern: Float[Tensor, "batch head row key"], gradient: Float[Tensor, "batch head row key"], sign: str
+    pattern: Float[Tensor, "batch head row key"], gradient: Float[Tensor, "batch head row key"], sign: Sign
 ) -> Float[Tensor, "batch row key"]:
     """The mean over heads of the positive part of gradient x attention, or of the negative one, without its sign."""
     product = gradient * pattern

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 
-FUSIONS = ("mean", "max", "min", "value_weighted")
+HeadFusion = Literal["mean", "max", "min", "value_weighted"]
+FUSIONS: tuple[HeadFusion, ...] = get_args(HeadFusion)
+ResidualWeight = float | Literal["measured"]
 ROWS_AT_ONCE = 256
 
 Heads = Sequence[int | tuple[int, int] | tuple[int, int, float]]
@@ -29,12 +31,12 @@ Heads = Sequence[int | tuple[int, int] | tuple[int, int, float]]
 class Mixing:
     """The options by which attention becomes a mixture."""
 
-    head_fusion: str = "mean"
+    head_fusion: HeadFusion = "mean"
     """"mean", "max", "min", or "value_weighted": the norm of what the heads together bring from each key."""
     heads: Heads | None = None
     """Only these heads, of every layer, or pairs (layer, head), scores left out; None: all. A layer without any of them
     mixes nothing."""
-    residual: float | str = 0.5
+    residual: ResidualWeight = 0.5
     """Weight of the identity, or "measured": by the norms of the stream and of what attention adds to it."""
     discard: float = 0.0
     """The share of a row's weights, the smallest, that is left out; of equal ones at the edge none is."""

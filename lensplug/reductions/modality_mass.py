@@ -64,7 +64,9 @@ def parts(modality: ModalityMap, sink: Bool[Tensor, "batch pos"] | None = None) 
     """
     first = first_position(modality) if sink is None else sink
     numbers = torch.arange(len(MODALITIES), device=modality.labels.device)
-    by_name = dict(zip(MODALITIES, (modality.labels[:, None] == numbers[:, None]).unbind(1), strict=True))
+    by_name: dict[str, Tensor] = dict(
+        zip(MODALITIES, (modality.labels[:, None] == numbers[:, None]).unbind(1), strict=True)
+    )
     views = torch.stack(views_of(modality), dim=1)
     by_name |= zip(VIEWS, views.unbind(1), strict=True)
     by_name |= {

@@ -22,7 +22,7 @@ from lensplug.cache.lens_cache import LensCache
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.patches.both.temporary_hooks import temporary_hooks
-from lensplug.positions.by_modality import named, rows_at
+from lensplug.positions.by_modality import PositionsName, named, rows_at
 from lensplug.positions.indices import Positions, resolve_positions, watched_rows
 from lensplug.reductions import Keep, Reduction
 from lensplug.validation.finite import refuse_overflow
@@ -35,7 +35,7 @@ ROWS = ("hook_attn_scores", "hook_pattern")
 HookName = str | tuple[str, int] | tuple[str, int, str]
 """A hook, or TransformerLens's short form: "resid_post" in every layer, ("resid_post", 3), ("scale", 3, "ln1")."""
 NamesFilter = HookName | Sequence[HookName] | Callable[[str], bool] | None
-PositionsOrModality = Positions | str | Sequence[str]
+PositionsOrModality = Positions | PositionsName | Sequence[PositionsName]
 """Positions, or "image": all of a modality's."""
 
 
@@ -115,7 +115,7 @@ class Plan:
 
 
 def run_with_cache(
-    model: Any, engine: str, inputs: MultimodalInput, plan: Plan
+    model: Any, engine: engines.EngineName, inputs: MultimodalInput, plan: Plan
 ) -> tuple[Float[Tensor, ...] | None, LensCache]:
     """Logits and cache, without gradients; see `MultimodalLens.run_with_cache`."""
     kept = [one.begin(inputs, model.cfg.n_layers, model.cfg.n_heads) for one in plan.reductions]

@@ -71,7 +71,7 @@ class Choosing:
 
 def generate(
     model: Any,
-    engine: str,
+    engine: engines.EngineName,
     hf_model: Any,
     core: LanguageCore,
     tokenizer: Any,

@@ -43,7 +43,7 @@ SCORES = "attn.hook_attn_scores"
 
 def run_with_gradients(
     model: Any,
-    engine: str,
+    engine: engines.EngineName,
     inputs: MultimodalInput,
     *,
     tokenizer: Any,

@@ -94,7 +94,7 @@ def compare(
     wrapped_input: Any,
     attention_mask: Int[Tensor, "batch pos"],
     centered: bool = False,
-    engine: str = "",
+    engine: engines.EngineName | None = None,
     whole_patterns: bool = False,
 ) -> ParityReport:
     """Run both and compare.
@@ -136,7 +136,7 @@ def compare(
         compared=int(met.counted.sum()),
         overflowing_heads=0 if scores is None else scores.beyond,
         dtype=str(core.dtype).removeprefix("torch."),
-        engine=engine,
+        engine=engine or "",
         reference=f"{type(hf_model).__name__} (SDPA)",
         versions=versions("transformer-lens", "transformers", "torch"),
     )

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from lensplug.lens import MultimodalLens
 from lensplug.loading.load_and_wrap import load
+from lensplug.loading.options import Dtype
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
 def llava_onevision(
-    *, device: str | None = "cpu", dtype: str = "float32", process_weights: bool = False
+    *, device: str | None = "cpu", dtype: Dtype = "float32", process_weights: bool = False
 ) -> MultimodalLens:
     """The tiny LLaVA-OneVision: it says colour, shape or place of the one coloured shape in a picture.
 
@@ -30,7 +31,9 @@ def llava_onevision(
     return load(CHECKPOINTS / "llava-onevision", device=device, dtype=dtype, process_weights=process_weights)
 
 
-def audio_llama(*, device: str | None = "cpu", dtype: str = "float32", process_weights: bool = False) -> MultimodalLens:
+def audio_llama(
+    *, device: str | None = "cpu", dtype: Dtype = "float32", process_weights: bool = False
+) -> MultimodalLens:
     """The tiny audio-LLaMA: it says how a voice sounds, when it speaks, and what the words beside it say.
 
     Six layers of six heads, 96 wide, over a wav2vec2 encoder; ten vectors a sound. Ask what stands in

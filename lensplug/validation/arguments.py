@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from operator import index
 from types import UnionType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,16 @@ from lensplug.errors import LensplugError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+PLAIN: dict[Any, str] = {
+    int: "a whole number",
+    SupportsIndex: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+    type(None): "None",
+}
+"""Types that have a plain name in an error."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -57,7 +67,16 @@ def admitted(value: Any, hint: Any, name: str) -> Any:
         taken, converted = _as(value, member)
         if taken:
             return converted
+    _refuse_entry(value, hint, name)
     raise LensplugError(f"{name} is {described(value)}, expected {_in_words(hint)}.")
+
+
+def _refuse_entry(value: Any, hint: Any, name: str) -> None:
+    """Name the entry of a list that is none of the choices, where a list of choices may be given."""
+    for member in _members(hint):
+        if isinstance(value, list | tuple) and _lists_choices(member):
+            for entry in value:
+                admitted(entry, typing.get_args(member)[0], f"an entry of {name}")
 
 
 def whole_number(value: Any, name: str) -> int:
@@ -124,7 +143,17 @@ def _as(value: Any, member: Any) -> tuple[bool, Any]:
         value = _as_tensor(value, member)
     if typing.get_origin(member) is tuple and isinstance(value, list):
         value = tuple(value)
+    if isinstance(value, list | tuple) and _lists_choices(member):  # all of it: beartype looks at one entry
+        inside = typing.get_args(member)[0]
+        return all(is_bearable(entry, inside) for entry in value), value
     return is_bearable(value, member), value
+
+
+def _lists_choices(member: Any) -> bool:
+    """Whether a type is a list of names of which there are a few."""
+    if typing.get_origin(member) is not Sequence:
+        return False
+    return any(typing.get_origin(one) is Literal for one in _members(typing.get_args(member)[0]))
 
 
 def _holds_texts(value: Any, member: Any) -> bool:
@@ -164,15 +193,35 @@ def _members(hint: Any) -> list[Any]:
 
 
 def _in_words(hint: Any) -> str:
+    members = _members(hint)
+    if any(typing.get_origin(member) is Literal for member in members):
+        return _choices_in_words(members)
     names = []
-    for member in _members(hint):
+    for member in members:
         if member is type(None):
             continue
         plain = inspect.isclass(member) and not typing.get_args(member)
-        words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
-        names.append(words.get(member) or (member.__name__ if plain else _short(str(member))))
-    without = ["None"] if type(None) in _members(hint) else []
+        names.append(PLAIN.get(member) or (member.__name__ if plain else _short(str(member))))
+    without = ["None"] if type(None) in members else []
     return " or ".join([*dict.fromkeys(names), *without])
+
+
+def _choices_in_words(members: list[Any]) -> str:
+    """What may be chosen by name, as it is typed, and then what else will do."""
+    choices = [repr(name) for member in members if typing.get_origin(member) is Literal for name in member.__args__]
+    others = [_kind_in_words(member) for member in members if typing.get_origin(member) is not Literal]
+    *first, last = dict.fromkeys([*choices, *sorted(others, key=lambda words: words == "None")])
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _kind_in_words(member: Any) -> str:
+    if member in PLAIN:
+        return PLAIN[member]
+    if _is_tensor(member) or member is np.ndarray:
+        return "a tensor"
+    if typing.get_origin(member) is Sequence:
+        return "a list"
+    return f"a {member.__name__}" if inspect.isclass(member) else _short(str(member))
 
 
 def _short(hint: str) -> str:

@@ -154,7 +154,9 @@ def test_refuses_a_folder_without_a_model(tmp_path):
 
 
 def test_refuses_an_engine_that_it_does_not_know():
-    with pytest.raises(lensplug.LensplugError, match="engine is 'nnsight', expected 'auto' or one of"):
+    with pytest.raises(
+        lensplug.LensplugError, match="engine is 'nnsight', expected 'auto', 'hooked_transformer' or 'bridge'"
+    ):
         lensplug.wrap(text_model("Llama"), engine="nnsight")
 
 

@@ -39,7 +39,7 @@ def test_labels_names_and_special_tokens_by_hand():
         (1, "text", 3, 5, None),
         (1, "pad", 5, 6, None),
     ]
-    with pytest.raises(LensplugError, match="'smell', expected one of text, image"):
+    with pytest.raises(LensplugError, match="'smell', expected 'text', 'image'"):
         m.mask("smell")
 
 

@@ -112,8 +112,8 @@ def test_what_is_said_in_numbers_is_what_is_kept(lens, batch):
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ("rolout", "keep has 'rolout', expected 'head_mean'"),
-        (["rollout", "cam"], "keep has 'cam', expected 'head_mean'"),
+        ("rolout", "keep is 'rolout', expected 'head_mean'"),
+        (["rollout", "cam"], "an entry of keep is 'cam', expected 'head_mean'"),
         (HeadMean(layers=[6]), "HeadMean has layer 6, the model has layers 0 to 5"),
         (RolloutProduct(Mixing(heads=(6,))), "heads has 6, the model has .* heads 0 to 5"),
         (RolloutProduct(Mixing(heads=((6, 0),))), r"heads has \(6, 0\)"),

@@ -54,12 +54,12 @@ def test_kept_activations_and_a_function_go_with_what_is_kept(lens, inputs):
 def test_what_does_not_go_with_what_is_kept_is_refused(lens, inputs):
     with pytest.raises(LensplugError, match="with keep, patterns and scores are not kept"):
         lens.run_with_gradients(inputs, target=TOKEN, names_filter=pattern(0), keep="cam")
-    with pytest.raises(LensplugError, match="keep has 'rollout', expected 'cam', 'cam_negative'"):
+    with pytest.raises(LensplugError, match="keep is 'rollout', expected 'cam', 'cam_negative'"):
         lens.run_with_gradients(inputs, target=TOKEN, keep="rollout")
     _, kept, none = lens.run_with_gradients(inputs, target=TOKEN, keep="cam")
     with pytest.raises(LensplugError, match=r"reads what keep=\['cam', 'cam_negative'\] keeps"):
         analysis.gradient_rollout(kept, none, contributions="signed")
-    with pytest.raises(LensplugError, match="contributions is 'all', expected one of 'positive'"):
+    with pytest.raises(LensplugError, match="contributions is 'all', expected 'positive', 'negative' or 'signed'"):
         analysis.gradient_rollout(kept, none, contributions="all")
     with pytest.raises(LensplugError, match="leave normalize out"):
         analysis.gradient_rollout(kept, none, contributions="signed", normalize=True)

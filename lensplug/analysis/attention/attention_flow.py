@@ -47,7 +47,7 @@ from lensplug.positions.by_modality import Modality, modality_of
 from lensplug.positions.groups import Groups
 from lensplug.positions.indices import Position, resolve_position
 from lensplug.positions.modality_map import ModalityMap
-from lensplug.reductions.mixing import ROWS_AT_ONCE, Heads, Mixing, keeps
+from lensplug.reductions.mixing import ROWS_AT_ONCE, HeadFusion, Heads, Mixing, ResidualWeight, keeps
 from lensplug.validation.arguments import check_example, checked
 from lensplug.validation.masks import Mask
 
@@ -73,8 +73,8 @@ class Flow(Result):
     """Name of each group."""
     modalities: tuple[tuple[str, ...], ...]
     """Modalities of each group, joined by "+" where there are several; "" where they were not given."""
-    residual: float | str
-    head_fusion: str
+    residual: ResidualWeight
+    head_fusion: HeadFusion
     layers: tuple[int, ...]
     """The layers that it flows through, first to last."""
     provenance: Provenance
@@ -175,9 +175,9 @@ def attention_flow(
     cache: ActivationCache,
     *,
     row: Position = -1,
-    residual: float | str = 0.5,
+    residual: ResidualWeight = 0.5,
     groups: Merge = None,
-    head_fusion: str = "mean",
+    head_fusion: HeadFusion = "mean",
     heads: Heads | None = None,
     discard: float = 0.0,
     exclude_first: bool = False,

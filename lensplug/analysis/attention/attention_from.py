@@ -17,7 +17,7 @@ When not to use it: attention is where a head looks, not what it moves from ther
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -35,6 +35,9 @@ from lensplug.validation.masks import Mask
 if TYPE_CHECKING:
     import pandas as pd
 
+HeadOrMean = Literal["mean"] | int
+""" "mean" over all heads, or one head."""
+
 
 @dataclass(frozen=True, repr=False)
 class AttentionFrom(Result):
@@ -51,7 +54,7 @@ class AttentionFrom(Result):
 
     @checked
     def by_position(
-        self, example: int = 0, *, query: int = 0, head: str | int = "mean"
+        self, example: int = 0, *, query: int = 0, head: HeadOrMean = "mean"
     ) -> dict[str, Float[Tensor, " pos"]]:
         """One query's attention in each layer, under the names that overlays show.
 

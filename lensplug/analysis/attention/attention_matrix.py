@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from lensplug.validation.masks import Mask
 if TYPE_CHECKING:
     import pandas as pd
 
-GroupsOf = str | Groups | Sequence[Groups] | None
+GroupsOf = Literal["words"] | Groups | Sequence[Groups] | None
 """ "words", or groups for each example; None for each position alone."""
 
 
@@ -130,11 +130,11 @@ def attention_matrix(
     return AttentionMatrix(values, texts, one.layer, one.head, groups is not None, provenance)
 
 
-def _groups_of(groups: str | Groups | Sequence[Groups], texts: tuple[tuple[str, ...], ...]) -> Sequence[Groups]:
+def _groups_of(
+    groups: Literal["words"] | Groups | Sequence[Groups], texts: tuple[tuple[str, ...], ...]
+) -> Sequence[Groups]:
     """One for each example."""
     if isinstance(groups, str):
-        if groups != "words":
-            raise LensplugError(f"groups is {groups!r}, expected 'words' or one Groups for each example.")
         if not any(map(any, texts)):
             raise LensplugError(
                 "groups='words' joins tokens, and the cache has none: give str_tokens=, or make it with"

@@ -36,7 +36,7 @@ from lensplug.cache.reading import attended, n_layers, read, read_kept
 from lensplug.errors import LensplugError
 from lensplug.positions.indices import Positions
 from lensplug.reductions import names as hook_names
-from lensplug.reductions.mixing import Heads, Mixing, keeps
+from lensplug.reductions.mixing import HeadFusion, Heads, Mixing, ResidualWeight, keeps
 from lensplug.validation.arguments import check_example, checked
 from lensplug.validation.masks import Mask
 
@@ -55,9 +55,9 @@ class Rollout(Result):
     """Raw: fractions, a row sums to 1."""
     rows: Int[Tensor, "example row"]
     """The output positions, from the left."""
-    residual: float | str
+    residual: ResidualWeight
     """The weight of the identity in each layer, or "measured"."""
-    head_fusion: str
+    head_fusion: HeadFusion
     provenance: Provenance
     layers: tuple[int, ...]
     """The layers that were multiplied, first to last."""
@@ -147,8 +147,8 @@ def attention_rollout(
     cache: ActivationCache,
     *,
     rows: Positions | None = None,
-    residual: float | str = 0.5,
-    head_fusion: str = "mean",
+    residual: ResidualWeight = 0.5,
+    head_fusion: HeadFusion = "mean",
     heads: Heads | None = None,
     discard: float = 0.0,
     exclude_first: bool = False,

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -51,14 +51,15 @@ from lensplug.cache.reading import attended, n_layers, read, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.positions.indices import Positions
 from lensplug.reductions import names as hook_names
-from lensplug.reductions.cam import SIGNS, weighted
+from lensplug.reductions.cam import SIGNS, Sign, weighted
 from lensplug.validation.arguments import check_example, checked
 from lensplug.validation.masks import Mask
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CONTRIBUTIONS = (*SIGNS, "signed")
+Contributions = Sign | Literal["signed"]
+"""Attention that raises the logit, that lowers it, or one minus the other."""
 Gradients = ActivationCache | Mapping[str, Tensor]
 """Gradients under the names of the hooks that they are of."""
 
@@ -98,7 +99,7 @@ def gradient_rollout(
     grads: Gradients,
     *,
     rows: Positions | None = None,
-    contributions: str = "positive",
+    contributions: Contributions = "positive",
     normalize: bool = False,
     exclude_first: bool | None = None,
     attention_mask: Mask | None = None,
@@ -132,9 +133,6 @@ def gradient_rollout(
         LensplugError: If a pattern or a gradient is missing or not finite, or their shapes differ, or the weights are
             processed: gradients of centred logits, and of patterns without value biases, are others.
     """
-    if contributions not in CONTRIBUTIONS:
-        expected = ", ".join(map(repr, CONTRIBUTIONS))
-        raise LensplugError(f"contributions is {contributions!r}, expected one of {expected}.")
     if normalize and contributions == "signed":
         raise LensplugError("rows of signed contributions have no sum to be normalised by: leave normalize out.")
     refuse_centred_logits(cache.model, "gradient_rollout")
@@ -180,7 +178,7 @@ def gradient_rollout(
 
 
 def _weighted(
-    cache: ActivationCache, grads: Gradients, layer: int, contributions: str
+    cache: ActivationCache, grads: Gradients, layer: int, contributions: Contributions
 ) -> Float[Tensor, "batch query key"]:
     """The mean over heads of gradient x attention: of the part that was kept, else from pattern and gradient."""
     signs = SIGNS if contributions == "signed" else (contributions,)

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -36,7 +36,8 @@ SINK = "sink"
 """The class of the positions where heads rest."""
 CLASSES = (*MODALITIES, SINK)
 """Every class there is, in the order in which results list them."""
-READINGS = ("mass", "preference", "ratio")
+Reading = Literal["mass", "preference", "ratio"]
+READINGS: tuple[Reading, ...] = get_args(Reading)
 PREFERS = math.log(2)
 """A head prefers the class with the largest preference if that is so large: odds twice those of uniform attention."""
 CLAMP = 1e-6
@@ -103,12 +104,12 @@ class HeadSpecialization(Result):
         return self.error("ratio")
 
     @checked
-    def average(self, by: str = "mass") -> Float[Tensor, "layer head modality"]:
+    def average(self, by: Reading = "mass") -> Float[Tensor, "layer head modality"]:
         """The mean of a reading ("mass", "preference", "ratio") over the examples that have the class in sight."""
         return self._reading(by).nanmean(dim=0)
 
     @checked
-    def error(self, by: str = "mass") -> Float[Tensor, "layer head modality"]:
+    def error(self, by: Reading = "mass") -> Float[Tensor, "layer head modality"]:
         """The standard error of `average`: sample standard deviation over the root of the count; NaN below two."""
         return standard_error(self._reading(by))
 
@@ -158,7 +159,7 @@ class HeadSpecialization(Result):
         return f"layer {layer}, head {head} {said} and prefers {_the(preferred)} ({nats:+.1f} nats)"
 
     @checked
-    def top(self, modality: str, k: int = 10, *, by: str = "mass") -> list[tuple[int, int, float]]:
+    def top(self, modality: str, k: int = 10, *, by: Reading = "mass") -> list[tuple[int, int, float]]:
         """The k heads with the largest average on a class: (layer, head, value).
 
         Args:
@@ -262,9 +263,7 @@ class HeadSpecialization(Result):
         }
         return columns
 
-    def _reading(self, by: str) -> Float[Tensor, "example layer head modality"]:
-        if by not in READINGS:
-            raise LensplugError(f"by is {by!r}, expected 'mass', 'preference' or 'ratio'.")
+    def _reading(self, by: Reading) -> Float[Tensor, "example layer head modality"]:
         values: Tensor = getattr(self, by)
         return values
 

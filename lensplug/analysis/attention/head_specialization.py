@@ -20,7 +20,7 @@ When not to use it: mass is where a head looks, not what it moves; what a head w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -35,12 +35,13 @@ from lensplug.cache.reading import n_layers, pattern_shape, read_kept, read_rows
 from lensplug.errors import LensplugError
 from lensplug.positions.by_modality import Modality, modality_of
 from lensplug.positions.indices import Position, resolve_position
-from lensplug.positions.modality_map import ModalityMap
+from lensplug.positions.modality_map import ModalityMap, ModalityName
 from lensplug.reductions import names as hook_names
 from lensplug.reductions.modality_mass import PARTS, VIEWS, first_position, measure, parts, spread, views_of
 from lensplug.validation.arguments import checked
 
-Sinks = str | Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"] | None
+SinkName = Literal["first", "special"]
+Sinks = SinkName | Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"] | None
 EVERY = (*CLASSES, *VIEWS)
 """Whatever has readings: the classes, and the views of images."""
 SINKS = {"first": "the first position", "special": "the first position and the special tokens"}
@@ -144,7 +145,7 @@ def _made_of(modality: ModalityMap, sinks: Sinks) -> Bool[Tensor, "example every
         first, views = first_position(modality), dict(zip(VIEWS, views_of(modality), strict=True))
         made[:, EVERY.index(SINK)] = False
         for name in made_of.keys() - {SINK}:
-            positions = views[name] if name in views else modality.mask(name)
+            positions = views[name] if name in views else modality.mask(cast(ModalityName, name))
             made[:, EVERY.index(name), 0] = (positions & first).any(dim=1).cpu()
     return made
 

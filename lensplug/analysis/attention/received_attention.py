@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,8 +42,11 @@ from lensplug.validation.masks import Mask
 if TYPE_CHECKING:
     import pandas as pd
 
-SCALES = ("row-max", "none")
-OVER = {
+RowScale = Literal["row-max", "none"]
+"""Every row divided by its largest entry, or left as it is."""
+ColumnReading = Literal["seen", "rows", "sum"]
+"""How a column of the matrix becomes one number."""
+OVER: dict[ColumnReading, str] = {
     "seen": "mean over the rows that may see it",
     "rows": "mean over all rows",
     "sum": "sum over rows",
@@ -69,7 +72,7 @@ class ReceivedAttention(Result):
     layer: int
     head: str
     """ "mean", "sum", or the heads that were averaged, counted from 0."""
-    scale: str
+    scale: RowScale
     modalities: tuple[tuple[str, ...], ...]
     """Modality of each position; "" where it was not given."""
     str_tokens: tuple[tuple[str, ...], ...]
@@ -145,9 +148,9 @@ def received_attention(
     cache: ActivationCache,
     *,
     layer: int = 0,
-    head: Head = "mean",
-    scale: str = "row-max",
-    over: str = "seen",
+    head: Head | Literal["sum"] = "mean",
+    scale: RowScale = "row-max",
+    over: ColumnReading = "seen",
     exclude_sink: bool = False,
     modality: Modality | None = None,
     str_tokens: Sequence[Sequence[str]] | None = None,
@@ -173,10 +176,6 @@ def received_attention(
         LensplugError: If the layer or a head is not there, or what names the positions does not fit.
     """
     modality = None if modality is None else modality_of(modality)
-    if scale not in SCALES:
-        raise LensplugError(f"scale is {scale!r}, expected 'row-max' or 'none'.")
-    if over not in OVER:
-        raise LensplugError(f"over is {over!r}, expected one of {', '.join(map(repr, OVER))}.")
     one = _one_layer(cache, layer, head)
     fused = one.attention
     shape = (fused.shape[0], fused.shape[-1])
@@ -215,8 +214,8 @@ def received_attention(
     )
 
 
-def _one_layer(cache: ActivationCache, layer: int, head: Head) -> OneLayer:
-    if not (isinstance(head, str) and head == "sum"):
+def _one_layer(cache: ActivationCache, layer: int, head: Head | Literal["sum"]) -> OneLayer:
+    if not isinstance(head, str) or head != "sum":
         return read_layer(cache, layer, head, needed_by="received_attention")
     mean = read_layer(cache, layer, "mean", needed_by="received_attention")
     whole = cache.cache_dict.get(f"blocks.{mean.layer}.attn.hook_pattern")

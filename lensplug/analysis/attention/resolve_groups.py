@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Int, Shaped
@@ -18,7 +19,7 @@ FINEST = 16
 """The most regions along a side of a view."""
 
 
-Merge = str | Shaped[Tensor, "..."] | Sequence[Groups] | None
+Merge = Literal["modality"] | Shaped[Tensor, "..."] | Sequence[Groups] | None
 """None, "modality", a number for each position, or groups that have names, one for each example."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +14,7 @@ from lensplug.cache.reading import layer_index, read_head_mean, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.validation.arguments import whole_number
 
-Head = str | SupportsIndex | Sequence[SupportsIndex]
+Head = Literal["mean"] | SupportsIndex | Sequence[SupportsIndex]
 """ "mean" over all heads, one head, or several to average."""
 
 
@@ -36,7 +36,7 @@ def read_layer(cache: ActivationCache, layer: int, head: Head, *, needed_by: str
         LensplugError: If there is no such layer or head, or the pattern is missing.
     """
     layer = layer_index(cache, layer)
-    if isinstance(head, str) and head == "mean":
+    if isinstance(head, str):
         fused = read_head_mean(cache, layer, needed_by=needed_by)
         return OneLayer(fused, layer, "mean", f"layer {layer}, mean of all heads")
     pattern = read_pattern(cache, layer, needed_by=needed_by)
@@ -45,10 +45,8 @@ def read_layer(cache: ActivationCache, layer: int, head: Head, *, needed_by: str
     return OneLayer(pattern[:, heads].mean(dim=1), layer, ", ".join(map(str, heads)), f"layer {layer}, {words}")
 
 
-def _heads(head: Head, n_heads: int) -> list[int]:
+def _heads(head: SupportsIndex | Sequence[SupportsIndex], n_heads: int) -> list[int]:
     """The heads that are meant, counted from 0."""
-    if isinstance(head, str):
-        raise LensplugError(f"head is {head!r}, expected 'mean', a head, or a list of heads.")
     several = head.tolist() if isinstance(head, Tensor) and head.ndim == 1 else head
     chosen = [whole_number(one, "head") for one in (several if isinstance(several, Sequence) else [several])]
     if not chosen or not all(-n_heads <= one < n_heads for one in chosen):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -84,5 +85,11 @@ def _replaced(given: Ablation, vectors: Tensor) -> Variant:
     return in_place(given.inputs, torch.where(given.chosen[..., None], vectors.to(embeds), embeds))
 
 
-METHODS: dict[str, Callable[[Ablation], Variant]] = {"remove": remove, "zero": zero, "mean": mean, "noise": noise}
+EmbeddingMethod = Literal["remove", "zero", "mean", "noise"]
+METHODS: dict[EmbeddingMethod, Callable[[Ablation], Variant]] = {
+    "remove": remove,
+    "zero": zero,
+    "mean": mean,
+    "noise": noise,
+}
 NEED_STATISTICS = ("mean", "noise")

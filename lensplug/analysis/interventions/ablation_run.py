@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,13 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from lensplug.analysis.interventions.ablation_methods import METHODS, NEED_STATISTICS, Ablation, EmbeddingStatistics
+from lensplug.analysis.interventions.ablation_methods import (
+    METHODS,
+    NEED_STATISTICS,
+    Ablation,
+    EmbeddingMethod,
+    EmbeddingStatistics,
+)
 from lensplug.analysis.interventions.answer_scoring import Label
 from lensplug.analysis.protocols import Lens
 from lensplug.errors import LensplugError
@@ -22,7 +28,9 @@ from lensplug.media import listed, load_image, load_sound, load_video
 from lensplug.positions.tokens import find_text
 from lensplug.validation.arguments import admitted
 
-AT_THE_INPUT = {"silence": ("audio",), "blank": ("image", "video")}
+AblatedModality = Literal["audio", "image", "video", "text"]
+Method = EmbeddingMethod | Literal["silence", "blank"]
+AT_THE_INPUT: dict[Method, tuple[AblatedModality, ...]] = {"silence": ("audio",), "blank": ("image", "video")}
 """Methods that change the medium itself -> the modalities that each is for."""
 
 
@@ -64,8 +72,8 @@ class AblationRun:
 
     lens: Lens
     examples: Sequence[Example]
-    modality: str
-    method: str
+    modality: AblatedModality
+    method: Method
     generator: torch.Generator
     batch_size: int
     progress: Callable[[str], None]
@@ -122,7 +130,7 @@ class AblationRun:
         self, own: Sequence[Example], inputs: MultimodalInput
     ) -> tuple[list[Any], Int[Tensor, "condition batch"]]:
         """What is run with the modality, without it, and under the control; how many positions each lost."""
-        in_place = "mean" if self.method in AT_THE_INPUT else self.method
+        in_place: EmbeddingMethod = "mean" if self.method == "silence" or self.method == "blank" else self.method
         chosen = self._chosen(own, inputs)
         control = self._draw(self._candidates(own, inputs), chosen.sum(dim=1))
         if self.method in AT_THE_INPUT:
@@ -146,7 +154,7 @@ class AblationRun:
                 media[name] = given
         return self.lens.prepare([example.text for example in own], **media)
 
-    def _ablated(self, inputs: MultimodalInput, chosen: Tensor, method: str, which: str) -> Variant:
+    def _ablated(self, inputs: MultimodalInput, chosen: Tensor, method: EmbeddingMethod, which: str) -> Variant:
         return METHODS[method](Ablation(self.lens, inputs, chosen, self.statistics[which], self.generator))
 
     def _last_logits(self, inputs: MultimodalInput | Variant, count: int) -> Float[Tensor, "batch count d_vocab"]:

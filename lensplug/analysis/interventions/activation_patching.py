@@ -28,7 +28,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,9 +50,13 @@ from lensplug.validation.arguments import check_example, checked
 if TYPE_CHECKING:
     import pandas as pd
 
-STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-HEADS = ("q", "k", "v", "z", "pattern")
-BY = ("position", "head", "head_and_position")
+StreamActivation = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+HeadActivation = Literal["q", "k", "v", "z", "pattern"]
+Activation = StreamActivation | HeadActivation
+"""TransformerLens's short names: of the stream, and of heads."""
+HEADS: tuple[HeadActivation, ...] = get_args(HeadActivation)
+PatchedPlaces = Literal["position", "head", "head_and_position"]
+"""What is patched at a time: a position of all heads, a head at all positions, or a head at a position."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,8 +79,8 @@ class ActivationPatching(Result):
     labels: tuple[tuple[str, ...], ...]
     """Names of each example's groups."""
     layers: tuple[int, ...]
-    activation: str
-    by: str
+    activation: Activation
+    by: PatchedPlaces
     provenance: Provenance
 
     @property
@@ -137,8 +141,8 @@ def activation_patching(
     corrupt: MultimodalInput,
     target: Target,
     *,
-    activation: str = "resid_pre",
-    by: str = "position",
+    activation: Activation = "resid_pre",
+    by: PatchedPlaces = "position",
     groups: Merge = None,
     layers: tuple[int, int] | None = None,
     position: int = -1,
@@ -338,10 +342,6 @@ def _groups(groups: Merge, by: str, corrupt: Any) -> list[Groups]:
     return kept
 
 
-def _refuse_bad_options(activation: str, by: str) -> None:
-    if activation not in (*STREAM, *HEADS):
-        raise LensplugError(f"activation is {activation!r}, expected one of {', '.join(map(repr, STREAM + HEADS))}.")
-    if by not in BY:
-        raise LensplugError(f"by is {by!r}, expected one of {', '.join(map(repr, BY))}.")
+def _refuse_bad_options(activation: Activation, by: PatchedPlaces) -> None:
     if by != "position" and activation not in HEADS:
         raise LensplugError(f"{activation!r} has no heads: by='position', or one of {', '.join(map(repr, HEADS))}.")

@@ -13,11 +13,11 @@ Of answers that are one token each all three are the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lensplug.errors import LensplugError
 
-SCORING = ("sum", "mean", "first")
+Scoring = Literal["sum", "mean", "first"]
 Label = str | int | Sequence[int]
 """A word, or the ids of its tokens."""
 

@@ -27,16 +27,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.interventions.ablation_methods import METHODS
-from lensplug.analysis.interventions.ablation_run import AT_THE_INPUT, AblationRun
+from lensplug.analysis.interventions.ablation_run import AT_THE_INPUT, AblatedModality, AblationRun, Method
 from lensplug.analysis.interventions.ablation_run import Example as Example
-from lensplug.analysis.interventions.answer_scoring import SCORING, Label, answer_name, answer_tokens, scored_pieces
+from lensplug.analysis.interventions.answer_scoring import Label, Scoring, answer_name, answer_tokens, scored_pieces
 from lensplug.analysis.interventions.class_scores import ClassScores
 from lensplug.analysis.protocols import Lens
 from lensplug.analysis.result import Provenance, Result
@@ -46,7 +45,9 @@ from lensplug.validation.arguments import checked
 if TYPE_CHECKING:
     import pandas as pd
 
-CONDITIONS = ("with", "without", "control")
+Condition = Literal["with", "without", "control"]
+"""With the modality, without it, and without as many positions of something else."""
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,10 +72,10 @@ class ModalityAblation(Result):
     """The score of the target, in nats: the log-probability of its tokens, or as `scoring` says."""
     ablated: Int[Tensor, "condition example"]
     """How many positions were ablated."""
-    modality: str
-    method: str
+    modality: AblatedModality
+    method: Method
     provenance: Provenance
-    scoring: str = "sum"
+    scoring: Scoring = "sum"
     """How answers of several tokens are scored: "sum", "mean" or "first"."""
     scores: Float[Tensor, "condition example class"] | None = None
     """Score of every class, in nats."""
@@ -96,7 +97,7 @@ class ModalityAblation(Result):
         return {name: self._class_scores(name).weighted_f1 for name in CONDITIONS}
 
     @checked
-    def per_class(self, condition: str = "with") -> pd.DataFrame:
+    def per_class(self, condition: Condition = "with") -> pd.DataFrame:
         """For each class precision, recall and F1 (0 to 1; 0 where none was given) and support, the examples of it."""
         import pandas as pd
 
@@ -105,11 +106,11 @@ class ModalityAblation(Result):
         return pd.DataFrame(columns, index=pd.Index(self.classes, name="class"))
 
     @checked
-    def changes(self, condition: str = "without") -> pd.DataFrame:
+    def changes(self, condition: Condition = "without") -> pd.DataFrame:
         """The examples whose answer is another class than with the modality: from what to what, and which is right."""
         import pandas as pd
 
-        row = _condition(condition)
+        row = CONDITIONS.index(condition)
         difference = self.log_probability[row] - self.log_probability[0]
         return pd.DataFrame(
             {
@@ -131,23 +132,23 @@ class ModalityAblation(Result):
         )  # fmt: skip
 
     @checked
-    def only_with(self, condition: str = "without") -> pd.DataFrame:
+    def only_with(self, condition: Condition = "without") -> pd.DataFrame:
         """What only the modality tells: the examples that are right with it and wrong without."""
         table = self.changes(condition)
         return table[table.right_with.astype(bool)].reset_index(drop=True)
 
-    def _class_scores(self, condition: str) -> ClassScores:
-        return ClassScores.of(self.target, self.predicted[_condition(condition)], len(self.classes))
+    def _class_scores(self, condition: Condition) -> ClassScores:
+        return ClassScores.of(self.target, self.predicted[CONDITIONS.index(condition)], len(self.classes))
 
     @checked
-    def confusion(self, condition: str = "without") -> pd.DataFrame:
+    def confusion(self, condition: Condition = "without") -> pd.DataFrame:
         """How many examples of each class (rows) were given which answer (columns)."""
-        return self._table(self.target, self.predicted[_condition(condition)], "answer that is right", condition)
+        return self._table(self.target, self.predicted[CONDITIONS.index(condition)], "answer that is right", condition)
 
     @checked
-    def transitions(self, condition: str = "without") -> pd.DataFrame:
+    def transitions(self, condition: Condition = "without") -> pd.DataFrame:
         """How many answers went from which class, with the modality (rows), to which (columns)."""
-        return self._table(self.predicted[0], self.predicted[_condition(condition)], "with", condition)
+        return self._table(self.predicted[0], self.predicted[CONDITIONS.index(condition)], "with", condition)
 
     def summary(self) -> pd.DataFrame:
         """For each condition: accuracy, fraction of answers changed, mean change of the target's log-probability."""
@@ -203,11 +204,11 @@ class ModalityAblation(Result):
 def modality_ablation(
     lens: Lens,
     examples: Sequence[Example],
-    modality: str,
-    method: str = "remove",
+    modality: AblatedModality,
+    method: Method = "remove",
     *,
     classes: Sequence[Label] | None = None,
-    scoring: str = "sum",
+    scoring: Scoring = "sum",
     batch_size: int = 8,
     seed: int = 0,
     progress: Callable[[str], None] = lambda step: None,
@@ -235,7 +236,7 @@ def modality_ablation(
         LensplugError: If there are no examples, one lacks the modality, an answer is no class, or
             the method is not known or is not for this modality.
     """
-    _refuse_bad_options(examples, modality, method, scoring, batch_size)
+    _refuse_bad_options(examples, modality, method, batch_size)
     given = list(classes) if classes is not None else [example.answer for example in examples]
     vocabulary = int(lens.model.cfg.d_vocab_out)
     tokens = {answer_tokens(one, lens.tokenizer, vocabulary): answer_name(one, lens.tokenizer) for one in given}
@@ -285,23 +286,12 @@ def _key(label: Label) -> str | int | tuple[int, ...]:
     return label if isinstance(label, str | int) else tuple(label)
 
 
-def _condition(name: str) -> int:
-    if name not in CONDITIONS:
-        raise LensplugError(f"condition is {name!r}, expected one of {', '.join(map(repr, CONDITIONS))}.")
-    return CONDITIONS.index(name)
-
-
-def _refuse_bad_options(examples: Sequence[Example], modality: str, method: str, scoring: str, batch_size: int) -> None:
+def _refuse_bad_options(
+    examples: Sequence[Example], modality: AblatedModality, method: Method, batch_size: int
+) -> None:
     if not examples:
         raise LensplugError("there are no examples.")
     if batch_size < 1:
         raise LensplugError(f"batch_size is {batch_size}, expected at least 1.")
-    methods = (*METHODS, *AT_THE_INPUT)
-    if method not in methods:
-        raise LensplugError(f"method is {method!r}, expected one of {', '.join(map(repr, methods))}.")
-    if modality not in ("text", "image", "video", "audio"):
-        raise LensplugError(f"modality is {modality!r}, expected 'audio', 'image', 'video' or 'text'.")
     if modality not in AT_THE_INPUT.get(method, (modality,)):
         raise LensplugError(f"method {method!r} is for {' and '.join(AT_THE_INPUT[method])}, not for {modality}.")
-    if scoring not in SCORING:
-        raise LensplugError(f"scoring is {scoring!r}, expected one of {', '.join(map(repr, SCORING))}.")

@@ -21,9 +21,9 @@ a few at a time (`chunk_bytes`), and of each only the top k and a few numbers ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ from lensplug.validation.masks import Mask
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Measure = Literal["probability", "log_probability", "rank", "reciprocal_rank", "entropy", "kl_to_last"]
+"""What overlays can show of a logit lens."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,7 +95,7 @@ class LogitLens(Result):
         return self.rank.shape[1] - 1 - stays
 
     @checked
-    def by_position(self, example: int = 0, *, measure: str = "probability") -> dict[str, Float[Tensor, " pos"]]:
+    def by_position(self, example: int = 0, *, measure: Measure = "probability") -> dict[str, Float[Tensor, " pos"]]:
         """One value of the target for each position and entry, NaN where the lens did not read: for overlays.
 
         Args:
@@ -101,7 +104,7 @@ class LogitLens(Result):
                 (1 = top, towards 0), "entropy" or "kl_to_last" (nats) of the layer's distribution.
         """
         check_example(example, len(self.positions))
-        measures = {
+        measures: dict[Measure, Callable[[], Tensor]] = {
             "probability": lambda: self.log_probability.exp(),
             "log_probability": lambda: self.log_probability,
             "rank": lambda: self.rank.float(),
@@ -109,8 +112,6 @@ class LogitLens(Result):
             "entropy": lambda: self.entropy,
             "kl_to_last": lambda: self.kl_to_last,
         }
-        if measure not in measures:
-            raise LensplugError(f"measure is {measure!r}, expected one of {', '.join(map(repr, measures))}.")
         rows = torch.full((self.rank.shape[1], self.length), torch.nan)
         rows[:, self.positions[example]] = measures[measure]()[example].float()
         names = ["embed", *(f"layer {layer}" for layer in range(len(rows) - 1))]

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.attention.attention_from import AttentionFrom
+from lensplug.analysis.attention.attention_from import AttentionFrom, HeadOrMean
 from lensplug.analysis.attention.attention_rollout import Rollout
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.groups import Groups
 from lensplug.validation.arguments import check_example, checked
 from lensplug.views.figures.attention_rollout import LIFT_IN_WORDS
-from lensplug.views.figures.heatmap import heatmap, numbered, texts_for
+from lensplug.views.figures.heatmap import ColorScale, heatmap, numbered, texts_for
 from lensplug.views.style import visible
 
 
@@ -25,12 +25,12 @@ def attention_by_layer(
     result: AttentionFrom | Rollout,
     *,
     row: int = -1,
-    head: str | int = "mean",
+    head: HeadOrMean = "mean",
     example: int = 0,
     inputs: MultimodalInput | None = None,
     str_tokens: Sequence[Sequence[str]] | None = None,
     groups: Groups | None = None,
-    scale: str = "linear",
+    scale: ColorScale = "linear",
     raw: bool = False,
 ) -> go.Figure:
     """Where one position looks in each layer, or what a rollout up to each layer has in it.
@@ -78,7 +78,7 @@ def attention_by_layer(
 
 
 def _rows(
-    result: AttentionFrom | Rollout, row: int, head: str | int, example: int, raw: bool
+    result: AttentionFrom | Rollout, row: int, head: HeadOrMean, example: int, raw: bool
 ) -> tuple[Float[Tensor, "layer pos"], Float[Tensor, "layer pos"] | None, int, Sequence[int]]:
     """The row in each layer, what uniform attention gives where a lift is drawn, its position, and the layers."""
     check_example(example, len(result.values))

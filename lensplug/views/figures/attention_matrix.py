@@ -6,14 +6,14 @@ import plotly.graph_objects as go
 
 from lensplug.analysis.attention.attention_matrix import AttentionMatrix
 from lensplug.validation.arguments import check_example, checked
-from lensplug.views.figures.heatmap import heatmap, numbered
+from lensplug.views.figures.heatmap import ColorScale, heatmap, numbered
 
 TALLEST = 660
 """Pixels, where there is room: a matrix is a square."""
 
 
 @checked
-def attention_matrix(result: AttentionMatrix, *, example: int = 0, scale: str = "linear") -> go.Figure:
+def attention_matrix(result: AttentionMatrix, *, example: int = 0, scale: ColorScale = "linear") -> go.Figure:
     """Queries down, keys across, a square; hover tells both texts and the weight.
 
     Colour goes by the weight; a switch draws its square root, where a few columns have nearly all of it: there the
@@ -25,7 +25,7 @@ def attention_matrix(result: AttentionMatrix, *, example: int = 0, scale: str = 
         scale: What is shown first, "linear" or "root".
 
     Raises:
-        LensplugError: If there is no such example or scale, or it has too many positions to draw.
+        LensplugError: If there is no such example, or it has too many positions to draw.
     """
     check_example(example, len(result.values))
     values = result.values[example]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.attention.head_readings import READINGS, HeadSpecialization
+from lensplug.analysis.attention.head_readings import READINGS, HeadSpecialization, Reading
 from lensplug.validation.arguments import checked
 from lensplug.views.style import DIVERGING, MODALITY_COLORS, PAPER_TO_DARK, figure, title_text, titled
 
@@ -32,7 +32,7 @@ NOTES = {
 
 
 @checked
-def head_specialization(result: HeadSpecialization, *, modality: str | None = None, by: str = "mass") -> go.Figure:
+def head_specialization(result: HeadSpecialization, *, modality: str | None = None, by: Reading = "mass") -> go.Figure:
     """A heat map of layer x head for one class at a time; one row of buttons for classes, one for readings.
 
     Mass has one scale from 0 to 1, and a column that shows chance; preference is symmetric around 0. The last button
@@ -44,9 +44,8 @@ def head_specialization(result: HeadSpecialization, *, modality: str | None = No
         by: Which reading to show first: "mass", "preference" or "ratio".
 
     Raises:
-        LensplugError: If there is no such class or reading.
+        LensplugError: If there is no such class.
     """
-    result._reading(by)
     shown = (
         modality
         if modality is not None
@@ -97,7 +96,7 @@ def _title(result: HeadSpecialization) -> str:
     return f"Attention from the query position ({of if most in (0, examples) else f'up to {most} of {of}'})"
 
 
-def _states(result: HeadSpecialization, reading: str) -> list[dict[str, Any]]:
+def _states(result: HeadSpecialization, reading: Reading) -> list[dict[str, Any]]:
     """For each class, then for all together: the map of heads, and beside it the column of chance."""
     layers, heads = result.mass.shape[1:3]
     hover, beside, down = _hover(result), [heads + 0.5], list(range(layers))

@@ -7,7 +7,7 @@ are small: a switch draws the square root instead, and ends the scale below the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import plotly.graph_objects as go
 from jaxtyping import Float
@@ -39,7 +39,9 @@ BY_ROOT = [
     for step, color in enumerate(sample_colorscale(PAPER_TO_INK, [step / 24 for step in range(25)]))
 ]
 """The square root of a weight over the largest tells its colour: what is 1 % of the largest is seen as 10 %."""
-SCALES = ("linear", "root")
+ColorScale = Literal["linear", "root"]
+"""Colour by the weight, or by its square root."""
+SCALES: tuple[ColorScale, ...] = get_args(ColorScale)
 
 
 def heatmap(
@@ -51,7 +53,7 @@ def heatmap(
     notes: str,
     hover: str,
     height: int,
-    scale: str = "linear",
+    scale: ColorScale = "linear",
 ) -> go.Figure:
     """A weight for each row and column; the axes have as many names as there is room for.
 
@@ -66,10 +68,8 @@ def heatmap(
         scale: "linear", or "root": colour by the square root of the weight; what is shown first.
 
     Raises:
-        LensplugError: If there are too many cells to draw or to see, or no such scale.
+        LensplugError: If there are too many cells to draw or to see.
     """
-    if scale not in SCALES:
-        raise LensplugError(f"scale is {scale!r}, expected 'linear' or 'root'.")
     if values.numel() > CELLS:
         raise LensplugError(
             f"{len(rows)} x {len(columns)} cells cannot be seen, and weigh {values.numel() * 5.4 / 1e6:.0f} MB on a"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.geometry import ImageGrid
+from lensplug.geometry.image_grid import ViewName
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.media.images import both_ways
 from lensplug.media.warn import warn_user
@@ -38,7 +39,7 @@ def image_overlay(
     image: object = None,
     media_index: int = 0,
     example: int = 0,
-    view: str | None = None,
+    view: ViewName | None = None,
     title: str = "Over the image",
 ) -> go.Figure:
     """A heat map of any value on positions, over the image, with a slider where there are several.
@@ -95,7 +96,7 @@ def image_overlay(
     return fig
 
 
-def _strongest(grid: ImageGrid, rows: Sequence[Float[Tensor, " token"]]) -> str:
+def _strongest(grid: ImageGrid, rows: Sequence[Float[Tensor, " token"]]) -> ViewName:
     """The view that has the value farthest from 0; of equal ones the whole image."""
     if len(grid.views) < 2:
         return "all"

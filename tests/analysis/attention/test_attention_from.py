@@ -63,7 +63,7 @@ def test_rows_for_overlays():
         ({"query": 2}, "query is 2, the result has 2"),
         ({"example": 1}, "example is 1"),
         ({"head": 3}, "head from 0 to 2"),
-        ({"head": "max"}, "'mean' or a head"),
+        ({"head": "max"}, "'mean' or a whole number"),
     ):
         with pytest.raises(LensplugError, match=message):
             result.by_position(**wrong)

@@ -94,7 +94,7 @@ def test_it_needs_the_pattern_and_can_be_compared(tmp_path):
         ({"layer": 2}, "layer is 2, the model has layers 0 to 1"),
         ({"layer": 0, "head": 3}, "head is 3, the model has heads 0 to 2"),
         ({"layer": 0, "groups": "words"}, "the cache has none: give str_tokens="),
-        ({"layer": 0, "groups": "regions"}, "groups is 'regions', expected 'words' or one Groups"),
+        ({"layer": 0, "groups": "regions"}, "groups is 'regions', expected 'words', a Groups, a list or None"),
         ({"layer": 0, "groups": [Groups(torch.zeros(3).long(), ["a"])]}, r"groups are of \[3\] positions"),
         ({"layer": 0, "groups": []}, r"groups are of \[\] positions, the cache is \[2, 5\]"),
         ({"layer": 0, "str_tokens": [["a"]]}, r"str_tokens is for \[1, 1\] positions"),

@@ -128,7 +128,7 @@ def test_the_table_has_one_row_for_each_number():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head_fusion": "median"}, "'median', expected one of 'mean', 'max', 'min'"),
+        ({"head_fusion": "median"}, "'median', expected 'mean', 'max', 'min' or 'value_weighted'"),
         ({"residual": 1.5}, "residual is 1.5, expected a weight from 0 to 1"),
         ({"residual": -0.1}, "residual is -0.1"),
         ({"rows": 4}, "position 4 is out of range"),
@@ -354,7 +354,7 @@ def test_the_table_of_every_layer():
         ({"heads": ((3, 0),)}, r"heads has \(3, 0\)"),
         ({"heads": ()}, "heads is empty"),
         ({"discard": 1.0}, "discard is 1.0, expected a share from 0 to below 1"),
-        ({"residual": "norms"}, "residual is 'norms', expected a weight from 0 to 1, or 'measured'"),
+        ({"residual": "norms"}, "residual is 'norms', expected 'measured' or a number"),
         ({"layers": (2, 1)}, "layers is .* the first and the last of 0 to 2"),
         ({"layers": (0, 3)}, "layers is"),
         ({"residual": "measured"}, "residual='measured' needs 'blocks.2.hook_resid_pre'"),

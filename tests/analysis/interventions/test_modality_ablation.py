@@ -200,7 +200,7 @@ def test_tables_by_hand():
     assert summary.positions_ablated.tolist() == [0, 10, 4]
     frame = result.to_dataframe()
     assert len(frame) == 12 and set(frame.condition) == {"with", "without", "control"}
-    with pytest.raises(lensplug.LensplugError, match="condition is 'none', expected one of 'with', 'without'"):
+    with pytest.raises(lensplug.LensplugError, match="condition is 'none', expected 'with', 'without' or 'control'"):
         result.confusion("none")
 
 
@@ -208,11 +208,14 @@ def test_tables_by_hand():
     ("arguments", "message"),
     [
         (([], "audio"), "there are no examples"),
-        ((1, "audio", "shuffle"), "method is 'shuffle', expected one of 'remove', 'zero', 'mean', 'noise', 'silence'"),
+        (
+            (1, "audio", "shuffle"),
+            "method is 'shuffle', expected 'remove', 'zero', 'mean', 'noise', 'silence' or 'blank'",
+        ),
         ((1, "smell"), "modality is 'smell', expected 'audio'"),
         ((1, "audio", "blank"), "method 'blank' is for image and video, not for audio"),
         ((1, "image"), "has no image: there is nothing to ablate"),
-        ((1, "audio", "remove", "odds"), "scoring is 'odds', expected one of 'sum', 'mean', 'first'"),
+        ((1, "audio", "remove", "odds"), "scoring is 'odds', expected 'sum', 'mean' or 'first'"),
         (([analysis.Example("How?", [], audio=[])], "audio"), r"the answer \[\] is no text, token id from 0 to"),
         (([analysis.Example("How?", 10**6, audio=[])], "audio"), "the answer 1000000 is no text"),
         (([analysis.Example("How?", "Happy", keep="Why?")], "text"), r"'Why\?', to be kept, does not stand in"),

@@ -356,7 +356,7 @@ def test_values_by_position_for_overlays():
         for entry, row in enumerate(rows.values()):
             assert row.shape == (9,) and row.isnan().sum() == 7
             assert torch.equal(row[[2, 5]], expected[1, entry])
-    with pytest.raises(LensplugError, match="measure is 'loss', expected one of 'probability'"):
+    with pytest.raises(LensplugError, match="measure is 'loss', expected 'probability'"):
         result.by_position(measure="loss")
     with pytest.raises(LensplugError, match="example is 2, there are 2"):
         result.by_position(2)

@@ -46,7 +46,7 @@ def test_overlay_has_a_slider_for_several_rows_and_refuses_other_lengths(seen):
         views.image_overlay(torch.zeros(5), seen.inputs)
     with pytest.raises(LensplugError, match="pixels"):
         views.image_overlay(rows, seen.inputs, image=np.zeros((10, 10, 3), dtype=np.uint8))
-    with pytest.raises(LensplugError, match="view is 'whole', this image has 'all', 'base', 'tiles'"):
+    with pytest.raises(LensplugError, match="view is 'whole', expected 'all', 'base', 'tiles' or None"):
         views.image_overlay(rows, seen.inputs, view="whole")
 
 
