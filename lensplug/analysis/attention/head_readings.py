@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -215,28 +214,30 @@ class HeadSpecialization(Result):
 
         if per_example:
             return pd.DataFrame(self._rows_of_examples())
-        means, errors = ({name: made(name) for name in READINGS} for made in (self.average, self.error))
-        chance = self.chance.nanmean(dim=0)
-        entropy, largest, count = self.entropy.nanmean(0), self.largest.nanmean(0), (~self.mass.isnan()).sum(0)
-        labels, prefers = self.labels, self.prefers
+        # Whole columns: a large model has tens of thousands of rows.
+        sizes = self.mass.shape[1:]
+        layer, head, index = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, sizes), indexing="ij"))
+        numbers = {
+            "mass": self.average("mass"),
+            "chance": self.chance.nanmean(dim=0)[:, None].expand(sizes),
+            **{name: self.average(name) for name in READINGS[1:]},
+            **{f"{name}_standard_error": self.error(name) for name in READINGS},
+            "count": (~self.mass.isnan()).sum(dim=0),
+            "entropy_nats": self.entropy.nanmean(dim=0),
+            "largest_weight": self.largest.nanmean(dim=0),
+        }
+        words = {"label": self.labels, "prefers": self.prefers}
         return pd.DataFrame(
             {
-                "layer": layer,
-                "head": head,
-                "modality": name,
-                "mass": float(means["mass"][layer, head, index]),
-                "chance": float(chance[layer, index]),
-                "preference": float(means["preference"][layer, head, index]),
-                "ratio": float(means["ratio"][layer, head, index]),
-                **{f"{one}_standard_error": float(errors[one][layer, head, index]) for one in READINGS},
-                "count": int(count[layer, head, index]),
-                "entropy_nats": float(entropy[layer, head, index]),
-                "largest_weight": float(largest[layer, head, index]),
-                "label": labels[layer][head],
-                "prefers": prefers[layer][head],
+                "layer": layer.numpy(),
+                "head": head.numpy(),
+                "modality": [self.modalities[i] for i in index.tolist()],
+                **{name: _column(values) for name, values in numbers.items()},
+                **{
+                    name: [word for row in rows for word in row for _ in self.modalities]
+                    for name, rows in words.items()
+                },
             }
-            for layer, head in product(*map(range, self.mass.shape[1:3]))
-            for index, name in enumerate(self.modalities)
         )
 
     def by_example(self) -> dict[str, Float[Tensor, "example row"]]:
@@ -285,6 +286,11 @@ class HeadSpecialization(Result):
             kept["view_mass"] = _wider(view_mass, self.views, views)
             kept["view_chance"] = _wider(view_chance, self.views, views)
         return replace(self, modalities=names, views=views, **kept)
+
+
+def _column(values: Float[Tensor, "*axes"] | Int[Tensor, "*axes"]) -> Any:
+    """Numbers as a column of a table: in double precision, or whole."""
+    return (values.double() if values.is_floating_point() else values).flatten().numpy()
 
 
 def _wider(
