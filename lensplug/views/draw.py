@@ -1,4 +1,4 @@
-"""What a notebook shows for a result: the view that belongs to its type."""
+"""The default view of a result, by its type: what a notebook displays."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from lensplug.views.figures.received_attention import received_attention
 
 @singledispatch
 def draw(result: Any) -> go.Figure:
-    """The figure of a result of `lensplug.analysis`, with its defaults.
+    """The default figure of a result of `lensplug.analysis`.
 
     Raises:
-        LensplugError: If no view draws that type.
+        LensplugError: If there is no view for that type.
     """
-    raise LensplugError(f"no view draws a {type(result).__name__}.")
+    raise LensplugError(f"there is no view for a {type(result).__name__}.")
 
 
 def _rollout(result: Rollout) -> go.Figure:

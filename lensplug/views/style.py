@@ -28,7 +28,7 @@ HEAT = [
     [0.6, "rgba(40, 190, 190, 0.55)"],
     [1.0, "rgba(255, 235, 70, 0.85)"],
 ]
-"""Over pictures, from 0: nothing lies over what has nothing."""
+"""Color scale over images, from 0, which is transparent."""
 HEAT_SIGNED = [
     [0.0, "rgba(20, 70, 160, 0.85)"],
     [0.25, "rgba(40, 130, 220, 0.50)"],
@@ -36,20 +36,20 @@ HEAT_SIGNED = [
     [0.75, "rgba(240, 120, 40, 0.50)"],
     [1.0, "rgba(190, 40, 10, 0.85)"],
 ]
-"""Over pictures, where values have both signs: 0 in the middle lets the picture through."""
+"""Color scale over images for values of both signs; 0, in the middle, is transparent."""
 PAPER_TO_DARK = [[0.0, "#fdfcf9"], [0.33, "#f5c78e"], [0.66, "#db6a1f"], [1.0, "#571a03"]]
-"""From 0 to the most there can be."""
+"""Color scale from 0 to the largest possible value."""
 WHITE_TO_ORANGE = [[0.0, "#ffffff"], [0.5, "#f6c992"], [1.0, "#dd6b20"]]
-"""Behind waveforms and channels."""
+"""Color scale behind waveforms and channels."""
 DIVERGING = [[0.0, "#2b5c8a"], [0.5, "#f7f6f3"], [1.0, "#c2541b"]]
-"""Below chance blue, above it orange; chance itself is the colour of paper."""
+"""Diverging color scale: blue below chance, orange above it, off-white at chance."""
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 MONO = "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
 
 def figure(*traces: Any, title: str, height: int, width: int | None = None) -> go.Figure:
-    """A figure in the house style."""
+    """A figure with the layout that all figures share."""
     fig = go.Figure(list(traces))
     fig.update_layout(
         title={"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left", "xref": "paper"},
@@ -65,20 +65,20 @@ def figure(*traces: Any, title: str, height: int, width: int | None = None) -> g
 
 
 def titled(fig: go.Figure, title: str, notes: str) -> None:
-    """Put a title over a figure, and below it notes in lines that fit 480 pixels; the figure grows by them."""
+    """Put a title over a figure with notes below it, wrapped to 480 pixels; the figure becomes taller to hold them."""
     text = title_text(title, notes)
-    room = 76 + 18 * text.count("<br>")  # below the buttons that plotly shows, which would lie on the title
+    room = 76 + 18 * text.count("<br>")  # below the buttons of plotly's mode bar, which would cover the title
     fig.update_layout(title={"text": text, "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 46}})
     fig.update_layout(margin={"t": room}, height=fig.layout.height + room)
 
 
 def title_text(title: str, notes: str) -> str:
-    """A title, and below it notes in lines that fit 480 pixels."""
+    """A title with notes below it, wrapped to 480 pixels."""
     return title + "".join(f"<br><sub>{line}</sub>" for line in wrap(notes, 62))
 
 
 def visible(token: str) -> str:
-    """A token as a reader can see it: spaces and line breaks shown, nothing that a page would act on."""
-    shown = token.replace("\n", "⏎").replace("\t", "⇥")
-    shown = "·" + shown[1:] if shown.startswith(" ") else shown
-    return html.escape(printable(shown) or "∅", quote=False)
+    """A token made visible: leading spaces and line breaks as symbols, HTML escaped."""
+    text = token.replace("\n", "⏎").replace("\t", "⇥")
+    text = "·" + text[1:] if text.startswith(" ") else text
+    return html.escape(printable(text) or "∅", quote=False)

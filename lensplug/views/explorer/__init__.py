@@ -1,1 +1,1 @@
-"""The explorer: a picture to point at."""
+"""The explorer: an interactive page about one image."""

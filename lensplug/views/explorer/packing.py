@@ -1,10 +1,9 @@
-"""Numbers for a page, small: one byte each where a reader sees no more, many arrays in one packed string.
+"""Compact numbers for a page: one byte each where that is precise enough, many arrays in one packed string.
 
-A picture of 3,000 tokens has millions of attention weights, and a page holds text: as JSON they would
-weigh fifty megabytes. Here a value between 0 and the largest of its row becomes one of a few hundred steps
-of its square root: small weights, of which there are most, keep their digits; the error is largest at the
-top of a row, 1 / steps of its maximum. All arrays go into one string, gzip in base64, which a browser
-inflates itself (`DecompressionStream`, in loader.js).
+An image of 3,000 tokens has millions of attention weights; as JSON text they would take 50 MB. Here each value is
+divided by the largest of its row, and the square root of that is quantised to a few hundred levels: small weights,
+the majority, keep their relative precision; the error is largest at the row maximum, 1 / steps of it. All arrays go
+into one string (gzip, base64), which the browser decompresses itself (`DecompressionStream`, in loader.js).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Layout = dict[str, dict[str, Any]]
 def quantised(
     values: Float[np.ndarray, "*row value"], steps: int
 ) -> tuple[UInt8[np.ndarray, "*row value"], Float[np.ndarray, "*row"]]:
-    """Each row as steps of the square root, and the largest value of the row."""
+    """Each row quantised on a square-root scale, and the largest value of each row."""
     largest = values.max(axis=-1).astype(np.float32)
     share: np.ndarray = values / np.maximum(largest, np.finfo(np.float32).tiny)[..., None]
     return np.rint(np.sqrt(share) * steps).astype(np.uint8), largest
@@ -33,38 +32,38 @@ def quantised(
 def restored(
     codes: UInt8[np.ndarray, "*row value"], largest: Float[np.ndarray, "*row"], steps: int
 ) -> Float[np.ndarray, "*row value"]:
-    """What the page shows for them; explorer.js computes the same."""
+    """The values that the page shows; explorer.js computes the same."""
     values: np.ndarray = largest[..., None] * (codes / np.float32(steps)) ** 2
     return values.astype(np.float32)
 
 
 def packed(arrays: Mapping[str, np.ndarray]) -> tuple[str, Layout]:
-    """The arrays as one string, and where each lies in it."""
-    # A browser reads numbers of four bytes only at offsets that four divides: the widest go first.
+    """The arrays as one string, and the offset, dtype and shape of each."""
+    # A browser reads 4-byte numbers only at offsets divisible by 4: the widest dtypes come first.
     ordered = sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize)
     layout: Layout = {}
-    at = 0
+    offset = 0
     for name, array in ordered:
-        layout[name] = {"type": str(array.dtype), "shape": list(array.shape), "at": at}
-        at += array.nbytes
+        layout[name] = {"type": str(array.dtype), "shape": list(array.shape), "at": offset}
+        offset += array.nbytes
     return inflatable(b"".join(np.ascontiguousarray(array).tobytes() for _, array in ordered)), layout
 
 
 def unpacked(text: str, layout: Layout) -> dict[str, np.ndarray]:
-    """The arrays again."""
+    """The arrays of a packed string."""
     data = gzip.decompress(b64decode(text))
     return {
-        name: np.frombuffer(data, one["type"], int(np.prod(one["shape"])), one["at"]).reshape(one["shape"])
-        for name, one in layout.items()
+        name: np.frombuffer(data, entry["type"], int(np.prod(entry["shape"])), entry["at"]).reshape(entry["shape"])
+        for name, entry in layout.items()
     }
 
 
 def inflatable(data: bytes) -> str:
-    """Bytes as text that loader.js inflates."""
-    # Level 9 takes ten times as long on a table of texts, for a hundredth of its size.
+    """Bytes as text that loader.js decompresses."""
+    # Level 9 takes ten times as long on a table of texts and saves 1 %.
     return b64encode(gzip.compress(data, 6, mtime=0)).decode()
 
 
 def json_for_script(value: Any) -> str:
-    """JSON that can stand in a script element: no text can end it."""
+    """JSON that is safe inside a script element: no text can close the element."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,1 +1,1 @@
-"""Figures: one for each kind of result."""
+"""Figures: one module per analysis, named after it."""

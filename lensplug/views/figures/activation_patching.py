@@ -1,4 +1,4 @@
-"""Activation patching: what each layer and place recovers."""
+"""Activation patching: the effect recovered at each layer and position, or layer and head."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ from lensplug.views.style import DIVERGING, figure, titled, visible
 def activation_patching(result: ActivationPatching, *, example: int = 0, head: int | None = None) -> go.Figure:
     """A heat map of layer x position (or group), or of layer x head.
 
-    Colour is what is recovered: paper where nothing is, full orange where the answer is the clean one's, blue where it
-    goes the other way; beyond that the colour stays.
+    Color is the recovered fraction of the effect: off-white at 0, full orange at 1 (the clean run's answer), blue
+    below 0; it is clipped to -1 and 1.
 
     Args:
         result: From `analysis.activation_patching`.
         example: Which example.
-        head: Of one patched by "head_and_position", which head; by default the strongest of each place.
+        head: For by="head_and_position", which head; by default the strongest at each position.
 
     Raises:
         LensplugError: If there is no such example or head.
     """
     check_example(example, len(result.values))
-    there = result.groups_of(example)
-    values, which = result.recovered[example, :, there], ""
-    merged = int((result.groups[example] >= 0).sum()) > values.shape[1]
+    groups = result.groups_of(example)
+    values, head_note = result.recovered[example, :, groups], ""
+    is_grouped = int((result.groups[example] >= 0).sum()) > values.shape[1]
     if result.by == "head":
         values, names = values[:, 0], [str(index) for index in range(values.shape[2])]
     else:
-        names = [_names(result, example)[group] for group in there]
-        values, which = _of_heads(values, head)
+        names = [_names(result, example)[group] for group in groups]
+        values, head_note = _of_heads(values, head)
     gap = 1 if max(values.shape) <= GAPS else 0
-    axis = "head" if result.by == "head" else "group of positions" if merged else "position"
+    axis = "head" if result.by == "head" else "group of positions" if is_grouped else "position"
     heat = go.Heatmap(
         z=values.numpy(), x=names, y=[str(layer) for layer in result.layers], zmin=-1, zmax=1, colorscale=DIVERGING,
         xgap=gap, ygap=gap, hovertemplate=f"layer %{{y}}, {axis} <b>%{{x}}</b>: %{{z:.3f}}<extra></extra>",
         colorbar={"title": "recovered", "thickness": 12, "tickformat": ".0%"},
     )  # fmt: skip
     fig = figure(heat, title="", height=110 + 22 * len(result.layers))
-    ends = f"clean {float(result.clean[example]):.3g}, corrupt {float(result.corrupt[example]):.3g}"
-    titled(fig, f"What patching {result.activation} recovers{which}", f"{result.provenance.convention}; {ends}")
+    endpoints = f"clean {float(result.clean[example]):.3g}, corrupt {float(result.corrupt[example]):.3g}"
+    titled(
+        fig, f"What patching {result.activation} recovers{head_note}", f"{result.provenance.convention}; {endpoints}"
+    )
     angle = 0 if result.by == "head" else -90
     fig.update_xaxes(type="category", tickangle=angle, tickfont={"size": 10}, automargin=True, title={"text": axis})
     fig.update_yaxes(type="category", autorange="reversed", title={"text": "layer"})
@@ -63,7 +65,7 @@ def _names(result: ActivationPatching, example: int) -> list[str]:
 
 
 def _of_heads(values: Float[Tensor, "layer group head"], head: int | None) -> tuple[Float[Tensor, "layer group"], str]:
-    """One head, or the strongest of each place, and how to say which."""
+    """The values of one head, or of the strongest at each position, and a suffix for the title."""
     heads = values.shape[2]
     if head is not None:
         if not 0 <= head < heads:

@@ -1,4 +1,4 @@
-"""Attention flow by position or group: bars, coloured by modality."""
+"""Attention flow by position or group: bars colored by modality."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lensplug.analysis.attention.attention_flow import Flow
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.groups import Groups
 from lensplug.validation.arguments import check_example, checked
-from lensplug.views.figures.attention_rollout import LIFT, LIFT_IN_WORDS, bars
+from lensplug.views.figures.attention_rollout import LIFT, LIFT_EXPLAINED, bars
 from lensplug.views.style import visible
 
 
@@ -21,14 +21,14 @@ def attention_flow(
     normalized: bool = False,
     raw: bool = False,
 ) -> go.Figure:
-    """The maximum flow into each position, or into each group of positions, as its lift over uniform attention.
+    """The maximum flow into each position, or each group of positions, as its lift over uniform attention.
 
     Args:
         result: From `analysis.attention_flow`.
-        inputs: For the text and the modality of the positions, where a group is not named by its region.
+        inputs: For the text and modality of positions whose group has no name of its own.
         example: Which example.
-        normalized: The flows divided by their sum, in place of the lift.
-        raw: The flows themselves, as for a result that has no lift.
+        normalized: Draw the flows divided by their sum instead of the lift.
+        raw: Draw the flows themselves, as for a result without lift.
     """
     check_example(example, len(result.values))
     labels = list(result.labels[example])
@@ -47,7 +47,7 @@ def attention_flow(
     shown, unit = (result.normalized, "share of the flows") if normalized else (shown, unit)
     notes = result.provenance.convention
     if result.uniform is not None:
-        notes += f". Shown: {LIFT_IN_WORDS if unit == LIFT else unit}; {result.beyond_order(example)}"
+        notes += f". Shown: {LIFT_EXPLAINED if unit == LIFT else unit}; {result.beyond_order(example)}"
     return bars(
         shown[example], names, texts,
         title=f"Flow into position {int(result.row[example])}", notes=notes, unit=unit,

@@ -1,4 +1,4 @@
-"""Rollout by position: bars, coloured by modality."""
+"""Rollout by position: bars colored by modality."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lensplug.views.style import MODALITY_COLORS, figure, titled, visible
 
 LIFT = "lift over uniform attention"
 NAMED, LENGTH = 60, 16
-"""So many bars are named, by so much of their text."""
-LIFT_IN_WORDS = f"{LIFT}, 1 = no more than order alone gives, first position left out"
+"""Maximum number of bars with a name, and the length to which a name is cut."""
+LIFT_EXPLAINED = f"{LIFT}, 1 = no more than position order alone gives, first position left out"
 
 
 @checked
@@ -32,26 +32,28 @@ def attention_rollout(
     raw: bool = False,
     str_tokens: Sequence[Sequence[str]] | None = None,
 ) -> go.Figure:
-    """One row of a rollout: how much of each input position is in the chosen output position.
+    """One row of a rollout: the contribution of each input position to one output position.
 
-    Drawn as its lift, how many times what uniform attention would give; the notes say how far that goes by the order of
-    the positions alone. Of a gradient rollout the bars are its relevance, R - I: beside the identity's 1 nothing else
-    would be seen.
+    Drawn as lift: the ratio to what uniform attention would give; the notes state how much of the raw rollout is
+    explained by position order alone. For a gradient rollout the bars are its relevance, R - I: next to the identity's
+    1 nothing else would be visible.
 
     Args:
         result: From `analysis.attention_rollout` or `analysis.gradient_rollout`.
-        inputs: For the text and the modality of the positions.
+        inputs: For text and modality of the positions.
         row: Which of the result's rows.
         example: Which example.
-        raw: Draw the share of each position in place of the lift; of an attention rollout.
+        raw: Draw the share of each position instead of the lift; for an attention rollout.
         str_tokens: The text of the positions, without inputs: `cache.str_tokens` of a cache made with `tokens`.
 
     Raises:
-        LensplugError: If the texts are not one for each position, or raw is asked of a gradient rollout.
+        LensplugError: If there is not one text per position, or raw is set for a gradient rollout.
     """
     check_example(example, len(result.values))
     if not -(rows := result.values.shape[1]) <= row < rows:
-        raise LensplugError(f"row is {row}, the result has {rows}, counted from 0 in the order asked for.")
+        raise LensplugError(
+            f"row is {row}, the result has {rows}, counted from 0 in the order in which they were requested."
+        )
     notes = result.provenance.convention
     if isinstance(result, GradientRollout):
         if raw:
@@ -59,13 +61,13 @@ def attention_rollout(
         shown, unit = result.relevance, "relevance"
     else:
         shown, unit = (result.values, "share") if raw else (result.lift, LIFT)
-        notes += f". Shown: {'the raw share' if raw else LIFT_IN_WORDS}; {result.beyond_order(example, row=row)}"
+        notes += f". Shown: {'the raw share' if raw else LIFT_EXPLAINED}; {result.beyond_order(example, row=row)}"
     names = ["text"] * shown.shape[2] if inputs is None else inputs.modality.position_names[example]
-    known = texts_for(shown.shape[2], inputs=inputs, str_tokens=str_tokens, example=example)
-    texts = [visible(text) if text else "" for text in known]
-    at = int(result.rows[example, row])
-    whose = f"{texts[at]} (position {at})" if texts[at] else f"position {at}"
-    title = f"{'Gradient rollout' if isinstance(result, GradientRollout) else 'Rollout'} into {whose}"
+    raw_texts = texts_for(shown.shape[2], inputs=inputs, str_tokens=str_tokens, example=example)
+    texts = [visible(text) if text else "" for text in raw_texts]
+    position = int(result.rows[example, row])
+    row_name = f"{texts[position]} (position {position})" if texts[position] else f"position {position}"
+    title = f"{'Gradient rollout' if isinstance(result, GradientRollout) else 'Rollout'} into {row_name}"
     return bars(shown[example, row], names, texts, title=title, notes=notes, unit=unit)
 
 
@@ -79,14 +81,14 @@ def bars(
     unit: str,
     axis: str = "position",
 ) -> go.Figure:
-    """A bar for each position, or for each of what `axis` names, in the colour of its modality; texts are `visible`."""
+    """One bar per position (or per item of `axis`), colored by modality; texts have gone through `visible`."""
     colors = [MODALITY_COLORS[name] for name in modalities]
-    drawn = go.Bar(
+    trace = go.Bar(
         x=list(range(len(values))), y=values.numpy(), marker={"color": colors, "line": {"width": 0}},
         customdata=list(texts),
         hovertemplate=f"%{{customdata}} ({axis} %{{x}}): %{{y:.4g}}<extra></extra>",
     )  # fmt: skip
-    fig = figure(drawn, title="", height=210)
+    fig = figure(trace, title="", height=210)
     titled(fig, title, notes)
     fig.update_layout(bargap=0)
     fig.update_xaxes(title=axis)

@@ -1,4 +1,4 @@
-"""Large matrices as smaller ones of block means, so that a page stays small and a cell can be seen."""
+"""Large matrices reduced to block means, so that pages stay small and cells visible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def block_size(positions: int, cells: int) -> int:
 
 
 def block_means(matrix: Shaped[Tensor, "row column"], size: int) -> Shaped[Tensor, "row_block column_block"]:
-    """Mean over blocks of `size` x `size` (the last ones smaller)."""
+    """Means over blocks of `size` x `size`; the last blocks may be smaller."""
     if size == 1:
         return matrix
     rows = torch.stack([part.mean(dim=0) for part in torch.split(matrix, size, dim=0)])

@@ -1,4 +1,4 @@
-"""Deletion curves, and how far methods agree."""
+"""Deletion curves, and the rank correlation between methods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLORS = {"most relevant first": "#c2541b", "least relevant first": "#2b5c8a", "
 
 @checked
 def deletion_curve(result: DeletionCurve) -> go.Figure:
-    """The target's log-probability along the deletion, the mean over the examples; random orders as a band.
+    """The target's log-probability against the fraction deleted, averaged over examples; random orders as a 95 % band.
 
     Args:
         result: From `analysis.deletion_curve`, or several of them combined.
@@ -22,11 +22,11 @@ def deletion_curve(result: DeletionCurve) -> go.Figure:
     x = (100 * result.fractions).tolist()
     traces = []
     if result.random.shape[1]:
-        drawn = result.random.mean(dim=0)  # of each draw over the examples
-        spread = 1.96 * drawn.std(dim=0) if len(drawn) > 1 else drawn[0] * 0
-        low, high = (drawn.mean(dim=0) - spread).tolist(), (drawn.mean(dim=0) + spread).tolist()
+        mean_of_draw = result.random.mean(dim=0)  # each draw averaged over examples
+        spread = 1.96 * mean_of_draw.std(dim=0) if len(mean_of_draw) > 1 else mean_of_draw[0] * 0
+        low, high = (mean_of_draw.mean(dim=0) - spread).tolist(), (mean_of_draw.mean(dim=0) + spread).tolist()
         band = {"fill": "toself", "fillcolor": "rgba(154, 158, 166, 0.25)", "line": {"width": 0}}
-        # Of few points plotly would draw each as a marker.
+        # With few points plotly would draw markers.
         traces.append(
             go.Scatter(x=x + x[::-1], y=high + low[::-1], mode="lines", hoverinfo="skip", showlegend=False, **band)
         )

@@ -1,4 +1,4 @@
-"""Where the heads of each layer look: shares of heads and mean mass, layers down as in the map of heads."""
+"""Heads by layer: the share of heads that look at each class, and their mean mass; layers as rows."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lensplug.views.style import MODALITY_COLORS, figure, titled
 
 DASHES = {"image: base": "dash", "image: tiles": "dot", "image: newline": "dashdot"}
 NOTES = (
-    "Left: of the heads of a layer, how many look at each class (two thirds of their mass). Right: the mean mass of its"
-    " heads, thin lines are chance. Whiskers: standard error over examples"
+    "Left: the share of a layer's heads that look at each class (two thirds of their mass). Right: the mean mass of its"
+    " heads; thin lines are chance. Whiskers: standard error over examples"
 )
 
 
 def heads_by_layer(result: HeadSpecialization | HeadsByLayer) -> go.Figure:
-    """Stacked shares of heads on the left, mean mass on each class and each view of the image on the right.
+    """Left: stacked shares of heads. Right: mean mass on each class and on each view of the image.
 
     Args:
         result: From `analysis.head_specialization`, or its `by_layer()`.
@@ -53,7 +53,7 @@ def _bar(lines: HeadsByLayer, index: int, name: str, layers: list[int]) -> go.Ba
     return go.Bar(
         x=share.tolist(), y=layers, orientation="h", name=name, legendgroup=name,
         showlegend=name not in lines.classes and bool((share > 0).any()),
-        marker={"color": MODALITY_COLORS[name], "line": line}, customdata=[_error(one) for one in error.tolist()],
+        marker={"color": MODALITY_COLORS[name], "line": line}, customdata=[_error(value) for value in error.tolist()],
         hovertemplate=f"layer %{{y}}: %{{x:.1%}}%{{customdata}} of the heads look at {name}<extra></extra>"
         if name in lines.classes
         else f"layer %{{y}}: %{{x:.1%}}%{{customdata}} of the heads: {name}<extra></extra>",
@@ -68,7 +68,7 @@ def _line(lines: HeadsByLayer, index: int, name: str, layers: list[int]) -> go.S
         x=mass.tolist(), y=layers, mode="lines+markers", name=name, legendgroup=name,
         line={"color": color, "width": 1.5 if name in DASHES else 2.5, "dash": DASHES.get(name, "solid")},
         marker={"size": 4 if name in DASHES else 6, "color": color}, error_x=whisker,
-        customdata=[[_error(float(own)), float(lines.chance[at, index])] for at, own in enumerate(error)],
+        customdata=[[_error(float(value)), float(lines.chance[layer, index])] for layer, value in enumerate(error)],
         hovertemplate=(
             f"layer %{{y}}, {name}: %{{x:.4f}}%{{customdata[0]}}, chance %{{customdata[1]:.4f}}<extra></extra>"
         ),

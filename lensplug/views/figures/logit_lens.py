@@ -1,4 +1,4 @@
-"""Layer x position: what the model would say after each layer."""
+"""Layer x position: the top token of the logit lens after each layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lensplug.views.style import MONO, figure, visible
 
 @checked
 def logit_lens(result: LogitLens, *, inputs: MultimodalInput | None = None, example: int = 0) -> go.Figure:
-    """The top token of each layer at each position, layers down; colour is its probability, hover has the rest.
+    """The top token after each layer at each position; color is its probability, hover shows the other statistics.
 
     Args:
         result: From `analysis.logit_lens`.
@@ -55,10 +55,10 @@ def _hover(result: LogitLens, example: int, entry: int, pos: int) -> str:
     tokens = zip(
         result.top_texts[example][entry][pos], result.top_probabilities[example, entry, pos].tolist(), strict=True
     )
-    listed = "<br>".join(f"{visible(text)}  {probability:.3f}" for text, probability in tokens)
+    top_lines = "<br>".join(f"{visible(text)}  {probability:.3f}" for text, probability in tokens)
     target = visible(result.target_texts[example][pos])
     return (
-        f"<b>after {result.entries[entry]}, position {int(result.positions[example, pos])}</b><br>{listed}<br>"
+        f"<b>after {result.entries[entry]}, position {int(result.positions[example, pos])}</b><br>{top_lines}<br>"
         f"rank of {target}: {int(result.rank[example, entry, pos])},"
         f" log-probability {float(result.log_probability[example, entry, pos]):.2f}<br>"
         f"entropy {float(result.entropy[example, entry, pos]):.2f} nats,"

@@ -1,4 +1,4 @@
-"""Answers with a modality, without it, and under the control: confusion tables side by side."""
+"""Confusion matrices with a modality, with it ablated, and under the control, side by side."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lensplug.views.style import figure, visible
 
 @checked
 def modality_ablation(result: ModalityAblation) -> go.Figure:
-    """Three confusion tables: right answers in rows, given answers in columns, each cell a number of examples.
+    """Three confusion matrices: correct answers in rows, the model's answers in columns; cells count examples.
 
     Args:
         result: From `analysis.modality_ablation`.
     """
     summary = result.summary()
-    what = {"with": f"with {result.modality}", "without": f"without {result.modality}", "control": "control"}
+    condition_names = {"with": f"with {result.modality}", "without": f"without {result.modality}", "control": "control"}
     titles = [
-        f"{what[name]}: {summary.accuracy[name]:.0%} right, F1 {summary.weighted_f1[name]:.2f}"
+        f"{condition_names[name]}: {summary.accuracy[name]:.0%} right, F1 {summary.weighted_f1[name]:.2f}"
         + (f", {summary.changed[name]:.0%} changed" if name != "with" else "")
         for name in CONDITIONS
     ]

@@ -1,4 +1,4 @@
-"""The attention matrix of a layer with its modalities, and what each token receives."""
+"""The attention matrix of a layer with modality bands, and the attention that each token receives."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ CELLS = 220
 LABELS = 36
 """Maximum number of tokens named, so that names do not overlap in a figure 480 pixels wide."""
 COLORS = {**MODALITY_COLORS, "": "#7a8794"}
-""" "" is a position whose modality was not given."""
+"""Colors by modality; "" is a position of unknown modality."""
 
 
 @checked
 def received_attention(
     result: ReceivedAttention, *, inputs: MultimodalInput | None = None, example: int = 0, top: int = 25
 ) -> go.Figure:
-    """The scaled matrix as a heat map with bands of modality, and below it the column means as bars.
+    """The scaled matrix as a heat map with modality bands, and the column means below it as bars.
 
-    Named are the `top` tokens that receive most, and media, as far as there is room; a medium's positions are
-    numbered from 0.
+    The `top` tokens that receive most are named, and media positions as far as there is room; the positions of a medium
+    are numbered from 0.
 
     Args:
         result: From `analysis.received_attention`.
-        inputs: For the text and the modality of the positions, where the result was made without them.
+        inputs: For text and modality of the positions, if the result was computed without them.
         example: Which example.
         top: How many tokens to name.
 
@@ -46,33 +46,34 @@ def received_attention(
     at_least(1, top=top)
     if inputs is not None:
         result = _with_names(result, inputs)
-    named = [position for position, _, _ in result.top(top, example=example)]
+    top_positions = [position for position, _, _ in result.top(top, example=example)]
     values = result.values[example]
-    at = (~values.isnan()).nonzero()[:, 0]
-    names = [result.modalities[example][i] for i in at.tolist()]
+    shown_positions = (~values.isnan()).nonzero()[:, 0]
+    names = [result.modalities[example][i] for i in shown_positions.tolist()]
     texts = _texts(result, example)
     fig = make_subplots(
         rows=3, cols=2, column_widths=[0.015, 0.985], row_heights=[0.71, 0.015, 0.275], horizontal_spacing=0.006,
         vertical_spacing=0.008, shared_xaxes=True,
     )  # fmt: skip
-    size = block_size(len(at), CELLS)
-    fig.add_trace(_matrix(result, example, at.tolist(), size), row=1, col=2)
-    fig.add_trace(_band(names, at.tolist(), upright=True), row=1, col=1)
-    fig.add_trace(_band(names, at.tolist(), upright=False), row=2, col=2)
+    size = block_size(len(shown_positions), CELLS)
+    fig.add_trace(_matrix(result, example, shown_positions.tolist(), size), row=1, col=2)
+    fig.add_trace(_band(names, shown_positions.tolist(), upright=True), row=1, col=1)
+    fig.add_trace(_band(names, shown_positions.tolist(), upright=False), row=2, col=2)
     for name in dict.fromkeys(names):
-        own = [i for i, other in zip(at.tolist(), names, strict=True) if other == name]
+        positions_of_name = [i for i, other in zip(shown_positions.tolist(), names, strict=True) if other == name]
         fig.add_trace(
             go.Bar(
-                x=own, y=[round(float(values[i]), 4) for i in own], name=name or "modality not given", width=1,
-                marker={"color": COLORS[name], "line": {"width": 0}}, customdata=[texts[i] for i in own],
+                x=positions_of_name, y=[round(float(values[i]), 4) for i in positions_of_name],
+                name=name or "modality unknown", width=1,
+                marker={"color": COLORS[name], "line": {"width": 0}}, customdata=[texts[i] for i in positions_of_name],
                 hovertemplate="%{customdata} (position %{x}): %{y:.3f}<extra></extra>", showlegend=bool(name),
             ),
             row=3, col=2,
         )  # fmt: skip
-    media = [i for i, name in zip(at.tolist(), names, strict=True) if name in MEDIA]
-    labelled = _apart(named + media, max(1.0, len(at) / LABELS))
-    pooled = f"; matrix in blocks of {size}, each its mean" if size > 1 else ""
-    _lay_out(fig, result.provenance.convention + pooled, int(at[0]), int(at[-1]))
+    media = [i for i, name in zip(shown_positions.tolist(), names, strict=True) if name in MEDIA]
+    labelled = _spaced(top_positions + media, max(1.0, len(shown_positions) / LABELS))
+    pooled = f"; matrix in blocks of {size}, averaged" if size > 1 else ""
+    _lay_out(fig, result.provenance.convention + pooled, int(shown_positions[0]), int(shown_positions[-1]))
     fig.update_xaxes(
         tickvals=labelled, ticktext=[texts[i] for i in labelled], tickangle=-90, tickfont={"size": 9}, row=3, col=2
     )
@@ -81,7 +82,7 @@ def received_attention(
 
 def _lay_out(fig: go.Figure, convention: str, first: int, last: int) -> None:
     """Title, legend and axes."""
-    lines = wrap(convention, 62)  # what fits where the figure is 480 pixels wide
+    lines = wrap(convention, 62)  # fits a figure 480 pixels wide
     title = "Received attention" + "".join(f"<br><sub>{line}</sub>" for line in lines)
     fig.update_layout(figure(title=title, height=640).layout)
     legend = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}
@@ -93,32 +94,33 @@ def _lay_out(fig: go.Figure, convention: str, first: int, last: int) -> None:
         fig.update_yaxes(visible=False, row=row, col=1)
     for column in (1, 2):
         fig.update_yaxes(range=[last + 0.5, first - 0.5], showticklabels=False, row=1, col=column)
-    fig.update_yaxes(title="looks (query)", visible=True, row=1, col=1)
+    fig.update_yaxes(title="query", visible=True, row=1, col=1)
     fig.update_yaxes(visible=False, row=2, col=2)
     fig.update_yaxes(title="received", rangemode="tozero", gridcolor="#eceef0", row=3, col=2)
 
 
-def _matrix(result: ReceivedAttention, example: int, at: list[int], size: int) -> go.Heatmap:
-    """The matrix in blocks; what may not be seen is left empty."""
-    blocks = block_means(result.matrix[example][at][:, at], size)
-    seen = (result.matrix if result.visible is None else result.visible)[example][at][:, at]
-    hidden = blocks.masked_fill(block_means(seen.float(), size) == 0, torch.nan)
-    middles = [sum(part) / len(part) for part in (at[i : i + size] for i in range(0, len(at), size))]
+def _matrix(result: ReceivedAttention, example: int, positions: list[int], size: int) -> go.Heatmap:
+    """The matrix as block means; masked entries are left empty."""
+    blocks = block_means(result.matrix[example][positions][:, positions], size)
+    is_visible = (result.matrix if result.visible is None else result.visible)[example][positions][:, positions]
+    shown = blocks.masked_fill(block_means(is_visible.float(), size) == 0, torch.nan)
+    middles = [sum(part) / len(part) for part in (positions[i : i + size] for i in range(0, len(positions), size))]
     return go.Heatmap(
-        z=[[round(v, 3) if v == v else None for v in row] for row in hidden.tolist()], x=middles, y=middles,
+        z=[[round(v, 3) if v == v else None for v in row] for row in shown.tolist()], x=middles, y=middles,
         colorscale=[[0, "#f7f6f3"], [0.4, "#9ec3d8"], [1, "#12355b"]],
         colorbar={"thickness": 10, "y": 1, "yanchor": "top", "len": 0.7},
-        hovertemplate="position %{y} looks at %{x}: %{z:.3f}<extra></extra>",
+        hovertemplate="position %{y} attends to %{x}: %{z:.3f}<extra></extra>",
     )  # fmt: skip
 
 
-def _band(names: list[str], at: list[int], *, upright: bool) -> go.Heatmap:
-    """A stripe: the modality of each position, in its colour."""
+def _band(names: list[str], positions: list[int], *, upright: bool) -> go.Heatmap:
+    """A stripe with the modality color of each position."""
     order = list(COLORS)
     scale = [[(i + end) / len(order), COLORS[name]] for i, name in enumerate(order) for end in (0, 1)]
     stripe = [order.index(name) for name in names]
     return go.Heatmap(
-        z=[[one] for one in stripe] if upright else [stripe], x=[0] if upright else at, y=at if upright else [0],
+        z=[[code] for code in stripe] if upright else [stripe],
+        x=[0] if upright else positions, y=positions if upright else [0],
         colorscale=scale, zmin=-0.5, zmax=len(order) - 0.5, showscale=False, hoverinfo="skip",
     )  # fmt: skip
 
@@ -134,22 +136,22 @@ def _with_names(result: ReceivedAttention, inputs: MultimodalInput) -> ReceivedA
 
 
 def _texts(result: ReceivedAttention, example: int) -> list[str]:
-    """What each position is called: media by number, words by their text, the rest by position."""
-    seen = dict.fromkeys(MEDIA, 0)
+    """A name for each position: media by number, text tokens by their text, others by position."""
+    next_number = dict.fromkeys(MEDIA, 0)
     texts = []
     for position, (name, token) in enumerate(zip(result.modalities[example], result.str_tokens[example], strict=True)):
-        if name in seen:
-            texts.append(f"{name} {seen[name]}")
-            seen[name] += 1
+        if name in next_number:
+            texts.append(f"{name} {next_number[name]}")
+            next_number[name] += 1
         else:
             texts.append(visible(token) if token else str(position))
     return texts
 
 
-def _apart(wanted: list[int], distance: float) -> list[int]:
+def _spaced(candidates: list[int], distance: float) -> list[int]:
     """The columns, in order of preference, that are at least `distance` apart."""
     chosen: list[int] = []
-    for column in wanted:
-        if all(abs(column - other) >= distance for other in chosen):
+    for column in candidates:
+        if all(abs(column - chosen_column) >= distance for chosen_column in chosen):
             chosen.append(column)
     return sorted(chosen)

@@ -1,4 +1,4 @@
-"""The modality ribbon: the whole prompt as one coloured band."""
+"""The modality ribbon: the prompt as one band colored by modality."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lensplug.views.style import MODALITY_COLORS, figure, visible
 
 @checked
 def modality_ribbon(inputs: MultimodalInput, *, example: int = 0) -> go.Figure:
-    """Which position is text, image, generated or padding; hover reads the text of a span.
+    """The modality of each position (text, image, generated, padding, ...); hover shows the text of a span.
 
     Args:
         inputs: From `prepare`, `encode` or an answer.
@@ -19,7 +19,7 @@ def modality_ribbon(inputs: MultimodalInput, *, example: int = 0) -> go.Figure:
     """
     check_example(example, len(inputs))
     texts = inputs.str_tokens[example]
-    named: set[str] = set()
+    in_legend: set[str] = set()
     bars = []
     for span in inputs.modality.spans:
         if span.example != example:
@@ -36,12 +36,12 @@ def modality_ribbon(inputs: MultimodalInput, *, example: int = 0) -> go.Figure:
                 marker={"color": MODALITY_COLORS[span.modality], "line": {"color": "white", "width": 1}},
                 name=span.modality,
                 legendgroup=span.modality,
-                showlegend=span.modality not in named,
+                showlegend=span.modality not in in_legend,
                 hovertemplate=f"{span.modality}{medium}: positions {span.start} to {span.stop - 1}"
                 f"<br>{visible(words[:200])}<extra></extra>",
             )
         )
-        named.add(span.modality)
+        in_legend.add(span.modality)
     fig = figure(*bars, title=f"The prompt: {len(texts)} positions", height=150)
     fig.update_layout(barmode="overlay", legend={"orientation": "h", "y": 1.5, "x": 1, "xanchor": "right"})
     fig.update_xaxes(range=[0, len(texts)], title="position")

@@ -1,1 +1,1 @@
-"""Values drawn over the picture, video, sound or signal that they are about."""
+"""Overlays: values per position drawn over the image, video, sound or signal."""

@@ -1,4 +1,4 @@
-"""Values on image tokens, painted over the picture that they came from."""
+"""Values on image tokens, drawn over the image."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from lensplug.views.overlays.rows import Rows, are_shares, rows_at
 from lensplug.views.style import figure
 
 CELLS = 400_000
-"""The most cells of all heat maps together for which every view gets its button: two megabytes on a page."""
+"""Maximum total number of heat map cells for which all views get a button: 2 MB on a page."""
 NO_GRID = (
     "its family has no geometry yet, or its size or the settings of its processor are not known (use lens.prepare, or"
     " give lens.encode images= or videos=)"
 )
-"""Why there can be no grid."""
+"""Reasons for a missing grid."""
 VIEW_NAMES = {"all": "mean of both", "base": "whole image", "tiles": "tiles"}
 
 
@@ -42,11 +42,11 @@ def image_overlay(
     view: ViewName | None = None,
     title: str = "Over the image",
 ) -> go.Figure:
-    """A heat map of any value on positions, over the image, with a slider where there are several.
+    """A heat map of any value per position over the image, with a slider if there are several rows.
 
-    Every box is drawn where it lies in the image, at any size of the image. Where the model sees the image
-    twice, buttons choose between the whole image, the tiles, and their mean. All rows and views have one colour scale;
-    a switch gives each its own. Values of both signs have a scale that is symmetric around 0, where the picture shows.
+    Each patch is drawn at its place in the image, at any image size. If the model sees the image twice (base view and
+    tiles), buttons choose between them and their mean. All rows and views share one color scale; a button gives each
+    row its own. Values of both signs have a scale symmetric around 0, which is transparent.
 
     Args:
         values: A result that has a value for each position (`attention_from`, a rollout, `received_attention`,
@@ -54,17 +54,17 @@ def image_overlay(
             options); or one value for each position of the example; or several such rows under their names
             ("layer 0", ...). NaN is left out.
         inputs: The inputs that were analysed.
-        image: The picture; not needed where `prepare` was given it.
+        image: The image; not needed if `prepare` received it.
         media_index: Which image of the example.
         example: Which example.
-        view: What is shown first: "all" (mean of base view and tiles), "base" or "tiles". If not given, "all" for
-            shares of attention; for other values, whose mean over the two would be neither's, the view that has the
-            value farthest from 0.
-        title: Of the figure.
+        view: The initial view: "all" (mean of base view and tiles), "base" or "tiles". By default "all" for shares of
+            attention; for other values, which should not be averaged over views, the view with the largest
+            absolute value.
+        title: Title of the figure.
 
     Raises:
-        LensplugError: If the image has no grid or no such view, the picture is not known, or the values are
-            not one for each position.
+        LensplugError: If the image has no grid or no such view, the image is not available, or there is not one
+            value per position.
     """
     grid = grid_of(inputs, media_index, example)
     picture = picture_of(inputs, grid, image=image, media_index=media_index, example=example)
@@ -75,15 +75,15 @@ def image_overlay(
         raise LensplugError(f"view is {view!r}, this image has {', '.join(map(repr, views))}.")
     offered = [view, *(name for name in views if name != view)] if len(grid.views) > 1 else [view]
     cells = {name: [grid.to_cells(row, view=name) for row in rows.values()] for name in offered}
-    if sum(one[0].numel() for own in cells.values() for one in own) > CELLS:
+    if sum(cells_of_row[0].numel() for by_row in cells.values() for cells_of_row in by_row) > CELLS:
         offered = [view]
-    each, whole = scales_of([row[grid.placed] for row in rows.values()])
+    row_scales, shared_scale = scales_of([row[grid.placed] for row in rows.values()])
     traces, of_row, of_view = [], [], []
-    for at, name in enumerate(offered):
-        for index, own in enumerate(cells[name]):
-            traces.append(heat(own, visible=index == 0, shown=at == 0, scale=whole))
+    for view_index, name in enumerate(offered):
+        for index, row_cells in enumerate(cells[name]):
+            traces.append(heat(row_cells, visible=index == 0, shown=view_index == 0, scale=shared_scale))
             of_row.append(index)
-            of_view.append(at)
+            of_view.append(view_index)
     scale = SIDE / max(grid.width, grid.height)
     fig = figure(*traces, title=title, height=int(grid.height * scale) + 120, width=int(grid.width * scale) + 130)
     lay_out(fig, grid.width, grid.height)
@@ -91,23 +91,23 @@ def image_overlay(
     if len(offered) > 1:
         add_buttons(fig, [VIEW_NAMES[name] for name in offered], of_view)
     if len(rows) > 1:
-        add_scales(fig, whole, [each[row] for row in of_row])
+        add_scales(fig, shared_scale, [row_scales[row] for row in of_row])
         fig.update_layout(sliders=[slider(list(rows), of_row)], height=fig.layout.height + 60)
     return fig
 
 
 def _strongest(grid: ImageGrid, rows: Sequence[Float[Tensor, " token"]]) -> ViewName:
-    """The view that has the value farthest from 0; of equal ones the whole image."""
+    """The view with the largest absolute value; the whole image if they are equal."""
     if len(grid.views) < 2:
         return "all"
     of_base = grid.placed & (grid.view == 0)
-    most = {}
+    largest_of_view = {}
     for name in grid.views:
-        own = of_base if name == "base" else grid.placed & ~of_base
-        values = torch.cat([row[own] for row in rows])
-        known = values[values.isfinite()].abs()
-        most[name] = float(known.max()) if len(known) else 0.0
-    return max(grid.views, key=most.__getitem__)
+        in_view = of_base if name == "base" else grid.placed & ~of_base
+        values = torch.cat([row[in_view] for row in rows])
+        magnitudes = values[values.isfinite()].abs()
+        largest_of_view[name] = float(magnitudes.max()) if len(magnitudes) else 0.0
+    return max(grid.views, key=largest_of_view.__getitem__)
 
 
 def grid_of(inputs: MultimodalInput, media_index: int, example: int) -> ImageGrid:
@@ -125,23 +125,23 @@ def grid_of(inputs: MultimodalInput, media_index: int, example: int) -> ImageGri
 def picture_of(
     inputs: MultimodalInput, grid: ImageGrid, *, image: object, media_index: int, example: int
 ) -> Image.Image:
-    """The picture of a grid: as given, else as `prepare` kept it.
+    """The image of a grid: the argument, or the one that `prepare` kept.
 
     Raises:
-        LensplugError: If it is not known, or is not of the grid's size.
+        LensplugError: If it is not available, or its size is not that of the grid.
     """
     if image is None:
-        known = inputs.pictures(example)
-        if media_index >= len(known):
+        pictures = inputs.pictures(example)
+        if media_index >= len(pictures):
             raise LensplugError("the picture is not known (encode keeps none unless it is given): give image=.")
-        image = known[media_index]
+        image = pictures[media_index]
     upright, stored = both_ways(image)
     fitting = [picture for picture in (upright, stored) if picture.size == (grid.width, grid.height)]
     if not fitting:
         raise LensplugError(f"the picture is {upright.size}, the grid is of one of {(grid.width, grid.height)} pixels.")
     if len(fitting) == 2 and upright is not stored:
         warn_user(
-            "the picture is drawn turned as its EXIF says; whether the model saw it so is not known here: give"
-            " lens.encode images=, which finds it out."
+            "the image is drawn rotated according to its EXIF orientation; whether the model saw it so is not known:"
+            " pass images= to lens.encode, which finds out."
         )
     return fitting[0]

@@ -1,4 +1,4 @@
-"""What overlays over pictures share: cells drawn as a heat map, the picture below them, a slider, buttons."""
+"""Building blocks of the overlays: heat map cells, the image below them, sliders and buttons."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch import Tensor
 from lensplug.views.style import HEAT, HEAT_SIGNED
 
 SIDE = 340
-"""Pictures are drawn this many pixels long."""
+"""Length of the longer side of an image, in pixels."""
 
 Cells = tuple[Float[Tensor, "row column"], Float[Tensor, " row_edge"], Float[Tensor, " column_edge"]]
 
 
 def heat(cells: Cells, *, visible: bool, shown: bool, scale: tuple[float, float]) -> go.Heatmap:
-    """Cells between edges in pixels of the picture; NaN lets it through, and so does 0.
+    """Cells with edges in image pixels; NaN and 0 are transparent.
 
     Args:
         cells: From `ImageGrid.to_cells`.
-        visible: The slider's part.
-        shown: The buttons' part: what they hide is transparent.
+        visible: Set by the slider.
+        shown: Set by the buttons: hidden traces are transparent.
         scale: The ends of the colour scale, from `scale_of`.
     """
     values, y, x = cells
@@ -42,22 +42,22 @@ def heat(cells: Cells, *, visible: bool, shown: bool, scale: tuple[float, float]
 
 
 def scale_of(values: Float[Tensor, ...]) -> tuple[float, float]:
-    """From 0 to the largest value; where some are negative, as far on both sides. NaN and infinities are left out."""
-    known = values[values.isfinite()]
-    largest = float(known.abs().max()) if len(known) else 0.0
+    """From 0 to the largest finite value; symmetric around 0 if some are negative."""
+    finite = values[values.isfinite()]
+    largest = float(finite.abs().max()) if len(finite) else 0.0
     if largest == 0:
         return 0.0, 1.0
-    return (-largest, largest) if float(known.min()) < 0 else (0.0, largest)
+    return (-largest, largest) if float(finite.min()) < 0 else (0.0, largest)
 
 
 def scales_of(rows: Sequence[Float[Tensor, ...]]) -> tuple[list[tuple[float, float]], tuple[float, float]]:
     """The color scale of each row, and the one shared by all; if one row has both signs, every scale is symmetric."""
-    each, whole = [scale_of(row) for row in rows], scale_of(torch.cat([row.flatten() for row in rows]))
-    return [(-high, high) if whole[0] < 0 else (low, high) for low, high in each], whole
+    row_scales, shared = [scale_of(row) for row in rows], scale_of(torch.cat([row.flatten() for row in rows]))
+    return [(-high, high) if shared[0] < 0 else (low, high) for low, high in row_scales], shared
 
 
 def lay_out(fig: go.Figure, width: int, height: int) -> None:
-    """Axes in pixels of the picture, y downwards, and room for the buttons where there are some."""
+    """Axes in image pixels, y downwards, with room for buttons."""
     fig.update_xaxes(range=[0, width], visible=False, constrain="domain")
     fig.update_yaxes(range=[height, 0], visible=False, scaleanchor="x", constrain="domain")
     fig.update_layout(margin={"l": 10, "r": 20, "t": 48, "b": 20})
@@ -65,7 +65,7 @@ def lay_out(fig: go.Figure, width: int, height: int) -> None:
 
 
 def below(picture: Image.Image, width: int, height: int, *, visible: bool = True) -> dict[str, object]:
-    """A picture as the image of a layout, under everything else."""
+    """An image as a plotly layout image below all traces."""
     return {
         "source": data_url(picture), "xref": "x", "yref": "y", "x": 0, "y": 0, "sizex": width, "sizey": height,
         "sizing": "stretch", "layer": "below", "visible": visible,
@@ -79,13 +79,13 @@ def slider(
     *,
     room: int = 8,
 ) -> dict[str, object]:
-    """One step for each name: trace i belongs to step `each[i]` (None: to all), and each step may change the layout."""
+    """One step per name: trace i belongs to step `each[i]` (None: to all); a step may also change the layout."""
     steps = [
         {
             "label": name,
             "method": "update",
             "args": [
-                {"visible": [own is None or own == step for own in each]},
+                {"visible": [step_of_trace is None or step_of_trace == step for step_of_trace in each]},
                 {} if layouts is None else layouts[step],
             ],
         }
@@ -95,48 +95,48 @@ def slider(
 
 
 def add_buttons(fig: go.Figure, names: Sequence[str], each: Sequence[int]) -> None:
-    """One button for each name, over the picture: trace i belongs to button `each[i]`; the first is in force.
+    """One button per name, above the image: trace i belongs to button `each[i]`; the first is active.
 
-    They and a slider act on different attributes.
+    Buttons and slider act on different attributes, so they combine.
     """
-    listed = [
+    buttons = [
         {
             "label": name,
             "method": "restyle",
             "args": [
                 {
-                    "opacity": [float(own == chosen) for own in each],
-                    "showscale": [own == chosen for own in each],
-                    "hoverinfo": ["all" if own == chosen else "skip" for own in each],
+                    "opacity": [float(button == chosen) for button in each],
+                    "showscale": [button == chosen for button in each],
+                    "hoverinfo": ["all" if button == chosen else "skip" for button in each],
                 }
             ],
         }
         for chosen, name in enumerate(names)
     ]
-    kind = {"type": "buttons", "direction": "right"} if len(names) <= 3 else {"type": "dropdown", "direction": "down"}
-    place = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 2}, "font": {"size": 11}}
-    menu = {"buttons": listed, "active": 0, **kind, **place}
+    style = {"type": "buttons", "direction": "right"} if len(names) <= 3 else {"type": "dropdown", "direction": "down"}
+    placement = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 2}, "font": {"size": 11}}
+    menu = {"buttons": buttons, "active": 0, **style, **placement}
     fig.update_layout(updatemenus=[menu], height=fig.layout.height + 36, margin={"t": 84})
 
 
 def add_scales(
     fig: go.Figure,
-    whole: tuple[float, float],
+    shared: tuple[float, float],
     each: Sequence[tuple[float, float]],
     *,
     traces: Sequence[int] | None = None,
     layouts: tuple[Mapping[str, object], Mapping[str, object]] = ({}, {}),
 ) -> None:
-    """A switch above a picture between one scale for all rows, so that a slider compares, and for each row its own.
+    """A switch between one color scale for all rows, so that the slider compares them, and one scale per row.
 
     Args:
-        fig: With its other buttons.
-        whole: The ends of the one scale.
-        each: Of each trace, the ends of its own.
-        traces: Which traces these are; all if not given.
-        layouts: What changes in the layout with the one and with the other.
+        fig: The figure, with its other buttons in place.
+        shared: The ends of the shared scale.
+        each: The ends of each trace's own scale.
+        traces: Indices of these traces; all by default.
+        layouts: Layout changes for the shared and for the separate scales.
     """
-    listed = [
+    buttons = [
         {
             "label": name,
             "method": "update",
@@ -147,21 +147,21 @@ def add_scales(
             ],
         }
         for name, ends, layout in zip(
-            ("one scale for all", "each its own"), ([whole] * len(each), each), layouts, strict=True
+            ("one scale for all", "each its own"), ([shared] * len(each), each), layouts, strict=True
         )
     ]
-    others = fig.layout.updatemenus
-    place = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 2 + 38 * len(others)}}
-    menu = {"type": "buttons", "direction": "right", "buttons": listed, "active": 0, "font": {"size": 11}, **place}
-    room = 38 if others else 36
-    fig.update_layout(updatemenus=[*others, menu], height=fig.layout.height + room)
+    menus = fig.layout.updatemenus
+    placement = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "pad": {"b": 2 + 38 * len(menus)}}
+    menu = {"type": "buttons", "direction": "right", "buttons": buttons, "active": 0, "font": {"size": 11}, **placement}
+    room = 38 if menus else 36
+    fig.update_layout(updatemenus=[*menus, menu], height=fig.layout.height + room)
     fig.update_layout(margin={"t": fig.layout.margin.t + room})
 
 
 def data_url(picture: Image.Image, side: int = 720) -> str:
-    """The picture as a JPEG in a data URL, small enough to share."""
+    """The image as a small JPEG in a data URL."""
     small = picture.copy()
-    small.info.clear()  # comments and profiles, which JPEG would carry on
+    small.info.clear()  # drops comments and profiles, which JPEG would keep
     small.thumbnail((side, side))
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=88)

@@ -1,4 +1,4 @@
-"""One value for each position, or several such rows under their names: what overlays are drawn from."""
+"""The input of overlays: one value per position, or several named rows of such values."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 
 ROUNDING = 2**-8
-"""Rows of attention in half precision sum to 1 with this error."""
+"""Tolerance with which attention rows in half precision sum to 1."""
 Rows = Float[Tensor, " pos"] | Mapping[str, Float[Tensor, " pos"]] | Result
 
 
 def rows_at(
-    values: Rows, inputs: MultimodalInput, at: Int[Tensor, " token"] | None = None, *, example: int = 0
+    values: Rows, inputs: MultimodalInput, positions: Int[Tensor, " token"] | None = None, *, example: int = 0
 ) -> dict[str, Float[Tensor, " token"]]:
-    """The rows under their names ("" for a single one), at some of the positions, in fp32 on the CPU.
+    """The rows by name ("" for a single one), at the chosen positions, in fp32 on the CPU.
 
     Args:
-        values: One row, several under their names, or a result that has rows.
+        values: One row, several named rows, or a result that has rows.
         inputs: The inputs that were analysed.
-        at: Positions; all if not given.
-        example: Of a result, which example.
+        positions: Which positions; all by default.
+        example: Which example of a result.
 
     Raises:
         LensplugError: If a row is not one value for each position of the inputs.
@@ -41,14 +41,14 @@ def rows_at(
                 f"values have the shape {list(row.shape)}, expected one for each of {inputs.tokens.shape[1]} positions."
             )
         row = row.float().cpu()
-        rows[name] = row if at is None else row[at.cpu()]
+        rows[name] = row if positions is None else row[positions.cpu()]
     return rows
 
 
 def are_shares(values: Rows, inputs: MultimodalInput, example: int = 0) -> bool:
-    """Whether values are shares of attention, of which sums and means have a sense.
+    """Whether values are shares of attention, which can be summed and averaged.
 
-    Of a result, if its type says so; of plain rows, if none is negative and none sums to more than 1.
+    For a result, its type says so; plain rows are shares if no value is negative and no row sums to more than 1.
     """
     if isinstance(values, Result) and not values.shares:
         return False

@@ -1,7 +1,7 @@
-"""Attention of a model that is no transformer over the signal that it read: sensors, waveforms, any series.
+"""Attention of a non-transformer model over its input signal: sensors, waveforms, any time series.
 
-For a recurrent or convolutional classifier with attention over time steps. Where batches are padded with zeros,
-whether it attends to the padding is the first question: the title says how much of the weight is there.
+For recurrent or convolutional classifiers with attention over time steps. If batches are zero-padded, the first
+question is whether the model attends to padding: the title states the share of attention on it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lensplug.views.style import FONT, MODALITY_COLORS, WHITE_TO_ORANGE, figure,
 
 BAR, ON_PADDING = "#dd6b20", "#6b7280"
 LINES = ("#12355b", "#2a7f78")
-"""In turn, so that neighbouring channels are told apart."""
+"""Alternating line colors, to distinguish neighbouring channels."""
 CHANNELS = 64
-"""More cannot be told apart."""
+"""Maximum number of channels."""
 POINTS = 1500
 """Maximum number of points: a longer signal is drawn as the lowest and highest value of each stretch of time."""
 ROUNDING = 2**-8
@@ -43,22 +43,22 @@ def attention_over_signal(
     stretch: int | None = None,
     title: str = "Attention over the signal",
 ) -> go.Figure:
-    """Weights as bars, below them the channels on the same time axis, behind these the weights as colour.
+    """Weights as bars above the channels, on one time axis; the weights are also the color behind the channels.
 
-    Each channel has a lane and a scale of its own; hover tells its values. Padding is shaded, and the title states the
-    share of the weight that is on it. It is what `mask` says, else the steps at the beginning and at the end where
-    every channel is exactly 0.
+    Each channel has its own lane and scale; hover shows its values. Padding is shaded, and the title states the share
+    of the weight on it. Padding is defined by `mask`, or else as the leading and trailing steps at which all channels
+    are exactly 0.
 
     Args:
-        weights: `[step]`, from 0. Shares are of their sum, which need not be 1.
+        weights: `[step]`, non-negative. Shares are relative to their sum, which need not be 1.
         signal: `[time channel]` or `[time]`; gaps may be NaN.
-        sampling_rate: Values in each second; without it time is counted in steps of the signal.
-        channels: Their names; numbers by default.
-        mask: `[time]` or `[step]`, 1 where the signal is real, as in an attention mask. Needed where padding is not 0
-            because the signal was normalised after it was padded, and where real values are exactly 0.
-        stretch: How many steps of the signal a weight covers, as behind a convolution with strides; by default as
-            many as let the weights cover the whole signal. Of a stretch that is partly padding, that part counts.
-        title: Of the figure.
+        sampling_rate: Values per second; without it the time axis is in steps of the signal.
+        channels: Names of the channels; numbers by default.
+        mask: `[time]` or `[step]`, 1 where the signal is real, as in an attention mask. Needed if padding is not 0
+            (the signal was normalised after padding), or if real values are exactly 0.
+        stretch: How many steps of the signal one weight covers, as after a strided convolution; by default as many as
+            make the weights cover the whole signal. A stretch that is partly padding counts in part.
+        title: Title of the figure.
 
     Raises:
         LensplugError: If weights are negative, not finite or all 0, or if weights, names or mask do not fit the signal.
@@ -72,17 +72,17 @@ def attention_over_signal(
     if sampling_rate is not None and not 0 < sampling_rate < math.inf:
         raise LensplugError(f"sampling_rate is {sampling_rate}, expected values in each second, above 0.")
     time = Time(len(series), stretch, sampling_rate)
-    part = torch.stack([own.float().mean() for own in torch.split(padding, stretch)][: len(weight)])
+    padding_share = torch.stack([steps.float().mean() for steps in torch.split(padding, stretch)][: len(weight)])
     lane = max(18, 72 - 6 * len(names))
     fig = make_subplots(
         rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.03, row_heights=[130, lane * len(names)],
     )  # fmt: skip
-    fig.add_trace(_bars(weight, part, time), row=1, col=1)
+    fig.add_trace(_bars(weight, padding_share, time), row=1, col=1)
     fig.add_trace(_behind(weight, len(names), time), row=2, col=1)
     for index, name in enumerate(names):
         fig.add_trace(_lane(series[:, index], padding, index, name, time), row=2, col=1)
     fig.update_layout(figure(title="", height=210 + lane * len(names)).layout, bargap=0)
-    titled(fig, visible(title), _notes(weight, part, padding, time))
+    titled(fig, visible(title), _notes(weight, padding_share, padding, time))
     fig.update_xaxes(range=[0, time.of(len(series))], showgrid=False)
     fig.update_xaxes(title=time.unit, row=2, col=1)
     fig.update_yaxes(title="weight", range=[0, 1.05 * float(weight.max())], gridcolor="#eceef0", row=1, col=1)
@@ -126,13 +126,13 @@ class Time:
 def _weights(weights: Any) -> Float[Tensor, " step"]:
     weight = torch.as_tensor(weights).detach().float().cpu()
     if weight.ndim != 1 or len(weight) == 0:
-        raise LensplugError(f"weights have the shape {list(weight.shape)}, expected [step]: give one example's.")
+        raise LensplugError(f"weights have the shape {list(weight.shape)}, expected [step]: pass those of one example.")
     if not bool(weight.isfinite().all()):
         raise LensplugError(f"{int((~weight.isfinite()).sum())} of {len(weight)} weights are NaN or infinite.")
     if float(weight.min()) < 0 or float(weight.max()) == 0:
         raise LensplugError(
             f"weights are from {float(weight.min()):.4g} to {float(weight.max()):.4g}, expected none below 0 and some"
-            " above: give attention after the softmax."
+            " above: pass attention after the softmax."
         )
     return weight
 
@@ -146,7 +146,7 @@ def _series(signal: Any) -> Float[Tensor, "time channel"]:
         )
     if series.shape[1] > CHANNELS:
         raise LensplugError(
-            f"the signal has {series.shape[1]} channels, at most {CHANNELS} can be told apart: give some of them,"
+            f"the signal has {series.shape[1]} channels, at most {CHANNELS} can be drawn: pass some of them,"
             " signal[:, [0, 3]], or signal.T if it is [channel time]."
         )
     return series
@@ -160,17 +160,17 @@ def _names(channels: Sequence[str] | None, count: int) -> list[str]:
     return [visible(name) for name in channels]
 
 
-def _stretch(weights: int, series: Float[Tensor, "time channel"], said: int | None) -> int:
+def _stretch(weights: int, series: Float[Tensor, "time channel"], requested: int | None) -> int:
     """How many steps of the signal each weight covers."""
     time = len(series)
-    stretch = -(-time // weights) if said is None else said
-    turned = " Is the signal [channel time]? Give signal.T." if series.shape[1] >= weights else ""
+    stretch = -(-time // weights) if requested is None else requested
+    hint = " Is the signal [channel time]? Pass signal.T." if series.shape[1] >= weights else ""
     if weights > time or stretch < 1:
-        raise LensplugError(f"{weights} weights for {time} steps of the signal: expected at most one for each.{turned}")
+        raise LensplugError(f"{weights} weights for {time} steps of the signal: expected at most one per step.{hint}")
     if (weights - 1) * stretch >= time:
         raise LensplugError(
             f"{weights} weights for {time} steps of the signal: with {stretch} steps each, the last ones cover nothing."
-            f" Say stretch=, the steps from one weight to the next (the product of the model's strides).{turned}"
+            f" Pass stretch=, the steps from one weight to the next (the product of the model's strides).{hint}"
         )
     return stretch
 
@@ -189,36 +189,38 @@ def _padding(series: Float[Tensor, "time channel"], mask: Any, weights: int, str
         raise LensplugError("mask has to be 1 where the signal is real and 0 where it is padding, and 1 somewhere.")
     if len(real) != len(series):
         real = real.repeat_interleave(stretch)[: len(series)]
-        real = torch.cat([real, real[-1:].expand(len(series) - len(real))])  # what no weight covers is as the last
+        real = torch.cat(
+            [real, real[-1:].expand(len(series) - len(real))]
+        )  # steps that no weight covers are like the last one
     return ~real.bool()
 
 
 def _runs(padding: Bool[Tensor, " time"]) -> list[tuple[int, int]]:
-    """First and end of each stretch of padding."""
+    """Start and stop of each run of padding."""
     change = torch.diff(padding.int(), prepend=torch.zeros(1).int(), append=torch.zeros(1).int())
     return list(zip((change == 1).nonzero()[:, 0].tolist(), (change == -1).nonzero()[:, 0].tolist(), strict=True))
 
 
-def _notes(weight: Float[Tensor, " step"], part: Float[Tensor, " step"], padding: Tensor, time: Time) -> str:
-    """How much of the weight is on padding, and what else has to be said."""
+def _notes(weight: Float[Tensor, " step"], padding_share: Float[Tensor, " step"], padding: Tensor, time: Time) -> str:
+    """The share of the weight on padding, and other notes."""
     total = float(weight.sum())
-    said = ["no padding (no step at an end where all channels are 0)"]
+    notes = ["no padding (no step at an end where all channels are 0)"]
     if bool(padding.any()):
-        share = float((weight * part).sum()) / total
-        said = [f"{share:.1%} of the weight is on padding, which is {float(padding.float().mean()):.1%} of the steps"]
+        share = float((weight * padding_share).sum()) / total
+        notes = [f"{share:.1%} of the weight is on padding, which is {float(padding.float().mean()):.1%} of the steps"]
     if time.stretch > 1:
-        said.append(f"each weight covers {time.stretch} steps")
+        notes.append(f"each weight covers {time.stretch} steps")
     if abs(total - 1) > ROUNDING:
-        said.append(f"the weights sum to {total:.4g}, shares are of that")
-    return "; ".join(said)
+        notes.append(f"the weights sum to {total:.4g}, shares are of that")
+    return "; ".join(notes)
 
 
-def _bars(weight: Float[Tensor, " step"], part: Float[Tensor, " step"], time: Time) -> go.Bar:
+def _bars(weight: Float[Tensor, " step"], padding_share: Float[Tensor, " step"], time: Time) -> go.Bar:
     edges = np.array(time.edges(len(weight)))
     return go.Bar(
         x=(edges[1:] + edges[:-1]) / 2, width=edges[1:] - edges[:-1], y=weight.numpy(), showlegend=False,
-        marker={"color": np.where(part.numpy() > 0.5, ON_PADDING, BAR), "line": {"width": 0}},
-        customdata=np.stack([edges[:-1], edges[1:], part.numpy()], axis=1),
+        marker={"color": np.where(padding_share.numpy() > 0.5, ON_PADDING, BAR), "line": {"width": 0}},
+        customdata=np.stack([edges[:-1], edges[1:], padding_share.numpy()], axis=1),
         hovertemplate=(
             f"{time.unit} %{{customdata[0]:.4~g}} to %{{customdata[1]:.4~g}}: <b>%{{y:.4f}}</b>"
             " (%{customdata[2]:.0%} padding)<extra></extra>"
@@ -236,27 +238,27 @@ def _behind(weight: Float[Tensor, " step"], lanes: int, time: Time) -> go.Heatma
 def _lane(
     values: Float[Tensor, " time"], padding: Bool[Tensor, " time"], lane: int, name: str, time: Time
 ) -> go.Scatter:
-    """A channel between the borders of its lane; padding beyond its range is cut off there."""
-    known = values[~padding & ~values.isnan()]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    """A channel scaled to its lane; padding outside the channel's range is clipped."""
+    real = values[~padding & ~values.isnan()]
+    low, high = (float(real.min()), float(real.max())) if len(real) else (0.0, 0.0)
     half = (high - low) / 2 or 1.0
-    at, shown = _points(values)
+    times, shown = _points(values)
     scaled = ((shown - (high + low) / 2) / half).clamp(-1, 1)
     return go.Scatter(
-        x=[round(time.of(step), 5) for step in at], y=(lane - 0.42 * scaled).numpy(), customdata=shown.numpy(),
+        x=[round(time.of(step), 5) for step in times], y=(lane - 0.42 * scaled).numpy(), customdata=shown.numpy(),
         mode="lines", line={"width": 1.1, "color": LINES[lane % 2]}, showlegend=False,
         hovertemplate=f"{name}, {time.unit} %{{x:.4~g}}: %{{customdata:.4~g}}<extra></extra>",
     )  # fmt: skip
 
 
 def _points(values: Float[Tensor, " time"]) -> tuple[list[int | float], Float[Tensor, " point"]]:
-    """Each value in the middle of its step, or the lowest and the highest of stretches of time."""
+    """Each value at the center of its step, or the lowest and highest value of each stretch of time."""
     if len(values) <= POINTS:
         return [step + 0.5 for step in range(len(values))], values
-    at, extremes, first = [], [], 0
-    for part in values.tensor_split(POINTS // 2):
-        known = part[~part.isnan()]
-        extremes += [float(known.min()), float(known.max())] if len(known) else [torch.nan] * 2
-        at += [first + len(part) * 0.25, first + len(part) * 0.75]
-        first += len(part)
-    return at, torch.tensor(extremes)
+    times, extremes, first = [], [], 0
+    for stretch in values.tensor_split(POINTS // 2):
+        finite = stretch[~stretch.isnan()]
+        extremes += [float(finite.min()), float(finite.max())] if len(finite) else [torch.nan] * 2
+        times += [first + len(stretch) * 0.25, first + len(stretch) * 0.75]
+        first += len(stretch)
+    return times, torch.tensor(extremes)

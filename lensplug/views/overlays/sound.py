@@ -1,4 +1,4 @@
-"""Values on audio tokens, on the time axis of the sound that they came from, over its waveform and spectrogram."""
+"""Values on audio tokens, on the time axis of the sound, with its waveform and spectrogram."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ ROWS = 56
 ENVELOPE = 600
 """Number of stretches of time; the waveform is drawn as the lowest and highest sample of each."""
 PLAYED_HZ = 16000
-"""What the player plays: enough for speech, and small."""
+"""Sampling rate of the player: sufficient for speech, and small."""
 RANGE_DB = 60.0
-"""The spectrogram shows what is at most so far below its loudest."""
+"""Dynamic range of the spectrogram, below its maximum."""
 
 
 @checked
@@ -48,25 +48,25 @@ def sound_overlay(
     example: int = 0,
     title: str = "Over the sound",
 ) -> go.Figure:
-    """Any value on positions over the sound, in seconds, with a slider where there are several.
+    """Any value per position over the sound, in seconds, with a slider if there are several rows.
 
-    All rows have one scale; a switch gives each its own. Above, a bar for each audio position, as wide as what it
-    hears directly; below, the same as colour behind the waveform, each moment coloured by the nearest position; then
-    the spectrogram. What lies behind the end of the sound is shaded, and the title says how much of the audio's mass
-    is there; so is what the encoder does not hear of a sound that is too long for it.
+    All rows share one scale; a button gives each its own. Top: one bar per audio position, as wide as its direct
+    receptive field. Middle: the same values as color behind the waveform, each moment colored by the nearest position.
+    Bottom: the spectrogram. Padding after the end of the sound is shaded, and the title states the share of the
+    audio's mass on it; so is the part of a long sound that the encoder does not receive.
 
     Args:
-        values: One value for each position of the example (a row of a rollout, of attention, ...), or
-            several under their names ("layer 0", ...).
+        values: One value per position of the example (a row of a rollout, of attention, ...), or
+            several named rows ("layer 0", ...).
         inputs: The inputs that were analysed.
-        sound: The sound, as `lens.prepare` takes it; not needed where `prepare` was given it.
+        sound: The sound, as `lens.prepare` takes it; not needed if `prepare` received it.
         media_index: Which sound of the example.
         example: Which example.
-        title: Of the figure.
+        title: Title of the figure.
 
     Raises:
-        LensplugError: If the family has no timeline, the sound is not known, or the values are not one
-            for each position.
+        LensplugError: If the family has no timeline, the sound is not available, or there is not one value per
+            position.
     """
     timeline = inputs.modality.audio_timeline(media_index, example)
     if timeline is None:
@@ -77,25 +77,25 @@ def sound_overlay(
     timeline = _of_length(timeline, heard.duration_s)
     rows = rows_at(values, inputs, inputs.modality.audio_positions(media_index, example), example=example)
     fig = make_subplots(rows=3, cols=1, shared_xaxes=True, row_heights=[0.36, 0.28, 0.36], vertical_spacing=0.04)
-    each, whole = scales_of(list(rows.values()))
+    row_scales, shared_scale = scales_of(list(rows.values()))
     for index, row in enumerate(rows.values()):
         fig.add_trace(_bars(row, timeline, shown=index == 0), row=1, col=1)
-        fig.add_trace(_heat(row, timeline, whole, shown=index == 0), row=2, col=1)
+        fig.add_trace(_heat(row, timeline, shared_scale, shown=index == 0), row=2, col=1)
     fig.add_trace(_waveform(heard), row=2, col=1)
     fig.add_trace(_spectrogram(heard), row=3, col=1)
     _lay_out(fig, title, rows, timeline, heard.duration_s)
-    ends = [1.05 * end for end in whole]
+    ends = [1.05 * end for end in shared_scale]
     fig.update_yaxes(range=ends, row=1, col=1)
     if len(rows) > 1:
-        at = range(1, 2 * len(rows), 2)  # the heat maps, beside their bars
+        heat_maps = range(1, 2 * len(rows), 2)  # indices of the heat maps; bars have the even ones
         changes = {"yaxis.range": ends, "yaxis.autorange": False}, {"yaxis.autorange": True}
-        add_scales(fig, whole, each, traces=at, layouts=changes)
+        add_scales(fig, shared_scale, row_scales, traces=heat_maps, layouts=changes)
         fig.update_layout(title={"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}})
     return fig
 
 
 def _of_length(timeline: AudioTimeline, duration_s: float) -> AudioTimeline:
-    """The timeline of this sound, where only windows were known, and what is behind the last is not heard."""
+    """The timeline with the length of this sound, if only the encoder's windows were known; the rest is not heard."""
     if abs(timeline.duration_s - duration_s) <= ROUNDED_S:
         return timeline
     end_s = float(timeline.end_s[-1])
@@ -110,7 +110,7 @@ def _of_length(timeline: AudioTimeline, duration_s: float) -> AudioTimeline:
 
 @dataclass(frozen=True)
 class Player:
-    """A sound to listen to: shown by a notebook, or put on a page (`body`)."""
+    """An audio player: displayed by a notebook, or part of a page (`body`)."""
 
     body: str = field(repr=False)
 
@@ -120,7 +120,7 @@ class Player:
 
 @checked
 def sound_player(inputs: MultimodalInput, *, media_index: int = 0, example: int = 0) -> Player:
-    """The sound itself, as it came, in mono.
+    """A player of the original sound, in mono.
 
     Args:
         inputs: From `lens.prepare` with `audio=`.
@@ -128,7 +128,7 @@ def sound_player(inputs: MultimodalInput, *, media_index: int = 0, example: int 
         example: Which example.
 
     Raises:
-        LensplugError: If the sound is not known.
+        LensplugError: If the sound is not available.
     """
     import soundfile
 
@@ -167,7 +167,7 @@ def _heat(
 
 
 def _waveform(sound: Sound) -> go.Scatter:
-    """Its envelope, down and up again, filled."""
+    """The envelope of the waveform, as a filled outline."""
     loudest = float(sound.waveform.abs().max()) or 1.0
     stretches = (sound.waveform / loudest).tensor_split(min(ENVELOPE, len(sound.waveform)))
     low, high = (torch.stack([edge(part) for part in stretches]) for edge in (torch.min, torch.max))
@@ -180,7 +180,7 @@ def _waveform(sound: Sound) -> go.Scatter:
 
 
 def _spectrogram(sound: Sound) -> go.Heatmap:
-    """Power in decibels below the loudest, up to 8 kHz."""
+    """Power in decibels relative to the maximum, up to 8 kHz."""
     window = min(len(sound.waveform), max(64, round(0.032 * sound.sampling_rate)))
     hop = max(window // 4, len(sound.waveform) // BINS)
     spectrum = torch.stft(
@@ -189,12 +189,12 @@ def _spectrogram(sound: Sound) -> go.Heatmap:
     )  # fmt: skip
     power = 10 * (spectrum.abs().square() + 1e-12).log10()
     highest = min(8000.0, sound.sampling_rate / 2)
-    kept = power[: max(2, round(highest / sound.sampling_rate * window))]
-    rows = min(ROWS, len(kept))
-    pooled = torch.stack([part.mean(dim=0) for part in kept.tensor_split(rows)])
-    shown = (pooled - pooled.max()).clamp(min=-RANGE_DB)
+    up_to_highest = power[: max(2, round(highest / sound.sampling_rate * window))]
+    rows = min(ROWS, len(up_to_highest))
+    pooled = torch.stack([part.mean(dim=0) for part in up_to_highest.tensor_split(rows)])
+    decibels = (pooled - pooled.max()).clamp(min=-RANGE_DB)
     return go.Heatmap(
-        z=[_short(row, 1) for row in shown], x0=0, dx=hop / sound.sampling_rate, y0=highest / rows / 2000,
+        z=[_short(row, 1) for row in decibels], x0=0, dx=hop / sound.sampling_rate, y0=highest / rows / 2000,
         dy=highest / rows / 1000, colorscale="Greys", showscale=False,
         hovertemplate="%{x:.2f} s, %{y:.1f} kHz: %{z:.0f} dB<extra></extra>",
     )  # fmt: skip
@@ -215,8 +215,11 @@ def _lay_out(fig: go.Figure, title: str, rows: Mapping[str, Tensor], timeline: A
     if timeline.heard_s is not None:
         _shade(fig, timeline.heard_s, duration, "not heard")
     if len(rows) > 1:
-        of_row = [index for index in range(len(rows)) for _ in ("bars", "heat")] + [None, None]  # and the sound itself
-        titles = [{"title.text": one} for one in stated.values()]
+        of_row = [index for index in range(len(rows)) for _ in ("bars", "heat")] + [
+            None,
+            None,
+        ]  # waveform and spectrogram belong to all
+        titles = [{"title.text": row_title} for row_title in stated.values()]
         fig.update_layout(sliders=[slider(list(rows), of_row, titles, room=40)], height=500)
 
 
@@ -228,7 +231,7 @@ def _shade(fig: go.Figure, start_s: float, end_s: float, text: str) -> None:
 
 
 def _padding_mass(row: Float[Tensor, " token"], timeline: AudioTimeline) -> str:
-    """Said where there is any padding."""
+    """A note if there is padding."""
     if not bool(timeline.padding.any()):
         return ""
     share = float(row[timeline.padding].sum() / row.sum()) if float(row.sum()) else 0.0
@@ -236,5 +239,5 @@ def _padding_mass(row: Float[Tensor, " token"], timeline: AudioTimeline) -> str:
 
 
 def _short(values: Tensor, decimals: int) -> list[float]:
-    """Rounded: what a reader can see, at a third of the bytes."""
+    """Rounded to visible precision, at a third of the bytes."""
     return [round(value, decimals) for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""Values on video tokens, painted over the frames that they came from."""
+"""Values on video tokens, drawn over the frames."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def video_overlay(
     example: int = 0,
     title: str = "Over the frames",
 ) -> go.Figure:
-    """A heat map of any value on positions over each frame: a slider for the frames, a menu where there are several.
+    """A heat map of any value per position over each frame: a slider for frames, a menu if there are several rows.
 
-    All frames and rows share one colour scale, so that the slider compares them; a switch gives each row its own.
+    All frames and rows share one color scale, so that the slider compares them; a button gives each row its own.
 
     Args:
         values: As for `image_overlay`.
         inputs: The inputs that were analysed.
-        video: The video, as `lens.prepare` takes it; not needed where `prepare` was given it.
+        video: The video, as `lens.prepare` takes it; not needed if `prepare` received it.
         media_index: Which video of the example.
         example: Which example.
-        title: Of the figure.
+        title: Title of the figure.
 
     Raises:
-        LensplugError: If the video has no grid, its frames are not known, or the values are not one for each
+        LensplugError: If the video has no grid, its frames are not available, or there is not one value per
             position.
     """
     grid = inputs.modality.video_grid(media_index, example)
@@ -54,25 +54,25 @@ def video_overlay(
         )
     rows = rows_at(values, inputs, inputs.modality.video_positions(media_index, example), example=example)
     traces, of_frame, of_row = [], [], []
-    each, whole = scales_of([row[grid.frame >= 0] for row in rows.values()])
+    row_scales, shared_scale = scales_of([row[grid.frame >= 0] for row in rows.values()])
     for index, row in enumerate(rows.values()):
         for frame in range(grid.n_frames):
             cells = grid.image_grid(frame).to_cells(row[grid.tokens_of_frame(frame)])
-            traces.append(heat(cells, visible=frame == 0, shown=index == 0, scale=whole))
+            traces.append(heat(cells, visible=frame == 0, shown=index == 0, scale=shared_scale))
             of_frame.append(frame)
             of_row.append(index)
-    drawn = SIDE / max(grid.width, grid.height)
-    fig = figure(*traces, title=title, height=int(grid.height * drawn) + 180, width=int(grid.width * drawn) + 130)
+    scale = SIDE / max(grid.width, grid.height)
+    fig = figure(*traces, title=title, height=int(grid.height * scale) + 180, width=int(grid.width * scale) + 130)
     lay_out(fig, grid.width, grid.height)
     for frame in range(grid.n_frames):
         fig.add_layout_image(below(frames.image(frame), grid.width, grid.height, visible=frame == 0))
     times = frames.times_s if frames.times_s is not None else torch.full((grid.n_frames,), torch.nan)
-    names = [f"{frame}" if at != at else f"{frame} ({at:.1f} s)" for frame, at in enumerate(times.tolist())]
+    names = [f"{frame}" if time != time else f"{frame} ({time:.1f} s)" for frame, time in enumerate(times.tolist())]
     pictures = [{f"images[{i}].visible": i == frame for i in range(grid.n_frames)} for frame in range(grid.n_frames)]
     fig.update_layout(
         sliders=[{**slider(names, of_frame, pictures), "currentvalue": {"prefix": "frame "}}], margin={"l": 30}
     )
     if len(rows) > 1:
         add_buttons(fig, list(rows), of_row)
-        add_scales(fig, whole, [each[row] for row in of_row])
+        add_scales(fig, shared_scale, [row_scales[row] for row in of_row])
     return fig

@@ -1,8 +1,8 @@
 """One self-contained HTML page of figures and widgets: opens offline, loads nothing, can be mailed.
 
-plotly and CircuitsVis are 6 MB of script; the page keeps them as gzip in base64 (2.4 MB), and loader.js
-inflates them when the page opens. Until then the scripts of the figures wait: their type is one that no
-browser runs.
+plotly and CircuitsVis are 6 MB of script; the page stores them as gzip in base64 (2.4 MB), and loader.js
+decompresses them when the page opens. Until then the scripts of the figures wait, with a type that browsers do not
+run.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ Part: TypeAlias = go.Figure | Widget | Player | Explorer
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a few sentences that say how to read what follows, and the pictures."""
+    """A heading, a few sentences on how to read the figures, and the figures."""
 
     title: str
     text: str
     parts: tuple[Part, ...] = ()
     wide: bool = False
-    """One part below the other, instead of side by side where there is room."""
+    """Parts one below the other instead of side by side."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A title, facts as name and value, sections, and how it was made."""
+    """A title, facts as (name, value), sections, and provenance lines."""
 
     title: str
     facts: tuple[tuple[str, str], ...]
@@ -53,7 +53,7 @@ class Page:
     provenance: tuple[str, ...] = field(default=())
 
     def to_html(self) -> str:
-        """The page. Scripts are put in once; a content policy forbids every request, and every other script."""
+        """The page as HTML. Each script is included once; a content policy forbids requests and any other script."""
         parts = [part for section in self.sections for part in section.parts]
         explorers = any(isinstance(part, Explorer) for part in parts)
         tokens = explorers or any(isinstance(part, Widget) for part in parts)
@@ -70,18 +70,18 @@ class Page:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the page; the file appears only when it is whole.
+        """Write the page; the file appears only once it is complete.
 
         Raises:
             LensplugError: If it cannot be written there.
         """
-        target = file_to_write(path)  # before the page is made
+        target = file_to_write(path)  # fails before the page is rendered
         return write_text(target, self.to_html())
 
 
 @dataclass(frozen=True)
 class Index:
-    """A page of links to others beside it."""
+    """A page of links to pages in the same folder."""
 
     title: str
     text: str
@@ -89,7 +89,7 @@ class Index:
     """(file name, heading, facts as name and value) of each page."""
 
     def save(self, path: str | Path) -> Path:
-        """Write the page; the file appears only when it is whole.
+        """Write the page; the file appears only once it is complete.
 
         Raises:
             LensplugError: If it cannot be written there.
@@ -99,7 +99,7 @@ class Index:
 
 
 def _nonce(content: object) -> str:
-    """What marks the page's own scripts, so that no other is run: who wrote a part of the content cannot know it."""
+    """The nonce of the page's own scripts: a hash of all content, so that no author of a part can predict it."""
     return sha256(repr(content).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
@@ -126,5 +126,5 @@ def _rendered(part: Part) -> Markup:
     else:
         config = {"displayModeBar": False, "responsive": True}
         body = part.to_html(full_html=False, include_plotlyjs=False, config=config)
-    # Each runs when the loader has unpacked what it calls. Text inside the scripts has no "<" that is not escaped.
+    # Each script runs once the loader has unpacked the libraries. Every "<" inside script text is escaped.
     return Markup(re.sub(r'<script(?: type="text/javascript")?>', '<script type="text/plain" class="waiting">', body))

@@ -1,9 +1,8 @@
-"""CircuitsVis for tokens, made offline, safe and small.
+"""CircuitsVis widgets that work offline, escape token texts, and stay small.
 
-CircuitsVis asks a web server whether it is online and then loads its script from a CDN, copies 1.3 MB
-of script into every component, and does not escape the text of tokens. Here a component is kept as its
-few lines; the script is put in once for each page, from the installed package, and no token's text can
-end it.
+CircuitsVis checks whether it is online and then loads its script from a CDN, or copies 1.3 MB of script into every
+component, and does not escape token texts. Here a component is only its call; the script is included once per page,
+from the installed package, and no token text can close the script element.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ from lensplug.views.overlays.rows import rows_at
 from lensplug.views.tokens.text_runs import group_runs
 
 ATTENTION_BYTES = 300_000
-"""The most that the numbers of one attention component may weigh; text tokens are pooled until they fit."""
+"""Maximum size of the numbers of one attention component; text tokens are pooled until it fits."""
 
 
 @dataclass(frozen=True)
 class Widget:
-    """A CircuitsVis component: shown by a notebook, or put on a page (`body`, after `script()` once)."""
+    """A CircuitsVis component: displayed by a notebook, or part of a page (`body`, after `script()` once)."""
 
     body: str = field(repr=False)
-    """A container and the few lines that fill it."""
+    """HTML of a container and the call that fills it."""
     height: int = 420
     """Height of its frame in a notebook, in pixels."""
 
@@ -52,7 +51,7 @@ class Widget:
         return f"<!doctype html><meta charset='utf-8'><body><script>{script()}</script>{self.body}</body>"
 
     def _repr_html_(self) -> str:
-        # A frame of its own: the component's styles stay inside, and a redraw in VS Code does not shrink it.
+        # In an iframe: the component's styles stay inside, and a redraw in VS Code does not shrink it.
         document = html.escape(self.to_html(), quote=True)
         return f'<iframe srcdoc="{document}" style="width:100%;height:{self.height}px;border:0"></iframe>'
 
@@ -74,18 +73,18 @@ def attention_heads(
     blocks: int = 3,
     str_tokens: Sequence[Sequence[str]] | None = None,
 ) -> Widget:
-    """The heads of one layer between tokens, image tokens pooled by region of the picture.
+    """The attention heads of one layer between tokens, with image tokens pooled by region.
 
-    Long texts are pooled in short runs of tokens, until the page stays small. Groups of keys have the sum of their
-    attention, groups of queries the mean: rows sum to 1.
+    Long texts are pooled into short runs of tokens to keep the page small. Pooling sums over the keys of a group and
+    averages over its queries, so that rows sum to 1.
 
     Args:
         cache: An ActivationCache with the layer's `hook_pattern`.
         inputs: The inputs that were run; not needed for a cache of `lensplug.cache_from_attentions`.
         layer: Which layer; negative ones count from the last.
         example: Which example.
-        blocks: Regions along each side of the picture.
-        str_tokens: The text of each position, for a cache that has none, without inputs.
+        blocks: Number of regions along each side of the image.
+        str_tokens: The text of each position, if neither the cache nor `inputs` has it.
 
     Raises:
         LensplugError: If there is no such layer or example, its pattern is missing, or texts do not fit.
@@ -97,11 +96,11 @@ def attention_heads(
     if inputs is None:
         shape = (len(patterns), length)
         texts = texts_of(cache, str_tokens, shape)[example]
-        kept = attended(cache, shape, None, torch.device("cpu"))[example].bool()
+        is_attended = attended(cache, shape, None, torch.device("cpu"))[example].bool()
 
     def groups_of(run: int) -> Groups:
         if inputs is None:
-            return group_runs(texts, run).only(kept)
+            return group_runs(texts, run).only(is_attended)
         return group_positions(inputs.modality, inputs.str_tokens, example=example, blocks=blocks, text_run=run)
 
     run = 1
@@ -112,7 +111,7 @@ def attention_heads(
         attention=_rounded(pooled),
         tokens=[_shown(name) for name in groups.names],
         attention_head_names=[f"L{layer}H{head}" for head in range(len(pooled))],
-        mask_upper_tri=False,  # a region of the picture is not one position: its rows see within it
+        mask_upper_tri=False,  # a region is not one position: it attends within itself
     )
     return _widget(component, height=640)
 
@@ -126,18 +125,18 @@ def colored_tokens(
     blocks: int = 3,
     str_tokens: Sequence[Sequence[str]] | None = None,
 ) -> Widget:
-    """The prompt with each token coloured by a value; image regions have the sum of theirs.
+    """The prompt with each token colored by a value; image regions have the sum over their tokens.
 
     Args:
-        values: One for each position: a row of a rollout, of attention, ...; or a result that has one such row. Where
-            those are no shares of attention (the lift of a rollout), image regions have the mean of theirs.
+        values: One per position: a row of a rollout, of attention, ...; or a result with one such row. If they are not
+            shares of attention (such as the lift of a rollout), image regions have the mean instead of the sum.
         inputs: The inputs that were analysed.
         example: Which example.
-        blocks: Regions along each side of the picture.
+        blocks: Number of regions along each side of the image.
         str_tokens: The text of each position, without inputs: `cache.str_tokens` of a cache made with `tokens`.
 
     Raises:
-        LensplugError: If the values are not one for each position, or a result has several rows.
+        LensplugError: If there is not one value per position, or a result has several rows.
     """
     means = isinstance(values, Result) and not values.shares
     if isinstance(values, Result):
@@ -145,7 +144,9 @@ def colored_tokens(
     if inputs is None:
         row = values.detach().float().cpu()
         texts = texts_for(len(row), inputs=None, str_tokens=str_tokens, example=example)
-        groups = Groups(torch.arange(len(row)), running_text([text or str(at) for at, text in enumerate(texts)]))
+        groups = Groups(
+            torch.arange(len(row)), running_text([text or str(position) for position, text in enumerate(texts)])
+        )
     else:
         (row,) = rows_at(values, inputs).values()
         groups = group_positions(inputs.modality, inputs.str_tokens, example=example, blocks=blocks)
@@ -153,23 +154,22 @@ def colored_tokens(
     if means:
         sums = sums / groups.sums(torch.ones_like(row)).clamp(min=1)
     tokens = [_harmless(_shown(name)) for name in groups.names]
-    # Each sign would have a scale of its own: the least negative value as red as the largest positive is blue.
-    most = float(sums[sums.isfinite()].abs().max()) if bool(sums.isfinite().any()) else 0.0
-    ends = {"min_value": -most, "max_value": most} if bool((sums < 0).any()) else {}
-    component = circuitsvis.tokens.colored_tokens(tokens=tokens, values=_rounded(sums), **ends)
+    # By default each sign has its own scale, so that small negative values look as strong as large positive ones.
+    largest = float(sums[sums.isfinite()].abs().max()) if bool(sums.isfinite().any()) else 0.0
+    limits = {"min_value": -largest, "max_value": largest} if bool((sums < 0).any()) else {}
+    component = circuitsvis.tokens.colored_tokens(tokens=tokens, values=_rounded(sums), **limits)
     return _widget(component, height=160)
 
 
 def _widget(component: Any, *, height: int) -> Widget:
-    """CircuitsVis's call, taken out of its module script.
+    """The call of a CircuitsVis component, extracted from its module script.
 
-    Its own container is `<div .../>`, which HTML leaves open, so that the component would swallow the rest
-    of the page.
+    CircuitsVis writes its container as `<div .../>`, which HTML does not close: it would swallow the rest of the page.
     """
     call = re.search(r'render\(\s*"([^"]+)",\s*(\w+),(.*)\)\s*</script>', component.cdn_src, re.DOTALL)
     if call is None:
         raise LensplugError(
-            f"CircuitsVis {circuitsvis.__version__} writes its components in a form that is not known here."
+            f"CircuitsVis {circuitsvis.__version__} writes components in a form that lensplug does not support."
         )
     identifier, element, properties = call.groups()
     properties = properties.replace("<", "\\u003c")  # inside a JavaScript string: no text can end the script
@@ -178,7 +178,7 @@ def _widget(component: Any, *, height: int) -> Widget:
 
 
 def _rounded(values: Tensor) -> list[Any]:
-    """Four decimals: what a reader can see, at a third of the bytes."""
+    """Rounded to four decimals: visible precision, at a third of the bytes."""
     nested: list[Any] = (values.double() * 1e4).round().div(1e4).tolist()
     return nested
 
@@ -188,5 +188,5 @@ def _shown(token: str) -> str:
 
 
 def _harmless(token: str) -> str:
-    """`ColoredTokens` takes its text for HTML: a word joiner behind each < and & keeps it text, and is not seen."""
+    """`ColoredTokens` interprets its text as HTML: an invisible word joiner after each < and & prevents that."""
     return re.sub("[<&]", "\\g<0>\u2060", token)

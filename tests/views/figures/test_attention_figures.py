@@ -29,7 +29,7 @@ def test_the_matrix_is_drawn_without_padding_and_hover_tells_both_texts(cache):
     heat = fig.data[0]
     np.testing.assert_array_equal(np.asarray(heat.z), result.values[0, :4, :4].numpy())
     assert list(heat.x) == list(heat.y) == ["[CLS] 0", "ro 1", "##ll 2", "&lt;b&gt; 3"]
-    assert heat.hovertemplate.startswith("<b>%{y}</b> looks at <b>%{x}</b>: %{z")
+    assert heat.hovertemplate.startswith("<b>%{y}</b> attends to <b>%{x}</b>: %{z")
     assert fig.layout.yaxis.scaleanchor == "x" and fig.layout.yaxis.autorange == "reversed"
     assert "layer 1, head 0" in fig.layout.title.text and "colour from 0 to" in fig.layout.title.text
     words = views.attention_matrix(analysis.attention_matrix(cache, layer=1, groups="words"))
@@ -105,7 +105,7 @@ def test_a_row_by_layer_is_what_the_position_looks_at(cache):
     fig = views.attention_by_layer(looked, str_tokens=cache.str_tokens)
     np.testing.assert_array_equal(np.asarray(fig.data[0].z), looked.values[0, :, :, 1].mean(1).numpy())
     assert list(fig.data[0].y) == ["0", "1", "2"] and list(fig.data[0].x)[2] == "##ll 2"
-    assert "Where &lt;b&gt; (position 3) looks in each layer" in fig.layout.title.text
+    assert "Where &lt;b&gt; (position 3) attends in each layer" in fig.layout.title.text
     other = views.attention_by_layer(looked, row=0, head=1, example=1)
     np.testing.assert_array_equal(np.asarray(other.data[0].z), looked.values[1, :, 1, 0].numpy())
     assert "position 0" in other.layout.title.text and "head 1" in other.layout.title.text
