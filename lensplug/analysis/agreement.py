@@ -1,13 +1,22 @@
-"""Do methods agree about one example? The rank correlation of their maps.
+"""Agreement of methods on one example: the rank correlation of their maps.
 
-Idea: each method gives every position a value (attention, rollout, flow, gradient rollout, the logit lens); Spearman's
-correlation compares their orders, whatever their units. Methods that rank the same positions highly may still be
-wrong together: `deletion_curve` asks the model.
+Method:
 
-When not to use it: over all positions of a prompt the first one, a sink, and the words dominate; give `positions` to
-compare within the image or the sound. Few positions give correlations by chance.
+1. Each method gives every position a value (attention, rollout, flow, gradient rollout, logit lens).
+2. Keep the positions to compare, without NaN.
+3. Spearman's correlation of every pair: ρ = Pearson correlation of the two rankings, from -1 to 1, whatever the units
+   of the maps.
 
-    analysis.agreement({"rollout": rollout, "attention": looked.by_position()["layer 3"]}, positions=mask)
+When to use it: to see whether a conclusion depends on the choice of method.
+
+When not to use it: agreement is not correctness; methods can be wrong together (`deletion_curve` tests a map against
+the model). Over all positions of a prompt the attention sink and text tokens dominate: pass `positions` to compare
+within the image or sound. Few positions give large correlations by chance.
+
+Example:
+    rollout = analysis.attention_rollout(cache, rows=-1)
+    attention = analysis.attention_from(cache, queries=-1).by_position()["layer 1"]
+    analysis.agreement({"rollout": rollout, "attention": attention}, positions="image", modality=inputs)
 """
 
 from __future__ import annotations

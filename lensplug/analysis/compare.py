@@ -1,16 +1,28 @@
-"""The same analysis on two checkpoints or more, side by side: what does a training change?
+"""Compare one analysis across checkpoints: what does training change?
 
-Results of one analysis (with and without pre-training of the projector, say) are aligned by their labels (layer, head,
-modality, position, ...), and every number gets its difference from the first result, b - a. What is not the same
-thing is not compared: other conventions, other queries, other layers, other prompts are refused.
+Method:
 
-    difference = analysis.compare(result_before, result_after, names=("before", "after"))
+1. Align results of the same analysis by their labels (layer, head, modality, position, ...). Results with different
+   conventions, queries, layers or prompts are refused.
+2. Take the difference of every number from the first result: d = b - a.
+3. For means over examples, the standard error of d: for the same number n of examples it is paired, SE = s(d) / sqrt(n)
+   over examples; otherwise SE = sqrt(SE_a² + SE_b²). Two checkpoints on the same prompts differ much less than the
+   prompts do, so pairing is much tighter. (If the examples are in fact different, the paired formula still holds: the
+   differences of independent examples vary as much as both samples together.)
+
+When to use it: for two or more checkpoints of one architecture, run on the same prompts (with and without pre-training
+of the projector, say).
+
+When not to use it: for different architectures, whose layers and heads do not correspond, or for different prompts.
+Heads are compared by index: after training from different seeds, head 3 of one model is not head 3 of the other. Among
+hundreds of differences some exceed two standard errors by chance: correct for multiple comparisons.
+
+Example:
+    before = analysis.head_specialization(cache, inputs.modality, query=-1)
+    after = analysis.head_specialization(cache, inputs.modality, query=-1)      # of the other checkpoint
+    difference = analysis.compare(before, after, names=("before", "after"))
     difference.largest(10)
-
-Means over examples have a standard error, and so has their difference. Where both results are of as many examples it
-is that of the differences example by example: two checkpoints that run on the same prompts differ much less than the
-prompts do. (If the examples are others after all it still holds: the differences of independent examples spread as
-much as both together.) Where they are not, it is the root of the sum of both squared.
+    views.comparison(difference)
 """
 
 from __future__ import annotations

@@ -1,25 +1,31 @@
-"""Attention flow: how much can have come from each input position, if attention weights were the widths of pipes.
+"""Attention flow: maximum flow from an output position to each input position, with attention weights as capacities.
 
-Idea (Abnar & Zuidema 2020, "Quantifying attention flow in transformers", arXiv 2005.00928): the positions between
-layers are nodes, the weights of A' = (1 - r) A + r I are the capacities of the edges, and the flow into an input
-position is the maximum flow from the output position to it, as if it were the only one.
+Method:
 
-    flow = analysis.attention_flow(cache)                                                # every position alone
-    flow = analysis.attention_flow(cache, groups="modality", modality=inputs.modality)   # a prompt with media
+1. Build a layered graph: positions between layers are nodes, A' = (1 - r) A + r I are edge capacities (as in
+   `attention_rollout`).
+2. For each input position j compute the maximum flow from the output position p to j, as if j were the only sink.
+3. Divide by the flows of uniform attention (`uniform_attention`): lift[j] = F(p → j) / F_uniform(p → j).
 
-When to use it: beside `attention_rollout`. A rollout divides what there is among the paths; a flow sends as much as
-fits through all of them together, so it is never less, and fades less with depth. When not to use it: values, MLPs
-and the sign of contributions are not in it. Every position gets all the room there is, so that the flows of one row
-can add up to far more than 1 (`normalized` divides by their sum), and the first positions of a deep causal model
-get nearly 1 whatever they say. So a flow comes with, and is drawn as, its `lift`: over the flow of attention that is
-spread evenly (as for rollouts, see `evenly`), without the first position. It bounds where information can have come
-from; it is not an attribution.
+Each position needs its own maximum flow through layers x pos² / 2 edges: 0.1 s for 12 layers of 64 positions, minutes
+for 24 layers of 500, hours to days for thousands. Runs estimated to take longer than `minutes` are refused before they
+start. `groups` merges positions and adds the capacities of parallel edges. Inside a group everything can then reach
+everything, so a group's value is an upper bound on the exact flow into its positions (`benchmarks/flow.py` measures how
+tight). Capacities and flows are fp64.
 
-Every position needs a maximum flow of its own, through layers x pos^2 / 2 edges: a tenth of a second for 12 layers of
-64 positions, minutes for 24 of 500, hours to days for thousands. What would take longer than `minutes` is refused
-before it starts. `groups` merges positions, the capacities of parallel edges added. Inside a group everything can
-then go everywhere, so its value is an upper bound on the exact flow into its positions together
-(`benchmarks/flow.py` says how tight). Capacities and flows are fp64.
+Paper: Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", arXiv 2005.00928.
+
+When to use it: next to `attention_rollout`. Rollout divides mass among paths; flow sends as much as fits through all of
+them together, so it is never smaller and decays less with depth. It bounds where information can have come from.
+
+When not to use it: values, MLPs and the sign of contributions are ignored. Each sink gets the whole capacity, so the
+flows of one row can sum to far more than 1 (`normalized` divides by their sum), and early positions of a deep causal
+model get nearly 1 in any case: read the lift, which leaves the first position out. It is not an attribution.
+
+Example:
+    flow = analysis.attention_flow(cache, groups="modality", modality=inputs.modality)
+    flow.to_dataframe()                       # one row per group
+    views.attention_flow(flow, inputs=inputs)
 """
 
 from __future__ import annotations

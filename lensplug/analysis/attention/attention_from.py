@@ -1,17 +1,25 @@
-"""Where chosen positions look: the attention rows of a few queries, in every layer and head.
+"""Attention rows of chosen query positions, in every layer and head.
 
-Idea: a whole pattern is head x pos x pos numbers in each layer, gigabytes for a picture of thousands of
-tokens; a question ("what did the model look at when it wrote *Red*?") needs the rows of a few queries.
-They are kept as they are, nothing averaged. The logits at position q are for the token at q + 1: to see
-where an answer token at position p was written from, ask for the query p - 1.
+Method: a whole pattern has head x pos x pos weights per layer, gigabytes for a prompt of thousands of image tokens. A
+question such as "what did the model attend to when it predicted *Red*?" needs the rows of a few queries.
 
-When not to use it: attention is where a head looks, not what it moves from there; through several layers,
-`attention_rollout` follows the looking, and `modality_ablation` measures what depends on it.
+1. Choose query positions q. The logits at position q predict the token at q + 1: for an answer token at position p, the
+   query is p - 1.
+2. Read A[layer, head, q, :], the softmax output, without averaging: `values` is `[example layer head query key]`.
 
-    looked = attention_from(cache, queries=[-2, -1])
-    looked.values[0, :, :, 1]                             # [layer head key] of the last position
-    views.image_overlay(looked.by_position(query=1), inputs)     # a slider over the layers
-    views.attention_by_layer(looked, row=1, inputs=inputs)       # layer x position
+Equation: A[l, h, q, k] = softmax_k(Q[l, h, q] · K[l, h, k] / sqrt(d_head) + mask); each row sums to 1.
+
+When to use it: to see where one prediction attends, layer by layer, or as input of an overlay.
+
+When not to use it: attention weights show where a head attends, not what it moves (Jain & Wallace 2019, "Attention is
+not Explanation", arXiv 1902.10186). Across layers use `attention_rollout`; for a causal claim, `modality_ablation`,
+`deletion_curve` or `activation_patching`.
+
+Example:
+    attention = analysis.attention_from(cache, queries=[-2, -1])
+    attention.values[0, :, :, 1]                                  # [layer head key] of the last position
+    views.image_overlay(attention.by_position(query=1), inputs)   # a slider over layers
+    views.attention_by_layer(attention, row=1, inputs=inputs)     # layer x position
 """
 
 from __future__ import annotations

@@ -1,14 +1,22 @@
-"""One layer's attention matrix, for a head or the mean of heads, position by position or word by word.
+"""The attention matrix of one layer, for one head or a mean over heads, by position or by group of positions.
 
-Idea: the classic picture of attention, and the table behind it. A row says where its position looks, in fractions
-of its attention; rows sum to 1. Joined into groups (words, regions of a picture), the attention onto a group is the
-sum over its positions and that of a group the mean over its positions, so that rows still sum to 1.
+Method:
 
-When not to use it: a matrix shows one layer and has no opinion on what matters: the mean over heads hides heads that
-do opposite things, and weight on the first token, on separators and on full stops is mostly rest. For what
-reaches a position through all layers use `attention_rollout`, for one answer's share `gradient_rollout`.
+1. Take the pattern of one layer, `[head query key]`, and select a head or average over heads: A, `[query key]`.
+2. Optionally merge positions into groups (words, image regions): sum over the keys of a group, average over its
+   queries, so that rows still sum to 1.
 
-    result = analysis.attention_matrix(cache, layer=3, head=5, groups="words")
+Equation, for groups G (queries) and H (keys): P[G, H] = 1/|G| · Σ_{q ∈ G} Σ_{k ∈ H} A[q, k].
+
+When to use it: for the standard picture of attention, and the table behind it.
+
+When not to use it: it shows one layer only and does not say what matters. The mean over heads hides heads that do
+opposite things, and weight on the first token, separators and full stops is mostly an attention sink (Clark et al.
+2019, "What Does BERT Look At?", arXiv 1906.04341; Xiao et al. 2023, arXiv 2309.17453). For what reaches a position
+through all layers use `attention_rollout`, for one answer `gradient_rollout`.
+
+Example:
+    result = analysis.attention_matrix(cache, layer=1, head=0, groups="words")
     views.attention_matrix(result)
     result.to_dataframe().to_csv("attention.csv", index=False)
 """

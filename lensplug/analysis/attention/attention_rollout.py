@@ -1,19 +1,31 @@
-"""Attention rollout: how attention mixes positions through all layers.
+"""Attention rollout: how attention mixes positions across layers.
 
-Idea (Abnar & Zuidema 2020, "Quantifying attention flow in transformers", arXiv 2005.00928): each layer
-mixes positions by its attention, heads fused, and keeps part of each position through the residual
-stream, A' = (1 - r) A + r I. The product A'_last ... A'_first says how much of each input position is in
-each output position, if attention were all that happens. Rows sum to 1, and a causal model stays causal.
+Method:
 
-Deep products of causal attention drift towards the first positions, whatever was attended to, and in a trained model
-the first position alone takes nearly all. So a rollout comes with, and is drawn as, its `lift`: the quotient of
-`values` and of the rollout of attention that is spread evenly (`evenly` tells how). The first position has none.
+1. Fuse the heads of each layer (mean, max, min or value-weighted) to A_l, `[query key]`.
+2. Add the residual stream: A'_l = (1 - r) A_l + r I, with r = 0.5 in the paper, or measured from the streams.
+3. Multiply: R = A'_last ⋯ A'_first. R[p, j] is the share of input position j in output position p, if attention were
+   all that happens. Rows sum to 1, and a causal model stays causal.
+4. Divide by the same product for uniform attention (`uniform_attention`): lift[p, j] = R[p, j] / U[p, j].
 
-When not to use it: values, MLPs and the sign of contributions are not in it. It is a baseline for where information can
-have come from, not an attribution; where the lift goes by the order of positions too, the figure says so.
+Why lift: products of causal attention drift towards early positions whatever was attended to, and in trained models the
+first position, the attention sink, takes nearly all. Figures therefore show the lift; the first position has none.
 
-Rows are carried from the last layer down as vectors, so one row costs layers x pos^2, not pos^3. All in fp32.
-Patterns of thousands of positions need not be kept: `lens.run_with_cache(inputs, keep="rollout")`.
+Only the requested rows are computed, from the last layer down as vectors: one row costs layers x pos², not pos³; all in
+fp32. Patterns of thousands of positions need not be cached: `lens.run_with_cache(inputs, keep="rollout")`.
+
+Paper: Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", arXiv 2005.00928.
+
+When to use it: as a baseline for where information can have come from.
+
+When not to use it: values, MLPs and the sign of contributions are ignored, so it is not an attribution. If the lift is
+itself explained by position order, the figure's notes say so; use `gradient_rollout` then.
+
+Example:
+    rollout = analysis.attention_rollout(cache, rows=-1)
+    rollout.values[0, 0]                      # [pos], sums to 1
+    rollout.lift[0, 0]                        # [pos], 1 = as from uniform attention
+    views.image_overlay(rollout, inputs)
 """
 
 from __future__ import annotations

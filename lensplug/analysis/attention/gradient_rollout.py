@@ -1,35 +1,39 @@
-"""Gradient-weighted rollout: which positions the attention that raised a logit came from.
+"""Gradient-weighted rollout: the positions whose attention raised a logit.
 
-Idea (Chefer, Gur & Wolf 2021, "Generic attention-model explainability", arXiv 2103.15679): attention counts as far
-as the answer depends on it. In each layer cam = mean over heads of max(gradient x attention, 0) (equation 5), and
-relevance is carried from layer to layer on top of what each position already is: R = I, then, first layer to
-last, R = R + cam R (equation 6). Row p of R says where what is at position p came from.
+Method:
 
-    logits, cache, grads = lens.run_with_gradients(inputs, target="Red")
-    result = gradient_rollout(cache, grads, rows=-1)
-    views.image_overlay(result, inputs)               # paints the relevance
+1. Take the gradient of the target y (a logit, or a logit difference) with respect to every pattern.
+2. In each layer: cam_l = E_h[max(∂y/∂A_l ⊙ A_l, 0)], `[query key]` (equation 5 of the paper), the mean over heads.
+3. Accumulate: R = I, then for l from first to last R = R + cam_l R (equation 6). R[p, j] is the relevance of input
+   position j for output position p; read the row at which the logit was taken.
+4. Report R - I: next to the identity's 1, small relevance would be lost.
 
-In causal attention the first position (`<bos>`, where trained models rest) is left out: it would be on top of nearly
-every map, and nothing comes through it that does not end there.
+In causal attention the first position (`<bos>`, the attention sink) is left out: it would dominate nearly every map,
+and nothing flows through it that does not end there. Without `normalize`, rows are computed from the last layer down as
+vectors, row · (I + cam_last) ⋯ (I + cam_first): one row costs layers x pos², not pos³; all in fp32. Gradients are
+matched to layers by hook name, since layers in the wrong order give another, equally smooth map.
 
-When not to use it: attention that lowers the logit is left out, not subtracted; values, MLPs and norms count only
-through the gradient; and gradients vanish where the model is saturated. It is made for one answer: the row
-to read is the one at which the logit was taken.
+Paper: Chefer, Gur & Wolf 2021, "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
+Transformers", arXiv 2103.15679.
 
-`contributions="signed"` (and "negative") tells what an infinitely small change of attention would do, which is *not*
-what raises and what lowers the answer. On a trained model (Gemma 3 270M, "The secret word is tiger. ... The secret word
-is") the logit of " tiger" less that of " lion" is -0.7 when nobody attends to the word, 4.4 at half the attention that
-it gets, 3.9 at all of it: where a model has more than enough of its cause, a little less would do no harm, and the
-sign of the gradient turns. The signed map then ranks the cause last of 148 positions, and the positive one first;
-centring rows or another target changes little. To see what lowers an answer, take something away (`deletion_curve`), or
-ask for the positive map of the difference of two answers.
+When to use it: for one answer; with the difference of two answers as target it ranked key words best on the trained
+text model that we tried.
 
-Gradients are matched to layers by name; layers in the wrong order
-give another, equally smooth picture.
+When not to use it: attention that lowers the logit is dropped, not subtracted; values, MLPs and norms count only
+through the gradient; gradients vanish where the model is saturated.
 
-Without `normalize`, rows are carried from the last layer down as vectors, row (I + cam_last) ... (I + cam_first): one
-row costs layers x pos^2, not pos^3. All in fp32, and R - I is what is carried, so that relevance far smaller than 1
-is not lost beside the 1 of the identity.
+`contributions="signed"` (and "negative") is the effect of an infinitesimal change of attention, *not* what raises and
+lowers the answer. On a trained model (Gemma 3 270M, "The secret word is tiger. ... The secret word is") the logit
+difference " tiger" - " lion" is -0.7 when nobody attends to the word, 4.4 at half of its attention, 3.9 at all of it:
+where the model has more than enough of its cause, slightly less does no harm, and the sign of the gradient turns. The
+signed map then ranks the cause last of 148 positions, the positive map first; centering rows or another target changes
+little. To find what lowers an answer, delete positions (`deletion_curve`), or use the positive map of the difference of
+two answers.
+
+Example:
+    logits, grad_cache, grads = lens.run_with_gradients(inputs, target=("Red", "Blue"))
+    relevance = analysis.gradient_rollout(grad_cache, grads, rows=-1)
+    views.image_overlay(relevance, inputs)    # draws R - I
 """
 
 from __future__ import annotations

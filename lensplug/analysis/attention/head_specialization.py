@@ -1,20 +1,29 @@
-"""Which heads look at the image, which at the words, and which rest: attention mass by modality.
+"""Which heads attend to the image, the text or the attention sink: attention mass by modality, layer and head.
 
-Idea: from one query position (by default the last, where the answer is written) the attention of each head is summed
-over the positions of each modality. Many heads rest: they put most of their attention on the first position, whatever
-it is, and what they do elsewhere is little. Such positions, the sink, are a class of their own, beside the modalities.
+Method, for one query position q (by default the last, which predicts the answer):
 
-A prompt has many more image positions than words, so a head that looks nowhere in particular puts most of its mass on
-the image. So there are three readings (`head_readings`): the mass, which says where a head looks; its preference, which
-says what beyond the share of the positions, in nats; and the ratio to chance.
+1. Sum each head's attention over the positions of each class c (modality): mass[l, h, c] = Σ_{k ∈ c} A[l, h, q, k].
+2. Chance is the mass under uniform attention: chance[l, c] = |c ∩ visible(q)| / |visible(q)|.
+3. Preference is the log-odds beyond chance, in nats: preference = logit(mass) - logit(chance); 0 is uniform.
+4. Ratio is mass / chance.
 
-When not to use it: mass is where a head looks, not what it moves; what a head writes is
-`ActivationCache.stack_head_results`, and what the answer hangs on `activation_patching` and `modality_ablation` say.
+The first position is a class of its own, "sink": many heads put most of their attention there regardless of its content
+(Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks", arXiv 2309.17453).
 
-    result = head_specialization(cache, inputs.modality, query=-1)
-    result.top("image", k=10)                             # the heads that look there most
-    result.top("image", k=10, by="preference")            # and those that do so most beyond chance
-    HeadSpecialization.combine([result_1, result_2]).by_layer()
+A prompt has many more image positions than text positions, so a head with uniform attention puts most of its mass on
+the image. Hence the three measures (`head_readings`): mass says where a head attends, preference what it attends to
+beyond the share of positions.
+
+When to use it: to find candidate heads for one question, before an intervention.
+
+When not to use it: mass says where a head attends, not what it writes (see `ActivationCache.stack_head_results`) and
+not what the answer depends on (see `activation_patching`, `modality_ablation`).
+
+Example:
+    heads = analysis.head_specialization(cache, inputs.modality, query=-1)
+    heads.top("image", k=10)                              # the heads with the largest mass on the image
+    heads.top("image", k=10, by="preference")             # and the largest preference beyond chance
+    analysis.HeadSpecialization.combine([heads, heads]).by_layer()
 """
 
 from __future__ import annotations

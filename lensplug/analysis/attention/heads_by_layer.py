@@ -1,12 +1,19 @@
-"""Where the heads of each layer look, as one line for each layer: are there stages?
+"""Head specialization by layer: are there stages of processing?
 
-Idea: a map of layers x heads has hundreds of numbers; most heads look at one thing only, and how many look at the image
-changes with depth. For each layer, the mean mass on each class and on each view of the image (as a whole, tiles,
-newlines), and the share of heads that look at each class, with the standard error over the examples.
+Method, for each layer, from a `HeadSpecialization` of several examples:
 
-When not to use it: the mean of a layer hides the one head that matters (`HeadSpecialization.top`).
+1. Mean mass: mass[l, c] = 1/H · Σ_h mass[l, h, c], for each class c and each view of the image (base, tiles, newlines).
+2. Share of heads: the fraction of heads with at least two thirds of their mass on class c.
+3. Standard errors over examples: s / sqrt(n).
 
-    HeadSpecialization.combine(results).by_layer().to_dataframe()
+When to use it: most heads attend to one class; how many attend to the image changes with depth, which one line per
+layer shows better than hundreds of cells.
+
+When not to use it: a layer's mean hides the one head that matters (`HeadSpecialization.top`).
+
+Example:
+    heads = analysis.head_specialization(cache, inputs.modality, query=-1)
+    analysis.HeadSpecialization.combine([heads, heads]).by_layer().to_dataframe()
 """
 
 from __future__ import annotations

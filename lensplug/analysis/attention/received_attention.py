@@ -1,20 +1,26 @@
-"""Received attention: which tokens the rest of the prompt looks at, in one layer.
+"""Received attention: how much attention each token receives from the rest of the prompt, in one layer.
 
-Idea: the attention matrix of a layer, averaged over heads, with every row scaled to a maximum of 1, so that a
-row that spreads its attention counts as much as one that does not; a token's received attention is the mean of
-its column over the rows that may see it (a weight of zero counts, a later position does not). So read, columns of
-sounds or images can be held against columns of words, as studies of audio-LLaMAs do (does the model use the audio
-tokens at all?).
+Method:
 
-When not to use it: in a causal model the token at position i of n is seen by n - i rows, its own among them, so
-a late token's value is the mean of few entries and noisy (the last token's is one entry, how much it looks at
-itself); `count` says of how many, and `over="rows"` divides by all rows instead. In an encoder every row sees every
-token. Every row counts, those of a generated answer too. The first token is a sink in most models (`exclude_sink`).
-Attention is where a head looks, not what it moves; for one answer's view of the prompt use `head_specialization` or a
-rollout.
+1. Average the pattern of a layer over heads: M, `[query key]` (or select one head).
+2. Scale each row to a maximum of 1, so that heads with spread-out and with peaked attention count the same:
+   S[q, k] = M[q, k] / max_k' M[q, k'].
+3. Average each column over the rows that can see it: received[k] = 1/|Q_k| · Σ_{q ∈ Q_k} S[q, k], with Q_k the queries
+   that may attend to k (weights of zero count, masked entries do not). `count` is |Q_k|.
 
-    result = analysis.received_attention(cache, layer=0, modality=inputs.modality)
-    result.table(k=25).to_csv("received.csv")
+When to use it: to compare tokens of a sound or image with text tokens, as studies of audio-LLaMAs do: are the audio
+tokens attended to at all?
+
+When not to use it: in a causal model the token at position i of n is seen by n - i rows, so late values are means of
+few entries and noisy (the last is its attention to itself); `over="rows"` divides by all rows instead. In an encoder
+every row sees every token. All rows count, generated tokens included. The first token is an attention sink in most
+models (`exclude_sink`). Attention is where a head attends, not what it moves; for the prompt as seen by one answer use
+`head_specialization` or a rollout.
+
+Example:
+    received = analysis.received_attention(cache, layer=0, modality=inputs.modality)
+    received.table(k=25).to_csv("received.csv")
+    views.received_attention(received, inputs=inputs)
 """
 
 from __future__ import annotations

@@ -1,24 +1,41 @@
-"""Activation patching between two pictures or two sounds: which activation carries what they differ in?
+"""Activation patching between two images or sounds: which activation carries the difference?
 
-Idea (Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262; Heimersheim and Nanda 2024,
-arXiv 2404.15255): run the clean prompt and keep an activation; run the corrupt prompt, and at one layer and place put
-the clean activation in. If the answer comes back, what makes the difference went through there.
+Method:
 
-    red, blue = (lens.prepare("What is the color? Answer single word.", images=[picture]) for picture in pair)
-    patched = analysis.activation_patching(lens, red, blue, ("Red", "Blue"))       # every layer and position
-    patched.recovered                                                              # 1 = as clean, 0 = as corrupt
-    views.image_overlay(patched, blue)                                             # where in the picture, by layer
-    analysis.activation_patching(lens, red, blue, ("Red", "Blue"), activation="z", by="head")
+1. Run the clean prompt and cache an activation a_clean[layer, position, ...].
+2. Run the corrupt prompt: another image or sound in the same positions.
+3. For each layer and position (or head), rerun the corrupt prompt with a_clean put in at that place only (denoising).
+4. Report the recovered fraction of the effect: recovered = (y_patched - y_corrupt) / (y_clean - y_corrupt), with y the
+   target (best a logit difference): 0 = as corrupt, 1 = as clean.
 
-When to use it: beside attention and rollouts, which say where a model looks; this says what its answer hangs on. Choose
-pairs that differ in one thing only. When not to use it: another way that carries the same information hides an effect,
-and a prompt that is half one picture and half another is out of distribution. Each place takes a run of
-its own: merge positions (`groups="modality"`) where there are thousands.
+Places are aligned by the modality map; prompts that cannot be aligned are refused. If clean and corrupt differ by no
+more than rounding explains, `recovered` is NaN.
 
-The loop is `transformer_lens.patching.generic_activation_patch`. All of `transformer_lens.patching` takes the inputs of
-the lens in place of tokens, too, where both prompts have the same positions:
+Papers: Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262; Heimersheim & Nanda 2024, "How to use and
+interpret activation patching", arXiv 2404.15255.
+
+When to use it: for a causal claim, next to attention and rollouts, which only describe. Choose pairs that differ in one
+property only.
+
+When not to use it: backup paths that carry the same information hide an effect (McGrath et al. 2023, "The Hydra
+Effect", arXiv 2307.15771), and an activation of one image among those of another is out of distribution. Each place
+needs its own run: merge positions (`groups="modality"`) when there are thousands.
+
+The loop is `transformer_lens.patching.generic_activation_patch`. The other functions of `transformer_lens.patching`
+take the lens's inputs in place of tokens, too, if both prompts have the same positions:
 
     patching.get_act_patch_resid_pre(lens.model, blue, cache_of_red, metric)
+
+By position, `views.image_overlay(patched, blue)` shows the effect over the image:
+
+    patched = analysis.activation_patching(lens, red, blue, ("Red", "Blue"), groups="modality")
+
+Example:
+    question = "What is the color? Answer single word."
+    red, blue = (lens.prepare(question, images=[image]) for image in (picture, other_picture))
+    patched = analysis.activation_patching(lens, red, blue, ("Red", "Blue"), activation="z", by="head")
+    patched.recovered                              # [example layer group head]
+    views.activation_patching(patched)             # layer x head
 """
 
 from __future__ import annotations

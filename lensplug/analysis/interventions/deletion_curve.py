@@ -1,18 +1,31 @@
-"""Does a map of relevance mean anything? Take away what it calls relevant, and see what the answer loses.
+"""Deletion curves: does a relevance map find what the answer depends on?
 
-Idea (Samek et al. 2017, arXiv 1509.06321; for rollouts Chefer et al. 2021, arXiv 2103.15679): positions of the
-image or the sound are deleted most relevant first, and, in another run, least relevant first: nobody attends to them,
-and their embeddings are replaced by the mean. A map that finds what the answer hangs on makes the target's
-log-probability fall early in the first order and late in the second. The area under each curve is held against
-orders drawn at random: a map that is no better than these says nothing, however it looks.
+Method:
 
-When not to use it: a prompt with half an image is out of distribution, and a fall can also be an artifact of that;
-positions are deleted one by one, and what stands in two of them twice is not missed before both are
-gone. Maps are compared on the same examples, targets and positions only.
+1. Rank the positions of the image or sound by their relevance.
+2. Delete them in growing fractions f, most relevant first, and in another run least relevant first. Deleted positions
+   are knocked out: no query attends to them (attention knockout), and their embeddings are replaced by the mean.
+3. Record the target's log-probability y(f), and the area under each curve, ∫ y(f) df for f from 0 to 1, in nats
+   (trapezoidal rule).
+4. Repeat for random orders: the baseline.
 
-    curve = analysis.deletion_curve(lens, inputs, rollout, target="Red")
-    curve.area                                       # order -> nats, for each example
-    analysis.DeletionCurve.combine([curve, ...]).summary()
+A faithful map makes y fall early for "most relevant first" and late for "least relevant first". A map whose areas lie
+within the range of random orders carries no information, however it looks.
+
+Papers: Samek et al. 2017, "Evaluating the visualization of what a deep neural network has learned", arXiv 1509.06321;
+for rollouts, Chefer, Gur & Wolf 2021, arXiv 2103.15679.
+
+When to use it: to test a map before interpreting it, and to compare maps on the same examples.
+
+When not to use it: a prompt with half an image is out of distribution, so part of a drop can be an artifact of that
+(Hooker et al. 2019, "A Benchmark for Interpretability Methods in Deep Neural Networks", arXiv 1806.10758). Redundant
+information is missed only once all copies are deleted. Compare maps on the same examples, targets and positions only.
+
+Example:
+    rollout = analysis.attention_rollout(cache, rows=-1)
+    curve = analysis.deletion_curve(lens, inputs, rollout, target="Red", steps=2, draws=2)
+    curve.area                                       # order -> nats, per example
+    analysis.DeletionCurve.combine([curve, curve]).summary()
 """
 
 from __future__ import annotations

@@ -1,25 +1,36 @@
-"""What a modality is used for: answers with it, without it, and with as much text taken away instead.
+"""Modality ablation: what does the model use a modality for?
 
-Idea: run each prompt as it is, with one modality ablated, and, as a control, with the same number of text
-positions ablated in the same way. If the model uses the sound (the image), its answers change, and change
-more than under the control, which shows what losing that many positions does in any case.
+Method:
 
-Methods: "remove" takes the positions out of the prompt; "zero", "mean" and "noise" replace their merged
-embeddings (mean and noise have the statistics of the modality over all examples); "silence" and "blank"
-replace the medium itself, by silence or a grey picture, before the encoder.
+1. Run each prompt as it is, and with one modality ablated.
+2. As a control, ablate the same number of text positions in the same way: the effect of losing that many positions in
+   any case.
+3. Score a closed set of answers by log-probability in each condition, and compare the argmax: accuracy, F1, and the
+   fraction of changed answers. If the modality is used, more answers change than under the control.
 
-When not to use it: an ablated prompt is out of distribution, so a change can also be an artifact of that. Compare
-several methods; "remove" and "silence" are nearest to prompts that occur. An answer that does not change is not proof
-that the modality was not read: words may have said the same.
+Methods of ablation: "remove" takes the positions out of the prompt; "zero", "mean" and "noise" replace their merged
+embeddings (mean and noise match the statistics of the modality over all examples); "silence" and "blank" replace the
+medium itself, by silence or a gray image, before the encoder.
 
-    examples = [analysis.Example("How does the speaker sound?", "Happy", audio=["a.wav"]), ...]
-    result = analysis.modality_ablation(lens, examples, modality="audio", method="remove")
-    result.summary(); result.confusion("without"); result.per_class("without")
+Answers of several tokens ("frustrated" in LLaMA's vocabulary) are scored as sequences; for `scoring="sum"`:
+score(a) = Σ_t log p(a_t | prompt, a_<t).
+
+When to use it: to test whether a modality matters at all, before asking where it is processed.
+
+When not to use it: an ablated prompt is out of distribution, so a change can be an artifact of that. Compare several
+methods; "remove" and "silence" are closest to prompts that occur. An unchanged answer does not prove that the modality
+was not read: the text may carry the same information.
+
+Example:
+    examples = [
+        analysis.Example("What is the color?", "Red", images=[picture]),
+        analysis.Example("What is the color?", "Blue", images=[other_picture]),
+    ]
+    result = analysis.modality_ablation(lens, examples, modality="image", method="remove")
+    result.summary()            # accuracy, F1 and changed answers in each condition
+    result.confusion("without")
     result.changes()            # which answers changed, from what to what
-    result.only_with()          # what only the sound tells: right with it, wrong without
-
-Answers of several tokens ("frustrated" in LLaMA's vocabulary) are scored as sequences, among the classes as a closed
-set (`scoring`).
+    result.only_with()          # correct with the modality, wrong without it
 """
 
 from __future__ import annotations

@@ -1,22 +1,29 @@
-"""The logit lens: what the model would say if it stopped after each layer.
+"""The logit lens: the next-token distribution read from the residual stream after each layer.
 
-Idea (nostalgebraist 2020): the unembedding, applied to the residual stream after each layer, gives a
-distribution over tokens; reading it layer by layer shows when an answer forms. Two conventions:
-`final_norm=True` applies the final norm with the statistics of that layer's residual, so the last entry
-is exactly the model's own output; `final_norm=False` unembeds the raw residual, with the unembedding as it
-was trained, also where processing has folded the norm's weight into it. The result says which.
+Method:
 
-When not to use it: early layers of some models write in another basis, and the lens then shows noise
-although the answer is there (Belrose et al. 2023, "Eliciting latent predictions", arXiv 2303.08112).
+1. Take the residual stream x_l, `[pos d_model]`, after the embedding and after each layer.
+2. Unembed it: p_l = softmax(norm(x_l) W_U + b_U), with the final norm's statistics of x_l (`final_norm=True`; the last
+   entry is then exactly the model's output), or softmax(x_l W_U + b_U) for the raw stream (`final_norm=False`, with the
+   unembedding as trained, also where weight processing has folded the norm into it). The result records which.
+3. Report the top k tokens, rank and log-probability of a target, entropy of p_l, and KL(p_last || p_l), in nats.
+4. `settled_layer` is the first layer from which the target stays the top token.
 
-    result = logit_lens(cache, positions=-1, target="Red")
-    result.settled_layer          # the first layer from which "Red" stays on top
+Source: nostalgebraist 2020, "interpreting GPT: the logit lens" (LessWrong).
 
-Every position of an image in every layer is tens of thousands of rows of the vocabulary's size. They are made
-a few at a time (`chunk_bytes`), and of each only the top k and a few numbers are kept:
+When to use it: to see at which depth an answer forms, and what each image patch "says" in each layer.
 
-    patches = logit_lens(cache, positions=inputs.modality.image_positions(), target="Red")
-    views.image_overlay(patches, inputs)         # where in the image each layer would say "Red"
+When not to use it: early layers of some models use another basis; the lens then shows noise although the information is
+there (Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with the Tuned Lens", arXiv 2303.08112).
+
+All positions of an image in all layers are tens of thousands of rows of vocabulary size. They are computed in chunks
+(`chunk_bytes`), and only the top k and a few statistics of each row are kept.
+
+Example:
+    lens_at_answer = analysis.logit_lens(cache, positions=-1, target="Red")
+    lens_at_answer.settled_layer                     # the first layer from which "Red" stays on top
+    patches = analysis.logit_lens(cache, positions=inputs.modality.image_positions(), target="Red")
+    views.image_overlay(patches, inputs)             # the probability of "Red" at each patch, by layer
 """
 
 from __future__ import annotations
