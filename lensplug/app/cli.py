@@ -17,37 +17,39 @@ from lensplug.files.writable import file_to_write, folder_to_write
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="What a multimodal language model does with what it sees and hears.",
+    help="Mechanistic interpretability of multimodal language models.",
 )
 
 
-def _show_versions(wanted: bool) -> bool:
-    if wanted:
+def _show_versions(requested: bool) -> bool:
+    if requested:
         from importlib.metadata import version
 
         packages = ("lensplug", "transformer-lens", "transformers", "torch")
         for name in packages:
             say(f"{name} {version(name)}")
         raise typer.Exit
-    return wanted
+    return requested
 
 
 @app.callback()
 def _everywhere(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_versions, is_eager=True, help="Show the versions, and end.")
+        bool, typer.Option("--version", callback=_show_versions, is_eager=True, help="Show the versions and exit.")
     ] = False,
 ) -> None:
     pass
 
 
 Model = Annotated[str, typer.Option(help="A model of the Hugging Face hub, or a folder.")]
-ImageFile = Annotated[list[Path] | None, typer.Option(help="A picture; once for each.")]
-VideoFile = Annotated[list[Path] | None, typer.Option(help="A video, 16 frames of which are seen; once for each.")]
-AudioFile = Annotated[list[Path] | None, typer.Option(help="A sound (wav, flac, ogg, mp3), any rate; once for each.")]
-Prompt = Annotated[str, typer.Option(help="The question, in plain words.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; cuda where there is one.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: what the checkpoint says.")]
+ImageFile = Annotated[list[Path] | None, typer.Option(help="An image; repeat for several.")]
+VideoFile = Annotated[list[Path] | None, typer.Option(help="A video, sampled at 16 frames; repeat for several.")]
+AudioFile = Annotated[
+    list[Path] | None, typer.Option(help="A sound (wav, flac, ogg, mp3) at any rate; repeat for several.")
+]
+Prompt = Annotated[str, typer.Option(help="The question, as plain text.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; cuda if available.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as in the checkpoint.")]
 
 
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")]
@@ -56,10 +58,10 @@ RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the c
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("lensplug-demo"),
-    seed: Annotated[int, typer.Option(help="Another picture and another voice.")] = 3,
+    seed: Annotated[int, typer.Option(help="Random seed of the image and the voice.")] = 3,
     device: Device = "cpu",
 ) -> None:
-    """Ask the tiny LLaVA-OneVision about a picture, the tiny audio-LLaMA about a voice; a page for each, an index."""
+    """Run the tiny LLaVA-OneVision on an image and the tiny audio-LLaMA on a voice; write a page each, and an index."""
     import lensplug
     from lensplug.tiny.scenes import draw_scene
     from lensplug.tiny.voices import make_voice
@@ -68,24 +70,24 @@ def demo(
     with _steps() as step:
         out = folder_to_write(out)
         for name in ("llava-onevision.html", "audio-llama.html", "index.html"):
-            file_to_write(out / name)  # before anything is computed
+            file_to_write(out / name)  # fails before anything is computed
         step("loading the tiny LLaVA-OneVision")
         lens = lensplug.tiny.llava_onevision(device=device)
         scene = draw_scene(random.Random(seed), size=(96, 96))
-        seen = _report(
+        image_report = _report(
             lens, "What is the color? Answer single word.", out / "llava-onevision.html", step, images=[scene.image]
         )
         step("loading the tiny audio-LLaMA")
         lens = lensplug.tiny.audio_llama(device=device)
         voice = make_voice(random.Random(seed), transcript=True)
-        heard = _report(lens, voice.prompt("feeling"), out / "audio-llama.html", step, audio=[voice.audio])
+        voice_report = _report(lens, voice.prompt("feeling"), out / "audio-llama.html", step, audio=[voice.audio])
         entries = (
-            ("llava-onevision.html", "A picture: tiny LLaVA-OneVision", _card(seen)),
-            ("audio-llama.html", "A voice: tiny audio-LLaMA", _card(heard)),
+            ("llava-onevision.html", "A picture: tiny LLaVA-OneVision", _card(image_report)),
+            ("audio-llama.html", "A voice: tiny audio-LLaMA", _card(voice_report)),
         )
         text = "One page for each of the two trained models that ship with lensplug. Everything works offline."
-        written = Index("What the models do with what they see and hear", text, entries).save(out / "index.html")
-    say("Index: ", str(written))
+        index_path = Index("What the models do with what they see and hear", text, entries).save(out / "index.html")
+    say("Index: ", str(index_path))
 
 
 @app.command()
@@ -100,9 +102,9 @@ def report(
     dtype: Dtype = "auto",
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Write one self-contained page about how a model answers a prompt, on pictures, videos or sounds or on words."""
+    """Write one self-contained page on how a model answers a prompt with images, videos, sounds, or text only."""
     with _steps() as step:
-        out = file_to_write(out)  # a report may take minutes
+        out = file_to_write(out)  # fails now rather than after minutes
         media = _media(image, video, audio)
         lens = _load(model, device, dtype, step, trust_remote_code=trust_remote_code)
         _refuse_no_medium(lens, media)
@@ -120,7 +122,7 @@ def check(
     dtype: Dtype = "auto",
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Compare the wrapped core with the full model on a prompt with media; exit code 1 where they differ."""
+    """Compare the wrapped core with the full model on a prompt with media; exit code 1 if they differ."""
     from lensplug.hf.prompts import as_the_model_reads, has_chat_template
 
     with _steps() as step:
@@ -129,9 +131,9 @@ def check(
         _refuse_no_medium(lens, media)
         step("running both")
         template = has_chat_template(lens.processor)
-        given = {"images": None, "videos": None, "audio": None, **media}
+        media_or_none = {"images": None, "videos": None, "audio": None, **media}
         parity = lens.check(
-            lens.prepare(as_the_model_reads(lens.processor, prompt, **given), chat_template=template, **media)
+            lens.prepare(as_the_model_reads(lens.processor, prompt, **media_or_none), chat_template=template, **media)
         )
     say(str(parity))
     raise typer.Exit(0 if parity.agrees else 1)
@@ -139,17 +141,19 @@ def check(
 
 @app.command()
 def convert_audio_llama(
-    base: Annotated[str, typer.Option(help="The LLaMA of the training: a folder, or a model of the hub.")],
-    acoustic: Annotated[str, typer.Option(help="Its acoustic model, likewise.")],
+    base: Annotated[str, typer.Option(help="The base LLaMA: a folder, or a model of the hub.")],
+    acoustic: Annotated[str, typer.Option(help="The acoustic model: a folder, or a model of the hub.")],
     checkpoint: Annotated[Path, typer.Option(help="The best_model.pth.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
-    adapter: Annotated[list[Path] | None, typer.Option(help="A LoRA folder; once for each, in their order.")] = None,
-    vectors: Annotated[int, typer.Option(help="Vectors for each sound.")] = 10,
+    adapter: Annotated[list[Path] | None, typer.Option(help="A LoRA folder; repeat for several, in order.")] = None,
+    vectors: Annotated[int, typer.Option(help="Number of vectors per sound.")] = 10,
     audio_token: Annotated[str, typer.Option(help="The placeholder in prompts.")] = "<audio>",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as the checkpoint is.")] = None,
-    allow_other_base: Annotated[bool, typer.Option(help="Take an adapter that names another base.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; by default that of the checkpoint.")
+    ] = None,
+    allow_other_base: Annotated[bool, typer.Option(help="Accept an adapter that names another base.")] = False,
 ) -> None:
-    """Make an audio-LLaMA checkpoint (LLaMA, LoRA adapters, best_model.pth) a folder that lensplug opens."""
+    """Convert an audio-LLaMA checkpoint (LLaMA, LoRA adapters, best_model.pth) to a folder that lensplug loads."""
     import torch
 
     from lensplug.audio_llama.convert import convert
@@ -157,7 +161,7 @@ def convert_audio_llama(
     with _steps() as step:
         if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise LensplugError(f"dtype is {dtype!r}, expected float32, bfloat16 or float16.")
-        written = convert(
+        folder = convert(
             base,
             acoustic,
             checkpoint,
@@ -169,7 +173,7 @@ def convert_audio_llama(
             allow_other_base=allow_other_base,
             progress=step,
         )
-    say("Written: ", str(written))
+    say("Written: ", str(folder))
 
 
 def _load(model: str, device: str | None, dtype: str, step: Any, **options: Any) -> Any:
@@ -184,35 +188,35 @@ def _media(image: list[Path] | None, video: list[Path] | None, audio: list[Path]
 
 
 def _refuse_no_medium(lens: Any, media: dict[str, Any]) -> None:
-    """A model that sees or hears is asked about something; one of words alone needs nothing."""
+    """Refuse a prompt without media for a multimodal model."""
     if not media and lens.core.placeholder_ids:
-        raise LensplugError("there is no picture, video or sound: give --image FILE, --video FILE or --audio FILE.")
+        raise LensplugError("there is no image, video or sound: pass --image FILE, --video FILE or --audio FILE.")
 
 
 def _report(lens: Any, prompt: str, out: Path, step: Any, **media: Any) -> Any:
     from lensplug.app.report import report as make
 
     result = make(lens, prompt, progress=step, **media)
-    written = result.page.save(out)
+    page_path = result.page.save(out)
     say(("Question:", "bold"), f" {prompt}")
     say(("Answer:", "bold"), f" {result.answer.text[0]}")
     say(f"It becomes the top token {result.settled}.")
     _say_heads(result.heads, result.medium)
-    say("Page: ", str(written), f" ({written.stat().st_size / 1e6:.1f} MB)")
+    say("Page: ", str(page_path), f" ({page_path.stat().st_size / 1e6:.1f} MB)")
     say()
     return result
 
 
 def _say_heads(heads: Any, medium: str) -> None:
-    """The heads that look at a medium most: the mass, what it would be by chance, the preference beyond that."""
-    labels, prefers, at = heads.labels, heads.prefers, heads.modalities.index(medium)
+    """The heads with the largest mass on a medium, with chance and preference."""
+    labels, prefers, class_index = heads.labels, heads.prefers, heads.modalities.index(medium)
     rows = [
         (
             str(layer),
             str(head),
             f"{mass:.3f}",
-            f"{float(heads.chance[0, layer, at]):.3f}",
-            f"{heads.preference[0, layer, head, at]:+.1f}",
+            f"{float(heads.chance[0, layer, class_index]):.3f}",
+            f"{heads.preference[0, layer, head, class_index]:+.1f}",
             labels[layer][head],
             prefers[layer][head],
         )
@@ -241,7 +245,7 @@ def _card(result: Any) -> tuple[tuple[str, str], ...]:
 
 @contextmanager
 def _steps() -> Iterator[Any]:
-    """Shows what is being done; a LensplugError ends the command with its sentence, not a traceback."""
+    """Show progress; a LensplugError ends the command with its message, not a traceback."""
     try:
         with working("starting") as step:
             from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""Where `lensplug` and `python -m lensplug` begin and end; the commands are in `lensplug.app.cli`."""
+"""Entry point of `lensplug` and `python -m lensplug`; the commands are in `lensplug.app.cli`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main() -> None:
             code = 1
         try:
             sys.stdout.flush()
-        except BrokenPipeError:  # its reader has seen enough (`| head`): nor is there one when Python shuts down
+        except BrokenPipeError:  # the reader has closed the pipe (`| head`); Python would flush again at shutdown
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = code or 1
         interrupts.ignore()

@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM end the command in one line, wherever it stands: in an import, in a run, while it writes.
+"""Ctrl-C and SIGTERM end the command with one line at any moment: during an import, a run, or while writing.
 
-A signal becomes an exception, so that whatever is unfinished is taken away on its way out, and is remembered: what
-became of the exception (a library that takes it for a failed import, one that drops it) changes nothing about the end.
-While it is on its way out, more signals do not stop the clearing up. Where it was dropped, it is raised again.
+A signal raises an exception, so that unfinished files are cleaned up as it propagates, and is recorded: if a library
+swallows the exception (takes it for a failed import, say), the command still ends. While the exception propagates,
+further signals do not interrupt the cleanup; if it was swallowed, it is raised again.
 
-Of the command alone: nothing here happens in a process that imports lensplug. This module is imported before all others
-and imports next to nothing: what comes before `watch` is not watched.
+Only the command installs these handlers, never a process that imports lensplug. This module is imported first and
+imports almost nothing: signals before `watch` are not handled.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from types import FrameType
 from typing import Any, NoReturn
 
 ENDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up", "SIGXCPU": "out of CPU time"}
-"""Signal -> the word for it. Those that the system has, and that were not to be ignored (nohup)."""
+"""Signal -> the word printed for it. Signals that the platform lacks, or that are ignored (nohup), are skipped."""
 AGAIN_S = 0.1
-"""After so long it is looked whether the exception is still on its way."""
+"""Interval at which to check whether the exception is still propagating, in seconds."""
 INSISTED = 3
-"""So many signals stop the clearing up too."""
+"""Number of signals after which the cleanup is interrupted too."""
 
 _came: list[int] = []
-"""The signals so far."""
+"""The signals received so far."""
 _watched: list[int] = []
 
 
 class Signalled(BaseException):
-    """Raised where the command stands when a signal comes; no `except Exception` keeps it, nor click's for Ctrl-C."""
+    """Raised when a signal arrives; caught neither by `except Exception` nor by click's handler for Ctrl-C."""
 
 
 def watch() -> None:
-    """From here on signals end the command by `end`."""
+    """Install the handlers: from here on signals end the command through `end`."""
     for name in ENDS:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -44,12 +44,12 @@ def watch() -> None:
 
 
 def came() -> bool:
-    """Whether a signal has come."""
+    """Whether a signal was received."""
     return bool(_came)
 
 
 def ignore() -> None:
-    """From here on signals do nothing: all is done, or the command ends anyway."""
+    """Ignore further signals: the work is done, or the command is ending."""
     for number in _watched:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "setitimer"):
@@ -57,10 +57,10 @@ def ignore() -> None:
 
 
 def end() -> NoReturn:
-    """The one line, and the exit code that shells give a signal.
+    """Print one line and exit with the code that shells use for the signal.
 
-    The interpreter is not shut down: modules that are imported half, and threads in the middle of something, do not
-    survive that. What was to be done at the exit is done.
+    The interpreter is not shut down normally, which half-imported modules and running threads do not survive; exit
+    handlers are run.
     """
     ignore()
     _quiet()
@@ -69,7 +69,7 @@ def end() -> NoReturn:
 
         atexit._run_exitfuncs()
         sys.stdout.flush()
-    except BaseException:  # a closed pipe, a library that was interrupted half: there is no one left to tell
+    except BaseException:  # a closed pipe, or a library interrupted midway: nothing more can be reported
         pass
     word = next(word for name, word in ENDS.items() if getattr(signal, name, None) == _came[0])
     try:
@@ -96,20 +96,20 @@ def _again(number: int, frame: FrameType | None) -> None:
 
 
 def _on_its_way() -> bool:
-    """Whether what runs is an `except`, `finally` or `with` that the exception passes, or one that came of it."""
-    waiting, seen = [sys.exc_info()[1]], set()
+    """Whether the exception, or one caused by it, is still propagating."""
+    waiting, visited = [sys.exc_info()[1]], set()
     while waiting:
         error = waiting.pop()
         if isinstance(error, Signalled):
             return True
-        if error is not None and id(error) not in seen:
-            seen.add(id(error))
+        if error is not None and id(error) not in visited:
+            visited.add(id(error))
             waiting += [error.__cause__, error.__context__]
     return False
 
 
 def _quiet() -> None:
-    """Nothing is said but the one line: not what an exception met on its way, nor where nobody could take it."""
+    """Suppress all output but the one line, including unraisable exceptions."""
 
     def nothing(*_: Any) -> None:
         pass
@@ -120,6 +120,6 @@ def _quiet() -> None:
 
 
 def _leave() -> None:
-    """A process that parts from this one is not the command."""
+    """A forked child restores the default handlers."""
     for number in _watched:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -1,7 +1,7 @@
-"""One prompt, looked at from all sides: the answer, when it forms, which heads look at the medium, and where.
+"""The report on one prompt: the answer, at which layer it forms, which heads attend to the medium, and where.
 
-What `lensplug demo` and `lensplug report` make. Every picture is a function of `lensplug.views` on a
-result of `lensplug.analysis`; a notebook can make each one alone.
+Used by `lensplug demo` and `lensplug report`. Each figure is a function of `lensplug.views` applied to a result of
+`lensplug.analysis`, and can be drawn separately in a notebook.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from lensplug.running.parity import ParityReport
 from lensplug.views.page.page import Page
 
 ANSWER_TOKENS = 6
-"""How many answer tokens the explorer shows the attention of; more would be kept in coarser steps."""
+"""Number of answer tokens whose attention the explorer shows; more would need a coarser quantisation."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, and the page that shows it."""
+    """The results, and the page that shows them."""
 
     answer: Answer
     parity: ParityReport
@@ -42,12 +42,12 @@ class Report:
     relevance: GradientRollout | None
     """The gradient rollout of the answer's first token against the runner-up; None where gradients overflow (fp16)."""
     medium: str
-    """What the prompt has beside words: "image", "video" or "audio"; else "text"."""
+    """The medium in the prompt: "image", "video" or "audio"; else "text"."""
     page: Page
 
     @property
     def settled(self) -> str:
-        """The layer at which the first token of the answer becomes top, in words."""
+        """The layer from which the first answer token is the top token, as text."""
         layer = int(self.logit_lens.settled_layer[0, self._answer_position])
         last = len(self.logit_lens.entries) - 2
         return "in the embedding already" if layer < 0 else f"after layer {layer} of {last}"
@@ -69,16 +69,16 @@ def report(
     context: int = 8,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Report:
-    """Run a prompt, and every analysis on it.
+    """Run a prompt and all analyses of the report.
 
     Args:
         lens: From `lensplug.load`, `wrap` or `tiny`.
-        prompt: Plain words; the chat template is applied, if the model has one. Where it has none (a base model) they
-            are given as they are, behind a placeholder for each medium unless they hold placeholders.
-        images: Pictures, as `lens.prepare` takes them.
-        videos: Videos, likewise.
-        audio: Sounds, likewise.
-        max_new_tokens: Of the answer.
+        prompt: Plain text; the model's chat template is applied. Without one (a base model) the text is used as it is,
+            after a placeholder for each medium unless it contains placeholders.
+        images: Images, as for `lens.prepare`.
+        videos: Videos, as for `lens.prepare`.
+        audio: Sounds, as for `lens.prepare`.
+        max_new_tokens: Maximum length of the answer.
         context: How many positions before the answer the logit lens reads.
         progress: Called with a few words before each step.
     """
@@ -95,11 +95,11 @@ def report(
     progress("running the language core with its cache")
     last = inputs.tokens.shape[1] - 1
     positions = range(max(0, last + 1 - context), answer.inputs.tokens.shape[1] - 1)
-    written = range(last, answer.inputs.tokens.shape[1] - 1)[:ANSWER_TOKENS]
-    # The rows that write the answer, and means over heads for what goes through all rows: not every pattern.
+    answer_queries = range(last, answer.inputs.tokens.shape[1] - 1)[:ANSWER_TOKENS]
+    # Patterns only at the rows that predict the answer; for rollout, which needs all rows, means over heads.
     logits, cache = lens.run_with_cache(
         answer.inputs, needs=[analysis.logit_lens, analysis.attention_rollout],
-        query_positions=written, keep="head_mean", logit_positions=[last],
+        query_positions=answer_queries, keep="head_mean", logit_positions=[last],
     )  # fmt: skip
     assert logits is not None
     progress("taking gradients of the answer")
@@ -122,18 +122,19 @@ def report(
         *resampled(lens, inputs),
     )
     sections = sections_of(lens, answer, cache, logit_lens, heads, rollout, relevance, against, medium)
-    made = [one for one in (logit_lens, heads, relevance, rollout) if one is not None]
-    page = Page(title, facts, sections, _provenance(*made))
+    results = [one for one in (logit_lens, heads, relevance, rollout) if one is not None]
+    page = Page(title, facts, sections, _provenance(*results))
     return Report(answer, parity, logit_lens, heads, rollout, relevance, medium, page)
 
 
 def _relevance(
     lens: MultimodalLens, inputs: MultimodalInput, logits: Float[Tensor, "batch d_vocab"], last: int
 ) -> tuple[GradientRollout | None, str]:
-    """What raised the token that was written over the runner-up: the map that names the right words most often.
+    """Gradient rollout of the logit difference between the answer token and the runner-up.
 
-    Of nine prompts with known key words, on a trained model: its mean reciprocal rank is 0.91, as that of leaving words
-    out one by one; 0.77 of the logit alone, 0.44 of mean attention, 0.25 of rollout, about 0.4 of chance.
+    On nine prompts with known key words and a trained model, this map ranks the key word best: mean reciprocal rank
+    0.91, the same as leave-one-out; 0.77 with the logit as target, 0.44 for mean attention, 0.25 for rollout, about 0.4
+    for chance.
     """
     first, second = logits.topk(2, dim=-1).indices.unbind(dim=-1)
     try:
@@ -142,8 +143,10 @@ def _relevance(
         if "overflow" not in str(error):
             raise
         return None, ""
-    written, other = (repr(text) for text in token_texts(torch.stack([first, second], dim=1), lens.tokenizer)[0])
-    return analysis.gradient_rollout(cache, grads, rows=last), f"{written} over {other}"
+    answer_token, runner_up = (
+        repr(text) for text in token_texts(torch.stack([first, second], dim=1), lens.tokenizer)[0]
+    )
+    return analysis.gradient_rollout(cache, grads, rows=last), f"{answer_token} over {runner_up}"
 
 
 def _provenance(*results: Any) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""What the command says on a terminal, in a file or a pipe: text as it is, whatever is in it.
+"""Output of the command to a terminal, file or pipe: text verbatim, whatever it contains.
 
-The only place that prints, so that nothing can be forgotten: no text is read as markup (`c/m[/x]`), as the name of
-an emoji (`:smile:`) or as a number to be coloured; control characters are shown (`printable`); a path is never cut or
-broken: the terminal wraps it, and copying gives it whole; what the terminal's encoding lacks is shown as an escape.
+The only module that prints. No text is interpreted as markup (`c/m[/x]`), as an emoji name (`:smile:`) or as a number
+to highlight; control characters are escaped (`printable`); paths are never cut or broken, so that copying them works;
+characters that the terminal's encoding lacks are escaped.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from lensplug.printable import printable
 Part: TypeAlias = str | tuple[str, str]
 """A text, or a text and its style."""
 UNLIMITED = 10_000
-"""Columns of a terminal on which nothing is broken."""
+"""Width at which no line breaks."""
 
 
 def say(*parts: Part, error: bool = False) -> None:
-    """Print parts, one behind the other; lines of a text are indented, so that none looks like the next of ours.
+    """Print parts in a row; further lines of a text are indented, so that they do not look like our next line.
 
     Args:
         *parts: Texts, some with a style: ("Answer:", "bold").
-        error: To the standard error.
+        error: Print to standard error.
     """
     pairs = [(part, "") if isinstance(part, str) else part for part in parts]
     _console(error).print(Text.assemble(*((_indented(text), style) for text, style in pairs)))
 
 
 def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; where it is wider than the terminal, each row as a line of names and values.
+    """Print a table; if it is wider than the terminal, each row as a line of names and values.
 
     Args:
-        title: Above it.
-        columns: Their names.
-        rows: Cells, one for each column.
+        title: Title above the table.
+        columns: Column names.
+        rows: Cells, one per column.
     """
     console, table = _console(), Table()
     say((title, "italic"))
@@ -63,10 +63,10 @@ def say_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]])
 
 @contextmanager
 def working(first: str) -> Iterator[Callable[[str], None]]:
-    """Show what is being done: call what is yielded with each step.
+    """Show progress: yields a function to call with each step.
 
-    Warnings and log lines of others, which name models and quote their files, are made printable meanwhile; warnings of
-    lensplug are printed as sentences.
+    Meanwhile, warnings and log records of other packages, which quote model names and files, are made printable;
+    lensplug's own warnings are printed as sentences.
 
     Args:
         first: The first step.
@@ -105,12 +105,12 @@ def _printable_records() -> Iterator[None]:
         record = make(*args, **kwargs)
         try:
             record.msg, record.args = printable(record.getMessage(), keep="\n\t"), ()
-        except Exception:  # arguments that do not fit their text: logging itself says so
+        except Exception:  # arguments do not fit the format: logging reports that itself
             pass
         return record
 
     def written(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> str:
-        if issubclass(category, LensplugWarning):  # the line that called is one of ours: the sentence is enough
+        if issubclass(category, LensplugWarning):  # the calling line is in lensplug: the message is enough
             return f"lensplug: {_indented(str(message))}\n"
         return printable(write(message, category, *args, **kwargs), keep="\n\t")
 

@@ -119,7 +119,7 @@ def test_a_base_model_is_given_placeholders_before_the_prompt(photo):
 
 def test_no_medium_is_one_sentence(tmp_path):
     result = run("report", "--model", AUDIO, "--prompt", "What?", "--out", tmp_path / "report.html")
-    assert result.exit_code == 2 and "give --image FILE, --video FILE or --audio FILE" in result.stderr
+    assert result.exit_code == 2 and "pass --image FILE, --video FILE or --audio FILE" in result.stderr
     assert not list(tmp_path.iterdir())
 
 
