@@ -141,19 +141,19 @@ class MultimodalLens:
         """
         if self.processor is None:
             raise LensplugError("this lens has no processor: run your own and use lens.encode(processor_outputs).")
-        read, spoken = split_answers(conversations.read(text))
+        conversation_prompts, spoken = split_answers(conversations.read(text))
         if spoken is not None and answer is not None:
             raise LensplugError("the messages end with the assistant's answer, and answer= is given: give one of them.")
-        outputs, given = prompts.prepare(
+        outputs, media = prompts.prepare(
             self.processor,
-            read,
+            conversation_prompts,
             batched=conversations.is_batch(text),
             images=images,
             videos=videos,
             audio=audio,
             chat_template=chat_template,
         )
-        inputs = _inputs.encode(self.hf_model, self.core, self.processor, outputs, given=given)
+        inputs = _inputs.encode(self.hf_model, self.core, self.processor, outputs, given=media)
         words = spoken if answer is None else answer
         return inputs if words is None else self._with_answer(inputs, words).inputs
 
@@ -202,8 +202,8 @@ class MultimodalLens:
         Raises:
             LensplugError: If there are no tokens, or placeholders and media do not match.
         """
-        given = load_seen(processor_outputs, self.processor, images=images, videos=videos, audio=audio)
-        return _inputs.encode(self.hf_model, self.core, self.processor, processor_outputs, given=given)
+        media = load_seen(processor_outputs, self.processor, images=images, videos=videos, audio=audio)
+        return _inputs.encode(self.hf_model, self.core, self.processor, processor_outputs, given=media)
 
     @in_turn
     @checked
@@ -371,8 +371,8 @@ class MultimodalLens:
                 more than embeddings (Gemma 3, Qwen2-VL) and would have to see a part of its image, video or sound.
         """
         refuse_other_inputs(inputs)
-        gone = mask_at(positions, inputs, inputs.tokens.shape, "positions")
-        return edited_inputs.without(self.hf_model, self.core, inputs, gone)
+        removed = mask_at(positions, inputs, inputs.tokens.shape, "positions")
+        return edited_inputs.without(self.hf_model, self.core, inputs, removed)
 
     @in_turn
     @checked
@@ -399,13 +399,15 @@ class MultimodalLens:
         """
         embeddings = isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim == 3
         if not embeddings and not isinstance(inputs, MultimodalInput | Variant):
-            given = described(inputs)
+            description = described(inputs)
             raise LensplugError(
-                f"inputs is {given}, expected those of a lens, a variant, or embeddings [batch pos d_model]."
+                f"inputs is {description}, expected those of a lens, a variant, or embeddings [batch pos d_model]."
             )
         if named(hidden) is not None:
-            known = inputs if isinstance(inputs, MultimodalInput) else None
-            hidden = mask_at(cast(Where, hidden), known, () if known is None else known.shape, "hidden")
+            lens_inputs = inputs if isinstance(inputs, MultimodalInput) else None
+            hidden = mask_at(
+                cast(Where, hidden), lens_inputs, () if lens_inputs is None else lens_inputs.shape, "hidden"
+            )
         with torch.no_grad(), self.logits_only(rows, hidden=cast("Mask | None", hidden)):
             logits: Tensor = self.model(inputs, attention_mask=attention_mask)
         return logits
@@ -517,11 +519,11 @@ class MultimodalLens:
         """
         refuse_other_inputs(inputs)
         choosing = Choosing(max_new_tokens, do_sample, temperature, top_p, top_k, seed, stop_strings)
-        whole = engines.makes_whole_patterns(self.engine, self.model)
-        options: dict[str, Any] = {} if whole else {"query_positions": []}
+        whole_patterns = engines.makes_whole_patterns(self.engine, self.model)
+        options: dict[str, Any] = {} if whole_patterns else {"query_positions": []}
         plan = Plan.of(self.model, inputs, names_filter=[], logit_positions=[-1], **options)
         Estimate.of_answer(self.model, inputs, plan, max_new_tokens, engine=self.engine).refuse_too_large()
-        with refuse_overflow(self.model, inputs.attention_mask, each_score=whole):
+        with refuse_overflow(self.model, inputs.attention_mask, each_score=whole_patterns):
             return generation.generate(
                 self.model, self.engine, self.hf_model, self.core, self.tokenizer, inputs, choosing
             )

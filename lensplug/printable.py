@@ -16,7 +16,7 @@ OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0d\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
-"""Of other categories, and drawn as nothing: fillers, variation selectors (but those of emoji), the empty Braille."""
+"""Invisible characters of other categories: fillers, variation selectors (but those of emoji), the empty Braille."""
 JOINERS = "\u200c\u200d"
 """Between two characters beyond ASCII these are spelling: Persian and Indic words, families of emoji."""
 
@@ -31,16 +31,18 @@ def printable(text: str, *, keep: str = "") -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        one if one in keep or _is_seen(one) or _is_spelling(text, at) else one.encode("unicode_escape").decode()
-        for at, one in enumerate(text)
+        character
+        if character in keep or _is_seen(character) or _is_spelling(text, index)
+        else character.encode("unicode_escape").decode()
+        for index, character in enumerate(text)
     )
 
 
-def _is_seen(one: str) -> bool:
-    return unicodedata.category(one) not in OBEYED and UNSEEN.match(one) is None
+def _is_seen(character: str) -> bool:
+    return unicodedata.category(character) not in OBEYED and UNSEEN.match(character) is None
 
 
-def _is_spelling(text: str, at: int) -> bool:
-    if text[at] not in JOINERS or not 0 < at < len(text) - 1:
+def _is_spelling(text: str, index: int) -> bool:
+    if text[index] not in JOINERS or not 0 < index < len(text) - 1:
         return False
-    return all(not one.isascii() and _is_seen(one) for one in (text[at - 1], text[at + 1]))
+    return all(not neighbour.isascii() and _is_seen(neighbour) for neighbour in (text[index - 1], text[index + 1]))

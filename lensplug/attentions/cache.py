@@ -97,21 +97,21 @@ def cache_from_attentions(
     shape = (layers[0].shape[0], layers[0].shape[-1])
     mask = attended(None, shape, attention_mask, layers[0].device)
     texts = None if tokens is None else texts_of(None, _each(tokens), shape, "tokens")
-    named, looks_ahead, seen = {}, torch.zeros_like(mask).bool(), torch.zeros_like(mask).bool()
-    for layer, given in enumerate(layers):
-        pattern = given.detach()
+    tensors, looks_ahead, receives_attention = {}, torch.zeros_like(mask).bool(), torch.zeros_like(mask).bool()
+    for layer, attention in enumerate(layers):
+        pattern = attention.detach()
         check_weights(pattern, layer)
         pattern = scaled(pattern, layer, mask) if normalize else pattern
         check_rows(pattern, layer, mask)
         highest = pattern.amax(dim=1).to(mask.device) * mask[:, :, None]  # [batch query key], padding does not look
         looks_ahead |= ((highest * mask[:, None]).triu(1) > 0).any(dim=-1)
-        seen |= (highest > 0).any(dim=1)
-        named[f"blocks.{layer}.attn.hook_pattern"] = pattern
+        receives_attention |= (highest > 0).any(dim=1)
+        tensors[f"blocks.{layer}.attn.hook_pattern"] = pattern
     if attention_mask is None:
-        check_seen(seen)
-    direction = direction_of(looks_ahead, mask, mask * seen, attention_dir)
+        check_seen(receives_attention)
+    direction = direction_of(looks_ahead, mask, mask * receives_attention, attention_dir)
     config = Config(len(layers), layers[0].shape[1], direction, model_name, layers[0].dtype)
-    return LensCache(named, AttentionsOnly(config), attention_mask=mask, str_tokens=texts)
+    return LensCache(tensors, AttentionsOnly(config), attention_mask=mask, str_tokens=texts)
 
 
 @checked
@@ -130,37 +130,40 @@ def grads_from_attentions(attentions: Any, *, target: Any = None) -> ActivationC
     """
     layers = of_layers(attentions)
     gradients = _retained(layers) if target is None else _differentiated(target, layers)
-    named = {f"blocks.{index}.attn.hook_pattern": gradient for index, gradient in enumerate(gradients)}
-    return ActivationCache(named, None)
+    tensors = {f"blocks.{index}.attn.hook_pattern": gradient for index, gradient in enumerate(gradients)}
+    return ActivationCache(tensors, None)
 
 
 def _retained(layers: list[Tensor]) -> list[Tensor]:
     """What a backward pass left."""
     # Asked of a tensor that keeps none, .grad warns.
-    kept = [layer.grad if layer.retains_grad or layer.is_leaf else None for layer in layers]
-    missing = [index for index, gradient in enumerate(kept) if gradient is None]
+    retained = [layer.grad if layer.retains_grad or layer.is_leaf else None for layer in layers]
+    missing = [index for index, gradient in enumerate(retained) if gradient is None]
     if missing:
         raise LensplugError(
             f"the attentions of the layers {missing} hold no gradient: give target=outputs.logits[0, label], or call"
             " retain_grad() on each of outputs.attentions before logits[0, label].backward()."
         )
-    return [gradient for gradient in kept if gradient is not None]
+    return [gradient for gradient in retained if gradient is not None]
 
 
 def _differentiated(target: Any, layers: list[Tensor]) -> list[Tensor]:
     """The gradient for each layer, zeros for one that the target does not depend on."""
     if not isinstance(target, Tensor) or target.ndim or not target.is_floating_point():
-        came = f"a tensor of shape {list(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
-        raise LensplugError(f"target is {came}, expected one number with its graph: outputs.logits[0, label].")
+        received = f"a tensor of shape {list(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
+        raise LensplugError(f"target is {received}, expected one number with its graph: outputs.logits[0, label].")
     if not target.requires_grad or not all(layer.requires_grad for layer in layers):
         raise LensplugError(
             "target or attentions have no graph: run the model without torch.no_grad(), with parameters that require"
             " gradients, and give outputs.attentions itself, not a detached copy."
         )
-    taken = torch.autograd.grad(target, layers, retain_graph=True, allow_unused=True)
-    if all(gradient is None for gradient in taken):
+    gradients = torch.autograd.grad(target, layers, retain_graph=True, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
         raise LensplugError("target depends on none of these attentions: give both of one run of the model.")
-    return [torch.zeros_like(own) if got is None else got for own, got in zip(layers, taken, strict=True)]
+    return [
+        torch.zeros_like(own) if gradient_or_none is None else gradient_or_none
+        for own, gradient_or_none in zip(layers, gradients, strict=True)
+    ]
 
 
 def _each(tokens: Any) -> Sequence[Sequence[Any]]:

@@ -30,8 +30,12 @@ def of_layers(attentions: Any) -> list[Tensor]:
         LensplugError: If there is none, or one is no such tensor.
     """
     if isinstance(attentions, Mapping):
-        held = [name for name in attentions if name.endswith("attentions")]
-        names = f"one of its {', '.join(held)}" if held else "outputs.attentions (it has none: output_attentions=True)"
+        attention_names = [name for name in attentions if name.endswith("attentions")]
+        names = (
+            f"one of its {', '.join(attention_names)}"
+            if attention_names
+            else "outputs.attentions (it has none: output_attentions=True)"
+        )
         raise LensplugError(f"attentions is a whole {type(attentions).__name__}: give {names}.")
     if attentions is not None and not isinstance(attentions, Sequence | Tensor):
         raise LensplugError(

@@ -43,17 +43,17 @@ def refuse_adapter_config(folder: Path, names: list[str], weights: Mapping[str, 
                 f"the adapter {folder.name!r} has {key} = {rank!r} in adapter_config.json, a rank from 1 to {largest}"
                 " by its weights: are these the weights of this configuration?"
             )
-    for key, how, pattern in _patterns(config):
+    for key, method, pattern in _patterns(config):
         try:
-            found = PATTERNS.ask([how, pattern, names])
+            reply = PATTERNS.ask([method, pattern, names])
         except ChildError as error:
             raise LensplugError(
                 f"{str(path)!r} has a pattern in {key} that was stopped ({error}): {_brief(pattern)}. List the modules"
                 ' by name, ["q_proj", "v_proj"].'
             ) from error
-        if "error" in found:
+        if "error" in reply:
             raise LensplugError(
-                f"the adapter {folder.name!r} has a pattern in {key} that is none, {_brief(pattern)}: {found['error']}."
+                f"the adapter {folder.name!r} has a pattern in {key} that is none, {_brief(pattern)}: {reply['error']}."
             )
 
 

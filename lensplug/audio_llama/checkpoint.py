@@ -40,17 +40,17 @@ def read_parts(path: str | Path) -> dict[str, dict[str, Tensor]]:
     refuse_broken_pickle(path)
     state = refuse_other_than_tensors(_load(path), path)
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
-    left_over = []
+    unknown_keys = []
     for key, value in state.items():
         part, _, name = str(key).partition(".")
         if part not in parts:
-            left_over.append(str(key))
+            unknown_keys.append(str(key))
         elif not name.endswith(BUFFERS):
             parts[part][name] = value
-    if left_over:
+    if unknown_keys:
         raise LensplugError(
             f"{path.name} has keys that begin with none of 'llama.', 'wave2vec2.' and 'projector.':"
-            f" {listed(left_over)}."
+            f" {listed(unknown_keys)}."
         )
     return parts
 
@@ -63,9 +63,9 @@ def refuse_other_than_tensors(state: object, path: Path) -> Mapping[str, Tensor]
             row shown a billion times.
     """
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = list(state)[:10] if isinstance(state, Mapping) else type(state).__name__
+        received = list(state)[:10] if isinstance(state, Mapping) else type(state).__name__
         raise LensplugError(
-            f"{path.name} is no state dict (it holds {found}): expected tensors under keys that begin with"
+            f"{path.name} is no state dict (it holds {received}): expected tensors under keys that begin with"
             " 'llama.', 'wave2vec2.' and 'projector.'."
         )
     for name, value in state.items():
@@ -86,8 +86,8 @@ def rows_of(tensors: Mapping[str, Tensor]) -> int | None:
 
 def listed(names: Collection[str]) -> str:
     """The first ten names, and how many there are."""
-    shown = ", ".join(list(names)[:10])
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > 10 else shown
+    text = ", ".join(list(names)[:10])
+    return f"{text}, ... ({len(names)} in all)" if len(names) > 10 else text
 
 
 def fill(
@@ -110,20 +110,25 @@ def fill(
     Raises:
         LensplugError: If a tensor has no place, a weight no tensor, or a shape differs.
     """
-    own = module.state_dict()
-    given = {name: value for name, value in _respelt(tensors, own).items() if name in own or name not in may_drop}
-    if left_over := [name for name in given if name not in own]:
-        raise LensplugError(f"the checkpoint has weights that the {what} has not: {listed(left_over)}.")
-    missing = [name for name in own if name not in given and name not in may_lack]
+    module_state = module.state_dict()
+    placed = {
+        name: value
+        for name, value in _respelt(tensors, module_state).items()
+        if name in module_state or name not in may_drop
+    }
+    if unknown_keys := [name for name in placed if name not in module_state]:
+        raise LensplugError(f"the checkpoint has weights that the {what} has not: {listed(unknown_keys)}.")
+    missing = [name for name in module_state if name not in placed and name not in may_lack]
     if missing:
         raise LensplugError(f"the checkpoint lacks weights of the {what}: {listed(missing)}.")
-    for name, value in given.items():
-        if value.shape != own[name].shape:
+    for name, value in placed.items():
+        if value.shape != module_state[name].shape:
             raise LensplugError(
-                f"{name} of the {what} is {list(value.shape)} in the checkpoint, and {list(own[name].shape)} in the"
+                f"{name} of the {what} is {list(value.shape)} in the checkpoint, and {list(module_state[name].shape)}"
+                " in the"
                 " model: are these the models that it was trained from?"
             )
-    module.load_state_dict(given, strict=False)
+    module.load_state_dict(placed, strict=False)
 
 
 def _load(path: Path) -> object:

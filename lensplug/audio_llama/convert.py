@@ -100,7 +100,10 @@ def convert(
     progress("putting the language model together")
     trained = [(folder, adapter_weights(folder)) for folder in adapters]
     language_model = _language_model(base, trained, parts["llama"], dtype)
-    are_known = any(rows_of(tensors) is not None for tensors in (parts["llama"], *(own for _, own in trained)))
+    are_known = any(
+        rows_of(tensors) is not None
+        for tensors in (parts["llama"], *(adapter_tensors for _, adapter_tensors in trained))
+    )
     _give_rows(language_model, tokenizer, audio_token, are_known=are_known)
     progress("putting the acoustic model together")
     tower = _acoustic_model(acoustic, parts["wave2vec2"], dtype)
@@ -140,18 +143,18 @@ def _language_model(
     # What was trained is often in single precision over a half-precision model: it does not say the dtype.
     frozen = {name: value for name, value in tensors.items() if not TRAINED.search(name)}
     is_whole = any(".layers." in name for name in frozen)
-    given = dtype or (_dtype(frozen) if is_whole else "auto")
-    model = _open_whole(AutoModelForCausalLM, base, given, is_filled=is_whole)
+    load_dtype = dtype or (_dtype(frozen) if is_whole else "auto")
+    model = _open_whole(AutoModelForCausalLM, base, load_dtype, is_filled=is_whole)
     _untie(model, tensors)
-    for folder, own in adapters:
-        _resize(model, rows_of(own))
+    for folder, adapter_tensors in adapters:
+        _resize(model, rows_of(adapter_tensors))
         if is_adapted and folder == adapters[-1][0]:
             _resize(model, rows_of(tensors))
-            adapted = attach(model, folder, own)
+            adapted = attach(model, folder, adapter_tensors)
             _fill_adapted(adapted, tensors, is_whole=is_whole)
             model = adapted.merge_and_unload()
         else:
-            model = _merged(model, folder, own, tensors)
+            model = _merged(model, folder, adapter_tensors, tensors)
     if tensors and not is_adapted:
         _resize(model, rows_of(tensors))
         fill(model, tensors, "language model", may_lack=["lm_head.weight"] if model.config.tie_word_embeddings else [])
@@ -162,16 +165,20 @@ def _language_model(
 
 def _fill_adapted(adapted: Any, tensors: Mapping[str, Tensor], *, is_whole: bool) -> None:
     """All of the model and its adapter, or what was trained alone: then the rest is what it was before."""
-    own = list(adapted.state_dict())
-    may_lack = [name for name in own if not TRAINED.search(name) and (not is_whole or "original_module" in name)]
+    module_keys = list(adapted.state_dict())
+    may_lack = [
+        name for name in module_keys if not TRAINED.search(name) and (not is_whole or "original_module" in name)
+    ]
     if adapted.config.tie_word_embeddings:
-        may_lack += [name for name in own if name.endswith("lm_head.weight")]
-    fill(adapted, respelt(tensors, own), "language model with its adapter", may_lack=may_lack)
+        may_lack += [name for name in module_keys if name.endswith("lm_head.weight")]
+    fill(adapted, respelt(tensors, module_keys), "language model with its adapter", may_lack=may_lack)
 
 
-def _merged(model: Any, folder: str | Path, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Any:
+def _merged(
+    model: Any, folder: str | Path, adapter_tensors: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> Any:
     """An adapter merged as its folder has it; it must be in the checkpoint's language model too."""
-    adapted = attach(model, folder, own)
+    adapted = attach(model, folder, adapter_tensors)
     changed = next(
         (name for name in adapted.state_dict() if ".layers." in name and name.endswith("base_layer.weight")), ""
     )
@@ -216,10 +223,11 @@ def _give_rows(model: Any, tokenizer: Any, audio_token: str, *, are_known: bool)
     if are_known or len(tokenizer) <= rows:
         return
     unread = {audio_token, tokenizer.pad_token}
-    new = [token for token, index in tokenizer.get_vocab().items() if index >= rows and token not in unread]
-    if new:
+    added_tokens = [token for token, index in tokenizer.get_vocab().items() if index >= rows and token not in unread]
+    if added_tokens:
         raise LensplugError(
-            f"the tokenizer has tokens that no embeddings were found for: {listed(sorted(new))}. The base has {rows}"
+            f"the tokenizer has tokens that no embeddings were found for: {listed(sorted(added_tokens))}. The base has"
+            f" {rows}"
             " rows, and neither checkpoint nor adapters have embeddings: give a base with rows for them."
         )
     _resize(model, -(-len(tokenizer) // 8) * 8)
@@ -244,10 +252,10 @@ def _assembled(
     model.model.projector.to(dtype or (_dtype(projector) if projector else language_model.dtype))
     fill(model.model.projector, projector, "projector")
     parts = {"language model": language_model, "acoustic model": tower, "projector": model.model.projector}
-    dtypes = dict.fromkeys((name, one.dtype) for name, part in parts.items() for one in part.parameters())
+    dtypes = dict.fromkeys((name, parameter.dtype) for name, part in parts.items() for parameter in part.parameters())
     if len({dtype for _, dtype in dtypes}) > 1:
-        found = ", ".join(f"{name} {str(one).removeprefix('torch.')}" for name, one in dtypes)
-        raise LensplugError(f"the parts have different dtypes ({found}): give dtype= (--dtype), one for all.")
+        listed_dtypes = ", ".join(f"{name} {str(parameter).removeprefix('torch.')}" for name, parameter in dtypes)
+        raise LensplugError(f"the parts have different dtypes ({listed_dtypes}): give dtype= (--dtype), one for all.")
     model.config.dtype = model.lm_head.weight.dtype
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # where it stops; not how the base likes to sample
         setattr(model.generation_config, name, getattr(language_model.generation_config, name))
@@ -281,8 +289,8 @@ def _open(auto_class: Any, name: str | Path, **options: Any) -> Any:
 
 def _open_whole(auto_class: Any, name: str | Path, dtype: Any, *, is_filled: bool) -> Any:
     """A model of which every weight is in its folder, or is filled later; transformers draws what is missing."""
-    model, found = _open(auto_class, name, dtype=dtype, output_loading_info=True)
-    missing = [key for key in found["missing_keys"] if not key.endswith(MASK_VECTOR)]
+    model, loading_info = _open(auto_class, name, dtype=dtype, output_loading_info=True)
+    missing = [key for key in loading_info["missing_keys"] if not key.endswith(MASK_VECTOR)]
     if missing and not is_filled:
         raise LensplugError(f"{str(name)!r} lacks weights, and the checkpoint has none of it: {listed(missing)}.")
     return model
@@ -311,8 +319,8 @@ def _token_id(tokenizer: Any, audio_token: str, language_model: Any) -> int:
 
 
 def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    found = {value.dtype for value in tensors.values() if value.is_floating_point()}
-    if len(found) > 1:
-        names = ", ".join(sorted(str(one).removeprefix("torch.") for one in found))
+    dtypes = {value.dtype for value in tensors.values() if value.is_floating_point()}
+    if len(dtypes) > 1:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise LensplugError(f"the checkpoint mixes dtypes in one part ({names}): give dtype= (--dtype).")
-    return found.pop()
+    return dtypes.pop()

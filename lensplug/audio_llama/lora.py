@@ -55,10 +55,14 @@ def attach(model: Any, folder: str | Path, weights: Mapping[str, Tensor]) -> Any
         ) from error
     # peft itself is silent about weights that it has no place for, and about places without a weight. (And its own
     # list of what it would save depends on what the hub answers.)
-    own = adapted.state_dict()
-    placed = respelt(weights, own)
-    wrong = [key for key in placed if key not in own or not torch.equal(own[key], placed[key].to(own[key]))]
-    wrong += [key for key in own if TRAINED.search(key) and key not in placed]
+    module_state = adapted.state_dict()
+    placed = respelt(weights, module_state)
+    wrong = [
+        key
+        for key in placed
+        if key not in module_state or not torch.equal(module_state[key], placed[key].to(module_state[key]))
+    ]
+    wrong += [key for key in module_state if TRAINED.search(key) and key not in placed]
     if wrong:
         raise LensplugError(
             f"the adapter {name!r} is for another model: these weights are in one and not in the other:"
@@ -100,36 +104,38 @@ def respelt(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Te
     renamed: dict[str, Tensor] = {}
     came_from: dict[str, str] = {}
     for name, value in tensors.items():
-        whole = name if name.startswith(PREFIX) else PREFIX + name
+        full_name = name if name.startswith(PREFIX) else PREFIX + name
         for pattern, spelling in ADAPTER_NAMES:
-            whole = pattern.sub(spelling, whole)
-        stem, _, kind = whole.rpartition(".")
+            full_name = pattern.sub(spelling, full_name)
+        stem, _, kind = full_name.rpartition(".")
         spellings = (f"{stem}.modules_to_save.default.{kind}", f"{stem}.base_layer.{kind}")
-        new = next((one for one in (whole, *spellings) if one in own), name)
+        new_name = next(
+            (spelling_of_name for spelling_of_name in (full_name, *spellings) if spelling_of_name in own), name
+        )
         # peft saves trained embeddings twice, under two names.
-        if new in came_from and not torch.equal(renamed[new], value):
+        if new_name in came_from and not torch.equal(renamed[new_name], value):
             raise LensplugError(
-                f"{came_from[new]} and {name} have one place in the model: merge all adapters but the last before"
+                f"{came_from[new_name]} and {name} have one place in the model: merge all adapters but the last before"
                 " saving the checkpoint."
             )
-        renamed[new], came_from[new] = value, name
+        renamed[new_name], came_from[new_name] = value, name
     return renamed
 
 
-def refuse_unmerged(folder: str | Path, before: Tensor, after: Tensor, given: Tensor) -> None:
+def refuse_unmerged(folder: str | Path, before: Tensor, after: Tensor, adapter_weights: Tensor) -> None:
     """A language model under its plain names has its adapters merged; here one weight of it is looked at.
 
     Args:
         folder: The adapter.
         before: The weight without the adapter.
         after: The weight with it.
-        given: The weight in the checkpoint.
+        adapter_weights: The weight in the checkpoint.
 
     Raises:
         LensplugError: If the checkpoint's weight is the one without the adapter.
     """
-    before, after, given = before.float(), after.float(), given.float()
-    if given.shape == before.shape and (given - before).norm() < 0.01 * (after - before).norm():
+    before, after, adapter_weights = before.float(), after.float(), adapter_weights.float()
+    if adapter_weights.shape == before.shape and (adapter_weights - before).norm() < 0.01 * (after - before).norm():
         raise LensplugError(
             f"the language model in the checkpoint does not have the adapter {Path(folder).name!r} merged, which is"
             " given: leave the keys that begin with 'llama.' out of the checkpoint, and base and adapters are taken"

@@ -28,17 +28,17 @@ def interpolated(
     First and last vector are first and last frame, as in `torch.nn.functional.interpolate` with
     `align_corners=True`; of each sound only its own `lengths` frames are read.
     """
-    wanted = torch.arange(int(counts.max()))[None]
+    vector_index = torch.arange(int(counts.max()))[None]
     last = (lengths.cpu() - 1)[:, None]
     # In double precision, for a frame's index must not be rounded; on the CPU, for not every device has it.
     step = last.double() / (counts.cpu() - 1).clamp(min=1)[:, None]
-    at = torch.minimum(wanted * step, last.double())
-    before = at.floor().long()
+    source_index = torch.minimum(vector_index * step, last.double())
+    before = source_index.floor().long()
     after = torch.minimum(before + 1, last)
-    weight = (at - before)[..., None].to(frames)
+    weight = (source_index - before)[..., None].to(frames)
     rows = torch.arange(len(frames))[:, None]
     vectors = torch.lerp(frames[rows, before], frames[rows, after], weight)
-    return vectors[wanted < counts.cpu()[:, None]]
+    return vectors[vector_index < counts.cpu()[:, None]]
 
 
 class AudioLlamaProjector(nn.Module):
@@ -135,8 +135,8 @@ class AudioLlamaModel(AudioLlamaPreTrainedModel):
         for length in sorted(set(lengths.tolist())):
             chosen = (lengths == length).nonzero()[:, 0]
             outputs = self.audio_tower(sounds[chosen, :length]).last_hidden_state
-            for index, own in zip(chosen.tolist(), outputs, strict=True):
-                frames[index] = own
+            for index, output in zip(chosen.tolist(), outputs, strict=True):
+                frames[index] = output
         return nn.utils.rnn.pad_sequence(frames, batch_first=True)
 
     def get_audio_features(
@@ -174,12 +174,12 @@ class AudioLlamaModel(AudioLlamaPreTrainedModel):
             raise LensplugError("give input_ids or inputs_embeds, one of them.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        sounds, other = input_values, input_features
+        sounds, other_input = input_values, input_features
         if not self.config.takes_waveforms:
-            sounds, other = other, sounds
-        if other is not None:
-            wanted = "input_values" if self.config.takes_waveforms else "input_features"
-            raise LensplugError(f"the encoder {self.config.audio_config.model_type} takes {wanted}.")
+            sounds, other_input = other_input, sounds
+        if other_input is not None:
+            expected = "input_values" if self.config.takes_waveforms else "input_features"
+            raise LensplugError(f"the encoder {self.config.audio_config.model_type} takes {expected}.")
         if sounds is not None:
             if input_ids is None:
                 raise LensplugError("sounds are merged by token: give input_ids with them, not inputs_embeds.")
@@ -195,13 +195,13 @@ class AudioLlamaModel(AudioLlamaPreTrainedModel):
         )
 
     def _merged(self, input_ids: Tensor, inputs_embeds: Tensor, vectors: Float[Tensor, "vector d_model"]) -> Tensor:
-        at = input_ids == self.config.audio_token_id
-        if int(at.sum()) != len(vectors):
+        is_audio = input_ids == self.config.audio_token_id
+        if int(is_audio.sum()) != len(vectors):
             raise LensplugError(
-                f"the prompt has {int(at.sum())} audio token(s) and the sounds have {len(vectors)} vectors: let"
+                f"the prompt has {int(is_audio.sum())} audio token(s) and the sounds have {len(vectors)} vectors: let"
                 " AudioLlamaProcessor take text and sounds together."
             )
-        return inputs_embeds.masked_scatter(at[..., None], vectors.to(inputs_embeds))
+        return inputs_embeds.masked_scatter(is_audio[..., None], vectors.to(inputs_embeds))
 
 
 class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMixin):
@@ -290,13 +290,13 @@ class AudioLlamaForConditionalGeneration(AudioLlamaPreTrainedModel, GenerationMi
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, kept])
+        kept_rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, kept_rows])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
-        others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **others)
+        other_outputs = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **other_outputs)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """The sounds go in once, with the prompt (newer versions of transformers see to that themselves)."""

@@ -152,10 +152,10 @@ class AudioLlamaProcessor(ProcessorMixin):
 
     def _expanded(self, texts: list[str], counts: list[int]) -> list[str]:
         """Each audio token as many times as its sound has vectors."""
-        rest, expanded = iter(counts), []
+        remaining_counts, expanded = iter(counts), []
         for prompt in texts:
-            first, *others = prompt.split(self.audio_token)
-            expanded.append(first + "".join(self.audio_token * next(rest) + part for part in others))
+            first, *later_parts = prompt.split(self.audio_token)
+            expanded.append(first + "".join(self.audio_token * next(remaining_counts) + part for part in later_parts))
         return expanded
 
     def _count(self, length: int) -> int:

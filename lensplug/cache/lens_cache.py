@@ -106,16 +106,16 @@ class LensCache(ActivationCache):
             LensplugError: If it has another shape than the one it replaces.
         """
         name = key if isinstance(key, str) and key in self.cache_dict else _name(key, self.model)
-        old = self.cache_dict.get(name)
-        if old is not None and old.shape != value.shape:
-            raise LensplugError(f"{name!r} is {list(old.shape)} in this cache, the new value {list(value.shape)}.")
+        cached = self.cache_dict.get(name)
+        if cached is not None and cached.shape != value.shape:
+            raise LensplugError(f"{name!r} is {list(cached.shape)} in this cache, the new value {list(value.shape)}.")
         self.cache_dict[name] = value
         if name.endswith("attn.hook_pattern"):
             layer = int(name.split(".")[1])
             of_all = (hook_names.ROLLOUT, hook_names.ROLLOUT_ROWS)
-            made = (hook_names.head_mean(layer), hook_names.modality_mass(layer), *of_all)
-            for gone in (*made, *(hook_names.cam(layer, sign) for sign in ("positive", "negative"))):
-                self.cache_dict.pop(gone, None)
+            derived = (hook_names.head_mean(layer), hook_names.modality_mass(layer), *of_all)
+            for outdated in (*derived, *(hook_names.cam(layer, sign) for sign in ("positive", "negative"))):
+                self.cache_dict.pop(outdated, None)
 
     def to(self, device: Any) -> LensCache:
         """Move everything to a device; returns the cache itself."""
@@ -127,13 +127,13 @@ class LensCache(ActivationCache):
         """Some of the examples, as TransformerLens chooses them: a new cache, which knows theirs."""
         chosen = batch_slice if isinstance(batch_slice, Slice) else Slice(batch_slice)
         sliced = super().apply_slice_to_batch_dim(chosen)
-        made = object.__new__(type(self))
-        made.__dict__.update(vars(self) | vars(sliced))
+        copied = object.__new__(type(self))
+        copied.__dict__.update(vars(self) | vars(sliced))
         if self.has_batch_dim:  # of a cache without, there is nothing to choose
             examples = chosen.apply(torch.arange(len(self.attention_mask))).reshape(-1)
-            made._each_tensor(lambda value: value[examples.to(value.device)])
-            made.str_tokens = self.str_tokens and tuple(self.str_tokens[example] for example in examples.tolist())
-        return made
+            copied._each_tensor(lambda value: value[examples.to(value.device)])
+            copied.str_tokens = self.str_tokens and tuple(self.str_tokens[example] for example in examples.tolist())
+        return copied
 
     def remove_batch_dim(self) -> LensCache:
         """Take the batch axis off the cache of one example; returns the cache itself.

@@ -29,12 +29,12 @@ def n_layers(cache: ActivationCache) -> int:
     cfg = getattr(cache.model, "cfg", None)
     if cfg is not None:
         return int(cfg.n_layers)
-    found = [int(match[1]) for name in cache.keys() if (match := re.match(r"blocks\.(\d+)\.", name))]
-    if not found:
+    layers = [int(match[1]) for name in cache.keys() if (match := re.match(r"blocks\.(\d+)\.", name))]
+    if not layers:
         raise LensplugError(
             "the cache holds no layer: run with the names_filter of the analysis (its .needs), or without names_filter."
         )
-    return max(found) + 1
+    return max(layers) + 1
 
 
 def layer_index(cache: ActivationCache, layer: int) -> int:
@@ -86,10 +86,10 @@ def read_pattern(cache: ActivationCache, layer: int, *, needed_by: str) -> Float
         LensplugError: If it is not there, is not one row for each position, or holds NaN or rows that do not sum to 1.
     """
     pattern = _held(cache, _pattern(layer), needed_by=needed_by)
-    kept = known(cache, "query_positions")
-    if kept is not None:
+    query_positions = known(cache, "query_positions")
+    if query_positions is not None:
         raise LensplugError(
-            f"the cache holds the patterns of {kept.shape[1]} query position(s) only, and {needed_by}"
+            f"the cache holds the patterns of {query_positions.shape[1]} query position(s) only, and {needed_by}"
             " needs every row: run without query_positions, or, for means over heads, with keep='head_mean'."
         )
     if pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2]:
@@ -124,15 +124,15 @@ def read_rows(
     Raises:
         LensplugError: If the pattern is not there, or lacks one of the rows.
     """
-    held = known(cache, "query_positions")
-    if held is None:
-        pattern, at = read_pattern(cache, layer, needed_by=needed_by), index
+    query_positions = known(cache, "query_positions")
+    if query_positions is None:
+        pattern, row_index = read_pattern(cache, layer, needed_by=needed_by), index
     else:
         pattern = _held(cache, _pattern(layer), needed_by=needed_by).float()
-        at = _among(held, index, needed_by=needed_by, name="query_positions")
-    at = at.to(pattern.device)[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])
-    rows = pattern.gather(2, at)
-    if held is not None:
+        row_index = _among(query_positions, index, needed_by=needed_by, name="query_positions")
+    row_index = row_index.to(pattern.device)[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])
+    rows = pattern.gather(2, row_index)
+    if query_positions is not None:
         _refuse_sums(_pattern(layer), rows.sum(dim=-1), rows.shape[-1])
     return rows
 
@@ -146,9 +146,13 @@ def read_residual(
         LensplugError: If it is not there, or lacks one of the positions.
     """
     residual = read(cache, name, needed_by=needed_by)
-    held = known(cache, "residual_positions")
-    at = index if held is None else _among(held, index, needed_by=needed_by, name="residual_positions")
-    return residual.gather(1, at.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1]))
+    residual_positions = known(cache, "residual_positions")
+    row_index = (
+        index
+        if residual_positions is None
+        else _among(residual_positions, index, needed_by=needed_by, name="residual_positions")
+    )
+    return residual.gather(1, row_index.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1]))
 
 
 def residual_shape(cache: ActivationCache, *, needed_by: str) -> tuple[int, int]:
@@ -160,24 +164,25 @@ def residual_shape(cache: ActivationCache, *, needed_by: str) -> tuple[int, int]
 
 
 def _among(
-    held: Int[Tensor, "batch held"], index: Int[Tensor, "batch wanted"], *, needed_by: str, name: str
+    cached: Int[Tensor, "batch held"], index: Int[Tensor, "batch wanted"], *, needed_by: str, name: str
 ) -> Int[Tensor, "batch wanted"]:
     """Where the wanted positions are among those that a cache holds."""
-    same = held.to(index.device)[:, None, :] == index[:, :, None]
-    if not bool(same.any(dim=-1).all()):
+    is_same = cached.to(index.device)[:, None, :] == index[:, :, None]
+    if not bool(is_same.any(dim=-1).all()):
         raise LensplugError(
-            f"{needed_by} reads the positions {index.tolist()}, the cache holds {held.tolist()}: run with {name}= that"
+            f"{needed_by} reads the positions {index.tolist()}, the cache holds {cached.tolist()}: run with {name}="
+            " that"
             " has them, or without it."
         )
-    return same.int().argmax(dim=-1)
+    return is_same.int().argmax(dim=-1)
 
 
 def pattern_shape(cache: ActivationCache, *, needed_by: str) -> tuple[int, int]:
     """The number of examples and of key positions of a cache's patterns, or of the masses kept in their place."""
     n_layers(cache)  # an empty cache is told from one that lacks the pattern
-    kept = read_kept(cache, hook_names.modality_mass(0))
-    if kept is not None:
-        return kept.shape[0], kept.shape[2]
+    masses = read_kept(cache, hook_names.modality_mass(0))
+    if masses is not None:
+        return masses.shape[0], masses.shape[2]
     pattern = _held(cache, "blocks.0.attn.hook_pattern", needed_by=needed_by)
     return pattern.shape[0], pattern.shape[-1]
 
@@ -238,9 +243,9 @@ def refuse_other_map(cache: ActivationCache, shape: tuple[int, int], modality: M
         return
     if not hasattr(cache.model, "blocks") and bool(of_cache.bool().all()):
         return  # of attentions alone, for which no mask was given
-    others = (of_map.bool().cpu() != of_cache.bool().cpu()).any(dim=1).nonzero()[:, 0].tolist()
-    if others:
-        example = others[0]
+    differing = (of_map.bool().cpu() != of_cache.bool().cpu()).any(dim=1).nonzero()[:, 0].tolist()
+    if differing:
+        example = differing[0]
         raise LensplugError(
             f"example {example} has {int(of_map[example].sum())} positions that are not padding in the modality map,"
             f" {int(of_cache[example].sum())} in the cache, or others: use the map of the inputs that were run; of a"
@@ -271,10 +276,12 @@ def _refuse_sums(name: str, sums: Float[Tensor, ...], keys: int) -> None:
     allowed = torch.finfo(torch.bfloat16).eps + keys * torch.finfo(torch.float32).eps
     wrong = ~((sums - 1).abs() <= allowed)
     if bool(wrong.any()):
-        found = float(sums[wrong][0])
-        what = "holds NaN" if math.isnan(found) else f"has rows that do not sum to 1 (one sums to {found:.3g})"
+        wrong_sum = float(sums[wrong][0])
+        problem = (
+            "holds NaN" if math.isnan(wrong_sum) else f"has rows that do not sum to 1 (one sums to {wrong_sum:.3g})"
+        )
         raise LensplugError(
-            f"{name!r} {what}, {int(wrong.sum())} of {wrong.numel()}: attention scores were NaN or overflowed, as in"
+            f"{name!r} {problem}, {int(wrong.sum())} of {wrong.numel()}: attention scores were NaN or overflowed, as in"
             " fp16, and TransformerLens turns such rows into zeros: use bfloat16 or float32, or query_positions. (Where"
             " a hook has edited the pattern: lensplug.cache_from_attentions(patterns, normalize=True).)"
         )
@@ -299,11 +306,11 @@ def texts_of(
     if texts is None:
         return (("",) * shape[1],) * shape[0]
     if len(texts) != shape[0] or any(len(row) != shape[1] for row in texts):
-        found = [len(texts), len(texts[0]) if len(texts) else 0]
-        raise LensplugError(f"{name} is for {found} positions, the cache is {list(shape)}: give that of its inputs.")
-    other = [text for row in texts for text in row if not isinstance(text, str)]
-    if other:
+        received = [len(texts), len(texts[0]) if len(texts) else 0]
+        raise LensplugError(f"{name} is for {received} positions, the cache is {list(shape)}: give that of its inputs.")
+    not_texts = [text for row in texts for text in row if not isinstance(text, str)]
+    if not_texts:
         raise LensplugError(
-            f"{name} holds a {type(other[0]).__name__}, expected texts: tokenizer.convert_ids_to_tokens(ids)."
+            f"{name} holds a {type(not_texts[0]).__name__}, expected texts: tokenizer.convert_ids_to_tokens(ids)."
         )
     return tuple(tuple(row) for row in texts)

@@ -19,7 +19,7 @@ from typing import Any
 SECONDS = 5.0
 """For one request."""
 MEGABYTES = 1024
-"""Of address space."""
+"""Address space limit, in megabytes."""
 
 
 class ChildError(Exception):

@@ -14,8 +14,8 @@ serving.begin()
 
 def matched(request: tuple[str, str, list[str]]) -> int:
     """How many texts match."""
-    how, pattern, texts = request
-    matches = getattr(re.compile(pattern), {"match": "match", "fullmatch": "fullmatch"}[how])
+    method, pattern, texts = request
+    matches = getattr(re.compile(pattern), {"match": "match", "fullmatch": "fullmatch"}[method])
     return sum(matches(text) is not None for text in texts)
 
 

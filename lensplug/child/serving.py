@@ -34,10 +34,10 @@ def serve(answer: Callable[[Any], Any]) -> None:
     sys.stdin = sys.stdout = None
     for line in requests:
         try:
-            said = json.dumps({"answer": answer(json.loads(line))})
+            reply = json.dumps({"answer": answer(json.loads(line))})
         except MemoryError:
-            said = json.dumps({"error": "it takes more memory than it may", "kind": "MemoryError"})
+            reply = json.dumps({"error": "it takes more memory than it may", "kind": "MemoryError"})
         except Exception as error:  # noqa: BLE001
-            said = json.dumps({"error": str(error)[:2000], "kind": type(error).__name__})
-        answers.write(said + "\n")
+            reply = json.dumps({"error": str(error)[:2000], "kind": type(error).__name__})
+        answers.write(reply + "\n")
         answers.flush()

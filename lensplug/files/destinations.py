@@ -65,26 +65,26 @@ def refuse_planted_links(folder: Path, path: str | Path) -> None:
     if not hasattr(os, "geteuid"):
         return
     to_come = [*reversed((Path.cwd() / folder).parts)]
-    here, links = Path(to_come.pop()), 0
+    folder_so_far, links = Path(to_come.pop()), 0
     while to_come and links <= LINKS:
-        step = here / to_come.pop()
+        step = folder_so_far / to_come.pop()
         try:
-            found = os.lstat(step)
-            if not stat.S_ISLNK(found.st_mode):
-                here = step.parent.parent if step.name == ".." else step  # `here` has no links in it
+            status = os.lstat(step)
+            if not stat.S_ISLNK(status.st_mode):
+                folder_so_far = step.parent.parent if step.name == ".." else step  # `here` has no links in it
                 continue
-            above, end = os.stat(here), Path(os.readlink(step))
+            above, end = os.stat(folder_so_far), Path(os.readlink(step))
         except OSError:  # not there yet; what cannot be entered is said by who writes
             return
         for_everybody = above.st_mode & stat.S_ISVTX and above.st_mode & stat.S_IWOTH
-        if for_everybody and found.st_uid not in (os.geteuid(), above.st_uid):
+        if for_everybody and status.st_uid not in (os.geteuid(), above.st_uid):
             raise LensplugError(
                 f"{str(path)!r} cannot be written: {str(step)!r} is a link of another user, in a folder in which"
                 " everybody may put one. Give another path."
             )
         links += 1
         if end.is_absolute():
-            here = Path(end.anchor)
+            folder_so_far = Path(end.anchor)
         to_come += reversed(end.parts[1:] if end.is_absolute() else end.parts)
 
 

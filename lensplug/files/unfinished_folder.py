@@ -42,9 +42,9 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
         LensplugError: If it cannot be written, or another process wrote to `out` meanwhile. What is whole then stays
             under the name that is said.
     """
-    there, empty = out.is_dir(), not (out.is_dir() and holds_files(out))
+    exists, empty = out.is_dir(), not (out.is_dir() and holds_files(out))
     name = os.path.basename(os.path.realpath(out)).encode(errors="surrogateescape")[:100].decode(errors="ignore")
-    around = (out if there else out.parent) / f"{UNFINISHED}{name}-{secrets.token_hex(4)}"
+    around = (out if exists else out.parent) / f"{UNFINISHED}{name}-{secrets.token_hex(4)}"
     folder, lock = around / "whole", None
     try:
         try:
@@ -62,9 +62,9 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
             raise
         try:
             _all_to_disk(folder)
-            if empty and os.path.lexists(out) and not (there and not holds_files(out)):
-                _keep(folder, (out if there else out.parent) / f"{name}-{secrets.token_hex(4)}", out)
-            _move_files(folder, out) if there else folder.rename(out)
+            if empty and os.path.lexists(out) and not (exists and not holds_files(out)):
+                _keep(folder, (out if exists else out.parent) / f"{name}-{secrets.token_hex(4)}", out)
+            _move_files(folder, out) if exists else folder.rename(out)
         except OSError as error:
             raise unwritten(out, error) from error
     finally:
@@ -78,16 +78,17 @@ def leftovers(out: Path) -> list[str]:
     """A sentence for each unfinished folder of this user in `out` or beside it, except where a process is at work."""
     sentences = []
     for folder in dict.fromkeys((out.absolute().parent, out.absolute())):
-        for found in sorted(folder.glob(f"{UNFINISHED}*")) if folder.is_dir() else ():
-            if not found.is_dir() or found.is_symlink() or _of_another(found):
+        for leftover in sorted(folder.glob(f"{UNFINISHED}*")) if folder.is_dir() else ():
+            if not leftover.is_dir() or leftover.is_symlink() or _of_another(leftover):
                 continue
-            used = _is_used(found)
+            used = _is_used(leftover)
             if used:
                 continue
             whose = "nobody works on it any more:" if used is False else "unless a process still works on it,"
             sentences.append(
-                f"{str(found)!r} ({_bytes(found) / 1e9:.1f} GB) is what was left when a process was killed while it"
-                f" wrote; {whose} delete it with: rm -r {shlex.quote(str(found))}"
+                f"{str(leftover)!r} ({_bytes(leftover) / 1e9:.1f} GB) is what was left when a process was killed while"
+                " it"
+                f" wrote; {whose} delete it with: rm -r {shlex.quote(str(leftover))}"
             )
     return sentences
 
@@ -155,23 +156,23 @@ def _all_to_disk(folder: Path) -> None:
                 os.close(file)
 
 
-def _keep(folder: Path, kept: Path, out: Path) -> None:
+def _keep(folder: Path, kept_folder: Path, out: Path) -> None:
     """Give it a name of its own where that which was meant is taken: hours may be in it."""
-    folder.rename(kept)
+    folder.rename(kept_folder)
     raise LensplugError(
-        f"another process wrote to {str(out)!r} meanwhile; what was to be written there is in {str(kept)!r}."
+        f"another process wrote to {str(out)!r} meanwhile; what was to be written there is in {str(kept_folder)!r}."
     )
 
 
 def _move_files(folder: Path, out: Path) -> None:
     """Move files into a folder; if one of them cannot be, those that are new there are taken away again."""
-    new: list[Path] = []
+    moved: list[Path] = []
     try:
         for file in sorted(folder.iterdir(), key=lambda file: (file.name == LAST, file.name)):
             if not os.path.lexists(out / file.name):
-                new.append(out / file.name)
+                moved.append(out / file.name)
             os.replace(file, out / file.name)
     except BaseException:
-        for path in new:
+        for path in moved:
             path.unlink(missing_ok=True)
         raise

@@ -43,12 +43,12 @@ def folder_to_write(path: str | Path) -> Path:
 
 def _refuse_unwritable(folder: Path, path: str | Path) -> None:
     """Make a file in the folder, or in the nearest above it that is there, and take it away again."""
-    there = folder
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
-    if not os.path.isdir(there):
-        raise LensplugError(f"{str(path)!r} cannot be written: {str(there)!r} is no folder. Give another path.")
-    probe = Unfinished(there / "probe")
+    existing = folder
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    if not os.path.isdir(existing):
+        raise LensplugError(f"{str(path)!r} cannot be written: {str(existing)!r} is no folder. Give another path.")
+    probe = Unfinished(existing / "probe")
     try:
         try:
             os.lstat(folder / "probe")  # a name that is too long says so

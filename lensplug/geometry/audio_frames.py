@@ -59,7 +59,7 @@ def stacked(count: int, size: int) -> tuple[Int[Tensor, " token"], Int[Tensor, "
 
 def interpolated(n_frames: int, count: int) -> tuple[Int[Tensor, " token"], Int[Tensor, " token"]]:
     """First and last frame of each position, where `n_frames` are interpolated to `count` (corners aligned)."""
-    at = torch.arange(count).double() * (n_frames - 1) / max(count - 1, 1)
-    near = (at - at.round()).abs() < 1e-9  # on a frame, whatever rounding says
-    at = torch.where(near, at.round(), at)
-    return at.floor().long(), at.ceil().long()
+    source_index = torch.arange(count).double() * (n_frames - 1) / max(count - 1, 1)
+    near = (source_index - source_index.round()).abs() < 1e-9  # on a frame, whatever rounding says
+    source_index = torch.where(near, source_index.round(), source_index)
+    return source_index.floor().long(), source_index.ceil().long()

@@ -68,10 +68,10 @@ def tiles_and_whole(
 ) -> ImageGrid:
     """The grid of an image that is seen in rows x columns tiles and then whole; whole alone if there are no tiles."""
     geometry = {"view_px": view_px, "side": side, "cell_px": cell_px}
-    whole = squeezed(height, width, **geometry)
-    placed, order = whole, [0]
+    base_view = squeezed(height, width, **geometry)
+    placed, order = base_view, [0]
     if rows * columns:
-        placed = torch.cat([squeezed(height, width, rows=rows, columns=columns, **geometry), whole])
+        placed = torch.cat([squeezed(height, width, rows=rows, columns=columns, **geometry), base_view])
         order = [*range(1, rows * columns + 1), 0]
-    view = torch.tensor(order).repeat_interleave(len(whole))
+    view = torch.tensor(order).repeat_interleave(len(base_view))
     return ImageGrid(placed.float(), view, torch.zeros(len(placed), dtype=torch.bool), width, height)

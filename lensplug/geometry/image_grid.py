@@ -76,10 +76,10 @@ class ImageGrid:
         if not preserve_mass:
             return self._painted(values, view)[0]
         total = torch.zeros(self.height, self.width)
-        for own, raster in self._rasters(values, view):
-            if bool(own.isinf().any()):
+        for view_values, raster in self._rasters(values, view):
+            if bool(view_values.isinf().any()):
                 raise LensplugError("some values are infinite: they have no mass to preserve.")
-            total += raster.spread(own)
+            total += raster.spread(view_values)
         return total
 
     @checked
@@ -103,14 +103,14 @@ class ImageGrid:
         self,
         values: Float[Tensor, " token"],
         view: ViewName,
-        at: tuple[Float[Tensor, " y"], Float[Tensor, " x"]] | None = None,
+        points: tuple[Float[Tensor, " y"], Float[Tensor, " x"]] | None = None,
     ) -> tuple[Float[Tensor, "y x"], Float[Tensor, "y x"]]:
         """The mean over the views that cover a point, and how many do."""
-        shape = (self.height, self.width) if at is None else (len(at[0]), len(at[1]))
+        shape = (self.height, self.width) if points is None else (len(points[0]), len(points[1]))
         total, covers = torch.zeros(shape), torch.zeros(shape)
-        for own, raster in self._rasters(values, view):
-            total += raster.paint(own, at)
-            covers += raster.paint(torch.ones_like(own), at)
+        for view_values, raster in self._rasters(values, view):
+            total += raster.paint(view_values, points)
+            covers += raster.paint(torch.ones_like(view_values), points)
         return total / covers.clamp(min=1), covers
 
     def _rasters(self, values: Float[Tensor, " token"], view: ViewName) -> list[tuple[Float[Tensor, " own"], Raster]]:
@@ -120,7 +120,7 @@ class ImageGrid:
         values = values.detach().float().cpu()
         chosen = self._tokens_of(view) & ~values.isnan()
         of_views = [chosen & self._tokens_of(name) for name in self.views]
-        return [(values[own], Raster.of(self.boxes[own], self.height, self.width)) for own in of_views]
+        return [(values[in_view], Raster.of(self.boxes[in_view], self.height, self.width)) for in_view in of_views]
 
     @checked
     def overlap(self, region: Region, *, view: ViewName = "all") -> Float[Tensor, " token"]:
@@ -141,23 +141,26 @@ class ImageGrid:
         raster = Raster.of(self.boxes[chosen], self.height, self.width)
         size = (self.height, self.width)
         try:
-            given = torch.as_tensor(np.asarray(region) if isinstance(region, list | tuple) else region).cpu()
+            region_values = torch.as_tensor(np.asarray(region) if isinstance(region, list | tuple) else region).cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise LensplugError(
                 f"the region is a {type(region).__name__}, expected a mask {list(size)}, or a box x0 y0 x1 y1."
             ) from error
-        if given.shape == (4,):
-            x0, y0, x1, y1 = given.double().tolist()
+        if region_values.shape == (4,):
+            x0, y0, x1, y1 = region_values.double().tolist()
             if not (x0 < x1 and y0 < y1):
-                raise LensplugError(f"the box {given.tolist()} has no area: expected x0 < x1 and y0 < y1, in pixels.")
+                raise LensplugError(
+                    f"the box {region_values.tolist()} has no area: expected x0 < x1 and y0 < y1, in pixels."
+                )
             shares[chosen] = raster.share_of_box(x0, y0, x1, y1)
-        elif given.shape == size:
-            white = given == 255
-            is_picture = bool((white | (given == 0)).all())
-            shares[chosen] = raster.share(white if is_picture else as_mask(given, size, "the region"))
+        elif region_values.shape == size:
+            white = region_values == 255
+            is_picture = bool((white | (region_values == 0)).all())
+            shares[chosen] = raster.share(white if is_picture else as_mask(region_values, size, "the region"))
         else:
             raise LensplugError(
-                f"the region has the shape {list(given.shape)}, expected a box x0 y0 x1 y1, or a mask of the shape"
+                f"the region has the shape {list(region_values.shape)}, expected a box x0 y0 x1 y1, or a mask of the"
+                " shape"
                 f" {list(size)} (height, width)."
             )
         return shares

@@ -46,8 +46,10 @@ class VideoGrid:
     @checked
     def image_grid(self, frame: int) -> ImageGrid:
         """The positions of one frame as the grid of an image; `tokens_of_frame` says which they are."""
-        at = self.tokens_of_frame(frame)
-        return ImageGrid(self.boxes[at], torch.zeros_like(self.frame[at]), self.newline[at], self.width, self.height)
+        tokens = self.tokens_of_frame(frame)
+        return ImageGrid(
+            self.boxes[tokens], torch.zeros_like(self.frame[tokens]), self.newline[tokens], self.width, self.height
+        )
 
     @checked
     def tokens_of_frame(self, frame: int) -> Bool[Tensor, " token"]:

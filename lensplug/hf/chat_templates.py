@@ -43,15 +43,15 @@ def rendered(processor: Any, messages: list[dict[str, Any]]) -> str:
         **{token: _plain(text) for token, text in tokenizer.special_tokens_map.items()},
     }
     try:
-        found = TEMPLATES.ask({"template": template, "variables": variables})
+        reply = TEMPLATES.ask({"template": template, "variables": variables})
     except ChildError as error:
         raise LensplugError(
             f"the chat template of {name} was stopped: {error}. A template comes with the model"
             " (chat_template.jinja): write the prompt in the model's own form, and give chat_template=False."
         ) from error
-    if "error" in found:
-        raise _refused(name, found["error"] if found["kind"].startswith("Template") else _words(found))
-    return str(found["answer"])
+    if "error" in reply:
+        raise _refused(name, reply["error"] if reply["kind"].startswith("Template") else _words(reply))
+    return str(reply["answer"])
 
 
 def _by_its_own_way(processor: Any, messages: list[dict[str, Any]]) -> str:
@@ -66,8 +66,8 @@ def _refused(name: str, error: Any) -> LensplugError:
     return LensplugError(f"the chat template of {name} refuses the messages: {error}.")
 
 
-def _words(found: dict[str, str]) -> str:
-    return f"{found['error']} ({found['kind']})"
+def _words(reply: dict[str, str]) -> str:
+    return f"{reply['error']} ({reply['kind']})"
 
 
 def _template(processor: Any) -> str | None:
@@ -80,4 +80,4 @@ def _template(processor: Any) -> str | None:
 
 def _plain(value: Any) -> Any:
     """Special tokens as texts: a list of them stays one."""
-    return [str(one) for one in value] if isinstance(value, list | tuple) else str(value)
+    return [str(item) for item in value] if isinstance(value, list | tuple) else str(value)

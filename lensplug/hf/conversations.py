@@ -47,8 +47,8 @@ class Turn:
     @property
     def text(self) -> str | None:
         """What was said, if that is words alone."""
-        alone = all(kind == "text" for kind, _ in self.parts)
-        return "".join(text for _, text in self.parts) if alone else None
+        is_text = all(kind == "text" for kind, _ in self.parts)
+        return "".join(text for _, text in self.parts) if is_text else None
 
 
 Conversation = tuple[Turn, ...]
@@ -56,7 +56,7 @@ Conversation = tuple[Turn, ...]
 
 def is_batch(text: Any) -> bool:
     """Whether these are several prompts: a list of texts or of conversations."""
-    return not isinstance(text, str | Mapping) and not any(isinstance(one, Mapping) for one in text)
+    return not isinstance(text, str | Mapping) and not any(isinstance(item, Mapping) for item in text)
 
 
 def read(text: Prompts) -> list[str | Conversation]:
@@ -68,7 +68,7 @@ def read(text: Prompts) -> list[str | Conversation]:
     several: Any = list(text) if is_batch(text) else [text]
     if not several:
         raise LensplugError("there is no prompt: give a text, chat messages, or a list of either.")
-    return [one if isinstance(one, str) else _conversation(one) for one in several]
+    return [prompt if isinstance(prompt, str) else _conversation(prompt) for prompt in several]
 
 
 def media_of(prompts: Sequence[str | Conversation], *, batched: bool, **given: Any) -> Media:
@@ -82,17 +82,17 @@ def media_of(prompts: Sequence[str | Conversation], *, batched: bool, **given: A
     Raises:
         LensplugError: If a conversation has more or fewer parts without a medium than were given for it.
     """
-    beside = load_media(len(prompts), batched=batched, **given)
-    own = {"image": beside.images, "video": beside.videos, "audio": beside.audio}
+    separate = load_media(len(prompts), batched=batched, **given)
+    separate_by_kind = {"image": separate.images, "video": separate.videos, "audio": separate.audio}
     merged: dict[str, list[tuple[Any, ...]]] = {}
-    for kind, of_kind in own.items():
+    for kind, of_kind in separate_by_kind.items():
         each = of_kind or ((),) * len(prompts)
         merged[kind] = [
             tuple(media) if isinstance(prompt, str) else _in_their_places(prompt, kind, media)
             for prompt, media in zip(prompts, each, strict=True)
         ]
-    found = {kind: tuple(each) if any(each) or own[kind] else () for kind, each in merged.items()}
-    return Media(images=found["image"], videos=found["video"], audio=found["audio"])
+    merged_media = {kind: tuple(each) if any(each) or separate_by_kind[kind] else () for kind, each in merged.items()}
+    return Media(images=merged_media["image"], videos=merged_media["video"], audio=merged_media["audio"])
 
 
 def with_media(prompt: str | Conversation, counts: Mapping[str, int]) -> Conversation:
@@ -111,13 +111,13 @@ def messages(conversation: Conversation, *, as_text: bool, sounds: Iterator[Any]
         as_text: Whether the content is a text, for a tokenizer, or a list of parts, for a processor.
         sounds: Where the template itself reads sounds: what each of their parts is, in their order.
     """
-    made = []
+    chat_messages = []
     for turn in conversation:
         content: Any = turn.text
         if not as_text:
-            content = [_part(kind, own, sounds) for kind, own in turn.parts]
-        made.append({"role": turn.role, "content": content})
-    return made
+            content = [_part(kind, medium, sounds) for kind, medium in turn.parts]
+        chat_messages.append({"role": turn.role, "content": content})
+    return chat_messages
 
 
 def split_answers(prompts: Sequence[str | Conversation]) -> tuple[list[str | Conversation], list[str] | None]:
@@ -139,38 +139,38 @@ def split_answers(prompts: Sequence[str | Conversation]) -> tuple[list[str | Con
     return [prompt[:-1] for prompt in prompts], spoken
 
 
-def _part(kind: str, own: Any, sounds: Iterator[Any] | None) -> dict[str, Any]:
+def _part(kind: str, content: Any, sounds: Iterator[Any] | None) -> dict[str, Any]:
     if kind == "text":
-        return {"type": "text", "text": own}
+        return {"type": "text", "text": content}
     return next(sounds) if kind == "audio" and sounds is not None else {"type": kind}
 
 
-def _in_their_places(conversation: Conversation, kind: str, given: Sequence[Any]) -> tuple[Any, ...]:
+def _in_their_places(conversation: Conversation, kind: str, media: Sequence[Any]) -> tuple[Any, ...]:
     """The media of a conversation: what stands in its parts, and where none does the next one that was given."""
-    parts = [medium for turn in conversation for own, medium in turn.parts if own == kind]
+    parts = [medium for turn in conversation for part_kind, medium in turn.parts if part_kind == kind]
     missing = sum(medium is None for medium in parts)
-    if missing != len(given):
+    if missing != len(media):
         name = {"image": "images", "video": "videos", "audio": "audio"}[kind]
         raise LensplugError(
-            f'the messages have {missing} part(s) {{"type": "{kind}"}} without the {kind} itself, and {len(given)} are'
+            f'the messages have {missing} part(s) {{"type": "{kind}"}} without the {kind} itself, and {len(media)} are'
             f' given as {name}=: put each into its part, {{"type": "{kind}", "path": ...}}, or give one for each such'
             " part, in their order."
         )
-    rest = iter(given)
-    return tuple(next(rest) if medium is None else LOADERS[kind](medium) for medium in parts)
+    remaining = iter(media)
+    return tuple(next(remaining) if medium is None else LOADERS[kind](medium) for medium in parts)
 
 
-def _conversation(given: Any) -> Conversation:
-    several = [given] if isinstance(given, Mapping) else given
+def _conversation(prompt: Any) -> Conversation:
+    several = [prompt] if isinstance(prompt, Mapping) else prompt
     if isinstance(several, str) or not isinstance(several, Sequence) or not several:
-        raise LensplugError(f"a prompt is a {type(given).__name__}, expected a text or chat messages: {FORM}.")
+        raise LensplugError(f"a prompt is a {type(prompt).__name__}, expected a text or chat messages: {FORM}.")
     return tuple(_turn(message) for message in several)
 
 
 def _turn(message: Any) -> Turn:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-        came = sorted(message) if isinstance(message, Mapping) else type(message).__name__
-        raise LensplugError(f"a message is {came}, expected a role and a content: {FORM}.")
+        received = sorted(message) if isinstance(message, Mapping) else type(message).__name__
+        raise LensplugError(f"a message is {received}, expected a role and a content: {FORM}.")
     content = message["content"]
     if isinstance(content, str):
         return Turn(message["role"], (("text", content),))
@@ -191,10 +191,12 @@ def _read_part(part: Any) -> tuple[str, Any]:
             f"a part of a message is {_brief(part)}, expected a text, an image, a video or a sound: {FORM}."
         )
     names = (kind, *SOURCES, f"{kind}_url", "input_audio", "data")
-    held = [(name, part[name]) for name in names if part.get(name) is not None]
-    if len(held) > 1:
-        raise LensplugError(f"a part of a message holds its {kind} twice ({held[0][0]} and {held[1][0]}): give one.")
-    return kind, _medium(*held[0]) if held else None
+    sources = [(name, part[name]) for name in names if part.get(name) is not None]
+    if len(sources) > 1:
+        raise LensplugError(
+            f"a part of a message holds its {kind} twice ({sources[0][0]} and {sources[1][0]}): give one."
+        )
+    return kind, _medium(*sources[0]) if sources else None
 
 
 def _medium(name: str, medium: Any) -> Any:

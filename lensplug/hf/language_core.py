@@ -138,14 +138,15 @@ def _refuse_special_weights(name: str, decoder: nn.Module, head: nn.Module) -> N
     if type(head) is not nn.Linear:
         raise LensplugError(f"the head of {name} is a {type(head).__name__}, expected a plain nn.Linear.")
     parameters = [*decoder.parameters(), *head.parameters()]
-    for what, values in (
+    for property_name, values in (
         ("dtype", {p.dtype for p in parameters}),
         ("device", {p.device for p in parameters}),
     ):
         if len(values) > 1:
             raise LensplugError(
-                f"the core of {name} has weights of more than one {what} ({', '.join(sorted(map(str, values)))}); load"
-                f" it with one {what} (no quantisation, no device_map)."
+                f"the core of {name} has weights of more than one {property_name}"
+                f" ({', '.join(sorted(map(str, values)))}); load"
+                f" it with one {property_name} (no quantisation, no device_map)."
             )
     if any(p.is_inference() for p in parameters):
         raise LensplugError(

@@ -49,12 +49,12 @@ def prepare(
     """
     if not chat_template and any(not isinstance(prompt, str) for prompt in prompts):
         raise LensplugError("chat messages are wrapped by the model's chat template: leave chat_template=False out.")
-    given = media_of(prompts, batched=batched, images=images, videos=videos, audio=audio)
-    sounds = given.audio
+    loaded = media_of(prompts, batched=batched, images=images, videos=videos, audio=audio)
+    sounds = loaded.audio
     nothing = ((),) * len(prompts)
     media: dict[str, Sequence[Sequence[Any]]] = {
-        "image": given.images or nothing,
-        "video": given.videos or nothing,
+        "image": loaded.images or nothing,
+        "video": loaded.videos or nothing,
         "audio": sounds or nothing,
     }
     parts = {
@@ -62,8 +62,8 @@ def prepare(
         "video": ("video_processor",),
         "audio": ("feature_extractor", "audio_processor"),
     }
-    for kind, own in media.items():
-        if any(own) and not any(hasattr(processor, part) for part in parts[kind]):
+    for kind, media_of_examples in media.items():
+        if any(media_of_examples) and not any(hasattr(processor, part) for part in parts[kind]):
             raise LensplugError(f"{kind} is given, but {type(processor).__name__} takes none.")
     heard = _at_the_encoders_rate(processor, sounds) if any(sounds) else []
     if any(sounds) and "audio" not in inspect.signature(type(processor).__call__).parameters:
@@ -74,22 +74,28 @@ def prepare(
             )
         return _by_template(
             processor,
-            [with_media(prompt, {"audio": len(own)}) for prompt, own in zip(prompts, sounds, strict=True)],
+            [
+                with_media(prompt, {"audio": len(media_of_examples)})
+                for prompt, media_of_examples in zip(prompts, sounds, strict=True)
+            ],
             heard,
-        ), given
+        ), loaded
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if chat_template:
-        counts = [{kind: len(own[example]) for kind, own in media.items()} for example in range(len(prompts))]
+        counts = [
+            {kind: len(media_of_examples[example]) for kind, media_of_examples in media.items()}
+            for example in range(len(prompts))
+        ]
         texts = [
             _chat_prompt(processor, with_media(prompt, count)) for prompt, count in zip(prompts, counts, strict=True)
         ]
-    for kind, own in media.items():
-        _refuse_other_count(texts, own, getattr(processor, f"{kind}_token", None), kind)
-    arguments = _arguments(processor, texts, given, heard)
+    for kind, media_of_examples in media.items():
+        _refuse_other_count(texts, media_of_examples, getattr(processor, f"{kind}_token", None), kind)
+    arguments = _arguments(processor, texts, loaded, heard)
     bos = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
     if chat_template and bos and texts[0].startswith(bos):
         arguments.get("text_kwargs", arguments)["add_special_tokens"] = False  # the template has written it
-    return _run(processor, arguments), given
+    return _run(processor, arguments), loaded
 
 
 def _run(processor: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -100,8 +106,8 @@ def _run(processor: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     except LensplugError:
         raise
     except Exception as error:
-        what = str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
-        raise LensplugError(f"{name} refused its inputs: {what}") from error
+        reason = str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
+        raise LensplugError(f"{name} refused its inputs: {reason}") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of the tokenizers library, which is in Rust
             raise
@@ -109,7 +115,7 @@ def _run(processor: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     return outputs
 
 
-def _arguments(processor: Any, texts: Sequence[str], given: Media, heard: Sequence[Sequence[Sound]]) -> dict[str, Any]:
+def _arguments(processor: Any, texts: Sequence[str], media: Media, heard: Sequence[Sequence[Sound]]) -> dict[str, Any]:
     """What the processor is called with."""
     # Padding at the left: the last position of every prompt is then the one that writes its answer.
     of_text: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
@@ -118,20 +124,20 @@ def _arguments(processor: Any, texts: Sequence[str], given: Media, heard: Sequen
         # Said to each part by its name: padding of the text is not that of sounds, which may go to a whole window.
         arguments = {"text_kwargs": of_text, "common_kwargs": {"return_tensors": "pt"}}
     arguments["text"] = texts
-    if any(given.images):
-        arguments["images"] = [list(pictures) for pictures in given.images]
-    if any(given.videos):
-        arguments["videos"] = _stackable(given)
+    if any(media.images):
+        arguments["images"] = [list(pictures) for pictures in media.images]
+    if any(media.videos):
+        arguments["videos"] = _stackable(media)
         arguments["videos_kwargs"] = {"do_sample_frames": False}  # the frames that were given are those that are seen
     if any(heard):
-        arguments["audio"] = [sound.waveform.numpy() for own in heard for sound in own]
+        arguments["audio"] = [sound.waveform.numpy() for sounds in heard for sound in sounds]
         arguments["audio_kwargs"] = {"sampling_rate": encoder_rate(processor)}
     return arguments
 
 
-def _stackable(given: Media) -> list[Any]:
+def _stackable(media: Media) -> list[Any]:
     """The frames of every video; Hugging Face stacks videos."""
-    videos = [video for own in given.videos for video in own]
+    videos = [video for of_example in media.videos for video in of_example]
     if len(counts := sorted({len(video) for video in videos})) > 1:
         raise LensplugError(
             f"videos of {', '.join(map(str, counts))} frames in one call, which Hugging Face cannot stack: give all the"
@@ -145,8 +151,8 @@ def _by_template(
 ) -> Mapping[str, Any]:
     """Where the processor itself takes no sounds, as Voxtral's: they go into the turns, as files in memory."""
     turns = []
-    for conversation, own in zip(conversations, sounds, strict=True):
-        parts = iter([{"type": "audio", "base64": sound.as_wav()} for sound in own])
+    for conversation, sounds_of_prompt in zip(conversations, sounds, strict=True):
+        parts = iter([{"type": "audio", "base64": sound.as_wav()} for sound in sounds_of_prompt])
         turns.append(messages(conversation, as_text=False, sounds=parts))
     try:
         outputs: Mapping[str, Any] = processor.apply_chat_template(turns, tokenize=True, return_dict=True)
@@ -157,10 +163,10 @@ def _by_template(
 
 def _at_the_encoders_rate(processor: Any, sounds: Sequence[Sequence[Sound]]) -> list[list[Sound]]:
     rate = encoder_rate(processor)
-    if others := {sound.sampling_rate for own in sounds for sound in own} - {rate}:
-        came = ", ".join(map(str, sorted(others)))
-        warn_user(f"sounds of {came} Hz are resampled to the {rate} Hz that the encoder takes.")
-    return [[sound.at_rate(rate) for sound in own] for own in sounds]
+    if other_rates := {sound.sampling_rate for sounds_of_example in sounds for sound in sounds_of_example} - {rate}:
+        rates = ", ".join(map(str, sorted(other_rates)))
+        warn_user(f"sounds of {rates} Hz are resampled to the {rate} Hz that the encoder takes.")
+    return [[sound.at_rate(rate) for sound in sounds_of_example] for sounds_of_example in sounds]
 
 
 def encoder_rate(processor: Any) -> int:
@@ -181,22 +187,23 @@ def as_the_model_reads(processor: Any, text: str, *, images: Any, videos: Any, a
     """
     if has_chat_template(processor):
         return text
-    given = load_media(1, batched=False, images=images, videos=videos, audio=audio)
+    media = load_media(1, batched=False, images=images, videos=videos, audio=audio)
     before = ""
-    for kind, own in (("image", given.images), ("video", given.videos), ("audio", given.audio)):
+    for kind, media_of_kind in (("image", media.images), ("video", media.videos), ("audio", media.audio)):
         token = getattr(processor, f"{kind}_token", None)
-        if token is not None and own and token not in text:
-            before += f"{token}\n" * len(own[0])
+        if token is not None and media_of_kind and token not in text:
+            before += f"{token}\n" * len(media_of_kind[0])
     return before + text
 
 
-def _refuse_other_count(texts: Sequence[str], given: Sequence[Sequence[Any]], token: str | None, kind: str) -> None:
+def _refuse_other_count(texts: Sequence[str], media: Sequence[Sequence[Any]], token: str | None, kind: str) -> None:
     if token is None:
         return
-    for example, (prompt, own) in enumerate(zip(texts, given, strict=True)):
-        if prompt.count(token) != len(own):
+    for example, (prompt, media_of_example) in enumerate(zip(texts, media, strict=True)):
+        if prompt.count(token) != len(media_of_example):
             raise LensplugError(
-                f"example {example} has {len(own)} {kind}(s) and {prompt.count(token)} placeholder(s) {token!r}:"
+                f"example {example} has {len(media_of_example)} {kind}(s) and {prompt.count(token)} placeholder(s)"
+                f" {token!r}:"
                 f" give one placeholder for each {kind}, or plain words and chat_template=True."
             )
 

@@ -34,9 +34,9 @@ def turn(config: Any) -> AbstractContextManager[Any]:
     """The lock of all that runs the model with this configuration of its decoder; re-entrant."""
     lock: AbstractContextManager[Any] | None = _LOCKS.get(id(config))
     if lock is None:
-        own = threading.RLock()
-        lock = _LOCKS.setdefault(id(config), own)  # in one step: another thread may be as far
-        if lock is own:
+        new_lock = threading.RLock()
+        lock = _LOCKS.setdefault(id(config), new_lock)  # in one step: another thread may be as far
+        if lock is new_lock:
             weakref.finalize(config, _LOCKS.pop, id(config), None)
     return lock
 

@@ -76,7 +76,7 @@ def _before(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
     """A forward pre-hook for the length of a block, also if an interrupt comes at any place in it."""
 
     def remove() -> None:
-        for number in [number for number, other in module._forward_pre_hooks.items() if other is hook]:
+        for number in [number for number, registered in module._forward_pre_hooks.items() if registered is hook]:
             del module._forward_pre_hooks[number]
             module._forward_pre_hooks_with_kwargs.pop(number, None)
 
@@ -92,7 +92,7 @@ def _before(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
 
 def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None) -> Seam:
     embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
-    beside = {} if core.beside is None else {core.beside: kwargs.get(core.beside)}
+    decoder_inputs = {} if core.beside is None else {core.beside: kwargs.get(core.beside)}
     if core.beside == "attention_mask":
         mask = padding
     if embeds is None and kwargs.get("input_ids") is not None:
@@ -108,15 +108,15 @@ def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None)
             f"the model gives its decoder an attention mask of its own ({shape}), not one row per example: its"
             " attention is not plainly causal, and the core alone would compute something else."
         )
-    known = {"inputs_embeds", "attention_mask", "position_ids", "input_ids", "cache", "past_key_values"} | UNREAD
-    extra = [name for name, value in kwargs.items() if name not in known and value is not None]
+    known_names = {"inputs_embeds", "attention_mask", "position_ids", "input_ids", "cache", "past_key_values"} | UNREAD
+    extra = [name for name, value in kwargs.items() if name not in known_names and value is not None]
     if extra:
         raise LensplugError(
             f"the model gives its decoder more than embeddings ({', '.join(sorted(extra))}): the core alone cannot"
             " compute the same."
         )
     _refuse_other_positions(None if core.beside == "position_ids" else kwargs.get("position_ids"), mask)
-    return Seam(embeds.detach(), mask.long(), beside)
+    return Seam(embeds.detach(), mask.long(), decoder_inputs)
 
 
 def _refuse_other_positions(position_ids: Tensor | None, mask: Tensor) -> None:

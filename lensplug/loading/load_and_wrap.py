@@ -128,14 +128,14 @@ def wrap(
             exactly; what stands in the way is named.
     """
     refuse_other_models(hf_model, processor)
-    given = processor
+    given_processor = processor
     if is_bridge(hf_model) and processor is None:
         processor = getattr(hf_model, "processor", None) or hf_model.tokenizer
     if is_bridge(hf_model) or is_bridged(hf_model):
         hf_model = unbridged(hf_model)
     core = LanguageCore.of(hf_model)
     refuse_not_loaded(hf_model)
-    refuse_other_processors(given, core)  # a bridge may have less than its model's processor
+    refuse_other_processors(given_processor, core)  # a bridge may have less than its model's processor
     refuse_training(hf_model, "model")
     tokenizer = getattr(processor, "tokenizer", processor)
     name, model = engines.build(core, engine=engine, tokenizer=tokenizer, process_weights=process_weights)
@@ -151,8 +151,8 @@ def wrap(
 def _short_check(lens: MultimodalLens) -> parity.ParityReport:
     """A dozen tokens of text: enough to see a wrong weight, norm, rotation or scale."""
     rows = lens.core.decoder.embed_tokens.weight.shape[0]
-    taken = set(lens.core.placeholder_ids.values())
-    ids = [token for token in torch.linspace(0, rows - 1, 16).long().tolist() if token not in taken]
+    placeholder_ids = set(lens.core.placeholder_ids.values())
+    ids = [token for token in torch.linspace(0, rows - 1, 16).long().tolist() if token not in placeholder_ids]
     ids = ids[: min(12, lens.model.cfg.n_ctx)]
     tokens = torch.tensor([ids], device=lens.core.device)
     model_inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}

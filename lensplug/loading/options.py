@@ -51,21 +51,21 @@ def known_device(device: Any) -> torch.device:
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    found += ["mps"] if torch.backends.mps.is_available() else []
-    here = f"give device={' or '.join(map(repr, found))}, which are here, or leave it out"
-    here = here if len(found) > 1 else "give device='cpu', the only one here, or leave it out"
+    available = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    available += ["mps"] if torch.backends.mps.is_available() else []
+    hint = f"give device={' or '.join(map(repr, available))}, which are here, or leave it out"
+    hint = hint if len(available) > 1 else "give device='cpu', the only one here, or leave it out"
     try:
-        known = torch.device(device)
+        torch_device = torch.device(device)
     except RuntimeError as error:
-        raise LensplugError(f"device is {device!r}, which torch does not know: {here}.") from error
-    if known.type == "meta":
-        raise LensplugError(f"device is 'meta', where weights have no numbers: {here}.")
+        raise LensplugError(f"device is {device!r}, which torch does not know: {hint}.") from error
+    if torch_device.type == "meta":
+        raise LensplugError(f"device is 'meta', where weights have no numbers: {hint}.")
     try:
-        torch.empty(1, device=known)
+        torch.empty(1, device=torch_device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise LensplugError(f"device is {str(device)!r}, and there is none here that torch can use: {here}.") from error
-    return known
+        raise LensplugError(f"device is {str(device)!r}, and there is none here that torch can use: {hint}.") from error
+    return torch_device
 
 
 def known_dtype(dtype: Any) -> str | torch.dtype:
@@ -76,10 +76,10 @@ def known_dtype(dtype: Any) -> str | torch.dtype:
     """
     if dtype == "auto":
         return "auto"
-    found: torch.dtype | None = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if found is None or found not in DTYPES.values():
+    torch_dtype: torch.dtype | None = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if torch_dtype is None or torch_dtype not in DTYPES.values():
         raise LensplugError(f"dtype is {dtype!r}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}.")
-    return found
+    return torch_dtype
 
 
 def options(given: Mapping[str, Any], device: Any) -> tuple[torch.device, dict[str, Any], dict[str, Any]]:
@@ -88,23 +88,23 @@ def options(given: Mapping[str, Any], device: Any) -> tuple[torch.device, dict[s
     Raises:
         LensplugError: If an option is unknown, or would make another core than the checkpoint's.
     """
-    rest = dict(given)
-    device = _of_map(rest.pop("device_map"), device) if "device_map" in rest else device
-    for name, value in rest.items():
+    remaining = dict(given)
+    device = _of_map(remaining.pop("device_map"), device) if "device_map" in remaining else device
+    for name, value in remaining.items():
         if name in REFUSED and value not in (None, False):
             raise LensplugError(f"{name}={_brief(value)}: {REFUSED[name]}.")
-    rest = {name: value for name, value in rest.items() if name not in REFUSED}
-    known = (*WHERE_FROM, *OF_WEIGHTS, "gguf_file")
-    if unknown := [name for name in rest if name not in known]:
+    remaining = {name: value for name, value in remaining.items() if name not in REFUSED}
+    handed_on = (*WHERE_FROM, *OF_WEIGHTS, "gguf_file")
+    if unknown := [name for name in remaining if name not in handed_on]:
         raise LensplugError(
-            f"load takes no {unknown[0]!r}. Of transformers' arguments it hands on {', '.join(sorted(known))}; for"
+            f"load takes no {unknown[0]!r}. Of transformers' arguments it hands on {', '.join(sorted(handed_on))}; for"
             f" others, those of a processor too, {OWN_MODEL}."
         )
-    attention = rest.get("attn_implementation")
+    attention = remaining.get("attn_implementation")
     for one in attention.values() if isinstance(attention, Mapping) else [attention]:
         _refuse_attention(one)
-    where = {name: value for name, value in rest.items() if name not in OF_WEIGHTS}
-    return known_device(device), where, {name: rest[name] for name in OF_WEIGHTS if name in rest}
+    where = {name: value for name, value in remaining.items() if name not in OF_WEIGHTS}
+    return known_device(device), where, {name: remaining[name] for name in OF_WEIGHTS if name in remaining}
 
 
 def refuse_quantised(config: Any, name: str) -> None:
@@ -114,9 +114,13 @@ def refuse_quantised(config: Any, name: str) -> None:
         LensplugError: Then.
     """
     text = config.get_text_config(decoder=True)
-    found = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
-    if found:
-        method = found.get("quant_method") if isinstance(found, Mapping) else getattr(found, "quant_method", None)
+    quantization = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
+    if quantization:
+        method = (
+            quantization.get("quant_method")
+            if isinstance(quantization, Mapping)
+            else getattr(quantization, "quant_method", None)
+        )
         raise LensplugError(
             f"the weights of {name!r} are quantised ({getattr(method, 'value', method) or 'unknown'}), and a core has"
             " whole weights: load the checkpoint that it was made of, with dtype='bfloat16' to save memory."

@@ -84,8 +84,8 @@ def refuse_other_processors(processor: Any, core: LanguageCore) -> None:
     if processor is None:
         return
     if isinstance(processor, str | Path | type):
-        came = repr(str(processor)) if not isinstance(processor, type) else f"the class {processor.__name__}"
-        raise LensplugError(f"processor is {came}, expected one in memory: AutoProcessor.from_pretrained(name).")
+        received = repr(str(processor)) if not isinstance(processor, type) else f"the class {processor.__name__}"
+        raise LensplugError(f"processor is {received}, expected one in memory: AutoProcessor.from_pretrained(name).")
     tokenizer = getattr(processor, "tokenizer", processor)
     if not callable(getattr(tokenizer, "decode", None)) or not callable(tokenizer):
         raise LensplugError(
@@ -100,12 +100,13 @@ def refuse_other_processors(processor: Any, core: LanguageCore) -> None:
         )
     for kind, expected in core.placeholder_ids.items():
         text = getattr(processor, f"{kind}_token", None)
-        own = getattr(processor, f"{kind}_token_id", None)
-        if own is None and isinstance(text, str):
-            own = tokenizer.convert_tokens_to_ids(text)
-        if isinstance(own, int) and own != expected:
+        token_of_processor = getattr(processor, f"{kind}_token_id", None)
+        if token_of_processor is None and isinstance(text, str):
+            token_of_processor = tokenizer.convert_tokens_to_ids(text)
+        if isinstance(token_of_processor, int) and token_of_processor != expected:
             raise LensplugError(
-                f"this processor is of another model: its {kind} placeholder is the token {own} ({text}), that of"
+                f"this processor is of another model: its {kind} placeholder is the token {token_of_processor}"
+                f" ({text}), that of"
                 f" {core.name} is {expected}. Give AutoProcessor.from_pretrained(name) of the same name."
             )
 

@@ -41,17 +41,17 @@ class Media:
     def numbers(self) -> dict[str, list[int]]:
         """Modality -> how many each example has; an empty list where nothing is known."""
         kinds = {"image": self.images, "video": self.videos, "audio": self.audio}
-        return {kind: [len(own) for own in media] for kind, media in kinds.items()}
+        return {kind: [len(media_of_example) for media_of_example in media] for kind, media in kinds.items()}
 
     @property
     def image_sizes(self) -> list[list[tuple[int, int]]]:
         """(height, width) of every picture."""
-        return [[(image.height, image.width) for image in own] for own in self.images]
+        return [[(image.height, image.width) for image in images] for images in self.images]
 
     @property
     def durations(self) -> list[list[float]]:
         """Seconds of every sound."""
-        return [[sound.duration_s for sound in own] for own in self.audio]
+        return [[sound.duration_s for sound in sounds] for sounds in self.audio]
 
 
 def load_media(n_examples: int, *, batched: bool, images: Any = None, videos: Any = None, audio: Any = None) -> Media:
@@ -76,7 +76,7 @@ def load_media(n_examples: int, *, batched: bool, images: Any = None, videos: An
 
 
 def per_example(
-    given: Any,
+    source: Any,
     n_examples: int,
     name: str,
     load: Callable[[Any], MediumT],
@@ -84,17 +84,17 @@ def per_example(
     batched: bool,
 ) -> tuple[tuple[MediumT, ...], ...]:
     """The media of each example, loaded; nothing where none are given."""
-    if given is None:
+    if source is None:
         return ()
-    is_one, given = IS_ONE[name], listed(given, name)
-    if not batched and len(given) == 1 and isinstance(given[0], list | tuple) and not is_one(given[0]):
-        given = list(given[0])  # a batch of one, as Hugging Face's processors take it
-    groups = [listed(own, name) for own in given] if batched else [given]
+    is_one, source = IS_ONE[name], listed(source, name)
+    if not batched and len(source) == 1 and isinstance(source[0], list | tuple) and not is_one(source[0]):
+        source = list(source[0])  # a batch of one, as Hugging Face's processors take it
+    groups = [listed(group, name) for group in source] if batched else [source]
     if len(groups) != n_examples:
         raise LensplugError(
             f"{n_examples} prompts, but {name} for {len(groups)}: give one list of {name} for each prompt."
         )
-    return tuple(tuple(load(one) for one in own) for own in groups)
+    return tuple(tuple(load(medium) for medium in group) for group in groups)
 
 
 def listed(given: Any, name: str) -> list[Any]:

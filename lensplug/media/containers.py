@@ -1,4 +1,4 @@
-"""Files by PyAV: in formats and codecs of a list, and nothing but the file itself is opened."""
+"""Media files read with PyAV: only allowed formats and codecs, and only the file itself."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def open_container(av: Any, file: File, *, max_pixels: int) -> Iterator[Any]:
         "max_streams": str(MAX_STREAMS),
         "max_pixels": str(max_pixels),
     }
-    # A title in another encoding than it should have is no reason to read nothing; PyAV 19 needs not be told.
+    # Metadata in a wrong encoding should not prevent reading; PyAV 19 tolerates it by default.
     lenient = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
     with av.open(file.opened(), options=options, **lenient) as container:
         for stream in container.streams:
@@ -74,25 +74,25 @@ def open_container(av: Any, file: File, *, max_pixels: int) -> Iterator[Any]:
 
 
 def refuse_other_codecs(stream: Any, file: File, codecs: tuple[str, ...], command: str) -> None:
-    """Refuse a stream whose decoder is none of a list.
+    """Refuse a stream whose codec is not allowed.
 
     Raises:
-        LensplugError: If it is another one.
+        LensplugError: If it has another codec.
     """
     context = stream.codec_context
     if context is None or context.name not in codecs:
-        found = "what no decoder is known for" if context is None else context.name
-        raise LensplugError(f"{file} is in {found}, which is not read: convert it ({command}).")
+        codec = "what no decoder is known for" if context is None else context.name
+        raise LensplugError(f"{file} is in {codec}, which is not read: convert it ({command}).")
 
 
 def cut_short(file: File, said_s: float | None, found_s: float) -> None:
-    """Warn where a file says that it is longer than what of it can be read."""
+    """Warn if less of a file can be read than its header declares."""
     if said_s is not None and said_s - found_s > max(0.5, 0.05 * said_s):
-        warn_user(f"{file} is cut short: it says {said_s:.1f} s, and {found_s:.1f} s of it can be read.")
+        warn_user(f"{file} is cut short: its header declares {said_s:.1f} s, of which {found_s:.1f} s can be read.")
 
 
 def seconds_of(container: Any, stream: Any) -> float | None:
-    """How long a stream says that it is."""
+    """The declared length of a stream, in seconds."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     if container.duration is not None and len(container.streams) == 1:

@@ -19,7 +19,7 @@ from lensplug.media.limits import in_words, memory_limit, refuse_beyond_limit
 ADDRESS = re.compile(r"^[A-Za-z][\w+.-]+:/|^data:")
 """Two letters at least: one is a drive."""
 READING = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
-"""To open a FIFO so waits for nobody; a file is read as ever."""
+"""Open flags: opening a FIFO does not block; regular files are not affected."""
 CHUNK = 2**24
 """Bytes that are read at a time of what may have no end."""
 KINDS = {stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
@@ -42,12 +42,14 @@ class File:
         """Itself: it is closed at the end."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close it."""
         self.stream.close()
 
     def begins(self) -> bytes:
-        """Its first bytes, by which formats are told."""
+        """Its first bytes, which identify the format."""
         self.stream.seek(0)
         return self.stream.read(64)
 
@@ -133,22 +135,22 @@ def _opened(path: str, kind: str) -> File:
         raise LensplugError(f"{name} cannot be opened: {error.strerror or error}.") from error
     stream = os.fdopen(descriptor, "rb")
     try:
-        found = os.fstat(descriptor)  # of what was opened: the name may mean something else by now
-        _refuse_special(found.st_mode, name, kind)
-        if found.st_size == 0:
+        status = os.fstat(descriptor)  # of what was opened: the name may mean something else by now
+        _refuse_special(status.st_mode, name, kind)
+        if status.st_size == 0:
             raise LensplugError(f"{name} is an empty file, expected {kind}.")
     except LensplugError:
         stream.close()
         raise
-    return File(name, stream, found.st_size)
+    return File(name, stream, status.st_size)
 
 
 def _refuse_special(mode: int, name: str, kind: str) -> None:
     if stat.S_ISDIR(mode):
         raise LensplugError(f"{name} is a folder, expected a file that is {kind}.")
     if not stat.S_ISREG(mode):
-        found = next((words for test, words in KINDS.items() if test(mode)), "no ordinary file")
-        raise LensplugError(f"{name} is {found}, expected a file that is {kind}: copy its content into one.")
+        file_type = next((words for test, words in KINDS.items() if test(mode)), "no ordinary file")
+        raise LensplugError(f"{name} is {file_type}, expected a file that is {kind}: copy its content into one.")
 
 
 def _all_of(source: Any, kind: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Which frames of a video are taken: evenly in number where that is evenly in time, else at even moments."""
+"""Frame sampling: evenly spaced frame numbers if these are evenly spaced in time, else evenly spaced times."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Track:
 
     @classmethod
     def at(cls, times: list[float | None]) -> Track:
-        """Of frames in their order, each shown at its time."""
-        known = [max(time, 0.0) for time in times if time is not None]
-        if len(known) < len(times) or any(after < before for before, after in pairwise(known)):
+        """The track of frames in order, from the time at which each is shown."""
+        shown_times = [max(time, 0.0) for time in times if time is not None]
+        if len(shown_times) < len(times) or any(after < before for before, after in pairwise(shown_times)):
             return cls(len(times), None)
-        return cls(len(times), known)
+        return cls(len(times), shown_times)
 
     def usual_s(self) -> float:
         """How long a frame stays, as a rule."""
@@ -57,6 +57,6 @@ def choose(track: Track, name: str, num_frames: int) -> Choice:
     if number == track.n_frames:
         warning = f"{varies}: all {number} are taken, which are not even in time."
         return Choice(by_number, times.tolist(), warning)
-    shown = np.searchsorted(times, moments + 1e-6, side="right") - 1
+    frame_at_moment = np.searchsorted(times, moments + 1e-6, side="right") - 1
     warning = f"{varies}: {number} are taken evenly in time, each as it is on the screen at that moment."
-    return Choice(shown.tolist(), moments.tolist(), warning)
+    return Choice(frame_at_moment.tolist(), moments.tolist(), warning)

@@ -27,18 +27,18 @@ def as_shown(frame: Any, stream: Any) -> np.ndarray:
     if any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8":
         image = Image.fromarray(frame.reformat(width, height, "rgba").to_ndarray())
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        shown = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+        pixels = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
     else:
-        shown = frame.reformat(width, height, "rgb24").to_ndarray()
-    return np.ascontiguousarray(_turned(shown, frame))
+        pixels = frame.reformat(width, height, "rgb24").to_ndarray()
+    return np.ascontiguousarray(_turned(pixels, frame))
 
 
-def _turned(shown: np.ndarray, frame: Any) -> np.ndarray:
+def _turned(pixels: np.ndarray, frame: Any) -> np.ndarray:
     """The frame rotated and mirrored as its display matrix says, which telephones write."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
-        return shown
+        return pixels
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
     if abs(b) > abs(a):
-        shown, a, d = shown.swapaxes(0, 1), c, b
-    return shown[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -13,8 +13,8 @@ from lensplug.media.files import File
 from lensplug.media.limits import refuse_beyond_limit
 
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""What is read. Of the others that Pillow knows, EPS runs Ghostscript, QOI is decoded in Python, icons hold other
-files, and most are written by nobody any more. HEIF is there once pillow-heif is registered."""
+"""Allowed formats. Others that Pillow supports are left out: EPS runs Ghostscript, QOI is decoded in Python, icons
+contain other files, and most are obsolete. HEIF is available once pillow-heif is registered."""
 BYTES_A_PIXEL = 12
 """What reading takes: Pillow keeps 4 bytes a pixel, and up to three pictures while it converts one."""
 HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")
@@ -27,7 +27,7 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def open_image(file: File) -> Iterator[Image.Image]:
-    """A picture file, of which no pixel has been decoded.
+    """An opened image file; no pixel is decoded yet.
 
     Raises:
         LensplugError: If it has another format, or more pixels than the memory limit allows.
@@ -67,7 +67,7 @@ def refuse_undecoded(image: Image.Image, name: str = "the image") -> None:
 
 
 def _registered() -> list[str]:
-    """Of the formats, those that there are here: Pillow raises KeyError for another."""
+    """The allowed formats that are registered: Pillow raises KeyError for others."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]  # MPO is opened as JPEG
 
@@ -80,7 +80,7 @@ def _why_unknown(begins: bytes) -> str:
 
 @contextmanager
 def _without_pillows_limit() -> Iterator[None]:
-    """While a file is opened, which decodes nothing: its size is held against ours then. One set lower stays."""
+    """Lift Pillow's limit while a file is opened, and check ours afterwards; a lower limit set by the user stays."""
     with _LOCK:
         before = Image.MAX_IMAGE_PIXELS
         if before is not None and before >= PILLOWS:

@@ -22,9 +22,9 @@ T = TypeVar("T")
 def load_image(source: Any, *, upright: bool = True) -> Image.Image:
     """A picture as RGB, as a browser shows it: turned as its EXIF says, what is transparent on white.
 
-    Of an animation it is the frame that a PIL image is at, of a file the first, and a warning says so. Files are read
-    in the formats of `image_files.FORMATS` alone, and as far as the memory limit allows (`limits.set_memory_limit`):
-    unless it is changed, up to 89 megapixels.
+    For an animation it is the current frame of a PIL image, or the first frame of a file, with a warning. Files are
+    read in the formats of `image_files.FORMATS` only, within the memory limit (`limits.set_memory_limit`): by default
+    up to 89 megapixels.
 
     Args:
         source: A PIL image; a file (a path, bytes, a file that is open, or the dictionary of a data set); or an
@@ -40,25 +40,25 @@ def load_image(source: Any, *, upright: bool = True) -> Image.Image:
 
 
 def both_ways(source: Any) -> tuple[Image.Image, Image.Image]:
-    """A picture turned as its EXIF says, and as it is stored; one and the same where that says nothing."""
+    """An image with EXIF orientation applied, and as stored; the same object if there is no orientation."""
     return _decoded(source, _both)
 
 
-def _decoded(source: Any, way: Callable[[Image.Image], T]) -> T:
-    """What is made of the picture, whatever form it has."""
+def _decoded(source: Any, convert: Callable[[Image.Image], T]) -> T:
+    """The result of a conversion of the decoded image, whatever its source."""
     if isinstance(source, Tensor | np.ndarray):
-        return way(_of_array(as_array(source)))
+        return convert(_of_array(as_array(source)))
     if isinstance(source, Image.Image):
         with decoding("the image", "an image"):
             refuse_undecoded(source)
-            return way(_loaded(source))
+            return convert(_loaded(source))
     if not is_file(source):
         raise LensplugError(
             f"an image is a {type(source).__name__}, expected a PIL image, a path (or bytes, or a file that is open),"
             " or an array of uint8."
         )
     with as_file(source, "a picture") as file, decoding(file, "an image"), open_image(file) as image:
-        return way(_loaded(image))
+        return convert(_loaded(image))
 
 
 def is_one_image(source: Any) -> bool:
@@ -91,7 +91,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _stored(image: Image.Image) -> Image.Image:
-    """Without the EXIF where it turns: who turns it once more must find nothing to turn it by."""
+    """As stored, without its EXIF orientation, so that it is not rotated a second time."""
     return Image.fromarray(np.asarray(_rgb(image))) if _is_turned(image) else _rgb(image)
 
 
@@ -101,10 +101,9 @@ def _both(image: Image.Image) -> tuple[Image.Image, Image.Image]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """As RGB, what is transparent on white: as transformers 5.23 does, and whoever shows it.
+    """As RGB, with transparency on white, as transformers 5.23 and viewers do.
 
-    Pillow would show what lies hidden under transparent pixels, and make a picture of 16 bits white nearly
-    everywhere.
+    Pillow would reveal colors hidden under transparent pixels, and render 16-bit images nearly all white.
     """
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8))

@@ -6,9 +6,9 @@
 
 In a shell, and so for the command line: `export LENSPLUG_MEDIA_MEMORY=4GB`. Unless it is changed the limit is 1 GiB
 (1.07 GB) for each medium: a picture of 89 megapixels (12 bytes a pixel, where Pillow too begins to warn), 16 frames of
-4K, a sound of one hour and 40 minutes at 44.1 kHz or of four hours and a half at 16 kHz. It is held against what a file
-says of its size before it is decoded, and against what comes while it is. What is in memory already, as arrays are, has
-no limit.
+4K, a sound of one hour and 40 minutes at 44.1 kHz or of four hours and a half at 16 kHz. It is checked against a
+file's declared size before decoding, and against the actual size while decoding. Data already in memory, such as
+arrays, has no limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "m
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", re.IGNORECASE)
 
 _limit: int | None = None
-"""None as long as nobody has set it."""
+"""None until it is set."""
 
 
 @checked
@@ -58,8 +58,8 @@ def memory_limit() -> int:
     """
     if _limit is not None:
         return _limit
-    named = os.environ.get(VARIABLE, "")
-    return _bytes_of(named, VARIABLE) if named.strip() else DEFAULT
+    from_environment = os.environ.get(VARIABLE, "")
+    return _bytes_of(from_environment, VARIABLE) if from_environment.strip() else DEFAULT
 
 
 def refuse_beyond_limit(n_bytes: int, what: str, instead: str) -> None:
@@ -84,7 +84,7 @@ def refuse_beyond_limit(n_bytes: int, what: str, instead: str) -> None:
 
 
 def in_words(n_bytes: int) -> str:
-    """A size as people say it."""
+    """A size in MB or GB, as text."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
@@ -94,8 +94,8 @@ def _put_back(before: int | None) -> None:
 
 
 def _bytes_of(size: int | str, name: str) -> int:
-    found = SIZE.fullmatch(str(size))
-    n_bytes = round(float(found[1]) * UNITS[found[2].lower()]) if found else 0
+    match = SIZE.fullmatch(str(size))
+    n_bytes = round(float(match[1]) * UNITS[match[2].lower()]) if match else 0
     if n_bytes < 1:
         raise LensplugError(f"{name} is {size!r}, expected bytes, or a text such as '4 GB'.")
     return n_bytes

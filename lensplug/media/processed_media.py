@@ -1,7 +1,7 @@
-"""The media that a user's own call of a processor saw: what is given beside its outputs must be just that.
+"""Check that media passed along with a user's own processor outputs are those that the processor received.
 
-An image processor takes a PIL image as it is stored, a chat template turns it as its EXIF says: only the pixels tell.
-So the processor is run once more on what was given, and its outputs are compared with those at hand.
+An image processor takes a PIL image as stored, a chat template applies its EXIF orientation: only the pixel values show
+which. So the processor is run again on the media, and its outputs are compared with the given ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def load_seen(
 ) -> Media:
     """The media of a batch as the processor saw them.
 
-    A picture whose EXIF turns it is taken as it fits the outputs, and a warning says where nothing does.
+    An image with an EXIF orientation is used in the orientation that fits the outputs; a warning says if neither does.
 
     Raises:
         LensplugError: If a medium cannot be read, a video is a file, pictures have not the size of those that were
@@ -42,12 +42,12 @@ def load_seen(
     """
     n_examples = len(processor_outputs.get("input_ids", ()))
     batched = n_examples > 1
-    given = load_media(n_examples, batched=batched, audio=audio)
-    shown = per_example(videos, n_examples, "videos", _frames, batched=batched)
+    media = load_media(n_examples, batched=batched, audio=audio)
+    video_frames = per_example(videos, n_examples, "videos", _frames, batched=batched)
     pairs = per_example(images, n_examples, "images", both_ways, batched=batched)
-    if any(shown):
-        _say_other_videos(shown, processor_outputs, processor)
-    return replace(given, videos=shown, images=_as_seen(pairs, processor_outputs, processor))
+    if any(video_frames):
+        _say_other_videos(video_frames, processor_outputs, processor)
+    return replace(media, videos=video_frames, images=_as_seen(pairs, processor_outputs, processor))
 
 
 def _frames(source: Any) -> Video:
@@ -62,22 +62,28 @@ def _frames(source: Any) -> Video:
 def _as_seen(
     pairs: tuple[tuple[tuple[Image.Image, Image.Image], ...], ...], outputs: Mapping[str, Any], processor: Any
 ) -> Images:
-    """Upright, or as stored: what is more like what was seen."""
-    upright, stored = (tuple(tuple(pair[way] for pair in own) for own in pairs) for way in (0, 1))
-    ways = [upright] if all(one is other for own in pairs for one, other in own) else [upright, stored]
+    """Upright or as stored, whichever is closer to what the processor received."""
+    upright, stored = (
+        tuple(tuple(pair[candidate] for pair in pairs_of_example) for pairs_of_example in pairs) for candidate in (0, 1)
+    )
+    candidates = (
+        [upright]
+        if all(as_upright is as_stored for pairs_of_example in pairs for as_upright, as_stored in pairs_of_example)
+        else [upright, stored]
+    )
     if not any(pairs):
         return upright
-    unlike = [_unlike(_runs_on_images(processor, way), outputs, "pixel_values") for way in ways]
-    best = min((found for found in unlike if found is not None), default=None)
+    differences = [_unlike(_runs_on_images(processor, candidate), outputs, "pixel_values") for candidate in candidates]
+    best = min((difference for difference in differences if difference is not None), default=None)
     if best is None:
-        if len(ways) == 2:
+        if len(candidates) == 2:
             raise LensplugError(
                 "a picture has an EXIF orientation, and whether the processor saw it turned cannot be told: give the"
                 " very picture that it saw (PIL.ImageOps.exif_transpose(picture), or it without EXIF)."
             )
         return upright
     if best == UNLIKE:
-        sizes = [(image.height, image.width) for own in upright for image in own]
+        sizes = [(image.height, image.width) for pairs_of_example in upright for image in pairs_of_example]
         raise LensplugError(
             f"images are {sizes} (height, width), and the processor saw some of"
             f" {[tuple(size) for size in torch.as_tensor(outputs['image_sizes']).tolist()]}: give those that it saw."
@@ -87,18 +93,18 @@ def _as_seen(
             "the images are not those that the processor saw, or it was called with settings of its own: its pixels"
             f" differ by {best:.0%} of their spread. What is drawn over them can mislead."
         )
-    return ways[unlike.index(best)]
+    return candidates[differences.index(best)]
 
 
 def _say_other_videos(videos: Sequence[Sequence[Video]], outputs: Mapping[str, Any], processor: Any) -> None:
     run = getattr(processor, "video_processor", None)
-    frames = [video.frames.numpy() for own in videos for video in own]
+    frames = [video.frames.numpy() for videos_of_example in videos for video in videos_of_example]
     runs = [] if run is None else [partial(run, videos=frames, do_sample_frames=False, return_tensors="pt")]
-    unlike = _unlike(runs, outputs, "pixel_values_videos")
-    if unlike is not None and unlike > SAME:
+    difference = _unlike(runs, outputs, "pixel_values_videos")
+    if difference is not None and difference > SAME:
         warn_user(
             "the videos are not those that the processor saw, or it was called with settings of its own: its pixels"
-            f" differ by {unlike:.0%} of their spread. What is drawn over them can mislead."
+            f" differ by {difference:.0%} of their spread. What is drawn over them can mislead."
         )
 
 
@@ -107,32 +113,32 @@ def _runs_on_images(processor: Any, images: Images) -> list[Callable[[], Any]]:
     run, token = getattr(processor, "image_processor", None), getattr(processor, "image_token", None)
     if run is None:
         return []
-    by_example = [list(own) for own in images if own]
-    flat = [image for own in by_example for image in own]
+    by_example = [list(images_of_example) for images_of_example in images if images_of_example]
+    flat = [image for images_of_example in by_example for image in images_of_example]
     runs: list[Callable[[], Any]] = [partial(run, images=listed, return_tensors="pt") for listed in (flat, by_example)]
     if token is not None:  # whose settings can be others than those of its image processor: InternVL's cuts tiles
-        texts = [token * len(own) for own in by_example]
+        texts = [token * len(images_of_example) for images_of_example in by_example]
         runs.append(partial(processor, text=texts, images=by_example, padding=True, return_tensors="pt"))
     return runs
 
 
 def _unlike(runs: Iterable[Callable[[], Any]], outputs: Mapping[str, Any], pixels: str) -> float | None:
-    """How far what the processor makes of media is from its outputs, as a share of their spread.
+    """Difference between the processor's outputs for these media and the given ones, relative to their spread.
 
-    Infinite for other sizes; None where that cannot be told.
+    Infinite for different sizes; None if it cannot be determined.
     """
     for run in runs:
         try:
-            made = run()
+            new_outputs = run()
         except Exception:  # whatever a processor does not like about this: then it has not seen it so
             continue
-        sizes = [one.get("image_sizes") for one in (made, outputs)]
+        sizes = [outputs_of_run.get("image_sizes") for outputs_of_run in (new_outputs, outputs)]
         if all(size is not None for size in sizes):
-            own, seen = (torch.as_tensor(size).cpu() for size in sizes)
-            if own.shape != seen.shape or not bool((own == seen).all()):
+            new_sizes, seen_sizes = (torch.as_tensor(size).cpu() for size in sizes)
+            if new_sizes.shape != seen_sizes.shape or not bool((new_sizes == seen_sizes).all()):
                 return UNLIKE
-        there, here = outputs.get(pixels), made.get(pixels)
-        if isinstance(there, Tensor) and isinstance(here, Tensor) and there.shape == here.shape:
-            spread = float(there.float().std()) or 1.0
-            return float((here.float() - there.float().cpu()).abs().mean()) / spread
+        seen_pixels, new_pixels = outputs.get(pixels), new_outputs.get(pixels)
+        if isinstance(seen_pixels, Tensor) and isinstance(new_pixels, Tensor) and seen_pixels.shape == new_pixels.shape:
+            spread = float(seen_pixels.float().std()) or 1.0
+            return float((new_pixels.float() - seen_pixels.float().cpu()).abs().mean()) / spread
     return None

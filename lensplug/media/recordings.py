@@ -95,15 +95,15 @@ class Recording:
         begin = max(0, self.first - self.passed)
         end = block.shape[1] if self.end is None else max(0, self.end - self.passed)
         self.passed += block.shape[1]
-        wanted = block[:, begin:end]
-        if not wanted.size:
+        wanted_block = block[:, begin:end]
+        if not wanted_block.size:
             return
-        n_needed = self._n_kept + wanted.shape[1]
+        n_needed = self._n_kept + wanted_block.shape[1]
         if n_needed > len(self._samples):
             self.refuse_length(self.passed)
             room = min(len(self._samples) * 5 // 4, memory_limit() // BYTES_A_SAMPLE)
             self._samples.resize(max(n_needed, room), refcheck=False)
-        self._samples[self._n_kept : n_needed] = self.mono.mixed(wanted)
+        self._samples[self._n_kept : n_needed] = self.mono.mixed(wanted_block)
         self._n_kept = n_needed
 
     def waveform(self) -> np.ndarray:

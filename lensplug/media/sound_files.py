@@ -31,8 +31,8 @@ BEGINNINGS = tuple(
         *(rb"fLaC", rb"OggS", rb"ID3", rb"\xff[\xe2-\xff]", rb"\.snd", rb"caff", rb"NIST_1A"),
     )
 )
-"""Of what soundfile reads: wav, Wave64, AIFF, FLAC, Ogg, MP3, AU, CAF, and NIST's SPHERE, in which speech is published.
-It knows formats of samplers and of Octave too, which nobody has."""
+"""First bytes of the formats read with soundfile: wav, Wave64, AIFF, FLAC, Ogg, MP3, AU, CAF, and NIST SPHERE (speech
+corpora). soundfile supports more, formats of samplers and of Octave, which are left out."""
 COMMAND = "ffmpeg -i IN OUT.flac"
 NO_PICTURES = 2**14
 """Pixels: the cover of a song is never decoded."""
@@ -71,12 +71,12 @@ def _by_soundfile(file: File, start_s: float, end_s: float | None) -> Recording:
     import soundfile
 
     with soundfile.SoundFile(file.opened()) as opened:
-        rate, said = int(opened.samplerate), opened.frames
+        rate, n_declared = int(opened.samplerate), opened.frames
         recording = Recording(str(file), rate, opened.channels, start_s=start_s, end_s=end_s)
-        if said < UNKNOWN:
-            recording.refuse_length(said)
+        if n_declared < UNKNOWN:
+            recording.refuse_length(n_declared)
             if recording.first and opened.format in ("WAV", "FLAC", "AIFF", "W64", "RF64"):  # where it is exact
-                recording.skip(opened.seek(min(recording.first, said)))
+                recording.skip(opened.seek(min(recording.first, n_declared)))
         while not recording.complete and len(block := opened.read(BLOCK, dtype="float32", always_2d=True)):
             recording.take(block.T)
         header = CUT_WAV.search(opened.extra_info)
@@ -85,8 +85,8 @@ def _by_soundfile(file: File, start_s: float, end_s: float | None) -> Recording:
         return recording
     if header is not None and int(header[1]) < 2**32 - 2**16:
         cut_short(file, found_s * int(header[1]) / max(int(header[2]), 1), found_s)
-    elif said < UNKNOWN:
-        cut_short(file, said / rate, found_s)
+    elif n_declared < UNKNOWN:
+        cut_short(file, n_declared / rate, found_s)
     return recording
 
 
@@ -98,9 +98,9 @@ def _by_pyav(file: File, why: str, start_s: float, end_s: float | None) -> Recor
             raise LensplugError(f"{file} is not a sound that can be read: no sound is in it.{silent}")
         stream = container.streams.audio[0]
         refuse_other_codecs(stream, file, SOUND_CODECS, COMMAND)
-        said, rate = seconds_of(container, stream), stream.codec_context.sample_rate
-        if said is not None and rate > 0:
-            Recording(str(file), rate, 1, start_s=start_s, end_s=end_s).refuse_length(round(said * rate))
+        declared_s, rate = seconds_of(container, stream), stream.codec_context.sample_rate
+        if declared_s is not None and rate > 0:
+            Recording(str(file), rate, 1, start_s=start_s, end_s=end_s).refuse_length(round(declared_s * rate))
         begins, recording = 0, None
         to_floats = av.AudioResampler(format="fltp")
         try:
@@ -121,7 +121,7 @@ def _by_pyav(file: File, why: str, start_s: float, end_s: float | None) -> Recor
                 raise
     if recording is None or recording.passed <= begins:
         raise LensplugError(f"{file} is not a sound that can be read: it has no samples.")
-    cut_short(file, said, (recording.passed - begins) / recording.rate)
+    cut_short(file, declared_s, (recording.passed - begins) / recording.rate)
     return recording
 
 

@@ -95,7 +95,7 @@ def load_sound(source: Any, *, start_s: float = 0.0, end_s: float | None = None)
 
 
 def _part(sound: Sound, start_s: float, end_s: float | None) -> Sound:
-    first, end = (None if at is None else round(at * sound.sampling_rate) for at in (start_s, end_s))
+    first, end = (None if time_s is None else round(time_s * sound.sampling_rate) for time_s in (start_s, end_s))
     if not (first or end is not None):
         return sound
     waveform = sound.waveform[first:end]

@@ -56,13 +56,13 @@ class Frames:
         if index not in self._places:
             return
         refuse_large(self.file, frame.width, frame.height, stream, len(self.choice.frames))
-        shown = as_shown(frame, stream)
+        pixels = as_shown(frame, stream)
         if self.pixels is None:
-            self.pixels = np.empty((len(self.choice.frames), *shown.shape), np.uint8)
-        if shown.shape != self.pixels.shape[1:]:
-            sizes = f"{self.pixels.shape[2]} x {self.pixels.shape[1]}, and later {shown.shape[1]} x {shown.shape[0]}"
+            self.pixels = np.empty((len(self.choice.frames), *pixels.shape), np.uint8)
+        if pixels.shape != self.pixels.shape[1:]:
+            sizes = f"{self.pixels.shape[2]} x {self.pixels.shape[1]}, and later {pixels.shape[1]} x {pixels.shape[0]}"
             raise LensplugError(f"the frames of {self.file} differ in size: {sizes}. Give those of one size as frames.")
-        self.pixels[self._places[index]] = shown
+        self.pixels[self._places[index]] = pixels
         self.found.add(index)
 
     @property
@@ -83,7 +83,7 @@ def read_video(file: File, num_frames: int) -> tuple[np.ndarray, list[float] | N
         raise LensplugError(f"{file} is a picture, not a video: give it as images=.")
     with decoding(file, "a video"):
         with _pictures(av, file) as (container, stream):
-            said = seconds_of(container, stream)
+            declared_s = seconds_of(container, stream)
             start_s = max((container.start_time or 0) / 1e6, 0.0)
             packets = read_packets(container, stream)
             n_wanted = max(1, min(num_frames, packets.track.n_frames))
@@ -93,7 +93,7 @@ def read_video(file: File, num_frames: int) -> tuple[np.ndarray, list[float] | N
         if frames is None:
             frames, track = _by_decoding(av, file, packets, num_frames)
     if track.times_s is not None:  # some count from 0, some from the start
-        cut_short(file, said, track.times_s[-1] + track.usual_s() + start_s)
+        cut_short(file, declared_s, track.times_s[-1] + track.usual_s() + start_s)
     if frames.choice.warning:
         warn_user(frames.choice.warning)
     assert frames.pixels is not None
@@ -129,7 +129,9 @@ def _pictures(av: Any, file: File) -> Iterator[tuple[Any, Any]]:
     """The file, opened once more at its beginning, and its moving pictures."""
     with open_container(av, file, max_pixels=max(memory_limit() // DECODER, LEAST)) as container:
         # The cover of a song is a stream of pictures too.
-        streams = [one for one in container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
+        streams = [
+            frame for frame in container.streams.video if not frame.disposition & av.stream.Disposition.attached_pic
+        ]
         if not streams:
             sound = " It has sound: give it as audio=." if container.streams.audio else ""
             raise LensplugError(f"{file} has no moving pictures.{sound}")
@@ -146,8 +148,8 @@ def _by_jumps(av: Any, file: File, packets: Packets, num_frames: int) -> Frames 
         decoded = container.decode(stream)
         try:
             for index in sorted(set(frames.choice.frames)):
-                wanted = packets.pts[index]
-                key = packets.key_of(wanted)
+                wanted_frames = packets.pts[index]
+                key = packets.key_of(wanted_frames)
                 if reached is not None and key > reached and packets.n_between(reached, key) > WORTHWHILE:
                     container.seek(key, stream=stream, backward=True)
                     decoded = container.decode(stream)
@@ -156,11 +158,11 @@ def _by_jumps(av: Any, file: File, packets: Packets, num_frames: int) -> Frames 
                     if first.pts is None or first.pts > key or first.pict_type != av.video.frame.PictureType.I:
                         return None
                     decoded = chain([first], decoded)
-                frame = next(one for one in decoded if one.pts is None or one.pts >= wanted)
-                if frame.pts != wanted or frame.is_corrupt:
+                frame = next(moment for moment in decoded if moment.pts is None or moment.pts >= wanted_frames)
+                if frame.pts != wanted_frames or frame.is_corrupt:
                     return None
                 frames.take(index, frame, stream)
-                reached = wanted
+                reached = wanted_frames
         except (av.error.FFmpegError, StopIteration):
             return None
     return frames

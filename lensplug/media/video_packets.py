@@ -12,7 +12,7 @@ from lensplug.media.frame_choice import Track
 SEEKABLE_FORMATS = {"mov", "matroska", "webm"}
 """Which find a frame by its time exactly."""
 SEEKABLE_CODECS = {"h264", "hevc", "av1", "libdav1d", "vp9", "libvpx-vp9", "mjpeg", "prores", "dnxhd", "ffv1"}
-"""Of which every packet holds one frame, and after a frame marked as a key all are decoded as ever."""
+"""Codecs with one frame per packet, in which decoding can start at any key frame."""
 WORTHWHILE = 48
 """Frames that are decoded in vain rather than jumped over."""
 
@@ -22,11 +22,11 @@ class Packets:
     """In the order of the file."""
 
     track: Track
-    """Of the frames that are expected."""
+    """Presentation times of the expected frames."""
     pts: list[int]
     """The time stamps of the frames in the order in which they are shown; empty where they are not known."""
     key_pts: list[int]
-    """Of those at which decoding can begin, likewise."""
+    """Presentation times of the key frames, at which decoding can begin."""
     can_jump: bool
     """Whether decoding can begin anywhere but at the beginning."""
 

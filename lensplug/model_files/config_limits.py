@@ -27,16 +27,16 @@ SIZES = re.compile(
 )
 """Keys of what is a number of rows, columns, tokens, pixels or samples."""
 LARGEST = 10**8
-"""Of a model's sizes; the largest vocabulary has less than a million words, the longest context ten million."""
+"""Largest allowed size in a model config; real vocabularies are below 1 million, contexts below 10 million tokens."""
 OF_PROCESSORS = 100_000
-"""Of a processor's sizes, in pixels, samples or tokens."""
+"""Largest allowed size in a processor config, in pixels, samples or tokens."""
 AREAS = re.compile(r"pixels|edge|frames|length|samples")
 """Keys of a processor's that count the pixels or samples of a whole picture or sound."""
 LARGEST_AREA = 2 * 10**9
 MOST_ENTRIES = 10_000
-"""Of a list in a processor's configuration."""
+"""Largest allowed length of a list in a processor config."""
 PIXELS = 64 << 20
-"""Of one picture as the encoder takes it."""
+"""Largest allowed number of pixels of one encoder input image."""
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 HERE = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention",
         "grouped_mm", "batched_mm")  # fmt: skip
@@ -111,14 +111,14 @@ def _values(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
         if key:
             yield key, value
         if isinstance(value, Mapping):
-            waiting += [((*key, str(name)), one) for name, one in value.items()]
+            waiting += [((*key, str(name)), item) for name, item in value.items()]
         elif isinstance(value, list) and len(value) <= MOST_ENTRIES:
-            waiting += [((*key, str(number)), one) for number, one in enumerate(value)]
+            waiting += [((*key, str(number)), item) for number, item in enumerate(value)]
 
 
 def _refuse_implementation(path: Path, key: tuple[str, ...], value: Any) -> None:
-    asked = any(part.strip("_").removesuffix("_internal") in IMPLEMENTATIONS for part in key)
-    if asked and isinstance(value, str) and value.removeprefix("paged|") not in HERE:
+    names_implementation = any(part.strip("_").removesuffix("_internal") in IMPLEMENTATIONS for part in key)
+    if names_implementation and isinstance(value, str) and value.removeprefix("paged|") not in HERE:
         raise LensplugError(
             f"{str(path)!r} asks for {_dotted(key)} = {value!r}, which transformers would fetch from the hub and run:"
             f" take it out. Here is {', '.join(HERE[:3])}."
@@ -126,18 +126,18 @@ def _refuse_implementation(path: Path, key: tuple[str, ...], value: Any) -> None
 
 
 def _refuse_class(path: Path, key: str, name: str) -> None:
-    found = getattr(transformers, name, None)
-    is_stand_in = getattr(found, "_backends", None) is not None and hasattr(found, "is_dummy")
-    if found is None or is_stand_in:
+    named_class = getattr(transformers, name, None)
+    is_stand_in = getattr(named_class, "_backends", None) is not None and hasattr(named_class, "is_dummy")
+    if named_class is None or is_stand_in:
         return
-    if not isinstance(found, type) or not issubclass(found, CLASSES[key]):
+    if not isinstance(named_class, type) or not issubclass(named_class, CLASSES[key]):
         kinds = " or ".join(kind.__name__ for kind in CLASSES[key])
         raise LensplugError(f"{str(path)!r} has {key} = {name!r}, which is no {kinds} of transformers.")
 
 
 def _refuse_picture(path: Path, key: tuple[str, ...], height: Any, width: Any) -> None:
-    whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in (height, width))
-    if not whole or height * width > PIXELS:
+    is_valid = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in (height, width))
+    if not is_valid or height * width > PIXELS:
         raise LensplugError(
             f"{str(path)!r} has {_dotted(key)} of height {_brief(height)} and width {_brief(width)}, expected at least"
             f" 1 each and {PIXELS >> 20} million pixels at most."

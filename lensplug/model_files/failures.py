@@ -18,7 +18,7 @@ EXPECTED = (
 def explained(name: str, error: BaseException, reading: str = "", *, may_trust: bool = True) -> LensplugError:
     """Why transformers could not load it, in a sentence or two; `reading` is what it was at."""
     chain = list(_chain(error))
-    kinds, text = {type(one).__name__ for one in chain}, str(error).strip()
+    kinds, text = {type(cause).__name__ for cause in chain}, str(error).strip()
     if "GatedRepoError" in kinds:
         why = "it asks for an account: accept its terms on the hub, and log in with `hf auth login`"
     elif kinds & {"RepositoryNotFoundError", "HFValidationError"} or "not a valid model identifier" in text:
@@ -41,9 +41,9 @@ def explained(name: str, error: BaseException, reading: str = "", *, may_trust: 
             else "it has code of its own, which is not run here: give the model in a form that transformers itself has"
         )
     else:
-        what = text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
+        reason = text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
         where = f"{reading}: " if reading else ""
-        return LensplugError(f"{name!r} could not be loaded: {where}{' '.join(what.split())[:800]} ({EXPECTED})")
+        return LensplugError(f"{name!r} could not be loaded: {where}{' '.join(reason.split())[:800]} ({EXPECTED})")
     return LensplugError(f"{name!r} could not be loaded: {why}. {EXPECTED}")
 
 
@@ -92,5 +92,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _without_network(chain: list[BaseException]) -> bool:
     names = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError", "ConnectTimeout"}
-    said = any("couldn't connect" in str(one) or "outgoing traffic has been disabled" in str(one) for one in chain)
-    return said or any(type(one).__name__ in names for one in chain)
+    is_connection_error = any(
+        "couldn't connect" in str(cause) or "outgoing traffic has been disabled" in str(cause) for cause in chain
+    )
+    return is_connection_error or any(type(cause).__name__ in names for cause in chain)

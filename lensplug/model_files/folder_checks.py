@@ -31,8 +31,8 @@ def local(name: str, where: Mapping[str, Any]) -> Path | None:
     folder = Path(name)
     if folder.is_dir():
         return folder / str(where.get("subfolder", ""))
-    found = hub.cached_files(name, list(SMALL), **where, **IF_THERE)
-    config = next((Path(file) for file in found or () if Path(file).name == CONFIG), None)
+    cached_files = hub.cached_files(name, list(SMALL), **where, **IF_THERE)
+    config = next((Path(file) for file in cached_files or () if Path(file).name == CONFIG), None)
     return None if config is None else config.parent
 
 
@@ -42,10 +42,10 @@ def fetch_weights(name: str, where: Mapping[str, Any], options: Mapping[str, Any
         return
     looked_for = wanted(variant=options.get("variant"), use_safetensors=options.get("use_safetensors"))
     for file, spelt in looked_for.items():
-        found = hub.cached_files(name, [spelt], **where, **IF_THERE)
-        if found and file in (INDEX, PICKLED_INDEX):
-            hub.cached_files(name, of_index(Path(found[0])), **where, **IF_THERE)
-        if found:
+        cached_files = hub.cached_files(name, [spelt], **where, **IF_THERE)
+        if cached_files and file in (INDEX, PICKLED_INDEX):
+            hub.cached_files(name, of_index(Path(cached_files[0])), **where, **IF_THERE)
+        if cached_files:
             return
 
 
@@ -79,12 +79,12 @@ def refuse_broken(folder: Path, name: str, *, may_have_adapter: bool = False) ->
 
 
 def whole_weights(folder: Path | None, options: Mapping[str, Any]) -> WeightFiles | None:
-    """What the weight files hold; None where that is not told beforehand, as of GGUF.
+    """What the weight files hold; None if that is not known in advance, as for GGUF.
 
     Raises:
         LensplugError: If one is broken, missing or elsewhere.
     """
     if folder is None or options.get("gguf_file") is not None:
         return None
-    found = weight_files(folder, variant=options.get("variant"), use_safetensors=options.get("use_safetensors"))
-    return found if found.names else None
+    files = weight_files(folder, variant=options.get("variant"), use_safetensors=options.get("use_safetensors"))
+    return files if files.names else None

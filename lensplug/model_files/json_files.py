@@ -33,8 +33,8 @@ def refuse_no_file(path: Path) -> None:
     except OSError as error:
         raise LensplugError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
     if not stat.S_ISREG(mode):
-        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
-        raise LensplugError(f"{str(path)!r} is no regular file, but {what}: put the file there. {AGAIN}.")
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+        raise LensplugError(f"{str(path)!r} is no regular file, but {kind}: put the file there. {AGAIN}.")
     if not os.access(path, os.R_OK):
         raise LensplugError(f"{str(path)!r} may not be read by this user: chmod u+r, or ask its owner.")
 
@@ -75,7 +75,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         LensplugError: If it holds none.
     """
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise LensplugError(f"{str(path)!r} holds a {type(found).__name__}, expected an object, {{...}}. {AGAIN}.")
-    return found
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise LensplugError(f"{str(path)!r} holds a {type(content).__name__}, expected an object, {{...}}. {AGAIN}.")
+    return content

@@ -34,18 +34,18 @@ def model_class(config: Any, name: str, *, trust_remote_code: bool = False) -> A
     Raises:
         LensplugError: If it names what is no model of transformers, or a model of another configuration.
     """
-    own = getattr(config, "auto_map", None) or {}
-    if trust_remote_code and (known := [auto for auto in OWN_CODE if auto in own]):
-        return getattr(transformers, known[0])
-    named = getattr(config, "architectures", None) or [None]
-    first = named[0] if isinstance(named, list | tuple) else named
+    auto_map = getattr(config, "auto_map", None) or {}
+    if trust_remote_code and (auto_classes := [auto for auto in OWN_CODE if auto in auto_map]):
+        return getattr(transformers, auto_classes[0])
+    architectures = getattr(config, "architectures", None) or [None]
+    first = architectures[0] if isinstance(architectures, list | tuple) else architectures
     if first is None:
         return transformers.AutoModelForMultimodalLM
-    found: Any = getattr(transformers, first, None) if isinstance(first, str) else None
-    if found is None and isinstance(first, str):
+    hf_class: Any = getattr(transformers, first, None) if isinstance(first, str) else None
+    if hf_class is None and isinstance(first, str):
         return transformers.AutoModelForMultimodalLM  # as it is registered: audio-LLaMA
-    is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
-    expected = getattr(found, "config_class", None) if is_model else None
+    is_model = isinstance(hf_class, type) and issubclass(hf_class, PreTrainedModel)
+    expected = getattr(hf_class, "config_class", None) if is_model else None
     if expected is None:
         raise LensplugError(
             f"{name!r} could not be loaded: its config.json has architectures = [{first!r}], which is no model of"
@@ -57,7 +57,7 @@ def model_class(config: Any, name: str, *, trust_remote_code: bool = False) -> A
             f" {expected.__name__}, and model_type = {config.model_type!r}, a {type(config).__name__}: one of"
             " the two is of another model."
         )
-    return found
+    return hf_class
 
 
 def refuse_other_size(
@@ -83,7 +83,7 @@ def refuse_other_size(
         model = _built(auto, copy.deepcopy(config), trust_remote_code)
     numbers = sum(weight.numel() for weight in model.parameters())
     if numbers > 2 * weights.numbers + SLACK:
-        largest, weight = max(model.named_parameters(), key=lambda one: one[1].numel())
+        largest, weight = max(model.named_parameters(), key=lambda named_parameter: named_parameter[1].numel())
         raise LensplugError(
             f"{name!r} could not be loaded: its config.json describes a model of {numbers} numbers ({largest} has"
             f" {list(weight.shape)}), and its weight files hold {weights.numbers}: are these the weights of this"

@@ -25,7 +25,7 @@ BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
-"""Of one number, by dtype."""
+"""Bits per number, by dtype."""
 WHOLE = ("F64", "F32", "F16", "BF16")
 """The dtypes that weights have which are not quantised."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -39,7 +39,7 @@ class WeightFiles:
     """What a model's weight files hold, as far as that is told without reading them."""
 
     names: tuple[str, ...]
-    """Of the files."""
+    """Names of the files."""
     shapes: Mapping[str, tuple[int, ...]]
     """By tensor; empty where the files do not say."""
     tensors: int
@@ -142,10 +142,11 @@ def refuse_broken_pickle(path: Path) -> None:
             f"{str(path)!r} has {size} bytes, and its end, where the list of its tensors should be, is missing"
             f" ({error}). {AGAIN}."
         ) from error
-    held = sum(member.file_size for member in members)
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or held > size:
+    unpacked_size = sum(member.file_size for member in members)
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or unpacked_size > size:
         raise LensplugError(
-            f"{str(path)!r} is compressed ({held} bytes in {size}), which torch.save never does: save its state dict"
+            f"{str(path)!r} is compressed ({unpacked_size} bytes in {size}), which torch.save never does: save its"
+            " state dict"
             " anew, torch.save(state_dict, ...)."
         )
 
@@ -156,22 +157,22 @@ def refuse_quantised_weights(path: Path, tensors: Mapping[str, Mapping[str, Any]
     Raises:
         LensplugError: Then.
     """
-    for name, one in tensors.items():
-        if name.endswith(("weight", "bias")) and one["dtype"] not in WHOLE:
+    for name, entry in tensors.items():
+        if name.endswith(("weight", "bias")) and entry["dtype"] not in WHOLE:
             raise LensplugError(
-                f"{str(path)!r} stores {name} as {one['dtype']}, and a core has whole weights ({', '.join(WHOLE)}):"
+                f"{str(path)!r} stores {name} as {entry['dtype']}, and a core has whole weights ({', '.join(WHOLE)}):"
                 " load the checkpoint that it was made of."
             )
 
 
-def _shapes(path: Path, text: bytes, left: int) -> dict[str, tuple[int, ...]]:
+def _shapes(path: Path, text: bytes, remaining: int) -> dict[str, tuple[int, ...]]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        tensors = {str(name): dict(one) for name, one in header.items()}
-        shapes = {name: tuple(map(_whole, one["shape"])) for name, one in tensors.items()}
-        places = {name: tuple(map(_whole, one["data_offsets"])) for name, one in tensors.items()}
-        unknown = next((one["dtype"] for one in tensors.values() if one["dtype"] not in BITS), None)
+        tensors = {str(name): dict(entry) for name, entry in header.items()}
+        shapes = {name: tuple(map(_whole, entry["shape"])) for name, entry in tensors.items()}
+        places = {name: tuple(map(_whole, entry["data_offsets"])) for name, entry in tensors.items()}
+        unknown = next((entry["dtype"] for entry in tensors.values() if entry["dtype"] not in BITS), None)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         why = type(error).__name__ if isinstance(error, RecursionError | KeyError) else error
         raise LensplugError(f"{str(path)!r} has a header that cannot be read ({why}). {AGAIN}.") from error
@@ -187,13 +188,14 @@ def _shapes(path: Path, text: bytes, left: int) -> dict[str, tuple[int, ...]]:
                 f" {AGAIN}."
             )
         end = place[1]
-    if end > left:
+    if end > remaining:
         raise LensplugError(
-            f"{str(path)!r} has {left} bytes of weights, and its header tells of {end}: {end - left} bytes are missing,"
+            f"{str(path)!r} has {remaining} bytes of weights, and its header tells of {end}: {end - remaining} bytes"
+            " are missing,"
             f" as after a download that was cut off. {AGAIN}."
         )
-    if end < left:
-        raise LensplugError(f"{str(path)!r} has {left - end} bytes more than its header tells of. {AGAIN}.")
+    if end < remaining:
+        raise LensplugError(f"{str(path)!r} has {remaining - end} bytes more than its header tells of. {AGAIN}.")
     refuse_quantised_weights(path, tensors)
     return shapes
 

@@ -55,8 +55,8 @@ def modality_of(given: Any, name: str = "modality") -> ModalityMap:
         return given
     if isinstance(given, HasModality):
         return given.modality
-    own = " (of an answer: answer.inputs)" if isinstance(getattr(given, "inputs", None), HasModality) else ""
-    raise LensplugError(f"{name} is a {type(given).__name__}, expected inputs.modality, or the inputs{own}.")
+    hint = " (of an answer: answer.inputs)" if isinstance(getattr(given, "inputs", None), HasModality) else ""
+    raise LensplugError(f"{name} is a {type(given).__name__}, expected inputs.modality, or the inputs{hint}.")
 
 
 def mask_at(
@@ -81,7 +81,7 @@ def mask_at(
     if given is None:
         raise LensplugError(f"{name} is {where!r}, and nothing says which position is what: give a mask.")
     modality = modality_of(given)
-    if unknown := [one for one in names if one not in NAMES]:
+    if unknown := [kind for kind in names if kind not in NAMES]:
         raise LensplugError(f"{name} is {unknown[0]!r}, expected one of {', '.join(map(repr, NAMES))}, or a mask.")
     kinds = [*MEDIA, *names] if "media" in names else names
     mask = torch.stack([modality.mask(kind) for kind in MODALITIES if kind in kinds]).any(dim=0)
@@ -110,6 +110,6 @@ def named(where: Any) -> tuple[str, ...] | None:
     """The names that are meant, whether there are such or not; None for what is no name."""
     if isinstance(where, str):
         return (where,)
-    if isinstance(where, list | tuple | set | frozenset) and where and all(isinstance(one, str) for one in where):
+    if isinstance(where, list | tuple | set | frozenset) and where and all(isinstance(name, str) for name in where):
         return tuple(where)
     return None

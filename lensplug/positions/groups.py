@@ -68,10 +68,10 @@ class Groups:
     def only(self, kept: Mask) -> Groups:
         """The groups of some positions, numbered as the prompt has them; a group without any is gone."""
         of_position = self.of_position.masked_fill(~as_mask(kept, self.of_position.shape, "kept").cpu(), -1)
-        left = list(dict.fromkeys(of_position[of_position >= 0].tolist()))
+        remaining = list(dict.fromkeys(of_position[of_position >= 0].tolist()))
         number = torch.full((len(self.names) + 1,), -1)  # its last entry is for -1
-        number[left] = torch.arange(len(left))
-        return Groups(number[of_position], [self.names[group] for group in left])
+        number[remaining] = torch.arange(len(remaining))
+        return Groups(number[of_position], [self.names[group] for group in remaining])
 
     def _member(self, length: int) -> Float[Tensor, "pos group"]:
         """1 where a position is in a group."""
@@ -114,20 +114,20 @@ def group_positions(
     length = modality.labels.shape[1]
     if str_tokens is not None and [len(row) for row in str_tokens] != [length] * len(modality.labels):
         raise LensplugError(f"str_tokens are not one text for each of {length} positions: give inputs.str_tokens.")
-    texts = [f"position {at}" for at in range(length)] if str_tokens is None else str_tokens[example]
+    texts = [f"position {positions}" for positions in range(length)] if str_tokens is None else str_tokens[example]
     of_position = torch.full((length,), -1)
     names: list[str] = []
     for span in modality.spans:
         if span.example != example or span.modality == "pad":
             continue
-        at = torch.arange(span.start, span.stop)
+        positions = torch.arange(span.start, span.stop)
         if span.modality in ("text", "generated"):
-            own = texts[span.start : span.stop]
-            labels = ["".join(own[first : first + text_run]) for first in range(0, len(own), text_run)]
-            keys = torch.arange(len(at)) // text_run
+            span_texts = texts[span.start : span.stop]
+            labels = ["".join(span_texts[first : first + text_run]) for first in range(0, len(span_texts), text_run)]
+            keys = torch.arange(len(positions)) // text_run
         else:
             labels, keys = _regions(modality, span, blocks, stretches, join_newlines)
-        of_position[at] = keys + len(names)
+        of_position[positions] = keys + len(names)
         names += labels
     return Groups(of_position, names)
 
@@ -142,15 +142,15 @@ def _regions(
         return _stretches(modality.timelines.get(place), length, stretches)
     if span.modality == "image" and (grid := modality.grids.get(place)) is not None:
         keys = _of_image(grid, blocks, join_newlines)
-        at = modality.image_positions(place[1], place[0]).tolist()
+        positions = modality.image_positions(place[1], place[0]).tolist()
     elif span.modality == "video" and (video := modality.video_grids.get(place)) is not None:
         keys = [f"[frame {frame}]" if frame >= 0 else "[newline]" for frame in video.frame.tolist()]
-        at = modality.video_positions(place[1], place[0]).tolist()
+        positions = modality.video_positions(place[1], place[0]).tolist()
     else:
         return [f"[{span.modality}]"], torch.zeros(length, dtype=torch.long)
-    own = [key for position, key in zip(at, keys, strict=True) if span.start <= position < span.stop]
-    number = {name: index for index, name in enumerate(dict.fromkeys(own))}
-    return list(number), torch.tensor([number[key] for key in own])
+    keys_in_span = [key for position, key in zip(positions, keys, strict=True) if span.start <= position < span.stop]
+    number = {name: index for index, name in enumerate(dict.fromkeys(keys_in_span))}
+    return list(number), torch.tensor([number[key] for key in keys_in_span])
 
 
 def _of_image(grid: ImageGrid, blocks: int, join_newlines: bool) -> list[str]:

@@ -41,13 +41,13 @@ def resolve_position(
     Raises:
         LensplugError: If it is not one position for each example, is out of range, or is padding in some example.
     """
-    wanted, batch = _whole_numbers(position, attention_mask.device, name), len(attention_mask)
-    if wanted.ndim > 1 or wanted.ndim == 1 and len(wanted) != batch:
+    index, batch = _whole_numbers(position, attention_mask.device, name), len(attention_mask)
+    if index.ndim > 1 or index.ndim == 1 and len(index) != batch:
         raise LensplugError(
             f"{name} is {position!r}, expected one position, or one for each example ({batch} here): call once for each"
             " position that you want."
         )
-    return resolve_positions(wanted.reshape(-1, 1).expand(batch, 1), attention_mask, name=name)[:, 0]
+    return resolve_positions(index.reshape(-1, 1).expand(batch, 1), attention_mask, name=name)[:, 0]
 
 
 def resolve_positions(
@@ -64,20 +64,20 @@ def resolve_positions(
         LensplugError: If there are none, they are not whole numbers, or one is out of range or padding.
     """
     batch, length = attention_mask.shape
-    wanted = _whole_numbers(positions, attention_mask.device, name)
-    if wanted.numel() == 0:
+    requested = _whole_numbers(positions, attention_mask.device, name)
+    if requested.numel() == 0:
         raise LensplugError(f"{name} is empty: give at least one position, or None for all where all can be read.")
-    wanted = wanted.reshape(1, -1).expand(batch, -1) if wanted.ndim < 2 else wanted
-    if wanted.ndim > 2 or len(wanted) != batch:
-        raise LensplugError(f"{name} are {list(wanted.shape)}, expected a row for each of {batch} examples.")
+    requested = requested.reshape(1, -1).expand(batch, -1) if requested.ndim < 2 else requested
+    if requested.ndim > 2 or len(requested) != batch:
+        raise LensplugError(f"{name} are {list(requested.shape)}, expected a row for each of {batch} examples.")
     attended = attention_mask.bool()
     last = length - 1 - attended.flip(1).int().argmax(dim=1, keepdim=True)
-    index = torch.where(wanted < 0, last + 1 + wanted, wanted)
+    index = torch.where(requested < 0, last + 1 + requested, requested)
     inside = (index >= 0) & (index < length)
     inside &= attended.gather(1, index.clamp(0, length - 1))
     if not bool(inside.all()):
-        example, at = (~inside).nonzero()[0].tolist()
-        _refuse(int(wanted[example, at]), example, attended[example])
+        example, column = (~inside).nonzero()[0].tolist()
+        _refuse(int(requested[example, column]), example, attended[example])
     return index
 
 
@@ -89,12 +89,12 @@ def counted_from_the_end(positions: Positions) -> bool:
 def _whole_numbers(positions: Any, device: torch.device, name: str) -> Int[Tensor, ...]:
     """What was given as a tensor of whole numbers."""
     try:
-        wanted = torch.as_tensor(positions, device=device)
+        numbers = torch.as_tensor(positions, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise LensplugError(f"{name} is {positions!r}, expected whole numbers.") from error
-    if wanted.numel() and (wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool):
-        raise LensplugError(f"{name} is {positions!r} ({wanted.dtype}), expected whole numbers.")
-    return wanted.long()
+    if numbers.numel() and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
+        raise LensplugError(f"{name} is {positions!r} ({numbers.dtype}), expected whole numbers.")
+    return numbers.long()
 
 
 def _refuse(position: int, example: int, attended: Tensor) -> None:

@@ -94,9 +94,9 @@ class ModalityMap:
         for modality, token in placeholder_ids.items():
             if modality not in MODALITIES:
                 raise LensplugError(f"placeholder_ids has {modality!r}, expected some of {', '.join(MODALITIES)}.")
-            at = (tokens == token) & real
-            labels[at] = MODALITIES.index(modality)
-            for example, row in enumerate(at):
+            is_placeholder = (tokens == token) & real
+            labels[is_placeholder] = MODALITIES.index(modality)
+            for example, row in enumerate(is_placeholder):
                 lengths = (media_lengths or {}).get(modality)
                 if lengths is None:
                     media_index[example, row] = 0 if _runs(row) == 1 else -1
@@ -105,20 +105,22 @@ class ModalityMap:
         labels[~real] = PAD
         special = torch.isin(tokens, torch.tensor(list(special_ids), device=tokens.device, dtype=tokens.dtype))
         special &= labels == TEXT
-        made = cls(labels, special, media_index, dict(grids or {}), dict(video_grids or {}), dict(timelines or {}))
+        modality_map = cls(
+            labels, special, media_index, dict(grids or {}), dict(video_grids or {}), dict(timelines or {})
+        )
         geometries: tuple[tuple[MediumName, Mapping[tuple[int, int], Sized]], ...] = (
-            ("image", made.grids),
-            ("video", made.video_grids),
-            ("audio", made.timelines),
+            ("image", modality_map.grids),
+            ("video", modality_map.video_grids),
+            ("audio", modality_map.timelines),
         )
         for modality, geometry in geometries:
             for (example, index), own in geometry.items():
-                positions = int((made.mask(modality)[example] & (media_index[example] == index)).sum())
+                positions = int((modality_map.mask(modality)[example] & (media_index[example] == index)).sum())
                 if positions != len(own):
                     raise LensplugError(
                         f"{modality} {index} of example {example} has {positions} positions, its geometry {len(own)}."
                     )
-        return made
+        return modality_map
 
     @property
     def names(self) -> tuple[ModalityName, ...]:
@@ -218,16 +220,16 @@ class ModalityMap:
         batch = self.labels.shape[0]
         if not 0 <= example < batch:
             raise LensplugError(f"example {example} is asked for, the batch has {batch}.")
-        at = self.mask(modality)[example] & (self.media_index[example] == media_index)
-        if not bool(at.any()):
-            there = sorted(set(self.media_index[example][self.mask(modality)[example]].tolist()))
-            if -1 in there:
+        is_medium = self.mask(modality)[example] & (self.media_index[example] == media_index)
+        if not bool(is_medium.any()):
+            existing = sorted(set(self.media_index[example][self.mask(modality)[example]].tolist()))
+            if -1 in existing:
                 raise LensplugError(
                     f"example {example} has {modality} positions, but it is not known which {modality} each belongs to:"
                     " use lens.prepare, or give lens.encode the media as well."
                 )
-            raise LensplugError(f"example {example} has no {modality} {media_index}: it has {there}.")
-        return at.nonzero()[:, 0]
+            raise LensplugError(f"example {example} has no {modality} {media_index}: it has {existing}.")
+        return is_medium.nonzero()[:, 0]
 
     def to(self, device: torch.device | str) -> ModalityMap:
         """The same map on another device."""
@@ -236,12 +238,12 @@ class ModalityMap:
 
     def appended(self, generated: Bool[Tensor, "batch new"]) -> ModalityMap:
         """The map of prompt + answer: new positions are "generated", or "pad" where False."""
-        new = torch.where(generated, GENERATED, PAD).to(self.labels)
+        labels = torch.where(generated, GENERATED, PAD).to(self.labels)
         return replace(
             self,
-            labels=torch.cat([self.labels, new], dim=1),
+            labels=torch.cat([self.labels, labels], dim=1),
             special=torch.cat([self.special, torch.zeros_like(generated)], dim=1),
-            media_index=torch.cat([self.media_index, torch.full_like(new, -1)], dim=1),
+            media_index=torch.cat([self.media_index, torch.full_like(labels, -1)], dim=1),
         )
 
 

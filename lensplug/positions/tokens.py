@@ -52,9 +52,9 @@ def find_text(text: str, str_tokens: Sequence[str], tokens: Sequence[int] = (), 
     pieces = _whole_characters(str_tokens, tokens, tokenizer)
     owners = [place for piece, *place in pieces for _ in "".join(piece.split())]
     characters = "".join("".join(piece.split()) for piece, _, _ in pieces)
-    wanted = "".join(text.split())
-    start = characters.rfind(wanted) if wanted else -1
-    return None if start < 0 else range(owners[start][0], owners[start + len(wanted) - 1][1])
+    compact = "".join(text.split())
+    start = characters.rfind(compact) if compact else -1
+    return None if start < 0 else range(owners[start][0], owners[start + len(compact) - 1][1])
 
 
 LONGEST = 12

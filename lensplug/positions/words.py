@@ -54,8 +54,8 @@ def join_pieces(str_tokens: Sequence[str], *, word_ids: Sequence[int | None] | N
     goes_on = _by_marks(str_tokens) if word_ids is None else _by_ids(word_ids)
     of_position: list[int] = []
     words: list[list[str]] = []
-    for piece, same in zip(str_tokens, goes_on, strict=True):
-        if not same:
+    for piece, continues in zip(str_tokens, goes_on, strict=True):
+        if not continues:
             words.append([])
         words[-1].append(piece)
         of_position.append(len(words) - 1)
@@ -65,26 +65,29 @@ def join_pieces(str_tokens: Sequence[str], *, word_ids: Sequence[int | None] | N
 def running_text(str_tokens: Sequence[str]) -> list[str]:
     """The pieces as they are read one after another: a space before each word but the first, no marks."""
     of_position = join_pieces(str_tokens).of_position.tolist()
-    starts = [own != last for own, last in zip(of_position, [*of_position[:1], *of_position], strict=False)]
+    starts = [index != last for index, last in zip(of_position, [*of_position[:1], *of_position], strict=False)]
     return [" " * start + _name([piece]) for piece, start in zip(str_tokens, starts, strict=True)]
 
 
 def _by_ids(word_ids: Sequence[int | None]) -> list[bool]:
     before = [None, *word_ids]
-    return [own is not None and own == last for own, last in zip(word_ids, before, strict=False)]
+    return [word is not None and word == last for word, last in zip(word_ids, before, strict=False)]
 
 
 def _by_marks(pieces: Sequence[str]) -> list[bool]:
     """Whether each piece goes on with the word before it."""
-    alone = [ALONE.fullmatch(piece) is not None for piece in pieces]
+    stands_alone = [ALONE.fullmatch(piece) is not None for piece in pieces]
     if any(CONTINUES.match(piece) for piece in pieces):
         marked = [CONTINUES.match(piece) is not None for piece in pieces]
     elif any(piece.startswith(STARTS) for piece in pieces):
         marked = [not piece.startswith(STARTS) for piece in pieces]
     else:
         return [False] * len(pieces)
-    after_alone = [True, *alone]
-    return [on and not own and not last for on, own, last in zip(marked, alone, after_alone, strict=False)]
+    after_alone = [True, *stands_alone]
+    return [
+        is_marked and not is_alone and not follows_alone
+        for is_marked, is_alone, follows_alone in zip(marked, stands_alone, after_alone, strict=False)
+    ]
 
 
 def _name(pieces: Sequence[str]) -> str:

@@ -94,8 +94,8 @@ def _samples(models: Sequence[nn.Module]) -> Iterator[Tensor]:
                 continue
             step = max(1, numbers // SAMPLES) | 1  # an odd step does not stay in one column of a matrix
             if not _is_dense(weight):
-                at = torch.arange(0, numbers, step, device=weight.device)
-                yield weight[torch.unravel_index(at, weight.shape)]
+                index = torch.arange(0, numbers, step, device=weight.device)
+                yield weight[torch.unravel_index(index, weight.shape)]
             elif (memory := (weight.data_ptr(), numbers, weight.dtype)) not in read:
                 read.add(memory)  # a view: nothing is copied
                 yield weight.as_strided((-(-numbers // step),), (step,), weight.storage_offset())

@@ -80,10 +80,12 @@ def chosen(keep: Any, by_name: Mapping[str, Any] = BY_NAME) -> list[Any]:
         LensplugError: If a name is unknown.
     """
     several = keep if isinstance(keep, Sequence) and not isinstance(keep, str) else [] if keep is None else [keep]
-    made = []
-    for one in several:
-        if one not in by_name if isinstance(one, str) else not hasattr(one, "begin"):
+    reductions = []
+    for reduction in several:
+        if reduction not in by_name if isinstance(reduction, str) else not hasattr(reduction, "begin"):
             names = ", ".join(map(repr, by_name))
-            raise LensplugError(f"keep has {described(one)}, expected {names}, or a reduction of lensplug.reductions.")
-        made.append(by_name[one]() if isinstance(one, str) else one)
-    return made
+            raise LensplugError(
+                f"keep has {described(reduction)}, expected {names}, or a reduction of lensplug.reductions."
+            )
+        reductions.append(by_name[reduction]() if isinstance(reduction, str) else reduction)
+    return reductions

@@ -56,7 +56,7 @@ class Mixing:
         if self.heads is not None and not self.heads:
             raise LensplugError("heads is empty: give at least one head, or None for all.")
         if self.heads is not None:  # the score is no part of what is mixed, nor of how it is told
-            object.__setattr__(self, "heads", tuple(_head(one) for one in self.heads))
+            object.__setattr__(self, "heads", tuple(_head(head) for head in self.heads))
 
     @property
     def needs_patterns(self) -> bool:
@@ -78,19 +78,19 @@ class Mixing:
         Raises:
             LensplugError: If there is one.
         """
-        for one in self.heads or ():
-            layer, head = one[:2] if isinstance(one, tuple) else (0, one)
+        for entry in self.heads or ():
+            layer, head = entry[:2] if isinstance(entry, tuple) else (0, entry)
             if not (0 <= layer < n_layers and 0 <= head < n_heads):
                 raise LensplugError(
-                    f"heads has {one}, the model has layers 0 to {n_layers - 1} and heads 0 to {n_heads - 1}."
+                    f"heads has {entry}, the model has layers 0 to {n_layers - 1} and heads 0 to {n_heads - 1}."
                 )
 
     def heads_of(self, layer: int) -> list[int] | None:
         """The chosen heads of a layer; None for all."""
         if self.heads is None:
             return None
-        pairs = [one[:2] if isinstance(one, tuple) else (layer, one) for one in self.heads]
-        return sorted({head for at, head in pairs if at == layer})
+        pairs = [entry[:2] if isinstance(entry, tuple) else (layer, entry) for entry in self.heads]
+        return sorted({head for layer_of_head, head in pairs if layer_of_head == layer})
 
     def fused(
         self,
@@ -123,22 +123,22 @@ class Mixing:
         return torch.where(total > 0, fused / total, 0.0)
 
 
-def _head(one: Any) -> int | tuple[int, int]:
+def _head(entry: Any) -> int | tuple[int, int]:
     """A head, or (layer, head), in Python's own numbers.
 
     Raises:
         LensplugError: If it is neither.
     """
     try:
-        if not isinstance(one, tuple | list):
-            return index(one)
-        layer, head, *_score = one
-        if len(_score) < 2 and not isinstance(one[0], bool):
+        if not isinstance(entry, tuple | list):
+            return index(entry)
+        layer, head, *_score = entry
+        if len(_score) < 2 and not isinstance(entry[0], bool):
             return index(layer), index(head)
     except (TypeError, ValueError):
         pass
     raise LensplugError(
-        f"heads has {one!r}, expected heads of every layer, heads=[3, 5], or (layer, head), as"
+        f"heads has {entry!r}, expected heads of every layer, heads=[3, 5], or (layer, head), as"
         ' analysis.head_specialization(...).top("image", 3) gives them: heads=result.top("image", 3).'
     )
 
@@ -152,7 +152,10 @@ def keeps(
 
 def beside_first(attention: Float[Tensor, "batch row key"], first: Int[Tensor, " batch"]) -> Float[Tensor, "batch row"]:
     """What each row of attention has beside the first position; added up, where 1 less the first's would cancel."""
-    parts = [own[:, :at].sum(dim=-1) + own[:, at + 1 :].sum(dim=-1) for own, at in zip(attention, first, strict=True)]
+    parts = [
+        rows[:, :first_position].sum(dim=-1) + rows[:, first_position + 1 :].sum(dim=-1)
+        for rows, first_position in zip(attention, first, strict=True)
+    ]
     return torch.stack(parts)
 
 
@@ -163,8 +166,8 @@ def value_gram(
     repeats = W_O.shape[0] // v.shape[2]
     blocks = []
     for part in torch.split(v.float(), ROWS_AT_ONCE, dim=1):
-        brought = torch.einsum("bkhd,hdm->bkhm", part.repeat_interleave(repeats, dim=2), W_O.float())
-        blocks.append(brought @ brought.transpose(2, 3))
+        contributions = torch.einsum("bkhd,hdm->bkhm", part.repeat_interleave(repeats, dim=2), W_O.float())
+        blocks.append(contributions @ contributions.transpose(2, 3))
     return torch.cat(blocks, dim=1)
 
 
@@ -172,8 +175,8 @@ def measured_residual(
     stream: Float[Tensor, "batch pos d_model"], added: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch pos"]:
     """The stream's share of the norms of the stream and of what attention adds to it."""
-    stayed, came = stream.float().norm(dim=-1), added.float().norm(dim=-1)
-    share: Tensor = stayed / (stayed + came).clamp(min=torch.finfo(torch.float32).tiny)
+    residual_norm, attention_norm = stream.float().norm(dim=-1), added.float().norm(dim=-1)
+    share: Tensor = residual_norm / (residual_norm + attention_norm).clamp(min=torch.finfo(torch.float32).tiny)
     return share
 
 

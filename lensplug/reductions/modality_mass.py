@@ -74,8 +74,8 @@ def parts(modality: ModalityMap, sink: Bool[Tensor, "batch pos"] | None = None) 
         "text": by_name["text"] & ~modality.special,
         "image": by_name["image"] & ~views.any(dim=1),
     }
-    rest = torch.stack([by_name[name] for name in PARTS[1:]], dim=1)
-    return torch.cat([first[:, None], rest & ~first[:, None]], dim=1)
+    masks = torch.stack([by_name[name] for name in PARTS[1:]], dim=1)
+    return torch.cat([first[:, None], masks & ~first[:, None]], dim=1)
 
 
 def first_position(modality: ModalityMap) -> Bool[Tensor, "batch pos"]:
@@ -91,13 +91,13 @@ def spread(
     member: Bool[Tensor, "batch every_part pos"],
 ) -> Float[Tensor, "batch head every_part 3"] | None:
     """What was kept of the parts that occurred, on all of `PARTS`; None where it was kept of others."""
-    same = (held[:, :, None] == member[:, None]).all(dim=-1).all(dim=0)  # [held part]
+    is_same = (held[:, :, None] == member[:, None]).all(dim=-1).all(dim=0)  # [held part]
     occurs = member.any(dim=-1).any(dim=0)
-    if not bool(same.any(dim=1).all()) or not bool((same.any(dim=0) | ~occurs).all()):
+    if not bool(is_same.any(dim=1).all()) or not bool((is_same.any(dim=0) | ~occurs).all()):
         return None
     # A part that was kept and is empty in the examples at hand has nothing to give, wherever it goes.
-    made = kept.new_zeros(*kept.shape[:2], member.shape[1], 3)
-    return made.index_add_(2, same.int().argmax(dim=1).to(kept.device), kept)
+    spread_mass = kept.new_zeros(*kept.shape[:2], member.shape[1], 3)
+    return spread_mass.index_add_(2, is_same.int().argmax(dim=1).to(kept.device), kept)
 
 
 def _occurring(modality: ModalityMap) -> Bool[Tensor, "batch part pos"]:
@@ -107,15 +107,15 @@ def _occurring(modality: ModalityMap) -> Bool[Tensor, "batch part pos"]:
 
 def views_of(modality: ModalityMap) -> list[Bool[Tensor, "batch pos"]]:
     """Where each of `VIEWS` is; an image without a grid is in none."""
-    found = [torch.zeros_like(modality.special) for _ in VIEWS]
+    masks = [torch.zeros_like(modality.special) for _ in VIEWS]
     for (example, index), grid in modality.grids.items():
-        at = (modality.mask("image")[example] & (modality.media_index[example] == index)).nonzero()[:, 0]
-        if len(at) != len(grid):
+        positions = (modality.mask("image")[example] & (modality.media_index[example] == index)).nonzero()[:, 0]
+        if len(positions) != len(grid):
             continue  # not whole in this map: no token of it can be told from another
-        view, newline = grid.view.to(at.device), grid.newline.to(at.device)
-        for where, chosen in zip(found, ((view == 0) & ~newline, (view > 0) & ~newline, newline), strict=True):
-            where[example, at[chosen]] = True
-    return found
+        view, newline = grid.view.to(positions.device), grid.newline.to(positions.device)
+        for where, chosen in zip(masks, ((view == 0) & ~newline, (view > 0) & ~newline, newline), strict=True):
+            where[example, positions[chosen]] = True
+    return masks
 
 
 def measure(

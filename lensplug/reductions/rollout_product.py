@@ -71,10 +71,12 @@ class _Product:
         fused = self.mixing.fused(pattern, self.mixing.heads_of(layer))
         attention = self.mixing.attention(fused, self._first.to(pattern.device))
         assert not isinstance(self.mixing.residual, str)
-        kept = keeps(attention, self.mixing.residual)[:, :, None]
-        others = beside_first(attention, self._first)[:, :, None]
-        self.named[hook_names.ROLLOUT_ROWS][:, layer, start : start + rows] = torch.cat([kept, others], dim=-1)
+        residual_share = keeps(attention, self.mixing.residual)[:, :, None]
+        off_first = beside_first(attention, self._first)[:, :, None]
+        self.named[hook_names.ROLLOUT_ROWS][:, layer, start : start + rows] = torch.cat(
+            [residual_share, off_first], dim=-1
+        )
         # Nothing before this row block has been written yet; columns behind its last row are zero.
-        new = attention @ product[:, :keys, :keys]
-        new.mul_(1 - kept).add_(kept * product[:, start : start + rows, :keys])
-        product[:, start : start + rows, :keys] = new
+        product_rows = attention @ product[:, :keys, :keys]
+        product_rows.mul_(1 - residual_share).add_(residual_share * product[:, start : start + rows, :keys])
+        product[:, start : start + rows, :keys] = product_rows

@@ -89,12 +89,12 @@ class Plan:
         Raises:
             LensplugError: If a position is out of range, or options do not go together.
         """
-        wanted = predicate(names_filter)
+        keeps_hook = predicate(names_filter)
         if needs is not None:
             if names_filter is not None:
                 raise LensplugError("needs and names_filter both say what to keep: give one of them.")
             analyses = _analyses(needs)
-            wanted = lambda name: any(one.needs(name) for one in analyses)  # noqa: E731
+            keeps_hook = lambda name: any(analysis.needs(name) for analysis in analyses)  # noqa: E731
         if logit_positions is not None and others.get("return_type", "logits") not in ("logits", None):
             raise LensplugError("a loss needs the logits of every position: leave logit_positions out.")
         if not others.get("return_cache_object", True):
@@ -104,7 +104,7 @@ class Plan:
             cut = "residual_positions" if residual_positions is not None else "keep"  # of all layers, or it lies
             raise LensplugError(f"with {cut}, {', '.join(sorted(unknown))} cannot be given.")
         return cls(
-            names_taken(model, wanted),
+            names_taken(model, keeps_hook),
             chosen,
             _rows([] if chosen and query_positions is None else query_positions, inputs, "query_positions"),
             _rows(residual_positions, inputs, "residual_positions"),
@@ -118,38 +118,41 @@ def run_with_cache(
     model: Any, engine: engines.EngineName, inputs: MultimodalInput, plan: Plan
 ) -> tuple[Float[Tensor, ...] | None, LensCache]:
     """Logits and cache, without gradients; see `MultimodalLens.run_with_cache`."""
-    kept = [one.begin(inputs, model.cfg.n_layers, model.cfg.n_heads) for one in plan.reductions]
+    accumulators = [accumulator.begin(inputs, model.cfg.n_layers, model.cfg.n_heads) for accumulator in plan.reductions]
 
     def each_block(layer: int, start: int, pattern: Float[Tensor, "batch head row key"]) -> None:
-        for one in kept:
-            one(layer, start, pattern)
+        for accumulator in accumulators:
+            accumulator(layer, start, pattern)
 
-    known: dict[str, Any] = {"query_positions": plan.query_positions, "residual_positions": plan.residual_positions}
+    cached_positions: dict[str, Any] = {
+        "query_positions": plan.query_positions,
+        "residual_positions": plan.residual_positions,
+    }
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(refuse_overflow(model, inputs.attention_mask, each_score=plan.query_positions is None))
         if plan.query_positions is not None:
             rows = plan.query_positions if plan.query_positions.shape[1] else watched_rows(inputs.tokens)
-            shown = each_block if kept else None
-            stack.enter_context(engines.attention_rows(engine, model, rows, each_block=shown))
+            block_callback = each_block if accumulators else None
+            stack.enter_context(engines.attention_rows(engine, model, rows, each_block=block_callback))
             stack.enter_context(engines.short_blocks(engine, model))
         if plan.logit_positions is not None:
             stack.enter_context(engines.logit_rows(model, plan.logit_positions))
         if set(plan.others) <= {"return_type"}:
             logits, kept_here = _keeping(model, inputs, plan)
-            cache = LensCache.of(kept_here, model, inputs, **known)
+            cache = LensCache.of(kept_here, model, inputs, **cached_positions)
         else:
             elsewhere = {} if plan.device is None else {"device": plan.device}
             kept_names = set(plan.names).__contains__
             logits, theirs = model.run_with_cache(inputs, names_filter=kept_names, **elsewhere, **plan.others)
-            cache = LensCache.of(theirs.cache_dict, model, inputs, **known)
+            cache = LensCache.of(theirs.cache_dict, model, inputs, **cached_positions)
             cache.has_batch_dim = theirs.has_batch_dim
             if plan.query_positions is not None:
                 rows_kept = plan.query_positions.shape[1]
                 cache.cache_dict |= {
                     name: value[..., :rows_kept, :] for name, value in cache.items() if name.endswith(ROWS)
                 }
-    for one in kept:
-        cache.add(one.named, one.noted, plan.device)
+    for accumulator in accumulators:
+        cache.add(accumulator.named, accumulator.noted, plan.device)
     return logits, cache
 
 
@@ -160,18 +163,22 @@ def _analyses(needs: Any) -> list[Needs]:
         LensplugError: If one is no analysis of a cache.
     """
     several = needs if isinstance(needs, list | tuple | set) else [needs]
-    made = []
-    for one in several:
-        found = _by_name().get(one.removeprefix("analysis.")) if isinstance(one, str) else one
-        if not isinstance(found, Needs):
-            known, called = _by_name(), one if isinstance(one, str) else getattr(one, "__name__", type(one).__name__)
-            near = difflib.get_close_matches(str(called), known, n=1, cutoff=0.5)
+    resolved = []
+    for analysis in several:
+        function = _by_name().get(analysis.removeprefix("analysis.")) if isinstance(analysis, str) else analysis
+        if not isinstance(function, Needs):
+            public_analyses, called = (
+                _by_name(),
+                analysis if isinstance(analysis, str) else getattr(analysis, "__name__", type(analysis).__name__),
+            )
+            near = difflib.get_close_matches(str(called), public_analyses, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise LensplugError(
-                f"needs has {called!r}, expected analyses of a cache, or their names: {', '.join(sorted(known))}.{hint}"
+                f"needs has {called!r}, expected analyses of a cache, or their names:"
+                f" {', '.join(sorted(public_analyses))}.{hint}"
             )
-        made.append(found)
-    return made
+        resolved.append(function)
+    return resolved
 
 
 def _by_name() -> dict[str, Needs]:
@@ -212,8 +219,8 @@ def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Ten
             kept_here[hook.name] = activation.to(device)
             return
         if kind in RESIDUALS and plan.residual_positions is not None:
-            at = plan.residual_positions.to(activation.device)[:, :, None].expand(-1, -1, activation.shape[-1])
-            activation = activation.gather(1, at)
+            row_index = plan.residual_positions.to(activation.device)[:, :, None].expand(-1, -1, activation.shape[-1])
+            activation = activation.gather(1, row_index)
         elif plan.query_positions is not None:
             activation = activation[:, :, : plan.query_positions.shape[1]]
         names = same_kind[kind]

@@ -46,8 +46,8 @@ class Choosing:
 
     def __post_init__(self) -> None:
         """Raise if a value is none that it can have."""
-        whole = {"max_new_tokens": self.max_new_tokens, "top_k": self.top_k}
-        for name, value in whole.items():
+        whole_numbers = {"max_new_tokens": self.max_new_tokens, "top_k": self.top_k}
+        for name, value in whole_numbers.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise LensplugError(f"{name} is {value!r}, expected at least 1 (a whole number).")
         for name, most in (("temperature", math.inf), ("top_p", 1.0)):
@@ -98,7 +98,7 @@ def generate(
         writer = Writer(hf_model, engines.decoding(engine, model, inputs), chosen)
         with engines.at_sdpa_speed(engine, model, len(inputs)), engines.unwatched_blocks(engine, model):
             tokens, generated = writer.write(inputs.tokens, inputs.attention_mask, tokenizer)
-        text = [_decoded(row[own], tokenizer) for row, own in zip(tokens, generated, strict=True)]
+        text = [_decoded(row[is_generated], tokenizer) for row, is_generated in zip(tokens, generated, strict=True)]
     return Answer(text, tokens, behind(hf_model, core, tokenizer, inputs, tokens, generated))
 
 
@@ -110,9 +110,9 @@ def given(
     Raises:
         LensplugError: If it is not one text for each prompt, or does not fit behind it.
     """
-    inputs, tokens, own = tokens_of(text, inputs, core, tokenizer, model.cfg.n_ctx)
-    texts = [_decoded(row[mask], tokenizer) for row, mask in zip(tokens, own, strict=True)]
-    return Answer(texts, tokens, behind(hf_model, core, tokenizer, inputs, tokens, own))
+    inputs, tokens, is_answer = tokens_of(text, inputs, core, tokenizer, model.cfg.n_ctx)
+    texts = [_decoded(row[mask], tokenizer) for row, mask in zip(tokens, is_answer, strict=True)]
+    return Answer(texts, tokens, behind(hf_model, core, tokenizer, inputs, tokens, is_answer))
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def run_with_gradients(
         LensplugError: If the target is not one token for each example or no scalar with a gradient, no hook is
             kept, or a gradient is not finite.
     """
-    reduced = [one.begin(inputs) for one in reductions.chosen(keep, reductions.GRADIENTS_BY_NAME)]
+    reduced = [accumulator.begin(inputs) for accumulator in reductions.chosen(keep, reductions.GRADIENTS_BY_NAME)]
     # Logits of thousands of positions, and their gradient, are gigabytes: only a function may want all of them.
     terms = None if callable(target) else terms_of(target, position, inputs, tokenizer, model.cfg.d_vocab_out)
     rows = terms.rows if reduced and terms is not None else None
@@ -71,19 +71,19 @@ def run_with_gradients(
             logits = logits[examples, terms.rows.to(logits.device).clone()]
         return terms.of(logits).sum()
 
-    kept: dict[str, Tensor] = {}
+    activations: dict[str, Tensor] = {}
 
     def keep_activation(value: Tensor, hook: Any) -> Tensor:
-        if hook.name in kept:  # a block that is computed again
+        if hook.name in activations:  # a block that is computed again
             return value
         if value.is_floating_point() and not value.requires_grad:  # another hook has put a constant in its place
             value = value.detach().requires_grad_()
-        kept[hook.name] = value
+        activations[hook.name] = value
         return value
 
     def each_gradient(layer: int, start: int, pattern: Tensor, gradient: Tensor) -> None:
-        for one in reduced:
-            one(layer, start, pattern, gradient)
+        for accumulator in reduced:
+            accumulator(layer, start, pattern, gradient)
 
     default = (lambda name: False) if reduced else (lambda name: name.endswith(PATTERNS))
     names = names_taken(model, predicate(default if names_filter is None else names_filter))
@@ -101,20 +101,20 @@ def run_with_gradients(
         stack.enter_context(temporary_hooks(model, ((name, keep_activation) for name in names)))
         embeds = inputs.embeds.detach().clone().requires_grad_()
         logits = model(replace(inputs, embeds=embeds))
-        if not kept and not reduced:
+        if not activations and not reduced:
             raise LensplugError("names_filter matches no hook that fires in this run: see lens.model.hook_dict.")
-        gradients = _gradients(_checked(scalar(logits)), kept, embeds)
-    cache = LensCache.of({name: value.detach() for name, value in kept.items()}, model, inputs)
-    for one in reduced:
-        cache.add(one.named, {})
+        gradients = _gradients(_checked(scalar(logits)), activations, embeds)
+    cache = LensCache.of({name: value.detach() for name, value in activations.items()}, model, inputs)
+    for accumulator in reduced:
+        cache.add(accumulator.named, {})
     return logits.detach(), cache, LensCache.of(gradients, model, inputs, weights=cache.weights)
 
 
 def _checked(scalar: Any) -> Tensor:
     """What a target function returned, if a gradient can be taken of it."""
-    came = f"a tensor of shape {list(scalar.shape)}" if isinstance(scalar, Tensor) else f"a {type(scalar).__name__}"
+    received = f"a tensor of shape {list(scalar.shape)}" if isinstance(scalar, Tensor) else f"a {type(scalar).__name__}"
     if not isinstance(scalar, Tensor) or scalar.ndim or not scalar.is_floating_point():
-        raise LensplugError(f"the target function returned {came}, expected one number: logits[..., token].sum().")
+        raise LensplugError(f"the target function returned {received}, expected one number: logits[..., token].sum().")
     if not scalar.requires_grad:
         raise LensplugError(
             "what the target function returned has no gradient: compute it from the logits it is given, without"
@@ -123,9 +123,9 @@ def _checked(scalar: Any) -> Tensor:
     return scalar
 
 
-def _gradients(scalar: Tensor, kept: dict[str, Tensor], embeds: Tensor) -> dict[str, Tensor]:
+def _gradients(scalar: Tensor, activations: dict[str, Tensor], embeds: Tensor) -> dict[str, Tensor]:
     """The gradient with respect to each activation that is kept, zeros for one that the scalar does not depend on."""
-    floats = {name: value for name, value in kept.items() if value.is_floating_point()}
+    floats = {name: value for name, value in activations.items() if value.is_floating_point()}
     # The embeddings' gradient passes through every layer: a score that overflowed is seen in it even where
     # TransformerLens turned its row of the pattern into zeros.
     taken = torch.autograd.grad(scalar, [*floats.values(), embeds], allow_unused=True)

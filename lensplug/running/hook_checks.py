@@ -42,7 +42,7 @@ def known_hooks(model: Any, names: NamesFilter) -> list[str] | Callable[[str], b
     if names is None or callable(names):
         return names
     several: Any = [names] if isinstance(names, str) or _is_short(names) else names
-    return [found for name in several for found in hook_names_of(model, name)]
+    return [hook_name for name in several for hook_name in hook_names_of(model, name)]
 
 
 def hook_names_of(model: Any, name: HookName | Callable[[str], bool]) -> list[Any]:
@@ -60,20 +60,22 @@ def hook_names_of(model: Any, name: HookName | Callable[[str], bool]) -> list[An
             f"{name!r} is no name of a hook: give 'blocks.3.hook_resid_post', 'resid_post' (of every layer) or"
             " ('resid_post', 3)."
         )
-    found = [one for one in dict.fromkeys(_meant(model, name)) if one in model.hook_dict]
-    if not found:
-        wanted = name if isinstance(name, str) else name[0]
-        near = difflib.get_close_matches(wanted, [*model.hook_dict, *_short_forms(model)], n=3)
+    matching = [candidate for candidate in dict.fromkeys(_meant(model, name)) if candidate in model.hook_dict]
+    if not matching:
+        requested = name if isinstance(name, str) else name[0]
+        near = difflib.get_close_matches(requested, [*model.hook_dict, *_short_forms(model)], n=3)
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else " See lens.model.hook_dict."
         raise LensplugError(f"{name!r} is no hook of this model.{hint}")
-    return [_firing(model, one) for one in found]
+    return [_firing(model, candidate) for candidate in matching]
 
 
 def _is_short(name: Any) -> bool:
     """Whether this is one name with its layer, ("resid_post", 3), not several names."""
     if not isinstance(name, tuple | list) or len(name) not in (2, 3) or not isinstance(name[0], str):
         return False
-    return isinstance(name[1], int) and not isinstance(name[1], bool) and all(isinstance(one, str) for one in name[2:])
+    return (
+        isinstance(name[1], int) and not isinstance(name[1], bool) and all(isinstance(part, str) for part in name[2:])
+    )
 
 
 def _meant(model: Any, name: HookName) -> list[str]:
@@ -86,8 +88,8 @@ def _meant(model: Any, name: HookName) -> list[str]:
         return _in_layer(short, layer % layers, *kind)
     if "." in name:  # the end of a name: "attn.hook_pattern"
         return [hook for hook in model.hook_dict if hook.endswith(f".{name}")]
-    whole = str(get_act_name(name))
-    return [*(one for layer in range(layers) for one in _in_layer(name, layer)), whole]
+    model_wide = str(get_act_name(name))
+    return [*(hook_name for layer in range(layers) for hook_name in _in_layer(name, layer)), model_wide]
 
 
 def _in_layer(short: str, layer: int, kind: str | None = None) -> list[str]:

@@ -53,12 +53,12 @@ class Estimate:
     @classmethod
     def of(cls, model: Any, inputs: MultimodalInput, plan: Plan, *, engine: str = "hooked_transformer") -> Estimate:
         """The estimate of a plan, for a model that this engine made."""
-        made = cls._of(model, inputs, plan, engine)
+        estimate = cls._of(model, inputs, plan, engine)
         last = inputs.tokens.new_zeros(len(inputs), 1)
         small = cls._of(
             model, inputs, replace(plan, query_positions=last, residual_positions=last, logit_positions=last), engine
         )
-        return replace(made, cheaper=small.total if small.total < made.total else None)
+        return replace(estimate, cheaper=small.total if small.total < estimate.total else None)
 
     @classmethod
     def _of(cls, model: Any, inputs: MultimodalInput, plan: Plan, engine: str) -> Estimate:
@@ -68,8 +68,8 @@ class Estimate:
         for name in plan.names:
             if _is_reached(name, plan.others.get("stop_at_layer")):
                 by_hook[name.rpartition(".")[2]] += sizes.kept(name)
-        for one in plan.reductions:
-            by_hook[type(one).__name__] += 4 * one.numbers(inputs, cfg.n_layers, cfg.n_heads)
+        for reduction in plan.reductions:
+            by_hook[type(reduction).__name__] += 4 * reduction.numbers(inputs, cfg.n_layers, cfg.n_heads)
         device = torch.device(cfg.device)
         kept_on = device if plan.device is None else torch.device(plan.device)
         shared_logits = "unembed.hook_out" in plan.names
@@ -86,15 +86,15 @@ class Estimate:
         cls, model: Any, inputs: MultimodalInput, plan: Plan, max_new_tokens: int, *, engine: str
     ) -> Estimate:
         """The estimate of `lens.generate`, whose first step is the run of this plan."""
-        made, cfg = cls._of(model, inputs, plan, engine), model.cfg
+        estimate, cfg = cls._of(model, inputs, plan, engine), model.cfg
         positions = len(inputs) * (inputs.tokens.shape[1] + max_new_tokens)
         of_layer = 2 * positions * int(cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * cfg.dtype.itemsize
         logits = 4 * len(inputs) * cfg.d_vocab_out * 4  # in fp32, with what chooses among them
         if engine == "hooked_transformer":
             of_layer += of_layer // 2  # keys are kept before their rotation and behind it
         # A longer cache of one layer is made beside its shorter one.
-        kept = {"key-value cache": cfg.n_layers * of_layer}
-        return replace(made, by_hook=kept, logits=logits, working=made.working + of_layer)
+        key_value_cache = {"key-value cache": cfg.n_layers * of_layer}
+        return replace(estimate, by_hook=key_value_cache, logits=logits, working=estimate.working + of_layer)
 
     @classmethod
     def of_check(cls, model: Any, inputs: MultimodalInput, plan: Plan, rows: int, *, engine: str) -> Estimate:
@@ -107,10 +107,10 @@ class Estimate:
             rows: Of how many positions of each example logits are made.
             engine: Its engine.
         """
-        made = cls._of(model, inputs, plan, engine)
+        estimate = cls._of(model, inputs, plan, engine)
         streams = 5 * inputs.tokens.numel() * model.cfg.d_model * 4
         logits = 4 * len(inputs) * min(rows, inputs.tokens.shape[1]) * model.cfg.d_vocab_out * 4
-        return replace(made, by_hook={"residual streams": streams}, logits=logits)
+        return replace(estimate, by_hook={"residual streams": streams}, logits=logits)
 
     @property
     def kept(self) -> int:

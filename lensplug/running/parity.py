@@ -110,29 +110,29 @@ def compare(
         engine: The wrapped core's, a key of `engines.ENGINES`.
         whole_patterns: Let the wrapped core make whole patterns, as it does where they are kept.
     """
-    at = attention_mask.bool()
+    is_real = attention_mask.bool()
     attending = (
         nullcontext() if whole_patterns or not engine else engines.at_sdpa_speed(engine, model, len(attention_mask))
     )
-    scores = ScoreRange(model, at) if core.dtype == torch.float16 and not whole_patterns else None
+    scores = ScoreRange(model, is_real) if core.dtype == torch.float16 and not whole_patterns else None
     with torch.inference_mode(False), torch.no_grad(), sdpa(core), attending:
-        met = _meet(hf_model, core, model, model_inputs, wrapped_input, at, scores)
+        met = _meet(hf_model, core, model, model_inputs, wrapped_input, is_real, scores)
         reference, wrapped = (_at(logits, met.counted, centered) for logits in (met.reference, met.wrapped))
         scale = float(reference.abs().max())
         tolerance = TOLERANCE[core.dtype] * max(scale, 1.0)
-        same = float((reference.argmax(-1) == wrapped.argmax(-1)).float().mean())
+        argmax_agreement = float((reference.argmax(-1) == wrapped.argmax(-1)).float().mean())
         not_finite = int((~wrapped.isfinite()).sum()) + met.lost_elsewhere * wrapped.shape[-1]
         difference = float(wrapped.sub_(reference).abs_().nan_to_num_(nan=torch.inf).max())
         parted = not_finite > 0 or not difference <= tolerance
-        layer = _first_divergent_layer(hf_model, core, model, model_inputs, wrapped_input, at) if parted else None
+        layer = _first_divergent_layer(hf_model, core, model, model_inputs, wrapped_input, is_real) if parted else None
     return ParityReport(
         max_logit_difference=difference,
         logit_scale=scale,
-        argmax_agreement=same,
+        argmax_agreement=argmax_agreement,
         not_finite=not_finite,
         first_divergent_layer=layer,
         tolerance=tolerance,
-        positions=int(at.sum()),
+        positions=int(is_real.sum()),
         compared=int(met.counted.sum()),
         overflowing_heads=0 if scores is None else scores.beyond,
         dtype=str(core.dtype).removeprefix("torch."),
@@ -160,7 +160,7 @@ def _meet(
     model: Any,
     model_inputs: Mapping[str, Any],
     wrapped_input: Any,
-    at: Bool[Tensor, "batch pos"],
+    is_real: Bool[Tensor, "batch pos"],
     scores: ScoreRange | None,
 ) -> _Met:
     """Run both once, and unembed the same rows.
@@ -170,12 +170,14 @@ def _meet(
     """
     streams: list[Tensor] = []
     wrapped: list[Tensor] = []
-    lost = torch.zeros_like(at)
-    rows = torch.zeros(len(at), min(ROWS, at.shape[1]), dtype=torch.long, device=at.device)  # filled in on the way
+    lost = torch.zeros_like(is_real)
+    rows = torch.zeros(
+        len(is_real), min(ROWS, is_real.shape[1]), dtype=torch.long, device=is_real.device
+    )  # filled in on the way
 
     def choose(resid: Tensor, hook: Any) -> None:
-        rows.copy_(_worth_a_look(streams[-1].float(), resid.float(), at))
-        lost.copy_(~resid.isfinite().all(dim=-1) & at)
+        rows.copy_(_worth_a_look(streams[-1].float(), resid.float(), is_real))
+        lost.copy_(~resid.isfinite().all(dim=-1) & is_real)
 
     def at_the_head(head: Any, given: tuple[Tensor]) -> tuple[Tensor]:
         # On the point itself: TransformerLens looks through all hook points to find one, and to take its hook away.
@@ -198,24 +200,24 @@ def _meet(
         for handle in handles:
             handle.remove()
     lost_elsewhere = int(lost.scatter(1, rows, False).sum())
-    return _Met(reference, wrapped[0], at.gather(1, rows), lost_elsewhere)
+    return _Met(reference, wrapped[0], is_real.gather(1, rows), lost_elsewhere)
 
 
 def _worth_a_look(
-    reference: Float[Tensor, "batch pos d_model"], wrapped: Float[Tensor, "batch pos d_model"], at: Tensor
+    reference: Float[Tensor, "batch pos d_model"], wrapped: Float[Tensor, "batch pos d_model"], is_real: Tensor
 ) -> Int[Tensor, "batch row"]:
     """For each example the last positions, some that lie evenly, and those whose streams differ most; in order."""
-    length, count = at.shape[1], min(ROWS, at.shape[1])
+    length, count = is_real.shape[1], min(ROWS, is_real.shape[1])
     # Relative to the stream's own size: so the last norm sees it.
     size = reference.square().mean(dim=-1).sqrt().clamp(min=1e-6)
-    apart = ((wrapped - reference).abs().amax(dim=-1) / size).nan_to_num(nan=torch.inf, posinf=torch.inf)
-    worth = apart / (1 + apart)
-    worth = torch.where(apart.isinf(), 1.0, worth)
-    places = torch.arange(length, device=at.device)
+    relative_difference = ((wrapped - reference).abs().amax(dim=-1) / size).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    score = relative_difference / (1 + relative_difference)
+    score = torch.where(relative_difference.isinf(), 1.0, score)
+    places = torch.arange(length, device=is_real.device)
     evenly = places % max(1, 4 * length // count) == 0  # a quarter of the rows
-    last = at & (at.flip(1).cumsum(1).flip(1) <= count // 4)
-    worth = torch.where(at, worth + 2.0 * (evenly | last), -1.0)
-    return worth.topk(count, dim=1).indices.sort(dim=1).values
+    last = is_real & (is_real.flip(1).cumsum(1).flip(1) <= count // 4)
+    score = torch.where(is_real, score + 2.0 * (evenly | last), -1.0)
+    return score.topk(count, dim=1).indices.sort(dim=1).values
 
 
 def _stream(output: Any) -> Tensor:
@@ -225,19 +227,19 @@ def _stream(output: Any) -> Tensor:
 
 
 def _at(
-    logits: Float[Tensor, "batch row d_vocab"], at: Bool[Tensor, "batch row"], centered: bool
+    logits: Float[Tensor, "batch row d_vocab"], is_chosen: Bool[Tensor, "batch row"], centered: bool
 ) -> Float[Tensor, "position d_vocab"]:
-    chosen = logits[at].float()
+    chosen = logits[is_chosen].float()
     return chosen.sub_(chosen.mean(dim=-1, keepdim=True)) if centered else chosen
 
 
 def _first_divergent_layer(
-    hf_model: Any, core: LanguageCore, model: Any, model_inputs: Mapping[str, Any], wrapped_input: Any, at: Tensor
+    hf_model: Any, core: LanguageCore, model: Any, model_inputs: Mapping[str, Any], wrapped_input: Any, is_real: Tensor
 ) -> int | None:
     """The first block after which the residual streams differ by more than the tolerance."""
     reference: list[Tensor] = []
     handles = [
-        layer.register_forward_hook(lambda _, __, output: reference.append(_stream(output)[at].float()))
+        layer.register_forward_hook(lambda _, __, output: reference.append(_stream(output)[is_real].float()))
         for layer in core.decoder.layers
     ]
     try:
@@ -250,7 +252,7 @@ def _first_divergent_layer(
 
     def compare_layer(resid: Tensor, hook: Any) -> None:
         expected = reference[hook.layer()]
-        largest = (resid[at].float() - expected).abs().nan_to_num(nan=torch.inf).max()
+        largest = (resid[is_real].float() - expected).abs().nan_to_num(nan=torch.inf).max()
         differences.append(not float(largest) <= TOLERANCE[core.dtype] * max(float(expected.abs().max()), 1.0))
 
     with torch.no_grad():

@@ -27,9 +27,9 @@ class ScoreRange:
     scores.beyond
     """
 
-    def __init__(self, model: Any, at: Bool[Tensor, "batch pos"]) -> None:
+    def __init__(self, model: Any, is_real: Bool[Tensor, "batch pos"]) -> None:
         """Take the model and where there is no padding; TransformerLens divides scores after their product."""
-        self._at = at
+        self._at = is_real
         self._q: dict[int, Tensor] = {}
         self._beyond = 0
         self.hooks: list[tuple[str, Callable[..., None]]] = []
@@ -46,9 +46,12 @@ class ScoreRange:
         self._q[layer] = q
 
     def _keys(self, layer: int, k: Float[Tensor, "batch pos kv_head d_head"], hook: Any) -> None:
-        q, k = (one.transpose(1, 2) for one in (self._q.pop(layer), k))
+        q, k = (projections.transpose(1, 2) for projections in (self._q.pop(layer), k))
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        longest = (one.float().norm(dim=-1).masked_fill(~self._at[:, None], 0).amax(dim=(0, 2)) for one in (q, k))
+        longest = (
+            projections.float().norm(dim=-1).masked_fill(~self._at[:, None], 0).amax(dim=(0, 2))
+            for projections in (q, k)
+        )
         for head in (torch.stack(list(longest)).prod(dim=0) > LARGEST).nonzero()[:, 0].tolist():
             self._beyond += self._leaves(q[:, head].float(), k[:, head].float())
 

@@ -50,10 +50,10 @@ def tokens_of(
             f"prompt and answer are {inputs.shape[1] + length} positions, but the model has a context of {n_ctx}."
         )
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else pieces[0][0]
-    rows = [[*own, *[padding] * (length - len(own))] for own in pieces]
-    own = [[True] * len(own) + [False] * (length - len(own)) for own in pieces]
+    rows = [[*is_answer, *[padding] * (length - len(is_answer))] for is_answer in pieces]
+    is_answer = [[True] * len(is_answer) + [False] * (length - len(is_answer)) for is_answer in pieces]
     tokens = torch.tensor(rows, device=inputs.device, dtype=inputs.dtype)
-    return inputs, tokens, torch.tensor(own, device=inputs.device)
+    return inputs, tokens, torch.tensor(is_answer, device=inputs.device)
 
 
 def behind(
@@ -70,8 +70,8 @@ def behind(
     answered = inputs.appended(tokens, embeds, generated, token_texts(tokens, tokenizer))
     if core.beside is None:
         return answered
-    model_inputs, beside = continued(hf_model, core, inputs, tokens, generated)
-    return replace(answered, model_inputs=model_inputs, decoder_inputs=beside)
+    model_inputs, decoder_inputs = continued(hf_model, core, inputs, tokens, generated)
+    return replace(answered, model_inputs=model_inputs, decoder_inputs=decoder_inputs)
 
 
 def _pieces(text: Any, core: LanguageCore, tokenizer: Any) -> list[int]:
@@ -80,6 +80,6 @@ def _pieces(text: Any, core: LanguageCore, tokenizer: Any) -> list[int]:
     pieces = cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
     if not pieces:
         raise LensplugError(f"the answer {text!r} has no tokens: give at least a word, or no answer.")
-    if held := [kind for kind, token in core.placeholder_ids.items() if token in pieces]:
-        raise LensplugError(f"the answer {text!r} holds the placeholder of an {held[0]}: an answer is words.")
+    if placeholders := [kind for kind, token in core.placeholder_ids.items() if token in pieces]:
+        raise LensplugError(f"the answer {text!r} holds the placeholder of an {placeholders[0]}: an answer is words.")
     return pieces

@@ -63,36 +63,36 @@ def settings(
         given: Settings of `SAMPLING` in place of the model's own; None: not given.
         stop_strings: Likewise.
     """
-    own = getattr(hf_model, "generation_config", None) or GenerationConfig()
+    model_config = getattr(hf_model, "generation_config", None) or GenerationConfig()
     defaults = GenerationConfig()._get_default_generation_params()
-    wanted = {
+    requested = {
         name: value
-        for name, value in own.to_dict().items()
+        for name, value in model_config.to_dict().items()
         if not name.startswith("_") and name not in UNREAD and value is not None and value != defaults.get(name)
     }
-    dropped = {name: wanted.pop(name) for name in [*wanted] if name not in FOLLOWED}
+    dropped = {name: requested.pop(name) for name in [*requested] if name not in FOLLOWED}
     if not do_sample:
-        if wanted.pop("do_sample", False):
+        if requested.pop("do_sample", False):
             dropped["do_sample"] = True
-        by_chance = {name: wanted.pop(name) for name in SAMPLING if name in wanted}
+        by_chance = {name: requested.pop(name) for name in SAMPLING if name in requested}
         dropped |= by_chance if "do_sample" in dropped else {}
     if dropped:
-        named = ", ".join(f"{name}={value!r}" for name, value in dropped.items())
+        dropped_names = ", ".join(f"{name}={value!r}" for name, value in dropped.items())
         sample = "" if do_sample or "do_sample" not in dropped else " do_sample=True follows what is said of sampling."
         warnings.warn(
-            f"the model's generation_config has {named}, which the answer does not follow.{sample}",
+            f"the model's generation_config has {dropped_names}, which the answer does not follow.{sample}",
             LensplugWarning,
             stacklevel=4,
         )
-    wanted |= {name: value for name, value in given.items() if value is not None}
-    wanted |= {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
+    requested |= {name: value for name, value in given.items() if value is not None}
+    requested |= {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
     if stop_strings is not None:
-        wanted["stop_strings"] = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
-    wanted.setdefault("eos_token_id", getattr(tokenizer, "eos_token_id", None))
-    ends = end_tokens(wanted["eos_token_id"])
+        requested["stop_strings"] = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+    requested.setdefault("eos_token_id", getattr(tokenizer, "eos_token_id", None))
+    ends = end_tokens(requested["eos_token_id"])
     padding = getattr(tokenizer, "pad_token_id", None)
-    wanted.setdefault("pad_token_id", ends[0] if ends else 0 if padding is None else padding)
-    return GenerationConfig(**wanted)
+    requested.setdefault("pad_token_id", ends[0] if ends else 0 if padding is None else padding)
+    return GenerationConfig(**requested)
 
 
 def end_tokens(eos_token_id: Any) -> list[int]:
@@ -117,15 +117,15 @@ class Writer(GenerationMixin):  # type: ignore[misc]
     ) -> tuple[Int[Tensor, "batch new"], Bool[Tensor, "batch new"]]:
         """The new tokens, and which of them belong to an answer: the rest is padding behind its end."""
         ended = _Ended(self.generation_config, tokenizer, tokens.shape[1])
-        written = self.generate(
+        sequences = self.generate(
             input_ids=tokens,
             attention_mask=attention_mask,
             stopping_criteria=[ended],
             **({} if self.generation_config.stop_strings is None else {"tokenizer": tokenizer}),
         )
-        new = written[:, tokens.shape[1] :]
-        places = torch.arange(new.shape[1], device=new.device)
-        return new, places < ended.lengths(new)[:, None]
+        new_tokens = sequences[:, tokens.shape[1] :]
+        places = torch.arange(new_tokens.shape[1], device=new_tokens.device)
+        return new_tokens, places < ended.lengths(new_tokens)[:, None]
 
     def __call__(self, **kwargs: Any) -> CausalLMOutput:
         """One step."""
@@ -163,13 +163,13 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]
         last = input_ids[:, -1]
         if self._last_ones is None:
             self._last_ones = torch.tensor(self._ends, device=last.device, dtype=last.dtype)
-        done = torch.isin(last, self._last_ones)
+        has_ended = torch.isin(last, self._last_ones)
         if self._stop_strings is not None:
-            done = done | self._stop_strings(input_ids, scores)
-        here = input_ids.shape[1] - self._prompt
+            has_ended = has_ended | self._stop_strings(input_ids, scores)
+        n_generated = input_ids.shape[1] - self._prompt
         if self._length is None:
             self._length = torch.zeros_like(last)
-        self._length = torch.where(done & (self._length == 0), here, self._length)
+        self._length = torch.where(has_ended & (self._length == 0), n_generated, self._length)
         return self._length > 0
 
     def lengths(self, new: Int[Tensor, "batch new"]) -> Int[Tensor, " batch"]:

@@ -45,8 +45,8 @@ def about_scene(rng: random.Random, scene: Scene) -> list[dict]:
 
 def about_voice(rng: random.Random, voice: Voice, *, heard: bool) -> list[dict]:
     """Every question about one voice in a random order, with its answer; the transcript comes once."""
-    asked = topics(voice, heard=heard)
-    order = rng.sample(asked, k=len(asked))
+    chosen_topics = topics(voice, heard=heard)
+    order = rng.sample(chosen_topics, k=len(chosen_topics))
     prompts = [voice.prompt(order[0]), *(QUESTIONS[topic] for topic in order[1:])]
     answers = [voice.answer(topic, heard=heard) for topic in order]
     return conversation(list(zip(prompts, answers, strict=True)), "audio" if heard else None)

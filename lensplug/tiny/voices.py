@@ -101,8 +101,8 @@ class Voice:
 
     def prompt(self, topic: str) -> str:
         """The question about `topic`, behind the transcript where there is one."""
-        said = "" if self.transcript is None else f'The speaker says "{self.transcript}". '
-        return said + QUESTIONS[topic]
+        transcript_sentence = "" if self.transcript is None else f'The speaker says "{self.transcript}". '
+        return transcript_sentence + QUESTIONS[topic]
 
 
 def make_voice(
@@ -131,7 +131,7 @@ def make_voice(
     pitch = pitch or rng.choice(tuple(PITCHES))
     words = words or (emotion if rng.random() < 1 / 3 else rng.choice(EMOTIONS))
     has_transcript = rng.random() < 0.8 if transcript is None else transcript
-    said = rng.choice(BEFORE) + rng.choice(WORDS[words]) + rng.choice(AFTER)
+    spoken_text = rng.choice(BEFORE) + rng.choice(WORDS[words]) + rng.choice(AFTER)
     duration = duration_s or rng.uniform(1.8, 3.0)
     length = duration * rng.uniform(0.34, 0.42)
     start = duration * PLACES[place] - length / 2 + duration * rng.uniform(-0.03, 0.03)
@@ -144,7 +144,7 @@ def make_voice(
         pitch=pitch,
         start_s=start,
         end_s=start + length,
-        transcript=said if has_transcript else None,
+        transcript=spoken_text if has_transcript else None,
         words=words if has_transcript else None,
     )
 
@@ -158,9 +158,15 @@ def topics(voice: Voice, *, heard: bool = True) -> tuple[str, ...]:
 
 def every_text() -> list[str]:
     """Every piece of prompt and answer that there is: the corpus of the tiny tokenizer."""
-    said = [f'The speaker says "{b}{w}{a}". ' for said in WORDS.values() for w in said for b in BEFORE for a in AFTER]
+    sentences = [
+        f'The speaker says "{b}{w}{a}". '
+        for sentences in WORDS.values()
+        for w in sentences
+        for b in BEFORE
+        for a in AFTER
+    ]
     answers = [word.capitalize() for word in (*EMOTIONS, *PLACES, *PITCHES, "yes", "no")]
-    return said + list(QUESTIONS.values()) + answers
+    return sentences + list(QUESTIONS.values()) + answers
 
 
 def _speech(rng: random.Random, emotion: str, pitch: float, length: float) -> np.ndarray:

@@ -47,12 +47,12 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def with_arguments_checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = _bound(function, args, kwargs)
+        bound = _bound(function, args, kwargs)
         hints = _hints(function)
-        for name, value in given.arguments.items():
+        for name, value in bound.arguments.items():
             if name in hints:
-                given.arguments[name] = admitted(value, hints[name], name)
-        return function(*given.args, **given.kwargs)
+                bound.arguments[name] = admitted(value, hints[name], name)
+        return function(*bound.args, **bound.kwargs)
 
     return with_arguments_checked
 
@@ -64,8 +64,8 @@ def admitted(value: Any, hint: Any, name: str) -> Any:
         LensplugError: If it is of another type.
     """
     for member in _members(hint):
-        taken, converted = _as(value, member)
-        if taken:
+        is_accepted, converted = _as(value, member)
+        if is_accepted:
             return converted
     _refuse_entry(value, hint, name)
     raise LensplugError(f"{name} is {described(value)}, expected {_in_words(hint)}.")
@@ -164,7 +164,7 @@ def _holds_texts(value: Any, member: Any) -> bool:
     return (
         isinstance(value, str | bytes)
         or isinstance(value, Sequence)
-        and any(_holds_texts(one, inside) for one in value[:1])
+        and any(_holds_texts(item, inside) for item in value[:1])
     )
 
 
@@ -176,9 +176,9 @@ def _as_tensor(value: Any, member: Any) -> Any:
         except (TypeError, ValueError, RuntimeError):  # rows of several lengths, texts
             return value
         value = value.float() if value.dtype == torch.float64 else value
-    whole = isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
+    is_integer = isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
     dtypes = getattr(member, "dtypes", ())  # of a hint for any dtype no list
-    return value.float() if whole and isinstance(dtypes, list | tuple) and "float32" in dtypes else value
+    return value.float() if is_integer and isinstance(dtypes, list | tuple) and "float32" in dtypes else value
 
 
 def _is_tensor(member: Any) -> bool:
@@ -240,8 +240,8 @@ def _bound(function: Callable[..., Any], args: Any, kwargs: Any) -> inspect.Boun
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
-        named = ", ".join(name for name in signature.parameters if name != "self")
-        raise LensplugError(f"{function.__qualname__}: {error}. Its arguments are {named}.") from error
+        names = ", ".join(name for name in signature.parameters if name != "self")
+        raise LensplugError(f"{function.__qualname__}: {error}. Its arguments are {names}.") from error
 
 
 @cache
@@ -252,7 +252,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 @cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of single arguments; `Any` is none, nor is a name that type checkers alone know."""
-    found = {}
+    hints = {}
     plain = inspect.unwrap(function)
     for name, parameter in _signature(function).parameters.items():
         hint = parameter.annotation
@@ -263,5 +263,5 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
                 continue
         several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if hint not in (Any, object, parameter.empty) and not several:
-            found[name] = hint
-    return found
+            hints[name] = hint
+    return hints

@@ -108,5 +108,5 @@ def test_a_picture_given_to_a_view_is_turned_as_the_grid_was(tmp_path):
     assert drawn.size == (64, 48) and corners(drawn) == ["red", "green", "blue", "white"]
     path = photograph(tmp_path, 3)
     inputs = wrapped.encode(wrapped.processor(text=QUESTION, images=[Image.open(path)], return_tensors="pt"))
-    with pytest.warns(UserWarning, match="whether the model saw it so is not known here"):
+    with pytest.warns(UserWarning, match="whether the model saw it so is not known"):
         views.image_overlay(values, inputs, image=path)

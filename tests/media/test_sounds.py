@@ -99,7 +99,7 @@ def test_a_file_that_is_cut_short_is_said(tmp_path, name):
     noise = 0.1 * np.random.default_rng(0).standard_normal(64000)
     soundfile.write(tmp_path / name, noise, 16000)
     content = cut((tmp_path / name).read_bytes())
-    with pytest.warns(UserWarning, match=r"is cut short: it says 4.\d s, and [12].\d s of it can be read"):
+    with pytest.warns(UserWarning, match=r"is cut short: its header declares 4.\d s, of which [12].\d s can be read"):
         sound = load_sound(content)
     assert 1.5 < sound.duration_s < 2.7
 

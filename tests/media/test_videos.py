@@ -95,7 +95,7 @@ def test_a_file_that_is_cut_short_is_said(tmp_path, name, options):
     noise = np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), dtype=np.uint8)
     path = write_video(tmp_path / name, frames=list(noise), pts=[200 * index for index in range(20)], options=options)
     content = path.read_bytes()
-    with pytest.warns(UserWarning, match=r"is cut short: it says 3.9 s, and [0123].\d s of it can be read"):
+    with pytest.warns(UserWarning, match=r"is cut short: its header declares 3.9 s, of which [0123].\d s can be read"):
         video = load_video(content[: len(content) * 3 // 4], num_frames=30)
     assert 3 < len(video) < 18
     with pytest.raises(LensplugError, match="is not a video that can be read"):
