@@ -28,8 +28,10 @@ test-bridge: $(BIN)/lensplug
 	LENSPLUG_ENGINE=bridge $(PYTEST) $(SHAPES_UNCHECKED) tests/analysis tests/reductions tests/running/test_*gradient*.py tests/running/test_query_positions.py
 
 # The same tests with TransformerLens 4, where a core is a TransformerBridge; what needs a HookedTransformer is skipped.
-# Left out, for their minutes: media, where tokens lie in them, and pictures never meet TransformerLens.
-NO_TRANSFORMER_LENS := tests/media tests/fuzz_media tests/views $(addprefix tests/families/test_,image_geometry.py video_grids.py whisper_windows.py)
+# Left out, for their minutes: media, where tokens lie in them, pictures, files and signals never meet TransformerLens.
+NO_TRANSFORMER_LENS := tests/media tests/fuzz_media tests/views tests/geometry tests/files tests/malformed/test_models.py \
+	$(addprefix tests/families/test_,image_geometry.py video_grids.py whisper_windows.py) \
+	$(addprefix tests/app/test_,interrupts.py leaks.py terminal.py) $(addprefix tests/audio_llama/test_,convert.py convert_refusals.py)
 test-4: $(BIN_4)/lensplug
 	$(PYTEST_4) $(SHAPES_UNCHECKED) $(addprefix --ignore=,$(NO_TRANSFORMER_LENS))
 
