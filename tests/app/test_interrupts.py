@@ -35,10 +35,16 @@ def main(command: str) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent(stands_in)]
 
 
+def heed_signals() -> None:
+    """In a new process: heed what these tests may have been started without (`nohup`, a job in the background)."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def ended(command: str, *signals: int) -> tuple[int, str, str]:
     """Exit code, standard output and error of a command that gets signals when it has begun."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(main(command), **pipes) as process:
+    with subprocess.Popen(main(command), **pipes, preexec_fn=heed_signals) as process:
         assert process.stdout.readline() == "begun\n"
         for number in signals:
             process.send_signal(number)
