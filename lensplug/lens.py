@@ -42,7 +42,7 @@ from lensplug.running.generation import Answer, Choosing
 from lensplug.running.hook_checks import hook_names_of, known_hooks
 from lensplug.running.memory_estimate import Estimate, refuse_too_large
 from lensplug.running.parity import ParityReport
-from lensplug.validation.arguments import checked, described
+from lensplug.validation.arguments import checked
 from lensplug.validation.finite import refuse_overflow
 from lensplug.validation.masks import Mask
 
@@ -278,7 +278,18 @@ class MultimodalLens:
         return caching.run_with_cache(self.model, self.engine, inputs, plan)
 
     @checked
-    def estimate(self, inputs: MultimodalInput, **options: Any) -> Estimate:
+    def estimate(
+        self,
+        inputs: MultimodalInput,
+        *,
+        names_filter: NamesFilter = None,
+        needs: Needed = None,
+        keep: Keep = None,
+        query_positions: PositionsOrModality | None = None,
+        residual_positions: PositionsOrModality | None = None,
+        logit_positions: PositionsOrModality | None = None,
+        **kwargs: Any,
+    ) -> Estimate:
         """The memory that a run would take, from shapes alone: nothing is run.
 
             print(lens.estimate(inputs, needs=[analysis.head_specialization], query_positions=[-1]))
@@ -287,14 +298,30 @@ class MultimodalLens:
 
         Args:
             inputs: From `prepare` or `encode`.
-            **options: As for `run_with_cache`.
+            names_filter: This and the rest as for `run_with_cache`.
+            needs: Likewise.
+            keep: Likewise.
+            query_positions: Likewise.
+            residual_positions: Likewise.
+            logit_positions: Likewise.
+            **kwargs: Likewise.
 
         Raises:
             LensplugError: As `run_with_cache`.
         """
         refuse_other_inputs(inputs)
-        options["names_filter"] = known_hooks(self.model, options.get("names_filter"))
-        return Estimate.of(self.model, inputs, Plan.of(self.model, inputs, **options), engine=self.engine)
+        plan = Plan.of(
+            self.model,
+            inputs,
+            names_filter=known_hooks(self.model, names_filter),
+            needs=needs,
+            keep=keep,
+            query_positions=query_positions,
+            residual_positions=residual_positions,
+            logit_positions=logit_positions,
+            **kwargs,
+        )
+        return Estimate.of(self.model, inputs, plan, engine=self.engine)
 
     @in_turn
     @checked
@@ -378,7 +405,7 @@ class MultimodalLens:
     @checked
     def logits_at(
         self,
-        inputs: Any,
+        inputs: MultimodalInput | Variant | Float[Tensor, "batch pos d_model"],
         rows: Int[Tensor, "batch row"],
         *,
         attention_mask: Mask | None = None,
@@ -397,12 +424,6 @@ class MultimodalLens:
         Raises:
             LensplugError: If a hook of yours edits scores or patterns: the logits would not change.
         """
-        embeddings = isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim == 3
-        if not embeddings and not isinstance(inputs, MultimodalInput | Variant):
-            description = described(inputs)
-            raise LensplugError(
-                f"inputs is {description}, expected those of a lens, a variant, or embeddings [batch pos d_model]."
-            )
         if named(hidden) is not None:
             lens_inputs = inputs if isinstance(inputs, MultimodalInput) else None
             hidden = mask_at(

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -134,7 +134,7 @@ def _made(each: Sequence[Provenance], convention: str) -> Provenance:
     return replace(own, model=model or "unknown", dtype=dtype, weights=weights)
 
 
-def _map(name: str, result: Any, example: int) -> Float[Tensor, " pos"]:
+def _map(name: str, result: Result | Tensor, example: int) -> Float[Tensor, " pos"]:
     if isinstance(result, Tensor):
         if result.ndim != 1:
             raise LensplugError(f"{name} has the shape {list(result.shape)}, expected one value for each position.")

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug.cache.activation_cache import ActivationCache
+from lensplug.inputs.edited_inputs import Variant
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.positions.indices import Positions
+from lensplug.validation.masks import Mask
 
 
 @runtime_checkable
@@ -11,17 +21,62 @@ class Lens(Protocol):
     """What an analysis that runs the model is given: `lensplug.load`, `wrap` and `tiny` make it."""
 
     model: Any
-    core: Any
+    """The language core as a TransformerLens model: a HookedTransformer or a TransformerBridge."""
     engine: str
-    prepare: Callable[..., Any]
-    without: Callable[..., Any]
-    logits_at: Callable[..., Any]
-    logits_only: Callable[..., Any]
-    run_with_cache: Callable[..., Any]
+    """Which of the two."""
+
+    @property
+    def core(self) -> Core:
+        """What the model was made of."""
 
     @property
     def tokenizer(self) -> Any:
-        """For words."""
+        """The Hugging Face tokenizer."""
+
+    def prepare(
+        self, text: Sequence[str], *, images: Any = None, videos: Any = None, audio: Any = None
+    ) -> MultimodalInput:
+        """Prompts and their media to what the core receives."""
+
+    def without(self, inputs: MultimodalInput, positions: Mask) -> Variant:
+        """The same prompts without some positions."""
+
+    def logits_at(
+        self, inputs: MultimodalInput | Variant, rows: Int[Tensor, "batch row"], *, hidden: Mask | None = None
+    ) -> Float[Tensor, "batch row d_vocab"]:
+        """Logits at a few positions, with some positions hidden from all others."""
+
+    def logits_only(
+        self, rows: Int[Tensor, "batch row"], *, whole_patterns: bool = False
+    ) -> AbstractContextManager[None]:
+        """While it lasts, `model` makes logits at these positions only."""
+
+    def run_with_cache(
+        self,
+        inputs: MultimodalInput,
+        *,
+        names_filter: Callable[[str], bool] | Sequence[str] | None = None,
+        query_positions: Positions | None = None,
+        logit_positions: Positions | None = None,
+    ) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
+        """Logits and the activations that an analysis reads."""
+
+
+@runtime_checkable
+class Core(Protocol):
+    """The language core of a Hugging Face model, as far as analyses read it: `lensplug.hf.language_core`."""
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+
+    @property
+    def decoder(self) -> Any:
+        """The Hugging Face module that takes embeddings."""
+
+    @property
+    def beside(self) -> str | None:
+        """The argument in which the model gives it more than embeddings and padding; None: there is none."""
 
 
 P = ParamSpec("P")

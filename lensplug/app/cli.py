@@ -6,13 +6,18 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lensplug.app.terminal import say, say_table, working
 from lensplug.errors import LensplugError
 from lensplug.files.writable import file_to_write, folder_to_write
+
+if TYPE_CHECKING:  # --help imports neither torch nor TransformerLens
+    from lensplug.analysis import HeadSpecialization
+    from lensplug.app.report import Report
+    from lensplug.lens import MultimodalLens
 
 app = typer.Typer(
     add_completion=False,
@@ -176,7 +181,7 @@ def convert_audio_llama(
     say("Written: ", str(folder))
 
 
-def _load(model: str, device: str | None, dtype: str, step: Any, **options: Any) -> Any:
+def _load(model: str, device: str | None, dtype: str, step: Any, **options: Any) -> MultimodalLens:
     import lensplug
 
     step(f"loading {model}")
@@ -187,13 +192,13 @@ def _media(image: list[Path] | None, video: list[Path] | None, audio: list[Path]
     return {name: files for name, files in (("images", image), ("videos", video), ("audio", audio)) if files}
 
 
-def _refuse_no_medium(lens: Any, media: dict[str, Any]) -> None:
+def _refuse_no_medium(lens: MultimodalLens, media: dict[str, Any]) -> None:
     """Refuse a prompt without media for a multimodal model."""
     if not media and lens.core.placeholder_ids:
         raise LensplugError("there is no image, video or sound: pass --image FILE, --video FILE or --audio FILE.")
 
 
-def _report(lens: Any, prompt: str, out: Path, step: Any, **media: Any) -> Any:
+def _report(lens: MultimodalLens, prompt: str, out: Path, step: Any, **media: Any) -> Report:
     from lensplug.app.report import report as make
 
     result = make(lens, prompt, progress=step, **media)
@@ -207,7 +212,7 @@ def _report(lens: Any, prompt: str, out: Path, step: Any, **media: Any) -> Any:
     return result
 
 
-def _say_heads(heads: Any, medium: str) -> None:
+def _say_heads(heads: HeadSpecialization, medium: str) -> None:
     """The heads with the largest mass on a medium, with chance and preference."""
     labels, prefers, class_index = heads.labels, heads.prefers, heads.modalities.index(medium)
     rows = [
@@ -229,7 +234,7 @@ def _say_heads(heads: Any, medium: str) -> None:
     )
 
 
-def _card(result: Any) -> tuple[tuple[str, str], ...]:
+def _card(result: Report) -> tuple[tuple[str, str], ...]:
     facts = dict(result.page.facts)
     layer, head, mass = result.heads.top(result.medium, k=1)[0]
     chance = float(result.heads.chance[0, layer, result.heads.modalities.index(result.medium)])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lensplug import analysis
 from lensplug.analysis import GradientRollout, HeadSpecialization, LogitLens, Rollout
+from lensplug.analysis.result import Result
 from lensplug.app.sections import resampled, sections_of
 from lensplug.errors import LensplugError
 from lensplug.hf.prompts import as_the_model_reads, has_chat_template
@@ -149,7 +150,7 @@ def _relevance(
     return analysis.gradient_rollout(cache, grads, rows=last), f"{answer_token} over {runner_up}"
 
 
-def _provenance(*results: Any) -> tuple[str, ...]:
+def _provenance(*results: Result) -> tuple[str, ...]:
     lines = [f"{result.provenance.analysis}: {result.provenance.convention}" for result in results]
     versions = ", ".join(f"{name} {number}" for name, number in results[0].provenance.versions.items())
     return (*lines, f"{results[0].provenance.dtype}; {versions}")

@@ -6,7 +6,6 @@ exactly, under the same names of hooks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
 from lensplug.patches.errors import changed_inside
 from lensplug.patches.patch import in_force
+from lensplug.patches.rows_of_blocks import EachBlock, EachGradient
 from lensplug.validation.masks import Mask
 
 EngineName = Literal["hooked_transformer", "bridge"]
@@ -75,8 +75,8 @@ def attention_rows(
     rows: Int[Tensor, "batch row"],
     *,
     hidden: Mask | None = None,
-    each_block: Callable[[int, int, Tensor], None] | None = None,
-    each_gradient: Callable[[int, int, Tensor, Tensor], None] | None = None,
+    each_block: EachBlock | None = None,
+    each_gradient: EachGradient | None = None,
 ) -> AbstractContextManager[Any]:
     """While it lasts, a model of that engine makes scores and patterns of these query rows only, and runs fast.
 

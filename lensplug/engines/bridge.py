@@ -9,13 +9,22 @@ from torch import Tensor
 
 from lensplug.hf.language_core import LanguageCore
 from lensplug.patches.patch import Patch
+from lensplug.patches.rows_of_blocks import EachBlock, EachGradient
+from lensplug.validation.masks import Mask
 
 
-def attention_rows(model: Any, rows: Int[Tensor, "batch row"], **shown: Any) -> Patch:
+def attention_rows(
+    model: Any,
+    rows: Int[Tensor, "batch row"],
+    *,
+    hidden: Mask | None = None,
+    each_block: EachBlock | None = None,
+    each_gradient: EachGradient | None = None,
+) -> Patch:
     """While it is applied, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
     from lensplug.patches.bridge.attention_rows import BridgeAttentionRows
 
-    return BridgeAttentionRows(model, rows, **shown)
+    return BridgeAttentionRows(model, rows, hidden=hidden, each_block=each_block, each_gradient=each_gradient)
 
 
 def decoding(model: Any, prompt: Any) -> Any:

@@ -11,13 +11,22 @@ from torch import Tensor
 from lensplug.errors import LensplugError
 from lensplug.hf.language_core import BESIDE, LanguageCore
 from lensplug.patches.patch import Patch
+from lensplug.patches.rows_of_blocks import EachBlock, EachGradient
+from lensplug.validation.masks import Mask
 
 
-def attention_rows(model: Any, rows: Int[Tensor, "batch row"], **shown: Any) -> Patch:
+def attention_rows(
+    model: Any,
+    rows: Int[Tensor, "batch row"],
+    *,
+    hidden: Mask | None = None,
+    each_block: EachBlock | None = None,
+    each_gradient: EachGradient | None = None,
+) -> Patch:
     """While it is applied, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
     from lensplug.patches.hooked_transformer.attention_rows import AttentionRows
 
-    return AttentionRows(model, rows, **shown)
+    return AttentionRows(model, rows, hidden=hidden, each_block=each_block, each_gradient=each_gradient)
 
 
 def decoding(model: Any, prompt: Any) -> Any:

@@ -71,18 +71,22 @@ def read(text: Prompts) -> list[str | Conversation]:
     return [prompt if isinstance(prompt, str) else _conversation(prompt) for prompt in several]
 
 
-def media_of(prompts: Sequence[str | Conversation], *, batched: bool, **given: Any) -> Media:
+def media_of(
+    prompts: Sequence[str | Conversation], *, batched: bool, images: Any = None, videos: Any = None, audio: Any = None
+) -> Media:
     """The media of each prompt, in the order of its parts, loaded.
 
     Args:
         prompts: From `read`.
         batched: Whether what is given is a list for each prompt.
-        **given: images, videos and audio, as `lens.prepare` got them.
+        images: As `lens.prepare` got them.
+        videos: Likewise.
+        audio: Likewise.
 
     Raises:
         LensplugError: If a conversation has more or fewer parts without a medium than were given for it.
     """
-    separate = load_media(len(prompts), batched=batched, **given)
+    separate = load_media(len(prompts), batched=batched, images=images, videos=videos, audio=audio)
     separate_by_kind = {"image": separate.images, "video": separate.videos, "audio": separate.audio}
     merged: dict[str, list[tuple[Any, ...]]] = {}
     for kind, of_kind in separate_by_kind.items():

@@ -203,8 +203,11 @@ def activation_patching(
     chosen, merged = layer_range(layers, model.cfg.n_layers), _groups(groups, by, corrupt)
     of_clean, of_corrupt = (_Measured(lens, inputs, target, position) for inputs in (clean, corrupt))
     names, pattern = [get_act_name(activation, layer) for layer in chosen], activation == "pattern"
-    fast: dict[str, Any] = {} if pattern or of_clean.rows is None else {"query_positions": []}  # as the runs below
-    logits, cache = lens.run_with_cache(clean, names_filter=names, logit_positions=of_clean.rows, **fast)
+    query_positions: list[int] | None = None if pattern or of_clean.rows is None else []  # as the runs below
+    logits, cache = lens.run_with_cache(
+        clean, names_filter=names, query_positions=query_positions, logit_positions=of_clean.rows
+    )
+    assert logits is not None
     value_of_clean = of_clean(logits)
     kept = {name: _moved(cache[name], aligned, (2, 3) if pattern else (1,)) for name in names}
     heads = 1 if by == "position" else kept[names[0]].shape[1 if pattern else 2]
@@ -240,7 +243,7 @@ def activation_patching(
 class _Measured:
     """The target of some inputs: logits to a number for each example."""
 
-    def __init__(self, lens: Lens, inputs: Any, target: Target, position: int) -> None:
+    def __init__(self, lens: Lens, inputs: MultimodalInput, target: Target, position: int) -> None:
         self._examples = len(inputs)
         self.scale = torch.zeros(len(inputs), dtype=torch.float32)
         """Magnitude of what was read first, per example: its largest logit, or the value of the function."""
