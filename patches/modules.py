@@ -10,12 +10,11 @@ from torch import nn
 
 
 def every_module(*models: nn.Module) -> list[nn.Module]:
-    """The models and all that is in them, each once, in the order in which `modules()` comes by them."""
-    found: dict[nn.Module, None] = {}
-    waiting = [*reversed(models)]
-    while waiting:
-        module = waiting.pop()
-        if module not in found:
-            found[module] = None
-            waiting += [child for child in reversed(module._modules.values()) if child is not None]
-    return list(found)
+    """The models and all that is in them, each once, the outer ones first."""
+    found, known = [*models], {*models}
+    for module in found:  # which grows meanwhile
+        for child in module._modules.values():
+            if child is not None and child not in known:
+                known.add(child)
+                found.append(child)
+    return found
