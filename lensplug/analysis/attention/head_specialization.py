@@ -243,11 +243,10 @@ def _seen_ahead(
     cache: ActivationCache, modality: ModalityMap, index: Int[Tensor, " batch"]
 ) -> Bool[Tensor, "batch pos"]:
     """The positions of the query's own image, where a model lets an image see itself whole (Gemma 3)."""
-    cfg: Any = getattr(cache.model, "cfg", None)
+    within = getattr(getattr(cache.model, "cfg", None), "looks_ahead_within", None)
     ahead = torch.zeros_like(modality.attention_mask, dtype=torch.bool)
-    for span in modality.spans:
-        within = span.modality == getattr(cfg, "looks_ahead_within", None)
-        if within and span.start <= int(index[span.example]) < span.stop:
+    for span in modality.spans if within is not None else ():
+        if span.modality == within and span.start <= int(index[span.example]) < span.stop:
             ahead[span.example, span.start : span.stop] = True
     return ahead
 
