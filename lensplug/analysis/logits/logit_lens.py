@@ -209,11 +209,18 @@ def logit_lens(
         **by_entry,
         target=followed.reshape(at.shape),
         positions=at.cpu(),
-        top_texts=[[token_texts(entry, tokenizer) for entry in example] for example in by_entry["top_tokens"]],
+        top_texts=_texts(by_entry["top_tokens"], tokenizer),
         target_texts=token_texts(followed.reshape(at.shape), tokenizer),
         length=length,
         provenance=Provenance.of(cache, "logit_lens", convention),
     )
+
+
+def _texts(tokens: Int[Tensor, "example entry position k"], tokenizer: Any) -> list[list[list[list[str]]]]:
+    """The text of every token; each is decoded once, whatever the number of entries that have it."""
+    rows = iter(token_texts(tokens.flatten(0, 2), tokenizer))
+    examples, entries, positions = tokens.shape[:3]
+    return [[[next(rows) for _ in range(positions)] for _ in range(entries)] for _ in range(examples)]
 
 
 def unembed(
