@@ -71,6 +71,25 @@ def test_imports_run_one_way():
     assert networkx.is_directed_acyclic_graph(arrows)
 
 
+def module_name(path: Path) -> str:
+    """As it is imported: `lensplug.inputs.slicing`, `lensplug.patches.patch`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("lensplug", *parts) if parts[0] == "patches" else parts).removesuffix(".__init__")
+
+
+def test_no_files_import_each_other():
+    """Wherever an import stands: inside a function and for type checkers alone, too."""
+    names = {module_name(path) for _, path in modules()}
+    arrows = networkx.DiGraph()
+    for _, path in modules():
+        for name in imported(path):
+            found = next((known for known in (name, name.rpartition(".")[0]) if known in names), None)
+            if found not in (None, module_name(path)):
+                arrows.add_edge(module_name(path), found)
+    assert arrows.number_of_edges() > 500
+    assert not [circle for circle in networkx.strongly_connected_components(arrows) if len(circle) > 1]
+
+
 def test_patches_import_nothing_of_lensplug():
     for folder, path in modules():
         if folder == "patches":

@@ -22,8 +22,10 @@ class Lens(Protocol):
 
     model: Any
     """The language core as a TransformerLens model: a HookedTransformer or a TransformerBridge."""
-    engine: str
-    """Which of the two."""
+
+    @property
+    def engine(self) -> str:
+        """Which of the two."""
 
     @property
     def core(self) -> Core:

@@ -37,6 +37,16 @@ def n_layers(cache: ActivationCache) -> int:
     return max(layers) + 1
 
 
+def looks_ahead_within(cache: ActivationCache) -> str | None:
+    """The modality whose positions see later ones of their own medium, in the model that made the cache; None: none.
+
+    Gemma 3 lets an image see itself whole. `lensplug.engines.bridge` leaves it on the configuration of such a model,
+    which every cache of it has, those that TransformerLens makes alone too.
+    """
+    within: str | None = getattr(getattr(cache.model, "cfg", None), "looks_ahead_within", None)
+    return within
+
+
 def layer_index(cache: ActivationCache, layer: int) -> int:
     """A layer counted from 0; negative ones count from the last.
 

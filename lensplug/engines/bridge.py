@@ -61,7 +61,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     for patch in (BridgeResidMid, HookNames, BridgeCache, BridgePadding, BridgeMLPInPlace, LogitDirections):
         patch(model).apply()
     if core.beside == "attention_mask":
-        model.cfg.looks_ahead_within = "image"  # what analyses read of the masks that its model gives it
+        model.cfg.looks_ahead_within = "image"  # of the masks that its model gives it: `cache.reading` reads it
     BridgeEmbeddingInput(model, beside=core.beside).apply()
     PlaceholdersRefused(model, core.placeholder_ids).apply()
     return model

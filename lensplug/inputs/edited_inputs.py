@@ -21,6 +21,7 @@ from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
 from lensplug.hf.seam import run_to_seam
 from lensplug.inputs.multimodal_input import MEDIA_FEATURES, MultimodalInput
+from lensplug.inputs.slicing import of_examples
 from lensplug.validation.masks import Mask, as_mask
 
 FEATURE_SIZES = {"image": ("image_grid_thw",), "video": ("video_grid_thw", "second_per_grid_ts"), "audio": ()}
@@ -53,18 +54,6 @@ def in_place(
         return Variant(embeds, inputs.attention_mask, inputs.decoder_inputs)
     beside = {name: of_examples(name, value, examples) for name, value in inputs.decoder_inputs.items()}
     return Variant(embeds, inputs.attention_mask[examples], beside)
-
-
-def of_examples(name: str, value: Any, examples: Int[Tensor, " variant"]) -> Any:
-    """What a core is given besides, by name, of these examples."""
-    if isinstance(value, Mapping):  # one mask for each kind of layer
-        return {kind: of_examples(name, own, examples) for kind, own in value.items()}
-    if not isinstance(value, Tensor):
-        return value
-    axis = 1 if name == "position_ids" else 0  # behind their parts
-    if value.shape[axis] == 1:  # of one example, or the same for all: a view of it for each variant
-        return value.expand([len(examples) if at == axis else -1 for at in range(value.ndim)])
-    return value.index_select(axis, examples.to(value.device))
 
 
 def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Mask) -> Variant:

@@ -20,6 +20,7 @@ from lensplug.errors import LensplugError
 from lensplug.families import MediaLayout, ProcessedBatch, media_layout
 from lensplug.hf.language_core import LanguageCore
 from lensplug.hf.seam import run_to_seam
+from lensplug.inputs.slicing import indexed
 from lensplug.media import Media, Sound, Video
 from lensplug.media.warn import warn_user
 from lensplug.positions.modality_map import ModalityMap
@@ -104,8 +105,6 @@ class MultimodalInput:
 
     def __getitem__(self, key: Any) -> Any:
         """`inputs[0:1]`, `inputs[[0, 2]]`, `inputs[:, :128]`: examples, first positions; `inputs[0]`: token ids."""
-        from lensplug.inputs.slicing import indexed
-
         return indexed(self, key)
 
     def __iter__(self) -> Iterator[MultimodalInput]:

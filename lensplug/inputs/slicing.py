@@ -8,19 +8,66 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.inputs.edited_inputs import of_examples
-from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.modality_map import MODALITIES, TEXT, MediumName, ModalityMap
 
 
-def indexed(inputs: MultimodalInput, key: Any) -> MultimodalInput | Int[Tensor, " pos"]:
+@runtime_checkable
+class Sliceable(Protocol):
+    """The fields of a `MultimodalInput` that an index acts on; it imports this module, not this module it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    @property
+    def embeds(self) -> Float[Tensor, "batch pos d_model"]:
+        """Merged embeddings."""
+
+    @property
+    def tokens(self) -> Int[Tensor, "batch pos"]:
+        """Token ids."""
+
+    @property
+    def attention_mask(self) -> Int[Tensor, "batch pos"]:
+        """1 = attended."""
+
+    @property
+    def modality(self) -> ModalityMap:
+        """Which position is what."""
+
+    @property
+    def str_tokens(self) -> list[list[str]]:
+        """The text of every token."""
+
+    @property
+    def decoder_inputs(self) -> Mapping[str, Any]:
+        """What the core is given besides."""
+
+    @property
+    def images(self) -> tuple[tuple[Any, ...], ...]:
+        """Of each example."""
+
+    @property
+    def videos(self) -> tuple[tuple[Any, ...], ...]:
+        """Of each example."""
+
+    @property
+    def audio(self) -> tuple[tuple[Any, ...], ...]:
+        """Of each example."""
+
+
+InputsT = TypeVar("InputsT", bound=Sliceable)
+
+
+def indexed(inputs: InputsT, key: Any) -> InputsT | Int[Tensor, " pos"]:
     """What `inputs[key]` is.
 
     Args:
@@ -48,7 +95,7 @@ def indexed(inputs: MultimodalInput, key: Any) -> MultimodalInput | Int[Tensor, 
     return chosen if positions.stop is None else first_positions(chosen, positions.stop)
 
 
-def examples(inputs: MultimodalInput, index: Int[Tensor, " example"]) -> MultimodalInput:
+def examples(inputs: InputsT, index: Int[Tensor, " example"]) -> InputsT:
     """The input of these examples, in this order; one may be there several times."""
     at = index.to(inputs.tokens.device)
     chosen = index.tolist()
@@ -67,7 +114,19 @@ def examples(inputs: MultimodalInput, index: Int[Tensor, " example"]) -> Multimo
     )
 
 
-def first_positions(inputs: MultimodalInput, stop: int) -> MultimodalInput:
+def of_examples(name: str, value: Any, examples: Int[Tensor, " variant"]) -> Any:
+    """What a core is given besides, by name, of these examples."""
+    if isinstance(value, Mapping):  # one mask for each kind of layer
+        return {kind: of_examples(name, own, examples) for kind, own in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    axis = 1 if name == "position_ids" else 0  # behind their parts
+    if value.shape[axis] == 1:  # of one example, or the same for all: a view of it for each variant
+        return value.expand([len(examples) if at == axis else -1 for at in range(value.ndim)])
+    return value.index_select(axis, examples.to(value.device))
+
+
+def first_positions(inputs: InputsT, stop: int) -> InputsT:
     """The first positions of every example: what a causal model computes there does not change.
 
     Raises:

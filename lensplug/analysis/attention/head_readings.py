@@ -178,7 +178,10 @@ class HeadSpecialization(Result):
 
     def by_layer(self) -> HeadsByLayer:
         """Each layer in a line: mean mass, and the share of heads with each label, over the examples."""
-        return HeadsByLayer.of(self)
+        mass, chance, classes = self.mass, self.chance, (*self.modalities, *(f"image: {view}" for view in self.views))
+        if self.view_mass is not None and self.view_chance is not None:
+            mass, chance = torch.cat([mass, self.view_mass], dim=-1), torch.cat([chance, self.view_chance], dim=-1)
+        return HeadsByLayer.of(mass, chance, classes, modalities=self.modalities, provenance=self.provenance)
 
     @classmethod
     @checked

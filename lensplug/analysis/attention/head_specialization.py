@@ -40,7 +40,7 @@ from lensplug.analysis.attention.head_readings import CLAMP, CLASSES, SINK, Head
 from lensplug.analysis.protocols import needs
 from lensplug.analysis.result import Provenance
 from lensplug.cache.activation_cache import ActivationCache, known
-from lensplug.cache.reading import n_layers, pattern_shape, read_kept, read_rows, refuse_other_map
+from lensplug.cache.reading import looks_ahead_within, n_layers, pattern_shape, read_kept, read_rows, refuse_other_map
 from lensplug.errors import LensplugError
 from lensplug.positions.by_modality import Modality, modality_of
 from lensplug.positions.indices import Position, resolve_position
@@ -243,7 +243,7 @@ def _seen_ahead(
     cache: ActivationCache, modality: ModalityMap, index: Int[Tensor, " batch"]
 ) -> Bool[Tensor, "batch pos"]:
     """The positions of the query's own image, where a model lets an image see itself whole (Gemma 3)."""
-    within = getattr(getattr(cache.model, "cfg", None), "looks_ahead_within", None)
+    within = looks_ahead_within(cache)
     ahead = torch.zeros_like(modality.attention_mask, dtype=torch.bool)
     for span in modality.spans if within is not None else ():
         if span.modality == within and span.start <= int(index[span.example]) < span.stop:

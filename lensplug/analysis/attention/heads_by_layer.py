@@ -31,8 +31,6 @@ from lensplug.analysis.result import Provenance, Result
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lensplug.analysis.attention.head_readings import HeadSpecialization
-
 DOMINANT = 2 / 3
 """A head looks at the class that has this share of its attention."""
 
@@ -62,15 +60,28 @@ class HeadsByLayer(Result):
     provenance: Provenance
 
     @classmethod
-    def of(cls, result: HeadSpecialization) -> HeadsByLayer:
-        """Summarise a head specialization by layer."""
-        mass, chance = result.mass, result.chance
-        if result.view_mass is not None and result.view_chance is not None:
-            mass, chance = torch.cat([mass, result.view_mass], dim=-1), torch.cat([chance, result.view_chance], dim=-1)
+    def of(
+        cls,
+        mass: Float[Tensor, "example layer head class"],
+        chance: Float[Tensor, "example layer class"],
+        classes: tuple[str, ...],
+        *,
+        modalities: tuple[str, ...],
+        provenance: Provenance,
+    ) -> HeadsByLayer:
+        """Summarise the masses of heads by layer.
+
+        Args:
+            mass: On each class.
+            chance: The mass under uniform attention.
+            classes: Modalities and "sink", then the views of the image, which are parts of it.
+            modalities: The first of them, without the views: what a head can look at.
+            provenance: Of the masses.
+        """
         of_layer = mass.nanmean(dim=2)  # a head that lay wholly on a left-out sink has no mass to average
-        found = looks_at(result.mass)
-        shares = torch.nn.functional.one_hot(found, len(result.modalities) + 2).double().mean(dim=2)
-        labels = (*result.modalities, "mixed", "nothing")
+        found = looks_at(mass[..., : len(modalities)])
+        shares = torch.nn.functional.one_hot(found, len(modalities) + 2).double().mean(dim=2)
+        labels = (*modalities, "mixed", "nothing")
         kept = [i for i, name in enumerate(labels) if name != "nothing" or bool(shares[..., i].any())]
         shares = shares[..., kept]
         return cls(
@@ -80,10 +91,10 @@ class HeadsByLayer(Result):
             share=shares.mean(dim=0),
             share_standard_error=standard_error(shares),
             count=(~chance.isnan()).sum(dim=0),
-            classes=(*result.modalities, *(f"image: {view}" for view in result.views)),
+            classes=classes,
             labels=tuple(labels[i] for i in kept),
-            examples=len(result.mass),
-            provenance=result.provenance,
+            examples=len(mass),
+            provenance=provenance,
         )
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.reading import looks_ahead_within
 from lensplug.reductions.mixing import beside_first, keeps
 
 ROWS_AT_ONCE = 256
@@ -122,9 +123,8 @@ def even_layer(
     exclude_first: bool,
 ) -> EvenLayer:
     """The baseline of one layer whose attention is at hand, normalised."""
-    cfg: Any = getattr(cache.model, "cfg", None)
     ahead = None
-    if getattr(cfg, "looks_ahead_within", None) is not None:
+    if looks_ahead_within(cache) is not None:
         ahead = attention.shape[2] - 1 - (attention > 0).flip(2).int().argmax(dim=2)
         ahead = ahead * attention.any(dim=2)
     kept = keeps(attention, residual)

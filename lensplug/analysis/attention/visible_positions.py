@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.reading import looks_ahead_within
 from lensplug.positions.modality_map import ModalityMap
 
 
@@ -41,7 +42,7 @@ def visible(
     if getattr(cfg, "use_local_attn", False) and cfg.attn_types[layer] == "local":
         allowed = allowed & (at > at[:, None] - cfg.window_size)
     seen = (allowed | (attention > 0)) & real[:, None] & real[:, :, None]
-    within = getattr(cfg, "looks_ahead_within", None)
+    within = looks_ahead_within(cache)
     for span in modality.spans if modality is not None and within else ():
         if span.modality == within:
             seen[span.example, span.start : span.stop, span.start : span.stop] = True

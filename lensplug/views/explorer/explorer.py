@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import jinja2
@@ -50,18 +50,19 @@ from lensplug.views.explorer.arrays import (
 from lensplug.views.explorer.packing import json_for_script
 from lensplug.views.overlays.image import grid_of, picture_of
 from lensplug.views.overlays.overlay import data_url
+from lensplug.views.page.embedded import Embedded
+from lensplug.views.page.page import Page, Section
 from lensplug.views.style import FONT, HEAT, MONO
-
-if TYPE_CHECKING:
-    from lensplug.views.page.page import Page
 
 
 @dataclass(frozen=True)
-class Explorer:
+class Explorer(Embedded):
     """An interactive image: displayed by a notebook, part of a page (`body`), or saved as a page of its own."""
 
-    body: str = field(repr=False)
-    """HTML of its panels and data; the page supplies the scripts."""
+    folder = "lensplug.views.explorer"
+    style = "explorer.css"
+    script = "explorer.js"
+
     facts: tuple[tuple[str, str], ...] = ()
     provenance: tuple[str, ...] = field(default=(), repr=False)
     height: int = 980
@@ -81,8 +82,6 @@ class Explorer:
         return self._page().save(path)
 
     def _page(self) -> Page:
-        from lensplug.views.page.page import Page, Section  # here, since `page` imports this module
-
         return Page("Patch by patch", self.facts, (Section("", "", (self,)),), self.provenance)
 
     def _repr_html_(self) -> str:

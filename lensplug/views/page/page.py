@@ -24,12 +24,12 @@ from plotly.offline import get_plotlyjs
 from lensplug.files.atomic_write import write_text
 from lensplug.files.writable import file_to_write
 from lensplug.printable import printable
-from lensplug.views.explorer.explorer import Explorer
 from lensplug.views.explorer.packing import inflatable
 from lensplug.views.overlays.sound import Player
+from lensplug.views.page.embedded import Embedded
 from lensplug.views.tokens.circuitsvis_widgets import Widget, script
 
-Part: TypeAlias = go.Figure | Widget | Player | Explorer
+Part: TypeAlias = go.Figure | Widget | Player | Embedded
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ class Page:
     def to_html(self) -> str:
         """The page as HTML. Each script is included once; a content policy forbids requests and any other script."""
         parts = [part for section in self.sections for part in section.parts]
-        explorers = any(isinstance(part, Explorer) for part in parts)
-        tokens = explorers or any(isinstance(part, Widget) for part in parts)
+        embedded = list(dict.fromkeys(type(part) for part in parts if isinstance(part, Embedded)))
+        tokens = bool(embedded) or any(isinstance(part, Widget) for part in parts)
         rendered = [[_rendered(part) for part in section.parts] for section in self.sections]
         return _template("page.html").render(
             page=self,
             nonce=_nonce((self.facts, self.provenance, rendered)),
-            style=Markup(_read("style.css") + (_read("explorer.css", "lensplug.views.explorer") if explorers else "")),
+            style=Markup(_read("style.css") + "".join(_read(kind.style, kind.folder) for kind in embedded)),
             rendered=rendered,
             libraries=[Markup(_library(source)) for source in ([get_plotlyjs, script] if tokens else [get_plotlyjs])],
-            scripts=[Markup(_read("explorer.js", "lensplug.views.explorer"))] if explorers else [],
+            scripts=[Markup(_read(kind.script, kind.folder)) for kind in embedded],
             loader=Markup(_read("loader.js")),
-            roomy=explorers,
+            roomy=bool(embedded),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -119,7 +119,7 @@ def _library(source: Callable[[], str]) -> str:
 
 
 def _rendered(part: Part) -> Markup:
-    if isinstance(part, Explorer | Player):
+    if isinstance(part, Embedded | Player):
         return Markup(part.body)
     if isinstance(part, Widget):
         body = part.body
