@@ -65,7 +65,7 @@ stress: $(BIN)/lensplug
 lint: $(BIN)/lensplug
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy lensplug
+	$(BIN)/mypy lensplug tests/support
 
 bench: $(BIN)/lensplug
 	$(BIN)/python benchmarks/wrap.py

@@ -148,7 +148,8 @@ class LiveMemory(TorchDispatchMode):
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
-        self.vocabulary, self.live, self.peak = vocabulary, {}, 0
+        self.vocabulary, self.peak = vocabulary, 0
+        self.live: dict[object, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = (*args, *(kwargs or {}).values())  # out= is a keyword

@@ -22,11 +22,12 @@ import torch
 
 import lensplug
 from lensplug import analysis, patches
+from lensplug.engines import EngineName
 from lensplug.hf.run_lock import turn
 from lensplug.patches.both import placeholders
 from support.models import QUESTION, llava_onevision, scene
 
-INSIDE = tuple(str(Path(one.__file__).parent) for one in (lensplug, patches))
+INSIDE = tuple(str(Path(module.__path__[0])) for module in (lensplug, patches))
 KINDS = (KeyboardInterrupt, RuntimeError, ValueError, SystemExit, MemoryError)
 BOOKS = {"_capture_hf_cache", "_derived_position_ids_ok", "_block_alias_cache"}
 """What a bridge notes for itself when it has generated, or told its hooks, once."""
@@ -85,6 +86,7 @@ def state(lens: Any) -> dict[str, Any]:
             for name, value in vars(module).items():
                 if name in BOOKS:
                     continue
+                held: Any
                 if isinstance(value, dict):  # hooks, parameters, submodules, a bridge's registry
                     held = [(key, id(own)) for key, own in value.items()]
                 elif isinstance(value, list | tuple | set):
@@ -182,7 +184,9 @@ def failing(module: Any, kind: type[BaseException]) -> Iterator[None]:
         handle.remove()
 
 
-def interrupted(count: int, seed: int = 0, engines: tuple[str, ...] = ("hooked_transformer", "bridge")) -> Outcome:
+def interrupted(
+    count: int, seed: int = 0, engines: tuple[EngineName, ...] = ("hooked_transformer", "bridge")
+) -> Outcome:
     """Interrupt so many runs, and compare the state after each with that before.
 
     Args:

@@ -66,7 +66,7 @@ def write_video(
             frame.pts, frame.time_base = at, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-        if heard is not None:
+        if sound is not None:
             mux_sound(container, heard, sound, first=sound_pts)
     return path
 

@@ -73,13 +73,19 @@ MARKS = {"_capture_hf_cache", "_derived_position_ids_ok", "_block_alias_cache"}
 """What a bridge notes for itself when it has generated, or told its hooks, once."""
 
 
+def hook_points(model: nn.Module) -> dict[str, Any]:
+    """A TransformerLens model's, by name."""
+    points: Any = model.hook_dict
+    return points
+
+
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """What a TransformerLens model holds under every name, and every hook on every hook point."""
     own = {name: value for name, value in model.__dict__.items() if name not in MARKS}
     held = {name: dict(value) if isinstance(value, dict) else value for name, value in own.items()}
     hooks = {
         name: (list(point.fwd_hooks), list(point.bwd_hooks), list(point._forward_hooks))
-        for name, point in model.hook_dict.items()
+        for name, point in hook_points(model).items()
     }
     return {"held": held, "modules": list(model._modules.items()), "hooks": hooks}
 
