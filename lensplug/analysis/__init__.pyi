@@ -26,3 +26,7 @@ from .interventions.modality_ablation import ModalityAblation as ModalityAblatio
 from .interventions.modality_ablation import modality_ablation as modality_ablation
 from .logits.logit_lens import LogitLens as LogitLens
 from .logits.logit_lens import logit_lens as logit_lens
+from .neurons.domain_neurons import DomainNeurons as DomainNeurons
+from .neurons.domain_neurons import domain_neurons as domain_neurons
+from .neurons.neuron_activity import NeuronActivity as NeuronActivity
+from .neurons.neuron_activity import neuron_activity as neuron_activity

@@ -9,6 +9,7 @@ from .figures.attention_rollout import attention_rollout as attention_rollout
 from .figures.comparison import comparison as comparison
 from .figures.deletion_curve import agreement as agreement
 from .figures.deletion_curve import deletion_curve as deletion_curve
+from .figures.domain_neurons import domain_neurons as domain_neurons
 from .figures.head_specialization import head_specialization as head_specialization
 from .figures.heads_by_layer import heads_by_layer as heads_by_layer
 from .figures.logit_lens import logit_lens as logit_lens

@@ -21,6 +21,7 @@ from lensplug.analysis.interventions.activation_patching import ActivationPatchi
 from lensplug.analysis.interventions.deletion_curve import DeletionCurve
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
 from lensplug.analysis.logits.logit_lens import LogitLens
+from lensplug.analysis.neurons.domain_neurons import DomainNeurons
 from lensplug.errors import LensplugError
 from lensplug.views.figures.activation_patching import activation_patching
 from lensplug.views.figures.attention_by_layer import attention_by_layer
@@ -29,6 +30,7 @@ from lensplug.views.figures.attention_matrix import attention_matrix
 from lensplug.views.figures.attention_rollout import attention_rollout
 from lensplug.views.figures.comparison import comparison
 from lensplug.views.figures.deletion_curve import agreement, deletion_curve
+from lensplug.views.figures.domain_neurons import domain_neurons
 from lensplug.views.figures.head_specialization import head_specialization
 from lensplug.views.figures.heads_by_layer import heads_by_layer
 from lensplug.views.figures.logit_lens import logit_lens
@@ -63,4 +65,5 @@ draw.register(Comparison, comparison)
 draw.register(ModalityAblation, modality_ablation)
 draw.register(DeletionCurve, deletion_curve)
 draw.register(Agreement, agreement)
+draw.register(DomainNeurons, domain_neurons)
 draw.register(ActivationPatching, activation_patching)

@@ -31,6 +31,7 @@ def every_result(seed: int = 0) -> dict[str, Result]:
     heads = analysis.head_specialization(cache, inputs.modality)
     rollout = analysis.attention_rollout(cache, rows=-1)
     relevance = analysis.gradient_rollout(cam, grads, rows=-1)
+    activity = analysis.neuron_activity(cache, inputs.modality, domain=COLORS)
     return {
         "head_specialization": heads,
         "heads_by_layer": heads.by_layer(),
@@ -48,5 +49,7 @@ def every_result(seed: int = 0) -> dict[str, Result]:
             lens, inputs, flipped, (answers[0], answers[1]), by="head", activation="z", layers=(2, 3)
         ),
         "modality_ablation": analysis.modality_ablation(lens, examples, "image"),
+        "neuron_activity": activity,
+        "domain_neurons": analysis.domain_neurons(activity, modality="image", share=0.1),
         "compare": analysis.compare(heads, heads),
     }

@@ -1,0 +1,1 @@
+"""MLP neurons: how often they fire, and for what."""
