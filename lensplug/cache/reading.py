@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -127,42 +127,42 @@ def read_head_mean(cache: ActivationCache, layer: int, *, needed_by: str) -> Flo
 
 
 def read_rows(
-    cache: ActivationCache, layer: int, index: Int[Tensor, "batch row"], *, needed_by: str
-) -> Float[Tensor, "batch head row key"]:
-    """The attention pattern of one layer for chosen query positions, in fp32, of a cache that holds these rows or all.
+    cache: ActivationCache, layers: Sequence[int], index: Int[Tensor, "batch row"], *, needed_by: str
+) -> Iterator[Float[Tensor, "batch head row key"]]:
+    """The attention pattern of each layer for chosen query positions, in fp32, of a cache that holds these rows or all.
 
     Raises:
-        LensplugError: If the pattern is not there, or lacks one of the rows.
+        LensplugError: If a pattern is not there, or lacks one of the rows.
     """
-    query_positions = known(cache, "query_positions")
-    if query_positions is None:
-        pattern, row_index = read_pattern(cache, layer, needed_by=needed_by), index
-    else:
-        pattern = _held(cache, _pattern(layer), needed_by=needed_by).float()
-        row_index = _among(query_positions, index, needed_by=needed_by, name="query_positions")
-    row_index = row_index.to(pattern.device)[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])
-    rows = pattern.gather(2, row_index)
-    if query_positions is not None:
-        _refuse_sums(_pattern(layer), rows.sum(dim=-1), rows.shape[-1])
-    return rows
+    held, found = known(cache, "query_positions"), None
+    for layer in layers:
+        if held is None:
+            pattern, found = read_pattern(cache, layer, needed_by=needed_by), index
+        else:
+            pattern = _held(cache, _pattern(layer), needed_by=needed_by).float()
+            found = _among(held, index, needed_by=needed_by, name="query_positions") if found is None else found
+        at = found.to(pattern.device)[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])
+        rows = pattern.gather(2, at)
+        if held is not None:
+            _refuse_sums(_pattern(layer), rows.sum(dim=-1), rows.shape[-1])
+        yield rows
 
 
-def read_residual(
-    cache: ActivationCache, name: str, index: Int[Tensor, "batch position"], *, needed_by: str
-) -> Float[Tensor, "batch position d_model"]:
-    """The residual stream at chosen positions, of a cache that holds these or all.
+def read_residuals(
+    cache: ActivationCache, names: Sequence[str], index: Int[Tensor, "batch position"], *, needed_by: str
+) -> Iterator[Float[Tensor, "batch position d_model"]]:
+    """The residual stream at each hook and chosen positions, of a cache that holds these or all.
 
     Raises:
-        LensplugError: If it is not there, or lacks one of the positions.
+        LensplugError: If one is not there, or lacks one of the positions.
     """
-    residual = read(cache, name, needed_by=needed_by)
-    residual_positions = known(cache, "residual_positions")
-    row_index = (
-        index
-        if residual_positions is None
-        else _among(residual_positions, index, needed_by=needed_by, name="residual_positions")
-    )
-    return residual.gather(1, row_index.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1]))
+    held = known(cache, "residual_positions")
+    found = index if held is None else None
+    for name in names:
+        residual = read(cache, name, needed_by=needed_by)
+        if found is None:
+            found = _among(held, index, needed_by=needed_by, name="residual_positions")
+        yield residual.gather(1, found.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1]))
 
 
 def residual_shape(cache: ActivationCache, *, needed_by: str) -> tuple[int, int]:

@@ -127,6 +127,6 @@ def attention_from(
     shape = pattern_shape(cache, needed_by="attention_from")
     mask = attended(cache, shape, attention_mask, torch.device("cpu"), positions=queries)
     at = resolve_positions(queries, mask, name="queries")
-    layers = [read_rows(cache, layer, at, needed_by="attention_from").cpu() for layer in range(n_layers(cache))]
+    layers = [rows.cpu() for rows in read_rows(cache, range(n_layers(cache)), at, needed_by="attention_from")]
     convention = "fraction of the query's attention, each head alone"
     return AttentionFrom(torch.stack(layers, dim=1), at.cpu(), Provenance.of(cache, "attention_from", convention))

@@ -166,15 +166,15 @@ def _given(
 
     In double precision, on the processor. The heads of all layers are measured at once.
     """
-    rows: dict[int, Tensor] = {}
     masses: dict[int, Tensor] = {}
     for layer in range(n_layers(cache)):
         kept = read_kept(cache, hook_names.modality_mass(layer))
         if kept is None or (not usual and f"blocks.{layer}.attn.hook_pattern" in cache.cache_dict):
-            rows[layer] = read_rows(cache, layer, index[:, None], needed_by="head_specialization")
-        else:
-            at = index.to(kept.device)[:, None, None, None, None].expand(-1, kept.shape[1], -1, *kept.shape[3:])
-            masses[layer] = kept.gather(2, at)[:, :, 0]
+            continue
+        at = index.to(kept.device)[:, None, None, None, None].expand(-1, kept.shape[1], -1, *kept.shape[3:])
+        masses[layer] = kept.gather(2, at)[:, :, 0]
+    others = [layer for layer in range(n_layers(cache)) if layer not in masses]
+    rows = dict(zip(others, read_rows(cache, others, index[:, None], needed_by="head_specialization"), strict=True))
     given: dict[int, Tensor] = {}
     if rows:
         row = _side_by_side(rows)

@@ -42,7 +42,7 @@ from lensplug.analysis.processed_weights import raw_unembedding
 from lensplug.analysis.protocols import needs
 from lensplug.analysis.result import Provenance, Result
 from lensplug.cache.activation_cache import ActivationCache
-from lensplug.cache.reading import attended, n_layers, read_residual, residual_shape
+from lensplug.cache.reading import attended, n_layers, read_residuals, residual_shape
 from lensplug.errors import LensplugError
 from lensplug.positions.indices import Positions, resolve_positions
 from lensplug.positions.tokens import single_token, token_texts
@@ -192,7 +192,7 @@ def logit_lens(
     mask = attended(cache, (batch, length), attention_mask, torch.device("cpu"), positions=positions)
     everywhere = torch.arange(length).expand(batch, -1)
     at = everywhere if positions is None else resolve_positions(positions, mask)
-    chosen = [read_residual(cache, name, at, needed_by="logit_lens").flatten(0, 1) for name in names]  # [row d_model]
+    chosen = [one.flatten(0, 1) for one in read_residuals(cache, names, at, needed_by="logit_lens")]  # [row d_model]
     vocabulary = model.unembed.W_U.shape[1]
     if not 1 <= top_k <= vocabulary:
         raise LensplugError(f"top_k is {top_k}, expected 1 to {vocabulary}.")
