@@ -11,9 +11,9 @@ TransformerLens finds an adapter by the name of the model's class. Two are decla
     bridge = TransformerBridge.boot_transformers("my-audio-llama", device="cpu")
     logits, cache = bridge.run_with_cache(tokens, sounds=waveforms, attention_mask=mask)
 
-When to use it: to hook the encoder and the projector beside the language model, with TransformerLens alone. When not:
-for analyses by modality. `hook_embed` shows the placeholders' embeddings there, not the sound's, and nothing says which
-position is what; `lensplug.load` wraps the language core, which receives both merged.
+When to use it: to hook the encoder and the projector as well as the language model, with TransformerLens alone. When
+not: for analyses by modality. `hook_embed` shows the placeholders' embeddings there, not the sound's, and nothing says
+which position is what; `lensplug.load` wraps the language core, which receives both merged.
 """
 
 from __future__ import annotations

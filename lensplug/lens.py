@@ -1,9 +1,8 @@
 """MultimodalLens: a multimodal model whose language core is a TransformerLens model.
 
-Made by `lensplug.load` or `lensplug.wrap`. It prepares inputs with the model's own processor and code,
-runs the core with TransformerLens's hooks and cache, and checks that both compute the same. The
-TransformerLens model itself is `lens.model`; all that it can do stays there, and it takes the inputs of
-the lens wherever it takes tokens.
+Created by `lensplug.load` or `lensplug.wrap`. It prepares inputs with the model's own processor and code, runs the core
+with TransformerLens's hooks and cache, and checks that both compute the same. The TransformerLens model itself is
+`lens.model`, with all its methods; it takes the inputs of the lens wherever it takes tokens.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class MultimodalLens:
         checkpoint.remember(model, hf_model, core.decoder, core.head)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MultimodalLens:
-        """A lens with weights of its own, which its two models share as here."""
+        """A lens with its own copy of the weights, shared between its two models."""
         hf_model, model = copy_together(self.hf_model, self.model, memo)
         processor = copy.deepcopy(self.processor, memo)
         core = LanguageCore.of(hf_model)
@@ -108,7 +107,7 @@ class MultimodalLens:
         chat_template: bool = True,
         answer: str | Sequence[str] | None = None,
     ) -> MultimodalInput:
-        """Words, pictures, videos and sounds to what the core receives.
+        """Text, images, videos and sounds to the input of the core.
 
             inputs = lens.prepare("What is the color? Answer single word.", images=["photo.jpg"])
             inputs = lens.prepare("What happens?", videos=["clip.mp4"])
@@ -119,14 +118,14 @@ class MultimodalLens:
         Args:
             text: One prompt, or a list of prompts for a batch. A prompt is a text, or a conversation: chat messages in
                 Hugging Face's form (a list of dictionaries with `role` and `content`), whose parts hold their media
-                ({"type": "image", "path": "photo.jpg"}) or stand for those of `images`, `videos` and `audio`, in their
+                ({"type": "image", "path": "photo.jpg"}) or refer to those of `images`, `videos` and `audio`, in their
                 order. Where the assistant has the last word it is the answer.
             images: A list of PIL images, uint8 arrays or files, or a single one; for a batch, one list for
                 each prompt. Photographs are turned as their EXIF says.
-            videos: Likewise files of videos (16 frames are taken; `lensplug.media.load_video` takes another number),
+            videos: Files of videos (16 frames are taken; `lensplug.media.load_video` takes another number),
                 frames (a list of images, or uint8 `[frame height width 3]`), or pairs of frames and how many of
                 them there are in a second.
-            audio: Likewise files of sounds, or pairs of waveform and sampling rate. A rate that is not the encoder's
+            audio: Files of sounds, or pairs of waveform and sampling rate. A rate that is not the encoder's
                 is resampled, and a warning says so; another says what of a long sound the encoder does not hear.
                 Each file is read as far as a memory limit allows, 1 GiB unless `lensplug.media.set_memory_limit`
                 changes it.
@@ -160,22 +159,23 @@ class MultimodalLens:
     @in_turn
     @checked
     def with_answer(self, inputs: MultimodalInput, text: str | Sequence[str]) -> Answer:
-        """An answer that you give, in place of one that the model writes: what would make it say this?
+        """Append an answer of your own instead of a generated one (teacher forcing): what would make the model say it?
 
             answer = lens.with_answer(inputs, "Red")
             _, cache, grads = lens.run_with_gradients(answer.inputs, target=answer, keep="cam")
             both = lens.with_answer(inputs, ["Red", "Blue"])          # of one prompt
 
-        It goes wherever an answer of `generate` does. The words are tokenised as they stand, as a `target` is, and
-        nothing is added: an end-of-turn token counts only where the text has it.
+        It can be used wherever an answer of `generate` can. The text is tokenised as it is, like a `target`, and
+        nothing is
+        added: an end-of-turn token counts only if the text contains it.
 
         Args:
             inputs: From `prepare` or `encode`; padded at the left, if at all.
-            text: One answer for all prompts, one for each, or several for one prompt.
+            text: One answer for all prompts, one per prompt, or several for one prompt.
 
         Raises:
             LensplugError: If there is not one answer for each prompt, one has no tokens or holds a placeholder, or
-                prompt and answer leave the context.
+                prompt and answer exceed the context.
         """
         return self._with_answer(inputs, text)
 
@@ -188,16 +188,16 @@ class MultimodalLens:
     def encode(
         self, processor_outputs: Mapping[str, Any], *, images: Any = None, videos: Any = None, audio: Any = None
     ) -> MultimodalInput:
-        """What a processor returned to what the core receives; the decoder is not run.
+        """The outputs of a processor to the input of the core; the decoder is not run.
 
         Args:
             processor_outputs: From the model's own processor.
             images: What the processor was given, as for `prepare`. Views draw over it, and most families need
-                its size to know where a token lies (with the settings of the lens's processor). Whether the
+                its size to locate tokens (with the settings of the lens's processor). Whether the
                 processor saw a photograph as its EXIF turns it is found from its pixels; a warning says
-                where they are of another picture.
-            videos: Likewise; the frames that the processor was given, not the file.
-            audio: Likewise.
+                where they are of another image.
+            videos: The same for videos: the frames that the processor received, not the file.
+            audio: The same for sounds.
 
         Raises:
             LensplugError: If there are no tokens, or placeholders and media do not match.
@@ -221,8 +221,8 @@ class MultimodalLens:
     ) -> tuple[Float[Tensor, ...] | None, LensCache]:
         """Logits and TransformerLens's ActivationCache, without gradients.
 
-        By default it keeps everything, as TransformerLens does. Of a prompt with an image that is gigabytes; with what
-        the analyses read, and where they read it, a run costs about what running the model costs:
+        By default everything is cached, as in TransformerLens; for a prompt with an image that is gigabytes. With only
+        what the analyses read, and where they read it, a run costs about as much as running the model:
 
             _, cache = lens.run_with_cache(
                 inputs, needs=[analysis.head_specialization, analysis.logit_lens],
@@ -290,11 +290,11 @@ class MultimodalLens:
         logit_positions: PositionsOrModality | None = None,
         **kwargs: Any,
     ) -> Estimate:
-        """The memory that a run would take, from shapes alone: nothing is run.
+        """The memory that a run would need, from shapes alone; nothing is run.
 
             print(lens.estimate(inputs, needs=[analysis.head_specialization], query_positions=[-1]))
 
-        `run_with_cache` asks the same before it runs, and refuses what does not fit into free memory.
+        `run_with_cache` makes the same estimate, and refuses runs that do not fit into free memory.
 
         Args:
             inputs: From `prepare` or `encode`.
@@ -384,7 +384,7 @@ class MultimodalLens:
     @in_turn
     @checked
     def without(self, inputs: MultimodalInput, positions: Where) -> Variant:
-        """The same prompts without some positions, for `lens.model` and `logits_at`: the rest moves together.
+        """The same prompts with some positions removed, for `lens.model` and `logits_at`; later positions move up.
 
             lens.model(lens.without(inputs, "image"))
 
@@ -411,18 +411,18 @@ class MultimodalLens:
         attention_mask: Mask | None = None,
         hidden: Where | None = None,
     ) -> Float[Tensor, "batch row d_vocab"]:
-        """Logits at a few positions, at the speed of SDPA, with some positions hidden from all others.
+        """Logits at a few positions, at the speed of SDPA, optionally with attention knockout of some positions.
 
         Args:
             inputs: From `prepare` or `encode`, an edited copy of them (`without`, `lensplug.inputs.edited_inputs`), or
                 merged embeddings `[batch pos d_model]`.
             rows: For each example the positions, from the left.
-            attention_mask: Of embeddings, where there is padding, `[batch pos]`; inputs have their own.
-            hidden: Positions that no query sees, in any layer: a modality of the inputs ("image"), several, or a mask
-                `[batch pos]`. They keep their place, so that nothing else moves. Masks are True and False, or 1 and 0.
+            attention_mask: For embeddings with padding, `[batch pos]`; inputs have their own.
+            hidden: Positions that no query attends to, in any layer (attention knockout): a modality of the inputs
+                ("image"), several, or a mask `[batch pos]` of True and False, or 1 and 0. Other positions do not move.
 
         Raises:
-            LensplugError: If a hook of yours edits scores or patterns: the logits would not change.
+            LensplugError: If a hook edits scores or patterns, which would not change these logits.
         """
         if named(hidden) is not None:
             lens_inputs = inputs if isinstance(inputs, MultimodalInput) else None
@@ -442,15 +442,15 @@ class MultimodalLens:
         hidden: Mask | None = None,
         whole_patterns: bool = False,
     ) -> Iterator[None]:
-        """While it lasts, `lens.model` makes logits at a few positions only, at the speed of SDPA.
+        """A scope in which `lens.model` computes logits at a few positions only, at the speed of SDPA.
 
-        For many runs with hooks of which nothing but these logits is read (`analysis.activation_patching`).
+        For many runs with hooks from which only these logits are read (`analysis.activation_patching`).
 
         Args:
             rows: For each example the positions, from the left.
             hidden: As for `logits_at`.
-            whole_patterns: Make scores and patterns of all rows, as slowly as without: for hooks that edit them. Else
-                those of `rows` are made, so that an edit, which would change nothing, is noticed and refused.
+            whole_patterns: Compute scores and patterns of all rows, at full cost, for hooks that edit them. Otherwise
+                only those of `rows` are computed, so that an edit, which would have no effect, is detected and refused.
         """
         with ExitStack() as stack:
             stack.enter_context(turn(self.core.decoder.config))
@@ -489,13 +489,13 @@ class MultimodalLens:
 
     @contextmanager
     def placeholders_as_words(self) -> Iterator[None]:
-        """While it lasts, `lens.model` runs tokens that hold placeholders, as if those were words.
+        """A scope in which `lens.model` accepts placeholder tokens without media, as if they were text.
 
             with lens.placeholders_as_words():
-                lens.model(inputs.tokens)                      # without the picture
+                lens.model(inputs.tokens)                      # without the image
 
-        Tokens say where a picture or a sound goes, and not what is seen or heard there: everywhere else `lens.model`
-        refuses such tokens, also where a tool of TransformerLens gives them to it.
+        Placeholder tokens mark where an image or sound goes, not its content: outside this scope `lens.model` refuses
+        them, also if a tool of TransformerLens passes them.
         """
         with placeholders_as_words():
             yield
@@ -514,28 +514,28 @@ class MultimodalLens:
         seed: int | None = None,
         stop_strings: str | Sequence[str] | None = None,
     ) -> Answer:
-        """The model's answer from the wrapped core: hooks on `lens.model` take part, once in every step.
+        """The answer generated by the wrapped core; hooks on `lens.model` fire once per step.
 
             answer = lens.generate(inputs, max_new_tokens=8)
             answer = lens.generate(inputs, do_sample=True, temperature=0.7, top_p=0.9, seed=0)
 
-        The first step has the whole prompt, each other one the token before it, behind a key-value cache; logits are
-        made at the last position only. Attention runs at the speed of SDPA, unless a hook sees or edits scores or
-        patterns: then all of them are made. Tokens are chosen by transformers' own code, and the model's
-        `generation_config` holds (penalties, forbidden words, the end); what is not followed is named in a warning.
+        The first step runs the prompt, each further step one token with a key-value cache; logits are computed at the
+        last position only. Attention runs at the speed of SDPA, unless a hook reads or edits scores or patterns: then
+        all of them are computed. Tokens are chosen by transformers' own code, and the model's `generation_config` holds
+        (penalties, forbidden words, the end); what is not followed is named in a warning.
 
         Args:
             inputs: From `prepare` or `encode`.
             max_new_tokens: At most this many; an answer ends earlier at an end-of-turn token.
             do_sample: Choose tokens by chance; without it the likeliest is taken, whatever `generation_config` says.
             temperature: With `do_sample`, what logits are divided by; that of `generation_config` if not given.
-            top_p: With `do_sample`, the share of probability, in (0, 1], of which the likeliest tokens are left.
+            top_p: With `do_sample`, nucleus sampling: the probability mass, in (0, 1], of the tokens that are kept.
             top_k: With `do_sample`, how many of the likeliest tokens are left.
             seed: With `do_sample`, where chance begins: the same answer again, and nothing changes for other code.
             stop_strings: An answer ends where it has one of them; it belongs to the answer.
 
         Raises:
-            LensplugError: If a value is none that it can have, the prompt is padded at its right, the answer would
+            LensplugError: If a value is invalid, the prompt is padded at its right, the answer would
                 leave the model's context, or the run would need more memory than is free.
         """
         refuse_other_inputs(inputs)
@@ -556,21 +556,21 @@ class MultimodalLens:
 
         Both run once, the wrapped core at the speed of SDPA as well: about twice the time of one. Residual streams are
         compared at all positions, logits at up to 128 of each example, the ones furthest apart among them. In float16
-        it also counts heads whose scores overflow where whole patterns are made.
+        it also counts heads whose scores overflow when full patterns are computed.
 
-        An answer's inputs have no media any more: there the full model starts from the same embeddings.
+        The inputs of an answer no longer hold media: the full model then starts from the same embeddings.
 
         Args:
             inputs: From `prepare`, `encode` or an answer.
-            whole_patterns: Let the wrapped core attend as it does where whole patterns are kept (and where a hook sees
-                scores or patterns): gigabytes at thousands of positions. `lensplug.wrap` does so on a short text.
+            whole_patterns: Run the wrapped core with full patterns, as when they are cached or hooked: gigabytes at
+                thousands of positions. `lensplug.wrap` does this on a short text.
 
         Raises:
             LensplugError: If the run would need more memory than is free.
         """
         refuse_other_inputs(inputs)
-        whole = whole_patterns or engines.makes_whole_patterns(self.engine, self.model)
-        options: dict[str, Any] = {} if whole else {"query_positions": []}
+        makes_whole_patterns = whole_patterns or engines.makes_whole_patterns(self.engine, self.model)
+        options: dict[str, Any] = {} if makes_whole_patterns else {"query_positions": []}
         plan = Plan.of(self.model, inputs, names_filter=[], logit_positions=[-1], **options)
         Estimate.of_check(self.model, inputs, plan, parity.ROWS, engine=self.engine).refuse_too_large()
         embedded = {"inputs_embeds": inputs.embeds, "attention_mask": inputs.attention_mask}

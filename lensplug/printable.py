@@ -1,4 +1,4 @@
-r"""Text from outside, made safe to print: what a terminal would obey, or nobody would see, is shown as an escape.
+r"""Text from outside, made safe to print: control characters and invisible characters are escaped.
 
 Model names, paths, prompts and answers may hold anything: `\x1b[2J` clears the screen, `\r` writes over the line,
 U+202E turns what follows around, U+200B makes two names look alike, and a lone surrogate cannot be written at all.

@@ -1,4 +1,4 @@
-"""What TransformerLens lacks, one gap per file, each patch reversible and usable by itself.
+"""Patches that fill gaps in TransformerLens, one per file, each reversible and usable by itself.
 
 `hooked_transformer/` and `bridge/` hold twins under equal names:
 
@@ -13,7 +13,7 @@ reach the stream; `unbridged` takes a bridge's components out of a Hugging Face 
 
 `both/`: `logit_rows` gives logits of chosen positions; `checkpointed_blocks` lets a backward pass keep the blocks'
 inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding; `placeholders` refuses tokens
-that stand for a picture or a sound which is not there; `temporary_hooks` takes hooks off without a pass over all of a
+for an image or sound that is missing; `temporary_hooks` takes hooks off without a pass over all of a
 model's hook points.
 
 Importing this package changes nothing: a patch acts on one instance, when it is applied, until it is removed.

@@ -1,13 +1,13 @@
 """The one error of the project.
 
-It lives here because the patches stand at the bottom of the house and import nothing from above;
+It lives here because the patches import nothing from the rest of lensplug;
 everybody else knows it as `lensplug.LensplugError`.
 """
 
 from importlib.metadata import version
 
 KNOWN = ("3.9.0", "4.3.0")
-"""Versions of TransformerLens whose inside is known: the patches were held against them."""
+"""Versions of TransformerLens that the patches were tested with."""
 
 
 class LensplugError(ValueError):
@@ -15,7 +15,7 @@ class LensplugError(ValueError):
 
 
 def changed_inside(what: str) -> LensplugError:
-    """What to say where TransformerLens lacks something of its inside that a patch stands on."""
+    """The error if TransformerLens lacks an internal that a patch relies on."""
     return LensplugError(
         f"TransformerLens {version('transformer-lens')} has internals that lensplug has not been tested with:"
         f" {what}. It knows {' and '.join(KNOWN)}: pip install 'transformer-lens=={KNOWN[-1]}', or a newer lensplug."

@@ -30,9 +30,11 @@ def as_mask(given: Any, shape: Sequence[int | None], name: str, *, against: str 
         LensplugError: If it has another shape, or another value: NaN, minus infinity, weights between 0 and 1.
     """
     mask = _tensor(given, name)
-    fits = mask.ndim == len(shape) and all(own in (None, size) for own, size in zip(shape, mask.shape, strict=True))
+    fits = mask.ndim == len(shape) and all(
+        expected_size in (None, size) for expected_size, size in zip(shape, mask.shape, strict=True)
+    )
     if not fits:
-        expected = [("any" if own is None else own) for own in shape]
+        expected = [("any" if expected_size is None else expected_size) for expected_size in shape]
         raise LensplugError(f"{name} has the shape {list(mask.shape)}, {against} {expected}.".replace("'", ""))
     if mask.dtype == torch.bool:
         return mask
@@ -41,24 +43,24 @@ def as_mask(given: Any, shape: Sequence[int | None], name: str, *, against: str 
     return mask.bool()
 
 
-def _tensor(given: Any, name: str) -> Tensor:
-    if isinstance(given, Tensor):
-        return given
+def _tensor(value: Any, name: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
     try:
-        if isinstance(given, np.ndarray | np.generic | list | tuple):
-            return torch.tensor(np.asarray(given))
+        if isinstance(value, np.ndarray | np.generic | list | tuple):
+            return torch.tensor(np.asarray(value))
     except (TypeError, ValueError, RuntimeError):
         pass
-    raise LensplugError(f"{name} is a {type(given).__name__}, expected a mask: a tensor of True and False.")
+    raise LensplugError(f"{name} is a {type(value).__name__}, expected a mask: a tensor of True and False.")
 
 
 def _others(mask: Tensor) -> str:
-    other = mask[~((mask == 0) | (mask == 1))]
-    kinds = list(dict.fromkeys("NaN" if value != value else f"{value:.4g}" for value in other[:100].tolist()))
+    invalid = mask[~((mask == 0) | (mask == 1))]
+    kinds = list(dict.fromkeys("NaN" if value != value else f"{value:.4g}" for value in invalid[:100].tolist()))
     return ", ".join(kinds[:3]) + (", ..." if len(kinds) > 3 else "")
 
 
 def _instead(mask: Tensor, name: str) -> str:
     if not mask.is_floating_point() or not bool((mask <= 0).all()) or not bool((mask < 0).any()):
         return ""
-    return f" Of an additive mask, which is 0 where attention goes, give {name} == 0."
+    return f" For an additive mask, which is 0 where attention is allowed, pass {name} == 0."

@@ -25,7 +25,7 @@ class Merged:
     tokens: Tensor | None
     attention_mask: Tensor | None
     decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
-    """What a core is given besides, by name: positions of several parts, masks of its own."""
+    """Additional decoder inputs by name: multimodal rotary positions, attention masks."""
 
     @classmethod
     def of(cls, model: Any, input: Any, tokens: Tensor | None, attention_mask: Any) -> Merged:
@@ -41,7 +41,7 @@ class Merged:
         Raises:
             LensplugError: If shapes, dtype or length do not fit, or the mask has a hole.
         """
-        beside = getattr(input, "decoder_inputs", {})
+        decoder_inputs = getattr(input, "decoder_inputs", {})
         if not isinstance(input, Tensor):
             tokens = input.tokens if tokens is None else tokens
             attention_mask = input.attention_mask if attention_mask is None else attention_mask
@@ -65,7 +65,10 @@ class Merged:
             # Without padding the mask says nothing; without it attention is cheaper.
             attention_mask = None if bool(attention_mask.all()) else attention_mask.long().to(weight.device)
         return cls(
-            input.to(weight.device), None if tokens is None else tokens.to(weight.device), attention_mask, beside
+            input.to(weight.device),
+            None if tokens is None else tokens.to(weight.device),
+            attention_mask,
+            decoder_inputs,
         )
 
     def refuse_padding_at_the_end(self) -> None:

@@ -10,11 +10,11 @@ from torch import nn
 
 
 def every_module(*models: nn.Module) -> list[nn.Module]:
-    """The models and all that is in them, each once, the outer ones first."""
-    found, known = [*models], {*models}
-    for module in found:  # which grows meanwhile
+    """The models and all their submodules, each once, outer ones first."""
+    modules, visited = [*models], {*models}
+    for module in modules:  # which grows meanwhile
         for child in module._modules.values():
-            if child is not None and child not in known:
-                known.add(child)
-                found.append(child)
-    return found
+            if child is not None and child not in visited:
+                visited.add(child)
+                modules.append(child)
+    return modules

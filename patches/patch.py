@@ -1,4 +1,4 @@
-"""What every patch is: an edit of one instance that saves what was there and puts that back."""
+"""The base class of patches: a reversible edit of one instance, which saves and restores what it replaces."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Patch:
     relies_on: ClassVar[tuple[str, ...]] = ()
     """What the target must have inside: where it has been renamed, a patch would fail late, or silently do nothing."""
     nests: ClassVar[bool] = False
-    """Whether a patch of this kind with other options may stand on another."""
+    """Whether a patch of this kind with other options may be applied on top of another."""
 
     def __init__(self, target: Any) -> None:
         """Keep `target`; nothing is changed before `apply`.
@@ -83,9 +83,9 @@ class Patch:
         """
         if self.applied:
             return self
-        there = self._same_kind()
-        if there is not None and not self._differs_from(there):
-            there.holders.append(self)
+        applied_edit = self._same_kind()
+        if applied_edit is not None and not self._differs_from(applied_edit):
+            applied_edit.holders.append(self)
             return self
         self.refuse_beside_others()
         changes = self._changes()  # may raise; nothing is changed yet
@@ -110,12 +110,12 @@ class Patch:
         self.refuse_covered()
         edit = self._held()
         if edit is not None and len(edit.holders) > 1:
-            edit.holders[:] = [other for other in edit.holders if other is not self]
+            edit.holders[:] = [holder for holder in edit.holders if holder is not self]
         elif edit is not None:
             self._restore(edit)
 
     def refuse_covered(self) -> None:
-        """Raise if removing would take away what something else stands on."""
+        """Raise if something else relies on what removing would take away."""
         edit = self._held()
         if edit is None or len(edit.holders) > 1:
             return
@@ -132,12 +132,12 @@ class Patch:
         Args:
             name: What it is called in the error; its class by default.
         """
-        there = self._same_kind()
-        if self.nests or self.applied or there is None or not (other := self._differs_from(there)):
+        applied_edit = self._same_kind()
+        if self.nests or self.applied or applied_edit is None or not (differing := self._differs_from(applied_edit)):
             return
         raise LensplugError(
             f"{name or type(self).__name__} is in force on this {type(self.target).__name__} already, with other"
-            f" {', '.join(other)}: what it does would be mixed up. Leave its `with` block (or .remove() it) first."
+            f" {', '.join(differing)}: what it does would be mixed up. Leave its `with` block (or .remove() it) first."
         )
 
     def _edits(self) -> tuple[_Edit, ...]:
@@ -146,7 +146,7 @@ class Patch:
         return edits
 
     def _same_kind(self) -> _Edit | None:
-        """The last edit of this kind on the target, whoever made it."""
+        """The last edit of this kind on the target, by any patch."""
         edits = [edit for edit in self._edits() if type(edit.made_by) is type(self)]
         return edits[-1] if edits else None
 
@@ -156,8 +156,8 @@ class Patch:
 
     def _differs_from(self, edit: _Edit) -> list[str]:
         """The options that are other."""
-        theirs = edit.made_by._options()
-        return [name for name, value in self._options().items() if not _same(value, theirs.get(name))]
+        their_options = edit.made_by._options()
+        return [name for name, value in self._options().items() if not _same(value, their_options.get(name))]
 
     def _restore(self, edit: _Edit) -> None:
         try:
@@ -169,16 +169,16 @@ class Patch:
     def _put_back(self, edit: _Edit) -> None:
         """Undo an edit; what is undone already stays so."""
         while edit.undo:
-            name, old, value = edit.undo[-1]
+            name, saved, value = edit.undo[-1]
             if _own(self.target, name) is value:
-                if old is _Absent:
+                if saved is _Absent:
                     delattr(self.target, name)
                 else:
-                    _put(self.target, name, old)
+                    _put(self.target, name, saved)
             edit.undo.pop()
         self._settle()
-        if left := tuple(other for other in self._edits() if other is not edit):
-            self.target.__dict__[_KEY] = left
+        if remaining := tuple(remaining_edit for remaining_edit in self._edits() if remaining_edit is not edit):
+            self.target.__dict__[_KEY] = remaining
         else:
             self.target.__dict__.pop(_KEY, None)
 
@@ -194,7 +194,7 @@ class Patch:
 
 
 class PatchOfParts(Patch):
-    """One patch that is made of several, one for each part of a model: in force in all of them or in none."""
+    """A patch composed of several, one per part of a model: applied to all of them or to none."""
 
     def __init__(self, target: Any, parts: Sequence[Patch]) -> None:
         """Keep the parts; nothing is changed before `apply`."""
@@ -232,7 +232,7 @@ class PatchOfParts(Patch):
             raise
 
     def refuse_covered(self) -> None:
-        """Raise if something else stands on a part."""
+        """Raise if something else relies on a part."""
         for part in self._parts:
             part.refuse_covered()
 
@@ -243,7 +243,7 @@ class PatchOfParts(Patch):
 
 @contextmanager
 def in_force(patch: Patch) -> Iterator[Patch]:
-    """A patch for the length of a block, also if an interrupt comes while it is taken away.
+    """A scope with a patch applied; it is removed even if an interrupt arrives meanwhile.
 
     `with patch:` itself is lost where a KeyboardInterrupt arrives before the first line of its end.
     """
@@ -271,8 +271,8 @@ def _own(target: Any, name: str) -> Any:
     return submodules[name] if name in submodules else target.__dict__.get(name, _Absent)
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(first: Any, second: Any) -> bool:
     """Whether two options mean the same; modules and functions only if they are the same object."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.equal(one.cpu(), other.cpu())
-    return one is other or (isinstance(one, str | int | bool) and type(one) is type(other) and one == other)
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.shape == second.shape and torch.equal(first.cpu(), second.cpu())
+    return first is second or (isinstance(first, str | int | bool) and type(first) is type(second) and first == second)

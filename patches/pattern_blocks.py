@@ -1,6 +1,6 @@
 """Any rows of one block's attention pattern, in fp32, from its queries and keys: never more than a block of rows.
 
-Not a patch but what `attention_rows` is made with: the scores of some rows, the whole pattern a block of rows at a
+Not a patch, but used by `attention_rows`: the scores of some rows, the whole pattern a block of rows at a
 time, and a backward pass that shows pattern and gradient of each block of rows before it forgets them.
 """
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lensplug.patches.errors import LensplugError
 
 BLOCK_BYTES = 2**26
-"""About what a block of rows takes, in fp32, with what it is made from."""
+"""Approximate memory of a block of rows, in fp32, with its intermediates."""
 
 Show = Callable[[int, Float[Tensor, "batch head row key"], Float[Tensor, "batch head row key"]], None]
 
@@ -63,16 +63,16 @@ class PatternBlocks:
         """What these queries see of the first `keys` keys: causal, in the window, no padding."""
         if self.mask is not None:
             mask = self.mask[..., :keys].expand(len(rows), -1, -1, -1) if len(self.mask) == 1 else self.mask[..., :keys]
-            at = rows.expand(len(mask), -1)[:, None, :, None]
-            return mask.gather(2, at.expand(-1, -1, -1, mask.shape[3]))
+            query_index = rows.expand(len(mask), -1)[:, None, :, None]
+            return mask.gather(2, query_index.expand(-1, -1, -1, mask.shape[3]))
         key = torch.arange(self.length if keys is None else keys, device=rows.device)
-        at = rows[:, :, None] + self.past
-        seen = key <= at if self.causal else torch.ones_like(key <= at)
+        query_index = rows[:, :, None] + self.past
+        is_visible = key <= query_index if self.causal else torch.ones_like(key <= query_index)
         if self.causal and self.window is not None:
-            seen = seen & (key > at - self.window)
+            is_visible = is_visible & (key > query_index - self.window)
         if self.padding is not None:
-            seen = seen & self.padding[:, None, :keys]
-        return seen[:, None]
+            is_visible = is_visible & self.padding[:, None, :keys]
+        return is_visible[:, None]
 
     def __iter__(self) -> Iterator[tuple[int, Float[Tensor, "batch head row key"]]]:
         """The whole pattern: the first row of each block, and the block, the last rows first.
@@ -102,7 +102,9 @@ class PatternBlocks:
                 self.q, self.k, v, is_causal=self.causal, scale=1 / self.scale, enable_gqa=grouped_heads
             )
         # With a mask, kernels of some devices do not know shared key heads, and fall back to one that makes all scores.
-        k, v = (one.repeat_interleave(self.q.shape[1] // one.shape[1], dim=1) for one in (self.k, v))
+        k, v = (
+            projection.repeat_interleave(self.q.shape[1] // projection.shape[1], dim=1) for projection in (self.k, v)
+        )
         everyone = torch.arange(self.q.shape[2], device=v.device)[None]
         mask = self.seen(everyone) if self.mask is None else self.mask
         sees = mask.any(dim=-1, keepdim=True)  # padding sees nothing, and then gets nothing
@@ -140,8 +142,8 @@ class _ShownBackward(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: PatternBlocks, show: Show) -> Tensor:
         ctx.save_for_backward(q, k, v)
         # Queries and keys are kept by save_for_backward alone, which checkpointing can replace by recomputing.
-        rest = (blocks.scale, blocks.window, blocks.causal, blocks.padding, blocks.mask)
-        ctx.rest, ctx.show = rest, show
+        options = (blocks.scale, blocks.window, blocks.causal, blocks.padding, blocks.mask)
+        ctx.rest, ctx.show = options, show
         return blocks.attend(v)
 
     @staticmethod
@@ -149,7 +151,7 @@ class _ShownBackward(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         blocks = PatternBlocks(q, k, *ctx.rest)
         heads = q.shape[1]
-        grad_q, grad_k, grad_v = (torch.zeros_like(one, dtype=torch.float32) for one in (q, k, v))
+        grad_q, grad_k, grad_v = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (q, k, v))
         for start, pattern in blocks:
             stop, keys = start + pattern.shape[2], pattern.shape[3]
             k_seen, v_seen = k[:, :, :keys].float(), v[:, :, :keys].float()

@@ -1,7 +1,7 @@
-"""Rows as people have them, to `[batch row]`: one rule for every patch that makes chosen positions only.
+"""Row indices in any form, converted to `[batch row]`, for all patches that compute chosen positions only.
 
-What is wrong is said before the model runs, or in place of an index error from inside it: on a GPU that one ends the
-process's use of the device.
+Invalid rows are reported before the model runs, instead of an index error inside it, which on a GPU makes the device
+unusable for the process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def as_rows(given: Any) -> Int[Tensor, "batch row"]:
         given: A tensor or an array `[batch, row]` of whole numbers, or lists of them.
 
     Raises:
-        LensplugError: If it is none, or counts from the end.
+        LensplugError: If it is not such an array, or counts from the end.
     """
     rows = _tensor(given)
     if rows.ndim != 2 or rows.dtype == torch.bool or rows.is_floating_point() or rows.is_complex():
@@ -40,16 +40,16 @@ def as_rows(given: Any) -> Int[Tensor, "batch row"]:
 
 
 def refuse_other_rows(rows: Int[Tensor, "batch row"], last: int, batch: int, positions: int) -> None:
-    """Raise unless rows are of what the model runs on.
+    """Raise unless the rows fit the model's input.
 
     Args:
         rows: From `as_rows`.
-        last: The largest of them, -1 where there is none: read once, since reading it waits for the device.
+        last: The largest of them, -1 if there are none: read once, since reading it synchronises with the device.
         batch: The number of examples that the model runs on.
         positions: The number of their positions.
 
     Raises:
-        LensplugError: If they are for another number of examples, or behind the last position.
+        LensplugError: If they are for another number of examples, or after the last position.
     """
     if len(rows) != batch:
         raise LensplugError(f"rows are for {len(rows)} examples, the model runs on {batch}.")
@@ -58,16 +58,16 @@ def refuse_other_rows(rows: Int[Tensor, "batch row"], last: int, batch: int, pos
 
 
 def last_of(rows: Int[Tensor, "batch row"]) -> int:
-    """The largest of the rows; -1 where there is none."""
+    """The largest of the rows; -1 if there are none."""
     return int(rows.max()) if rows.numel() else -1
 
 
-def _tensor(given: Any) -> Tensor:
-    if isinstance(given, Tensor):
-        return given
+def _tensor(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
     try:
-        if isinstance(given, np.ndarray | list | tuple):
-            return torch.tensor(np.asarray(given))
+        if isinstance(value, np.ndarray | list | tuple):
+            return torch.tensor(np.asarray(value))
     except (TypeError, ValueError, RuntimeError):
         pass
-    raise LensplugError(f"rows are a {type(given).__name__}, {EXPECTED}.")
+    raise LensplugError(f"rows are a {type(value).__name__}, {EXPECTED}.")

@@ -1,4 +1,4 @@
-"""What the two patches that make rows of patterns share: one patch for each block of a model, all for the same rows."""
+"""Base of the two `attention_rows` patches: one patch per block of a model, all for the same rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EachBlock = Callable[[int, int, Float[Tensor, "batch head row key"]], None]
 """Called with the layer, the first query position of a block of rows, and the pattern of the block."""
 
 EachGradient = Callable[[int, int, Float[Tensor, "batch head row key"], Float[Tensor, "batch head row key"]], None]
-"""Likewise, and with the gradient with respect to the pattern."""
+"""The same, with the gradient with respect to the pattern."""
 
 
 class RowsOfABlock(Patch):
@@ -40,8 +40,8 @@ class RowsOfABlock(Patch):
     @property
     def shows_patterns(self) -> bool:
         """Whether rows of patterns are asked for, or are other than the model's own."""
-        asked = (self._hidden, self._each_block, self._each_gradient)
-        return bool(self._rows.shape[1]) or any(one is not None for one in asked)
+        requests = (self._hidden, self._each_block, self._each_gradient)
+        return bool(self._rows.shape[1]) or any(request is not None for request in requests)
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
         """What the attention makes of rotated queries and keys, and values, as its own forward has them there."""
@@ -80,13 +80,13 @@ class RowsOfBlocks(PatchOfParts):
             model: The model.
             rows: For each example the query positions, from the left, whose scores and patterns are wanted:
                 `[batch row]`; there may be none (`[batch 0]`).
-            hidden: Positions that no query sees, in any block: they keep their place, and nothing is read from them.
-                True and False, or 1 and 0.
+            hidden: Positions that no query attends to, in any block (attention knockout); others do not move. True and
+                False, or 1 and 0.
             each_block: Shown the whole pattern of every layer, a block of rows at a time, the last rows first, in fp32:
                 for sums and means over it, of which no more than one block is ever there. A block has the keys up to
                 its last row. Costs about half of what eager attention does.
             each_gradient: Shown, while gradients are taken, the pattern of every layer and the gradient with respect
-                to it, in the same blocks: the last layer first. The backward pass makes both anew.
+                to it, in the same blocks: the last layer first. The backward pass recomputes both.
 
         Raises:
             LensplugError: If the model's attention has something that SDPA does not know, or rows are no whole numbers
@@ -98,7 +98,7 @@ class RowsOfBlocks(PatchOfParts):
         super().__init__(
             model,
             [
-                self._of_block(block.attn, rows, hidden, *(one and partial(one, layer) for one in each))
+                self._of_block(block.attn, rows, hidden, *(callback and partial(callback, layer) for callback in each))
                 for layer, block in enumerate(model.blocks)
             ],
         )

@@ -1,4 +1,4 @@
-"""Which blocks of a decoder see only the last positions, in TransformerLens's words."""
+"""Which blocks of a decoder use sliding-window attention, in TransformerLens's config terms."""
 
 from __future__ import annotations
 

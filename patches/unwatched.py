@@ -1,7 +1,7 @@
-"""Whether anybody sees what a block computes within, or has changed how.
+"""Whether any hook reads the inside of a block, or any patch changes how it computes.
 
-Not a patch but what the two patches for unwatched blocks share. A hook point that nobody hooks is a call of an empty
-module: some twenty of them in each block, whose time a GPU cannot hide where a step has one position.
+Not a patch, but shared by the two patches for unwatched blocks. A hook point without hooks is a call of an empty
+module: about twenty per block, whose overhead a GPU cannot hide when a step has one position.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class UnwatchedBlock(Patch):
         return patch if isinstance(patch, RowsOfABlock) and patch.shows_patterns else None
 
     def _short(self, residual: Tensor, **kwargs: Any) -> Any:
-        """What the block computes."""
+        """The output of the block."""
         raise NotImplementedError
 
 
@@ -87,7 +87,7 @@ def seen(point: Any, value: Tensor) -> Tensor:
 
 
 def as_made(module: Any, kinds: Sequence[type]) -> bool:
-    """Whether a module is of one of these classes, and nobody has replaced its methods by what computes otherwise."""
+    """Whether a module has one of these classes, and no method that was replaced by a different computation."""
     if type(module) not in kinds:
         return False
     replaced = [value for name, value in vars(module).items() if callable(value) and hasattr(type(module), name)]
@@ -100,11 +100,11 @@ def _is_known(method: Any) -> bool:
 
 
 def gated(act: Callable[[Tensor], Tensor], pre: Tensor, linear: Tensor) -> Tensor:
-    """`act(pre) * linear`, written into the activation, which belongs to nobody else."""
+    """`act(pre) * linear`, written into the activation, which is not used elsewhere."""
     post = act(pre)
     return (post.clone() if post is pre else post).mul_(linear)
 
 
 def projected(x: Tensor, linear: Any) -> Tensor:
-    """What a plain linear module makes, without the call of a module."""
+    """The output of a plain linear module, without calling the module."""
     return F.linear(x, linear.weight, linear.bias)

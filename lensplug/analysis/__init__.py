@@ -1,6 +1,6 @@
 """Analyses: pure functions, an ActivationCache in, a frozen result out. One idea per file.
 
-None of them imports a model, an engine or a picture library; each takes a cache that TransformerLens
+None of them imports a model, an engine or a plotting library; each takes a cache that TransformerLens
 made alone just as well, and says in `needs` which hooks it reads, for `names_filter`.
 """
 

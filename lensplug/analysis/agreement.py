@@ -58,9 +58,9 @@ class Agreement(Result):
         import pandas as pd
 
         return pd.DataFrame(
-            {"method": one, "other": other, "rank_correlation": float(self.rank_correlation[i, j])}
-            for i, one in enumerate(self.methods)
-            for j, other in enumerate(self.methods)
+            {"method": method, "other": other_method, "rank_correlation": float(self.rank_correlation[i, j])}
+            for i, method in enumerate(self.methods)
+            for j, other_method in enumerate(self.methods)
             if i < j
         )
 
@@ -93,7 +93,7 @@ def agreement(
     lengths = {name: len(values) for name, values in maps.items()}
     if len(set(lengths.values())) > 1:
         raise LensplugError(f"the methods have different numbers of positions: {lengths}.")
-    values = torch.stack([one.detach().cpu().double() for one in maps.values()])
+    values = torch.stack([position_values.detach().cpu().double() for position_values in maps.values()])
     ranked = ~values.isnan().any(dim=0)
     if positions is not None:
         ranked &= _chosen(positions, modality, example, len(ranked))
@@ -125,13 +125,13 @@ def _chosen(positions: Where, modality: Modality | None, example: int, length: i
 
 
 def _made(each: Sequence[Provenance], convention: str) -> Provenance:
-    """What the methods were made of; of several models each is named."""
-    own = replace(Provenance.of_model(None, "agreement", convention), model="")
+    """Provenance of the methods' results; several models are all named."""
+    merged = replace(Provenance.of_model(None, "agreement", convention), model="")
     model, dtype, weights = (
-        " and ".join(filter(None, dict.fromkeys(getattr(one, name) for one in each)))
+        " and ".join(filter(None, dict.fromkeys(getattr(provenance, name) for provenance in each)))
         for name in ("model", "dtype", "weights")
     )
-    return replace(own, model=model or "unknown", dtype=dtype, weights=weights)
+    return replace(merged, model=model or "unknown", dtype=dtype, weights=weights)
 
 
 def _map(name: str, result: Result | Tensor, example: int) -> Float[Tensor, " pos"]:

@@ -53,7 +53,7 @@ def example_axis(hint: Any) -> int | None:
 
 def _joined_fields(parts: Sequence[Any], kind: str, depths: Any) -> dict[str, Any]:
     hints = get_type_hints(type(parts[0]), localns=_names())
-    names = [one.name for one in fields(parts[0]) if one.name not in ("provenance", "provenances")]
+    names = [field_.name for field_ in fields(parts[0]) if field_.name not in ("provenance", "provenances")]
     return {
         name: _joined([getattr(part, name) for part in parts], hints[name], depths.get(name), f"{kind}.{name}")
         for name in names
@@ -78,10 +78,11 @@ def _joined(values: list[Any], hint: Any, depth: int | None, name: str) -> Any:
 
 def _concatenated(values: list[Tensor], axis: int, name: str) -> Tensor:
     sizes = [[*value.shape[:axis], *value.shape[axis + 1 :]] for value in values]
-    other = next((value for value, size in zip(values, sizes, strict=True) if size != sizes[0]), None)
-    if other is not None:
+    other_value = next((value for value, size in zip(values, sizes, strict=True) if size != sizes[0]), None)
+    if other_value is not None:
         raise LensplugError(
-            f"results cannot be combined: {name} is {list(values[0].shape)} in one and {list(other.shape)} in another,"
+            f"results cannot be combined: {name} is {list(values[0].shape)} in one and {list(other_value.shape)} in"
+            " another,"
             f" and only axis {axis}, the examples, may differ. Prompts of different lengths are prepared in one batch."
         )
     return torch.cat(values, dim=axis)

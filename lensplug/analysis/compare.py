@@ -58,7 +58,7 @@ class Comparison(Result):
     """What is measured; the first is what views draw."""
     analysis: str
     names: tuple[str, ...]
-    """What the results are called, the first of which the others are held against."""
+    """Names of the results; the first is the reference of all differences."""
     provenances: tuple[Provenance, ...]
 
     @property
@@ -73,7 +73,9 @@ class Comparison(Result):
 
     def __repr__(self) -> str:
         """What was compared, and on how many things."""
-        models = " and ".join(f"{name}: {one.model}" for name, one in zip(self.names, self.provenances, strict=True))
+        models = " and ".join(
+            f"{name}: {provenance.model}" for name, provenance in zip(self.names, self.provenances, strict=True)
+        )
         return f"Comparison({self.analysis}: {', '.join(self.numbers)}, {len(self.table)} rows; {printable(models)})"
 
     @checked
@@ -82,10 +84,10 @@ class Comparison(Result):
 
         Args:
             number: The first by default.
-            name: Of the other result; the second by default.
+            name: Name of the other result; the second by default.
         """
         if name is not None and name not in self.names[1:]:
-            raise LensplugError(f"{name!r} is none of {', '.join(map(repr, self.names[1:]))}, which are compared.")
+            raise LensplugError(f"{name!r} is not one of the compared results {', '.join(map(repr, self.names[1:]))}.")
         return _difference(self.number(number), name or self.names[1], self.names)
 
     @checked
@@ -118,10 +120,10 @@ def compare(result_a: Result, result_b: Result, *others: Result, names: Sequence
     """Align results of the same analysis and take differences from the first, b - a.
 
     Args:
-        result_a: Of the first checkpoint, which the others are held against.
-        result_b: Of the second.
-        *others: Of more.
-        names: What to call them, in columns and pictures; "a", "b", ... by default.
+        result_a: Result of the first checkpoint, the reference.
+        result_b: Result of the second checkpoint.
+        *others: Results of further checkpoints.
+        names: Names of the checkpoints in columns and figures; "a", "b", ... by default.
 
     Raises:
         LensplugError: If they are of different analyses, conventions or queries, or were measured on different things,
@@ -151,7 +153,7 @@ def compare(result_a: Result, result_b: Result, *others: Result, names: Sequence
         for index, name in enumerate(called[1:], start=1):
             spread = _error_of_difference(results[0], results[index], number, frames[index], labels, merged)
             if spread is None:
-                a, b = (merged[f"{error}_{one}"] for one in (called[0], name))
+                a, b = (merged[f"{error}_{result_name}"] for result_name in (called[0], name))
                 spread = (a**2 + b**2) ** 0.5
             merged[_difference(error, name, called)] = spread
     main = type(result_a).main_number
@@ -172,19 +174,20 @@ def _difference(number: str, name: str, names: Sequence[str]) -> str:
 def _called(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     """A name for each result."""
     if names is None:
-        return tuple(ascii_lowercase[at] if count <= 26 else str(at) for at in range(count))
+        return tuple(ascii_lowercase[index] if count <= 26 else str(index) for index in range(count))
     called = (names,) if isinstance(names, str) else tuple(names)
-    if len(called) != count or len(set(called)) != count or not all(isinstance(one, str) and one for one in called):
+    if len(called) != count or len(set(called)) != count or not all(isinstance(name, str) and name for name in called):
         raise LensplugError(f"names is {names!r}, expected {count} different words, one for each result.")
     return called
 
 
 def _refuse_other_kinds(results: Sequence[Result]) -> None:
     kinds = [type(result) for result in results]
-    other = next((kind for kind in kinds if kind is not kinds[0]), None)
-    if other is not None or not getattr(kinds[0], "label_columns", ()):
+    other_kind = next((kind for kind in kinds if kind is not kinds[0]), None)
+    if other_kind is not None or not getattr(kinds[0], "label_columns", ()):
         raise LensplugError(
-            f"a {kinds[0].__name__} and a {(other or kinds[1]).__name__} cannot be compared: give results of the same"
+            f"a {kinds[0].__name__} and a {(other_kind or kinds[1]).__name__} cannot be compared: give results of the"
+            " same"
             " analysis."
         )
 
@@ -194,8 +197,8 @@ def _aligned(frames: Sequence[pd.DataFrame], names: Sequence[str], labels: list[
     measured = [name for name in frames[0].columns if name not in labels]
     merged = frames[0][labels]
     for frame, name in zip(frames, names, strict=True):
-        own = frame.rename(columns={number: f"{number}_{name}" for number in measured})
-        joined = merged.merge(own, on=labels)
+        renamed = frame.rename(columns={number: f"{number}_{name}" for number in measured})
+        joined = merged.merge(renamed, on=labels)
         if not len(joined) == len(frame) == len(frames[0]):
             raise LensplugError(_what_differs(frames[0], frame, labels, (names[0], name)))
         merged = joined
@@ -203,10 +206,10 @@ def _aligned(frames: Sequence[pd.DataFrame], names: Sequence[str], labels: list[
 
 
 def _error_of_difference(
-    first: Result, other: Result, number: str, frame: pd.DataFrame, labels: list[str], merged: pd.DataFrame
+    first: Result, second: Result, number: str, frame: pd.DataFrame, labels: list[str], merged: pd.DataFrame
 ) -> Float[Tensor, " row"] | None:
     """The standard error of a mean's difference, example by example; None where the examples are no pairs."""
-    a, b = (result.by_example().get(number) for result in (first, other))
+    a, b = (result.by_example().get(number) for result in (first, second))
     if a is None or b is None or len(a) != len(b):
         return None
     # The rows of the other result, in the order of the first.
@@ -243,10 +246,11 @@ def _what_differs(frame_a: pd.DataFrame, frame_b: pd.DataFrame, labels: list[str
         ]
         if only:
             differing.append(f"{label} ({', '.join(only)})")
-    seen = f" What differs is {'; '.join(differing)}." if differing else ""
+    differences = f" What differs is {'; '.join(differing)}." if differing else ""
     return (
         f"the results were not measured on the same things: {counts['left_only']} rows are in {names[0]} only,"
-        f" {counts['right_only']} in {names[1]} only, such as {_in_words(lonely, labels)}.{seen} Run all checkpoints"
+        f" {counts['right_only']} in {names[1]} only, such as {_in_words(lonely, labels)}.{differences} Run all"
+        " checkpoints"
         " on the same inputs with the same options (positions, rows, target)."
     )
 

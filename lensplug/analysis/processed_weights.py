@@ -1,11 +1,11 @@
-"""Undoing what TransformerLens's processing of weights changes in numbers, or refusing it by name.
+"""Undo what TransformerLens's weight processing changes in intermediate numbers, or refuse by name.
 
-Processing leaves the model's answers as they are, and patterns, but not every number in between: the final norm's
-weight goes into the unembedding (a raw logit lens), value biases into the output bias (what a head brings from a
-position), means of what is written to the stream are taken away where the norm takes them away later (norms of the
-stream, of LayerNorm models), and logits lose their mean at each position (a single token's logit, and its gradients).
-What a lens's model was made of is known (`lensplug.provenance.fingerprint`), and is read in place of what was folded.
-Of a model that TransformerLens processed alone the old weights are gone.
+Processing leaves outputs and patterns unchanged, but not all intermediate numbers: the final norm's weight is folded
+into the unembedding (affects a raw logit lens), value biases into the output bias (affects value vectors), writing
+weights are centered (affects norms of the stream in LayerNorm models), and the unembedding is centered (affects the
+logit of a single token, and its gradients). For a lens's model the original weights are known
+(`lensplug.provenance.fingerprint`) and used instead. For a model that TransformerLens processed by itself they are
+lost.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def raw_unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"]:
 def whole_values(
     model: Any, layer: int, v: Float[Tensor, "batch key kv_head d_head"], option: str
 ) -> Float[Tensor, "batch key kv_head d_head"]:
-    """Value vectors with their bias, also where that was folded into the output bias.
+    """Value vectors with their bias, even if it was folded into the output bias.
 
     Raises:
         LensplugError: If that cannot be known.
@@ -90,7 +90,7 @@ def refuse_centred_stream(model: Any, option: str) -> None:
     W_O = model.blocks[0].attn.W_O.detach().float()
     if float(W_O.mean(dim=-1).abs().max()) < 1e-5 * float(W_O.square().mean().sqrt()):
         raise LensplugError(
-            f"{option} depends on the mean of the residual stream, which this model's centred weights have taken away:"
+            f"{option} depends on the mean of the residual stream, which this model's centered weights have removed:"
             f" {UNPROCESSED}"
         )
 
@@ -105,11 +105,11 @@ def refuse_centred_logits(model: Any, what: str) -> None:
     if unembed is None or not is_folded(model):
         return
     W_U = unembed.W_U.detach()
-    # Rows of it: a mean over a vocabulary of 150,000 for each of 4,096 would be read anew each time.
+    # A sample of rows: means over a vocabulary of 150,000 for all 4,096 rows would take long each time.
     rows = W_U[:: max(1, len(W_U) // 8)].float()
     if float(rows.mean(dim=-1).abs().max()) < 1e-5 * float(rows.square().mean().sqrt()):
         raise LensplugError(
-            f"{what} is another number with processed weights, whose logits lack their mean at each position: use"
+            f"{what} changes under processed weights, whose logits are centered at each position: use"
             " lensplug.wrap(..., process_weights=False)."
         )
 

@@ -40,7 +40,7 @@ class Provenance:
     dtype: str
     """The dtype of the activations."""
     convention: str
-    """What could be read two ways, said in words."""
+    """The conventions of the computation, as text."""
     versions: Mapping[str, str]
     weights: str = ""
     """A fingerprint of the weights that ran (`lensplug.provenance.fingerprint`): two checkpoints of one name have two;
@@ -48,7 +48,7 @@ class Provenance:
     query: str = ""
     """The position that was asked about, as it was asked; "" where rows of the result say it, or it has none."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """What else was chosen and is not said in the convention."""
+    """Options that the convention does not state."""
 
     @classmethod
     def of(
@@ -65,7 +65,7 @@ class Provenance:
         Args:
             cache: The ActivationCache.
             analysis: The function's name.
-            convention: What could be read two ways, in words.
+            convention: The conventions of the computation, as text.
             query: The position that was asked about, as the user gave it: a number, or one for each example.
             options: Other options that change numbers.
         """
@@ -74,11 +74,11 @@ class Provenance:
             weights = fingerprint(cache.model)
             if cache.model is not None:
                 setattr(cache, "weights", weights)  # noqa: B010,  the weights of this run; a cache is read by many analyses
-        made = cls.of_model(cache.model, analysis, convention, query=query, options=options, weights=weights)
-        if made.dtype:
-            return made
-        found = {value.dtype for value in cache.values() if value.is_floating_point()}
-        return replace(made, dtype=", ".join(sorted(str(one).removeprefix("torch.") for one in found)))
+        provenance = cls.of_model(cache.model, analysis, convention, query=query, options=options, weights=weights)
+        if provenance.dtype:
+            return provenance
+        dtypes = {value.dtype for value in cache.values() if value.is_floating_point()}
+        return replace(provenance, dtype=", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)))
 
     @classmethod
     def of_model(
@@ -94,11 +94,11 @@ class Provenance:
         """The provenance of a result that `analysis` gets by running `model`; dtype "" where it does not say."""
         cfg = getattr(model, "cfg", None)
         # The model's dtype where it is known: norm scales are fp32 in every model, and not in every cache.
-        known = getattr(cfg, "dtype", None)
+        dtype = getattr(cfg, "dtype", None)
         return cls(
             analysis=analysis,
             model=public_name(getattr(cfg, "model_name", None) or "unknown"),  # a bridge is called by its folder's path
-            dtype=str(known).removeprefix("torch.") if known else "",
+            dtype=str(dtype).removeprefix("torch.") if dtype else "",
             convention=convention,
             versions=versions("lensplug", "transformer-lens", "transformers", "torch"),
             weights=fingerprint(model) if weights is None else weights,
@@ -108,7 +108,7 @@ class Provenance:
 
 
 def _asked(query: Any) -> str:
-    """A query in words: results of which each example has its own may stand beside each other."""
+    """A query as text; results whose examples have different queries can be combined."""
     if query is None:
         return ""
     numbers = query.flatten().tolist() if isinstance(query, Tensor) else query
@@ -121,21 +121,21 @@ def refuse_other_making(results: Sequence[Result], *, verb: str = "combined", ma
     """Refuse results that were not made alike, by the name of what differs; versions that differ are warned of.
 
     Args:
-        results: Of one analysis.
+        results: Results of one analysis.
         verb: What they are for: "combined", "compared".
         may_differ: Fields of `Provenance` that need not be the same.
 
     Raises:
-        LensplugError: If there is none, or one differs from the first.
+        LensplugError: If there are no results, or one differs from the first.
     """
     if not results:
         raise LensplugError(f"there are no results to be {verb}.")
     first = results[0].provenance
-    for at, other in enumerate((one.provenance for one in results[1:]), start=1):
+    for index, provenance in enumerate((result.provenance for result in results[1:]), start=1):
         differing = [
-            f"{what}: {getattr(first, name)!r} in the first and {getattr(other, name)!r} in result {at}"
-            for name, what in SAME.items()
-            if name not in may_differ and getattr(first, name) != getattr(other, name)
+            f"{description}: {getattr(first, name)!r} in the first and {getattr(provenance, name)!r} in result {index}"
+            for name, description in SAME.items()
+            if name not in may_differ and getattr(first, name) != getattr(provenance, name)
         ]
         if differing:
             raise LensplugError(
@@ -143,7 +143,7 @@ def refuse_other_making(results: Sequence[Result], *, verb: str = "combined", ma
                 f" {verb}. What differs is the {'; the '.join(differing)} (counted from 0). Make them with"
                 f" {'' if 'model' in may_differ else 'one model and '}the same options."
             )
-    _warn_of_versions([one.provenance for one in results], verb)
+    _warn_of_versions([result.provenance for result in results], verb)
 
 
 SAME = {
@@ -158,11 +158,14 @@ SAME = {
 """What must be the same in results that are put together, and what it is called."""
 
 
-def _warn_of_versions(made: Sequence[Provenance], verb: str) -> None:
-    """One warning, of every package of which there is more than one version."""
-    packages = dict.fromkeys(name for one in made for name in one.versions)
-    found = {name: list(dict.fromkeys(one.versions.get(name, "unknown") for one in made)) for name in packages}
-    several = [f"{name} ({', '.join(given)})" for name, given in found.items() if len(given) > 1]
+def _warn_of_versions(provenances: Sequence[Provenance], verb: str) -> None:
+    """One warning that names every package with more than one version."""
+    packages = dict.fromkeys(name for provenance in provenances for name in provenance.versions)
+    versions = {
+        name: list(dict.fromkeys(provenance.versions.get(name, "unknown") for provenance in provenances))
+        for name in packages
+    }
+    several = [f"{name} ({', '.join(numbers)})" for name, numbers in versions.items() if len(numbers) > 1]
     if several:
         warnings.warn(
             f"results of different versions of {', '.join(several)} are {verb}: numbers may differ a little by that"
@@ -173,7 +176,7 @@ def _warn_of_versions(made: Sequence[Provenance], verb: str) -> None:
 
 
 class Result:
-    """A result of an analysis; a notebook shows it as its picture."""
+    """A result of an analysis; a notebook displays it as a figure."""
 
     label_columns: ClassVar[tuple[str, ...]] = ()
     """The columns of `to_dataframe` that say what is measured; `compare` aligns two results by them."""
@@ -202,16 +205,16 @@ class Result:
         Raises:
             LensplugError: If it cannot be written there.
         """
-        written: Path = import_module("lensplug.analysis.saved_results").save_result(self, path)
-        return written
+        path_written: Path = import_module("lensplug.analysis.saved_results").save_result(self, path)
+        return path_written
 
     @classmethod
     def combine(cls: type[AnyResult], results: Sequence[AnyResult]) -> AnyResult:
         """Several results of this class and one model as one, example after example.
 
         Args:
-            results: Of one analysis with the same options; prompts of one length where a field has an entry for each
-                position.
+            results: Results of one analysis with the same options; prompts of one length where a field has an entry for
+                each position.
 
         Returns:
             A result with the examples of all.
@@ -248,15 +251,15 @@ class Result:
         return False
 
     def __repr__(self) -> str:
-        # Shapes, not numbers: the numbers are in the picture, and in to_dataframe.
+        # Shapes, not numbers: the numbers are in the figure, and in to_dataframe.
         tensors = [
             f"{name} {list(value.shape)}" for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         ]
-        made = f"{self.provenance.model}: {self.provenance.convention}"
-        return f"{type(self).__name__}({', '.join(tensors)}; {printable(made)})"
+        description = f"{self.provenance.model}: {self.provenance.convention}"
+        return f"{type(self).__name__}({', '.join(tensors)}; {printable(description)})"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        # Looked up when a notebook asks, so that an analysis never needs a picture library.
+        # Looked up when a notebook asks, so that an analysis never needs a plotting library.
         return import_module("lensplug.views").draw(self)._repr_mimebundle_(include, exclude)
 
 
@@ -270,7 +273,7 @@ def _with_provenance(to_dataframe: Callable[P, pd.DataFrame]) -> Callable[P, pd.
         if "provenance" in fields:
             table.attrs["provenance"] = asdict(fields["provenance"])
         else:  # of several results
-            table.attrs["provenances"] = [asdict(one) for one in fields["provenances"]]
+            table.attrs["provenances"] = [asdict(provenance) for provenance in fields["provenances"]]
         return table
 
     return with_provenance

@@ -8,7 +8,7 @@ When not to use it: for a table to share, `to_dataframe().to_csv(...)` or `.to_p
 
     heads = analysis.head_specialization(cache, inputs.modality, query=-1)
     heads.save("heads.safetensors")
-    lensplug.read("heads.safetensors")          # the same result: numbers, labels, provenance, picture
+    lensplug.read("heads.safetensors")          # the same result: numbers, labels, provenance, figure
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lensplug.provenance.versions import versions
 FORMAT = 1
 """The version of the format: raised when a file of it cannot be read as one of the last."""
 PARTS = {kind.__name__: kind for kind in (Provenance, EvenLayer)}
-"""What results are made of, beside tensors, texts and numbers."""
+"""Types that occur in results, besides tensors, texts and numbers."""
 HEADER = "lensplug"
 """The entry of the safetensors header."""
 
@@ -112,8 +112,10 @@ def _kind(header: Mapping[str, Any], path: str | Path) -> type[Result]:
 
 def _made(kind: type[Result], values: Mapping[str, Any], header: Mapping[str, Any], path: str | Path) -> Result:
     """The result of these fields, each of the type that the class says."""
-    expected = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
-    required = {name for name, one in expected.items() if one.default is MISSING and one.default_factory is MISSING}
+    expected = {field_.name: field_ for field_ in fields(kind)}  # type: ignore[arg-type]
+    required = {
+        name for name, field_ in expected.items() if field_.default is MISSING and field_.default_factory is MISSING
+    }
     if not required <= set(values) <= set(expected):
         differing = ", ".join(sorted(required - set(values)) + sorted(set(values) - set(expected)))
         raise LensplugError(
@@ -129,7 +131,9 @@ def _made(kind: type[Result], values: Mapping[str, Any], header: Mapping[str, An
 
 
 def _fields_of(value: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    return {one.name: _encoded(getattr(value, one.name), prefix + one.name, tensors) for one in fields(value)}
+    return {
+        field_.name: _encoded(getattr(value, field_.name), prefix + field_.name, tensors) for field_ in fields(value)
+    }
 
 
 def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -183,8 +187,12 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _writer(header: Mapping[str, Any]) -> str:
-    found = header.get("versions")
-    return f"lensplug {found['lensplug']}" if isinstance(found, dict) and "lensplug" in found else "another lensplug"
+    versions = header.get("versions")
+    return (
+        f"lensplug {versions['lensplug']}"
+        if isinstance(versions, dict) and "lensplug" in versions
+        else "another lensplug"
+    )
 
 
 def _no_result(path: str | Path, why: str) -> LensplugError:

@@ -123,7 +123,7 @@ def report(
         *resampled(lens, inputs),
     )
     sections = sections_of(lens, answer, cache, logit_lens, heads, rollout, relevance, against, medium)
-    results = [one for one in (logit_lens, heads, relevance, rollout) if one is not None]
+    results = [result for result in (logit_lens, heads, relevance, rollout) if result is not None]
     page = Page(title, facts, sections, _provenance(*results))
     return Report(answer, parity, logit_lens, heads, rollout, relevance, medium, page)
 

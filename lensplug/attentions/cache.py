@@ -82,7 +82,7 @@ def cache_from_attentions(
     Args:
         attentions: `outputs.attentions` (or `encoder_attentions`, `decoder_attentions`): for each layer
             `[batch head query key]`, each row of which sums to 1.
-        tokens: The text of each position, `tokenizer.convert_ids_to_tokens(ids)`, for each example; pictures name
+        tokens: The text of each position, `tokenizer.convert_ids_to_tokens(ids)`, for each example; images name
             positions by it.
         attention_mask: The mask that the model was run with, 1 = not padding; needed where there is padding.
         normalize: Scale every row to sum 1, where they were rounded or cut.
@@ -161,8 +161,8 @@ def _differentiated(target: Any, layers: list[Tensor]) -> list[Tensor]:
     if all(gradient is None for gradient in gradients):
         raise LensplugError("target depends on none of these attentions: give both of one run of the model.")
     return [
-        torch.zeros_like(own) if gradient_or_none is None else gradient_or_none
-        for own, gradient_or_none in zip(layers, gradients, strict=True)
+        torch.zeros_like(layer_attention) if gradient_or_none is None else gradient_or_none
+        for layer_attention, gradient_or_none in zip(layers, gradients, strict=True)
     ]
 
 

@@ -1,7 +1,7 @@
 """What can be read as self attention of every layer, and what cannot: refused with what to do instead.
 
-Every attention that a model returns looks alike. Read by a rollout, rows that do not sum to 1, padding that nobody
-told of, or the attention of a decoder to its encoder give smooth pictures of nothing.
+All attention tensors look alike. Rows that do not sum to 1, undeclared padding, or a decoder's cross-attention would
+give smooth but meaningless rollouts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ AttentionDirection = Literal["causal", "bidirectional"]
 """Whether a position looks at itself and those before it, or at all."""
 
 ROUNDING = 2**-8
-"""What the sum of a row may be off from 1: weights in bfloat16 are rounded by so much."""
+"""Tolerance of row sums: the rounding of weights in bfloat16."""
 
 
 def of_layers(attentions: Any) -> list[Tensor]:

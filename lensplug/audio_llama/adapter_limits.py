@@ -24,8 +24,8 @@ def refuse_adapter_config(folder: Path, names: list[str], weights: Mapping[str, 
     """Raise for an adapter that peft would take for ever over, or fill memory with.
 
     Args:
-        folder: Of the adapter.
-        names: Of the modules of the model that it goes on.
+        folder: Folder of the adapter.
+        names: Module names of the model that it is applied to.
         weights: What the adapter holds.
 
     Raises:
@@ -53,7 +53,7 @@ def refuse_adapter_config(folder: Path, names: list[str], weights: Mapping[str, 
             ) from error
         if "error" in reply:
             raise LensplugError(
-                f"the adapter {folder.name!r} has a pattern in {key} that is none, {_brief(pattern)}: {reply['error']}."
+                f"the adapter {folder.name!r} has an invalid pattern in {key}, {_brief(pattern)}: {reply['error']}."
             )
 
 

@@ -103,7 +103,7 @@ def fill(
     Args:
         module: What to fill.
         tensors: By name.
-        what: The module in words, for errors.
+        what: Description of the module, for errors.
         may_lack: Weights of the module that need no tensor.
         may_drop: Tensors that need no place.
 
@@ -146,13 +146,13 @@ def _load(path: Path) -> object:
     raise AssertionError("one of the two ways returns or raises")
 
 
-def _respelt(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+def _respelt(tensors: Mapping[str, Tensor], module_keys: Collection[str]) -> dict[str, Tensor]:
     """The positional convolution spelt as the module at hand spells it."""
-    spellings = {**WEIGHT_NORM, **{new: old for old, new in WEIGHT_NORM.items()}}
+    spellings = {**WEIGHT_NORM, **{new_suffix: old_suffix for old_suffix, new_suffix in WEIGHT_NORM.items()}}
     respelt = {}
     for name, value in tensors.items():
-        for one, other in spellings.items():
-            if name not in own and name.endswith(one):
-                name = name.removesuffix(one) + other
+        for suffix, other_suffix in spellings.items():
+            if name not in module_keys and name.endswith(suffix):
+                name = name.removesuffix(suffix) + other_suffix
         respelt[name] = value
     return respelt

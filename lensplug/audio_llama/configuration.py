@@ -19,16 +19,16 @@ class AudioLlamaConfig(PreTrainedConfig):
     """Configuration of `AudioLlamaForConditionalGeneration`.
 
     Args:
-        audio_config: Of the encoder, a configuration or a dict with its `model_type`; wav2vec2 if not given.
-        text_config: Of the language model; Llama if not given.
+        audio_config: Configuration of the encoder, an object or a dict with its `model_type`; wav2vec2 if not given.
+        text_config: Configuration of the language model; Llama by default.
         audio_token_id: The token that the vectors of a sound replace.
         num_audio_vectors: Vectors for each sound, however long it is. 10 unless `frames_per_vector` is given.
         frames_per_vector: Instead: how many frames of the encoder make one vector, so that a longer sound
             has more.
-        sampling_rate: Of the waveforms that the encoder takes, in Hz.
+        sampling_rate: Sampling rate of the encoder's input, in Hz.
         projector_bias: Whether the two linear layers of the projector have biases.
         projector_dropout: Between norm and second linear layer, in training.
-        projector_norm_eps: Of the projector's norm.
+        projector_norm_eps: Epsilon of the projector's norm.
     """
 
     model_type = "audio_llama"
@@ -80,7 +80,7 @@ class AudioLlamaConfig(PreTrainedConfig):
 
     @property
     def encoder_convolutions(self) -> list[tuple[int, int, int]]:
-        """(kernel, stride, padding) of what lies between the samples, or mel frames, and the encoder's frames."""
+        """(kernel, stride, padding) of the layers between samples (or mel frames) and the encoder's frames."""
         audio = self.audio_config
         if not self.takes_waveforms:
             return list(WHISPER_CONVOLUTIONS)

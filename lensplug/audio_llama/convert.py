@@ -1,6 +1,6 @@
 """An audio-LLaMA as its training left it, made a folder that `from_pretrained` opens.
 
-Such a training leaves a `best_model.pth` beside what it started from: a LLaMA, an acoustic model, and LoRA
+Such a training produces a `best_model.pth` in addition to its starting point: a LLaMA, an acoustic model, and LoRA
 adapters, one from text-only training (merged when the multimodal training began) and one trained on the
 multimodal task. `convert` puts them together, merges the adapters, and writes model and processor.
 """
@@ -68,7 +68,7 @@ def convert(
 
     Args:
         base: The LLaMA that the training started from: a folder, or a name on the hub.
-        acoustic: The acoustic model (wav2vec2, HuBERT, WavLM, Whisper), likewise.
+        acoustic: The acoustic model (wav2vec2, HuBERT, WavLM, Whisper): a folder, or a name on the hub.
         checkpoint: The `best_model.pth`. Its `llama.` keys may be those of the language model, all adapters
             merged; those of the model with its last adapter (peft); or what was trained alone, the adapter and
             perhaps the embeddings. Language model and acoustic model, where wholly absent, are taken from `base`
@@ -77,7 +77,7 @@ def convert(
         adapters: LoRA folders in the order of training. All are merged.
         audio_token: The placeholder in prompts; added to the tokenizer if it is not in it.
         num_audio_vectors: Vectors for each sound.
-        dtype: Of all weights. By default that of the language model in the checkpoint, or of `base`.
+        dtype: dtype of all weights. By default that of the language model in the checkpoint, or of `base`.
         allow_other_base: Accept an adapter that names another base model, where the shapes fit.
         progress: Called with a few words before each step.
 
@@ -217,7 +217,7 @@ def _give_rows(model: Any, tokenizer: Any, audio_token: str, *, are_known: bool)
     """Rows for the audio token where the training left no embeddings.
 
     They are never read: its place is taken by the vectors of a sound. As the mean of all rows they do not
-    become an answer either. Of other new tokens nobody knows the rows.
+    become an answer either. The rows of other new tokens are unknown.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     if are_known or len(tokenizer) <= rows:
@@ -265,7 +265,7 @@ def _assembled(
 def _open(auto_class: Any, name: str | Path, **options: Any) -> Any:
     """What transformers loads; its files are looked at first, and code that comes with them is not run.
 
-    What is written has classes of transformers and of lensplug alone, so that nobody needs such code to open it.
+    What is written has classes of transformers and of lensplug alone, so that opening it needs no remote code.
     """
     path = str(name)
     with failures_explained(path, may_trust=False) as reading, nobody_is_asked():
@@ -302,7 +302,7 @@ def _tokenizer(folders: Sequence[str | Path], audio_token: str) -> Any:
     tokenizer = _open(AutoTokenizer, with_one[0] if with_one else folders[-1])
     if tokenizer.convert_tokens_to_ids(audio_token) in (None, tokenizer.unk_token_id):
         tokenizer.add_tokens([audio_token], special_tokens=True)
-    if tokenizer.pad_token is None:  # LLaMA has none; what stands at padding is never attended
+    if tokenizer.pad_token is None:  # LLaMA has none; padding is never attended to
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
@@ -313,7 +313,8 @@ def _token_id(tokenizer: Any, audio_token: str, language_model: Any) -> int:
     if token >= rows:
         raise LensplugError(
             f"{audio_token!r} is token {token} of the tokenizer, and the language model has {rows}: is this the"
-            " tokenizer of the training? (One beside the last adapter is taken before that of the base.)"
+            " tokenizer of the training? (One in the folder of the last adapter takes precedence over that of the"
+            " base.)"
         )
     return token
 

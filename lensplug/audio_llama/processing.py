@@ -98,7 +98,7 @@ class AudioLlamaProcessor(ProcessorMixin):
         Args:
             text: A prompt or a list of prompts, with one audio token for each sound.
             audio: The sounds of all prompts in their order: one waveform, or a list; mono, floats.
-            sampling_rate: Of every sound, in Hz; it must be the feature extractor's.
+            sampling_rate: Sampling rate of every sound, in Hz; must be the feature extractor's.
             **kwargs: For the tokenizer, such as `padding`, also as `text_kwargs` or `common_kwargs`; `audio_kwargs`
                 may hold the sampling rate.
 

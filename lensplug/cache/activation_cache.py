@@ -35,7 +35,7 @@ Knowledge = Literal[
     "rollout_mixing",
     "weights",
 ]
-"""What a `LensCache` knows besides its activations; each is told there."""
+"""Attributes of a `LensCache` besides its activations; documented there."""
 
 
 def known(cache: ActivationCache | None, what: Knowledge) -> Any:

@@ -1,7 +1,7 @@
 """The cache of a lens: TransformerLens's ActivationCache that knows its positions.
 
 Which positions are padding, what each says, which rows of patterns and of the residual stream were kept, and how what
-was reduced while the model ran was made: without these a number in a cache can be another position's. They go along
+was reduced while the model ran was made: without these a number in a cache can be another position's. They are kept
 through everything that TransformerLens does to a cache (`apply_slice_to_batch_dim`, `remove_batch_dim`, `to`), and what
 TransformerLens reads by position is refused where only some positions were kept.
 """
@@ -98,7 +98,7 @@ class LensCache(ActivationCache):
         return value
 
     def __setitem__(self, key: str | tuple[Any, ...], value: Tensor) -> None:
-        """Put an activation in place of one, `cache["pattern", 0] = edited`, or beside the others.
+        """Replace an activation, `cache["pattern", 0] = edited`, or add one.
 
         What was reduced of a pattern that is replaced goes, since it is no longer of that pattern.
 

@@ -189,7 +189,7 @@ def _among(
 
 def pattern_shape(cache: ActivationCache, *, needed_by: str) -> tuple[int, int]:
     """The number of examples and of key positions of a cache's patterns, or of the masses kept in their place."""
-    n_layers(cache)  # an empty cache is told from one that lacks the pattern
+    n_layers(cache)  # distinguishes an empty cache from one without the pattern
     masses = read_kept(cache, hook_names.modality_mass(0))
     if masses is not None:
         return masses.shape[0], masses.shape[2]
@@ -216,7 +216,7 @@ def attended(
 
     Raises:
         LensplugError: If the mask is not one row for each example, or positions of a batch count from the last that is
-            not padding and nobody knows which that is.
+            not padding if that is unknown.
     """
     mask = attention_mask if attention_mask is not None else known(cache, "attention_mask")
     if mask is None and shape[0] > 1 and positions is not None and counted_from_the_end(positions):
@@ -266,7 +266,7 @@ def refuse_other_map(cache: ActivationCache, shape: tuple[int, int], modality: M
 def _refuse_rows(cache: ActivationCache, name: str, pattern: Float[Tensor, "batch head query key"]) -> None:
     """Raise unless the rows of attended positions sum to 1.
 
-    Of a cache that does not know its padding, rows of zeros in front that nobody looks at are padding.
+    For a cache without a padding mask, leading rows of zeros that receive no attention count as padding.
 
     Raises:
         LensplugError: Then: the pattern holds NaN, or an overflow that TransformerLens turned into zeros.
@@ -274,8 +274,8 @@ def _refuse_rows(cache: ActivationCache, name: str, pattern: Float[Tensor, "batc
     sums = pattern.sum(dim=-1)
     mask = known(cache, "attention_mask")
     if mask is None:
-        nobody = (sums == 0).all(dim=1) & (pattern.amax(dim=(1, 2)) == 0)
-        mask = nobody.long().cumprod(dim=1) == 0
+        is_padding = (sums == 0).all(dim=1) & (pattern.amax(dim=(1, 2)) == 0)
+        mask = is_padding.long().cumprod(dim=1) == 0
     padding = ~mask.bool().to(sums.device)[:, None]
     sums = sums.masked_fill(padding & ~sums.isnan(), 1.0)  # NaN times zero is NaN: not even padding may hold it
     _refuse_sums(name, sums, pattern.shape[-1])

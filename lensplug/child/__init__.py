@@ -1,8 +1,8 @@
-"""A small program that works for this process in another, which ends where it takes too long or too much memory.
+"""Worker subprocesses with limits of time and memory.
 
-What a model's files say can make Python work without end inside one call: a chat template that doubles a text, a
-regular expression that tries every way. No other thread can stop that, and a process can be. The program stays and
-answers one request after another (JSON, a line each), so that the next costs less than a millisecond.
+Untrusted model files can make Python run forever inside one call: a chat template that doubles a text, a regular
+expression with catastrophic backtracking. Threads cannot be stopped, processes can. A worker stays alive and answers
+one request after another (JSON lines), so that further requests cost less than a millisecond.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Child:
         """The program's answer.
 
         Raises:
-            ChildError: If it has none within the limits; the next request starts it anew.
+            ChildError: If it has none within the limits; the next request restarts it.
         """
         with self.lock:
             process = self._running()

@@ -1,4 +1,4 @@
-"""What the programs beside it share: the limits, and the loop of requests."""
+"""Shared by the worker programs in this folder: the limits, and the request loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def limit(megabytes: int) -> None:
-    """Take no more memory than that, where the system can be told (not on Windows)."""
+    """Take no more memory than that, where the system supports it (not on Windows)."""
     try:
         import resource
     except ImportError:

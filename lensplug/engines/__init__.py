@@ -87,7 +87,7 @@ def attention_rows(
         hidden: Positions that no query sees.
         each_block: Shown every layer's pattern in blocks of rows: layer, first row, `[batch head row key]` in fp32;
             the last rows first, with the keys up to the block's last row.
-        each_gradient: Likewise while gradients are taken, and the gradient with respect to the pattern.
+        each_gradient: The same during the backward pass, with the gradient with respect to the pattern.
 
     Raises:
         LensplugError: If the model's attention has something that cannot be computed so.
@@ -135,7 +135,7 @@ def decoding(engine: EngineName, model: Any, prompt: Any) -> Any:
 
 
 def at_sdpa_speed(engine: EngineName, model: Any, n_examples: int) -> AbstractContextManager[Any]:
-    """While it lasts, attention makes no scores and no patterns, where nobody looks at them and it can be told so.
+    """Within this scope attention computes no scores and patterns, unless a hook needs them.
 
     A hook on scores or patterns must see them, and may edit them; and some attention is not known to SDPA. There
     everything stays as it is.
@@ -161,7 +161,7 @@ def unwatched_blocks(engine: EngineName, model: Any) -> AbstractContextManager[A
 
 
 def makes_whole_patterns(engine: EngineName, model: Any) -> bool:
-    """Whether a model makes whole patterns also where it is told not to, as `at_sdpa_speed` tells it."""
+    """Whether a model computes full patterns even within `at_sdpa_speed`."""
     try:
         import_module(ENGINES[engine]).attention_rows(model, torch.zeros(1, 0, dtype=torch.long))
     except LensplugError:

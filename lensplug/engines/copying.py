@@ -1,7 +1,7 @@
 """A deep copy of two models whose weights are the same memory, so that those of the copies are, too.
 
-`copy.deepcopy` gives each parameter memory of its own: two that are views of one another part. An edit of the one copy
-would then not reach the other, and twice the memory be taken.
+`copy.deepcopy` gives each parameter its own memory, which separates parameters that are views of each other. An edit of
+one copy would then not reach the other, and memory would double.
 """
 
 from __future__ import annotations
@@ -18,16 +18,25 @@ def copy_together(hf_model: Any, model: Any, memo: dict[int, Any]) -> tuple[Any,
     Args:
         hf_model: The full model, copied first.
         model: The wrapped core, whose parameters are views of the full model's, or its own.
-        memo: Of `copy.deepcopy`.
+        memo: The memo of `copy.deepcopy`.
     """
     copied = copy.deepcopy(hf_model, memo)
     pairs = zip(_tensors(hf_model), _tensors(copied), strict=True)
-    memory = {old.untyped_storage().data_ptr(): (old, new) for old, new in pairs if old.numel()}
+    memory = {
+        original.untyped_storage().data_ptr(): (original, copied_parameter)
+        for original, copied_parameter in pairs
+        if original.numel()
+    }
     for parameter in model.parameters():
-        old, new = memory.get(parameter.untyped_storage().data_ptr(), (None, None))
-        if id(parameter) in memo or old is None or new is None or not _laid_out_alike(old, new):
+        original, copied_parameter = memory.get(parameter.untyped_storage().data_ptr(), (None, None))
+        if (
+            id(parameter) in memo
+            or original is None
+            or copied_parameter is None
+            or not _laid_out_alike(original, copied_parameter)
+        ):
             continue
-        view = new.detach().as_strided(parameter.shape, parameter.stride(), parameter.storage_offset())
+        view = copied_parameter.detach().as_strided(parameter.shape, parameter.stride(), parameter.storage_offset())
         memo[id(parameter)] = nn.Parameter(view, requires_grad=parameter.requires_grad)
     return copied, copy.deepcopy(model, memo)
 
@@ -36,7 +45,7 @@ def _tensors(model: Any) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-def _laid_out_alike(old: Tensor, new: Tensor) -> bool:
+def _laid_out_alike(original: Tensor, copied: Tensor) -> bool:
     """Whether an offset and strides that fit the old memory fit the new."""
-    sizes = (old.untyped_storage().nbytes(), new.untyped_storage().nbytes())
-    return sizes[0] == sizes[1] and old.stride() == new.stride() and old.dtype == new.dtype
+    sizes = (original.untyped_storage().nbytes(), copied.untyped_storage().nbytes())
+    return sizes[0] == sizes[1] and original.stride() == copied.stride() and original.dtype == copied.dtype

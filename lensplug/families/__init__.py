@@ -36,7 +36,7 @@ ROUNDED_S = 0.05
 
 @dataclass(frozen=True)
 class MediaLayout:
-    """The media of a batch, as far as the family knows them."""
+    """Layout of the media of a batch: numbers of positions, grids, timelines."""
 
     lengths: Mapping[str, Sequence[Sequence[int] | None]] = field(default_factory=dict)
     """Modality -> for each example, the number of positions of each medium; None where that is not known."""
@@ -50,7 +50,7 @@ class MediaLayout:
 
 @dataclass(frozen=True)
 class ProcessedBatch:
-    """What a processor made of the prompts and media of a batch, and what else is known of it."""
+    """A processor's outputs for a batch, with its media and settings."""
 
     config: Any
     """The full model's configuration."""
@@ -59,7 +59,7 @@ class ProcessedBatch:
     placeholders: Mapping[str, Sequence[Sequence[int]]]
     """Modality -> for each example, the lengths of its runs of placeholder tokens."""
     media: Media = field(default_factory=Media)
-    """The media themselves, as far as they are at hand: their sizes, seconds and frames."""
+    """The media, if available, for their sizes, durations and frames."""
     processor: Any = None
     """The model's processor, where it is at hand."""
 
@@ -82,15 +82,15 @@ def media_layout(batch: ProcessedBatch) -> MediaLayout:
 def _by_number(runs: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[Sequence[int] | None]:
     """The positions of each medium of an example, where there is one, or as many as runs of placeholders."""
     return [
-        own if len(own) == number else [sum(own)] if number == 1 else None
-        for own, number in zip(runs, numbers, strict=True)
+        runs_of_example if len(runs_of_example) == number else [sum(runs_of_example)] if number == 1 else None
+        for runs_of_example, number in zip(runs, numbers, strict=True)
     ]
 
 
 def shared_out(
     runs: Sequence[Sequence[int]], media: Sequence[MediumT]
 ) -> tuple[list[list[int]], dict[tuple[int, int], MediumT]]:
-    """The media of a batch, which stand in the order of the prompts, given to their examples.
+    """The media of a batch, in the order of the prompts, assigned to their examples.
 
     Args:
         runs: For each example, the lengths of its runs of placeholders.
@@ -99,15 +99,15 @@ def shared_out(
     Returns:
         For each example the length of each medium, and the media by (example, media_index).
     """
-    rest = iter(media)
+    remaining = iter(media)
     lengths: list[list[int]] = []
     by_place: dict[tuple[int, int], MediumT] = {}
     for example, own_runs in enumerate(runs):
-        own: list[int] = []
-        while sum(own) < sum(own_runs) and (medium := next(rest, None)) is not None:
-            by_place[example, len(own)] = medium
-            own.append(len(medium))
-        lengths.append(own)
+        lengths_of_example: list[int] = []
+        while sum(lengths_of_example) < sum(own_runs) and (medium := next(remaining, None)) is not None:
+            by_place[example, len(lengths_of_example)] = medium
+            lengths_of_example.append(len(medium))
+        lengths.append(lengths_of_example)
     return lengths, by_place
 
 
@@ -124,9 +124,11 @@ def by_example(
     """
     return {
         (example, index): medium
-        for example, (own, counts) in enumerate(zip(media, lengths, strict=False))  # nothing given: no example
-        if len(own) == len(counts)
-        for index, medium in enumerate(own)
+        for example, (media_of_example, counts) in enumerate(
+            zip(media, lengths, strict=False)
+        )  # nothing given: no example
+        if len(media_of_example) == len(counts)
+        for index, medium in enumerate(media_of_example)
         if medium is not None
     }
 
@@ -134,14 +136,15 @@ def by_example(
 def refuse_other_sound(place: tuple[int, int], given_s: float, seen_s: tuple[float, float]) -> None:
     """Raise if a sound is not as long as the one that the processor was given, which is known within bounds."""
     if not seen_s[0] - ROUNDED_S <= given_s <= seen_s[1] + ROUNDED_S:
-        seen = " to ".join(f"{bound:.2f}" for bound in dict.fromkeys(seen_s))
+        seen_range = " to ".join(f"{bound:.2f}" for bound in dict.fromkeys(seen_s))
         raise LensplugError(
-            f"sound {place[1]} of example {place[0]} is {given_s:.2f} s long, and the processor saw one of {seen} s:"
+            f"sound {place[1]} of example {place[0]} is {given_s:.2f} s long, and the processor saw one of {seen_range}"
+            " s:"
             " give the sound that it was given, with its own sampling rate."
         )
 
 
 def setting(size: Any, name: str) -> int | None:
     """One entry of a size of an image processor: a dict, or an object with attributes."""
-    found = size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)
-    return None if found is None else int(found)
+    value = size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)
+    return None if value is None else int(value)

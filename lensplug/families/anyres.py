@@ -28,8 +28,8 @@ def anyres_grid(config: Any, height: int, width: int, *, most: int | None = None
 
     Args:
         config: The full model's configuration.
-        height: Of the original image.
-        width: Of the original image.
+        height: Height of the original image.
+        width: Width of the original image.
         most: Tiles, in views, beyond which the grid is interpolated down; None: never.
     """
     view_px, patch = config.vision_config.image_size, config.vision_config.patch_size
@@ -87,10 +87,10 @@ def _cut(height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
 def interpolated_cells(
     patches: int, cut: int, count: int, side: int, view_px: int, patch: int
 ) -> tuple[Float[Tensor, "cell 2"], Int[Tensor, " cell"]]:
-    """Start and end of each row (column) of positions in canvas pixels, and the view that its middle lies in.
+    """Start and end of each row (column) of positions in canvas pixels, and the view that contains its middle.
 
     There are `patches` rows of patches, `cut` of them left out at both ends, the rest interpolated to
-    `count`: each position stands for its share of them.
+    `count`: each position represents its share of them.
     """
     share = cut + torch.arange(count + 1, dtype=torch.float64) * (patches - 2 * cut) / max(count, 1)
     start, end = share[:-1], share[1:]

@@ -20,14 +20,18 @@ def media_layout(batch: ProcessedBatch) -> MediaLayout:
     heard = batch.outputs["audio_attention_mask"].sum(dim=-1).tolist()
     lengths, timelines = shared_out(batch.placeholders["audio"], [timeline(batch.config, length) for length in heard])
     if batch.media.audio:
-        known = {(e, i): length for e, own in enumerate(batch.media.durations) for i, length in enumerate(own)}
-        if known.keys() != timelines.keys():
+        durations = {
+            (e, i): length
+            for e, durations_of_example in enumerate(batch.media.durations)
+            for i, length in enumerate(durations_of_example)
+        }
+        if durations.keys() != timelines.keys():
             raise LensplugError(
-                f"{len(known)} sound(s) are given, and the processor saw {len(timelines)} in the prompts."
+                f"{len(durations)} sound(s) are given, and the processor saw {len(timelines)} in the prompts."
             )
         for place, line in timelines.items():
-            refuse_other_sound(place, known[place], (line.duration_s, line.duration_s))
-        timelines = {place: replace(line, duration_s=known[place]) for place, line in timelines.items()}
+            refuse_other_sound(place, durations[place], (line.duration_s, line.duration_s))
+        timelines = {place: replace(line, duration_s=durations[place]) for place, line in timelines.items()}
     return MediaLayout({"audio": lengths}, timelines=timelines)
 
 

@@ -1,6 +1,6 @@
 """Idefics3: the image squeezed to a multiple of a view's size, tile by tile, then squeezed whole.
 
-Words stand between the tiles (their row and column), so that an image has several runs of placeholders.
+Text tokens separate the tiles (their row and column), so that an image has several runs of placeholders.
 Neighbouring patches (2 x 2) are merged to one position. The size of the original image is not among the
 processor's outputs: where it is not known (`lens.encode` without `images=`), an image has no grid, and in a
 prompt of several runs it is not known which image a position belongs to.
@@ -26,8 +26,8 @@ def media_layout(batch: ProcessedBatch) -> MediaLayout:
         [image_grid(batch.config, settings, height, width) for height, width in sizes]
         for sizes in batch.media.image_sizes
     ]
-    lengths = [[len(image) for image in own] for own in images]
-    if [sum(own) for own in lengths] != [sum(runs) for runs in batch.placeholders["image"]]:
+    lengths = [[len(image) for image in images_of_example] for images_of_example in images]
+    if [sum(images_of_example) for images_of_example in lengths] != [sum(runs) for runs in batch.placeholders["image"]]:
         return MediaLayout()
     return MediaLayout({"image": lengths}, by_example(lengths, images))
 
@@ -38,8 +38,8 @@ def image_grid(config: Any, settings: Any, height: int, width: int) -> ImageGrid
     Args:
         config: The full model's configuration.
         settings: Its image processor.
-        height: Of the original image.
-        width: Of the original image.
+        height: Height of the original image.
+        width: Width of the original image.
     """
     view_px = setting(settings.max_image_size, "longest_edge") or config.vision_config.image_size
     patch, merged = config.vision_config.patch_size, config.scale_factor

@@ -2,7 +2,7 @@
 
 Neighbouring patches (2 x 2) are merged to one position. An image that fits one tile is seen once. The size
 of the original image is not among the processor's outputs: where it is not known (`lens.encode` without
-`images=`), an image has no grid. The frames of a video stand in the prompt as images, one view each, with words
+`images=`), an image has no grid. The frames of a video are in the prompt as images, one view each, with words
 between them: here they are images.
 
 Follows `InternVLModel.pixel_shuffle` and `GotOcr2ImageProcessor` of transformers 5.
@@ -49,8 +49,8 @@ def image_grid(config: Any, settings: Any, height: int, width: int, *, positions
     Args:
         config: The full model's configuration.
         settings: Its image processor.
-        height: Of the original image.
-        width: Of the original image.
+        height: Height of the original image.
+        width: Width of the original image.
         positions: How many there are; tells whether it was cut into tiles.
 
     Returns:

@@ -38,8 +38,8 @@ def media_layout(batch: ProcessedBatch) -> MediaLayout:
     if settings is None or tuple(pixels.shape[-2:]) != (vision.image_size, vision.image_size):
         return MediaLayout({"image": lengths})
     images = [
-        [image_grid(batch.config, settings, height, width, class_token=class_token) for height, width in own]
-        for own in batch.media.image_sizes
+        [image_grid(batch.config, settings, height, width, class_token=class_token) for height, width in sizes]
+        for sizes in batch.media.image_sizes
     ]
     return MediaLayout({"image": lengths}, by_example(lengths, images))
 
@@ -50,8 +50,8 @@ def image_grid(config: Any, settings: Any, height: int, width: int, *, class_tok
     Args:
         config: The full model's configuration.
         settings: Its image processor.
-        height: Of the original image.
-        width: Of the original image.
+        height: Height of the original image.
+        width: Width of the original image.
         class_token: Whether the tower's class token comes first; it has no place.
 
     Returns:

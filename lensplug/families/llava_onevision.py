@@ -29,9 +29,10 @@ def media_layout(batch: ProcessedBatch) -> MediaLayout:
     sizes = batch.outputs.get("image_sizes")
     if sizes is not None and "image" in batch.placeholders:
         counts = [int(count) for count in batch.outputs.get("batch_num_images", [1] * len(sizes))]
-        alone = [count == 1 for count in counts for _ in range(count)]
+        is_single = [count == 1 for count in counts for _ in range(count)]
         images = [
-            image_grid(batch.config, int(h), int(w), alone=single) for (h, w), single in zip(sizes, alone, strict=True)
+            image_grid(batch.config, int(h), int(w), alone=single)
+            for (h, w), single in zip(sizes, is_single, strict=True)
         ]
         lengths["image"], grids = shared_out(batch.placeholders["image"], images)
     if "video" in batch.placeholders:
@@ -40,8 +41,8 @@ def media_layout(batch: ProcessedBatch) -> MediaLayout:
         lengths["video"], _ = shared_out(batch.placeholders["video"], positions)
         video_grids = {
             (example, index): video_grid(batch.config, video)
-            for example, own in enumerate(batch.media.videos)
-            for index, video in enumerate(own)
+            for example, videos in enumerate(batch.media.videos)
+            for index, video in enumerate(videos)
         }
     return MediaLayout(lengths, grids, video_grids)
 
@@ -51,8 +52,8 @@ def image_grid(config: Any, height: int, width: int, *, alone: bool = True) -> I
 
     Args:
         config: The full model's configuration.
-        height: Of the original image.
-        width: Of the original image.
+        height: Height of the original image.
+        width: Width of the original image.
         alone: Whether it is the only image of its prompt; else it has no tiles.
     """
     if alone:

@@ -3,7 +3,7 @@
 A window gives 1,500 frames of 20 ms, and every two or four of them become one position. Voxtral and the
 other two cut a longer sound into windows, one behind the other; Qwen2-Audio hears the first only. GLM-ASR
 hears 21 windows (its processor says 655 s, and means whole windows: 630 s), Audio Flamingo 3 hears 20,
-Voxtral as many as there are: what lies behind is cut off by the processor, and the timeline ends there. Voxtral
+Voxtral as many as there are: the rest is cut off by the processor, and the timeline ends there. Voxtral
 fills its last window up with silence, and has positions for it; the others have none. A mask says how much
 of each window is sound, but Voxtral has no mask: there a run of placeholders is one sound.
 
@@ -43,31 +43,33 @@ def media_layout(batch: ProcessedBatch) -> MediaLayout:
     """
     size, runs, media = STACK[batch.config.model_type], batch.placeholders["audio"], batch.media
     masks = [batch.outputs.get(name) for name in ("feature_attention_mask", "input_features_mask")]
-    mask = next((one for one in masks if one is not None), None)
+    mask = next((candidate for candidate in masks if candidate is not None), None)
     sounds: list[list[Heard]]
     if mask is None:
         _refuse_other_stack(sum(map(sum, runs)), len(batch.outputs["input_features"]), size)
-        sounds = [[(count, None) for count in own] for own in runs]
+        sounds = [[(count, None) for count in sounds_of_example] for sounds_of_example in runs]
     else:
         cut = batch.config.model_type != "qwen2_audio"  # else every row is a sound
         sounds = _by_sound(runs, mask.sum(dim=-1).tolist(), size, cut=cut)
     if media.audio:
         _refuse_other_sounds(sounds, media.durations)
     timelines = {}
-    for example, own in enumerate(sounds):
-        for index, (count, heard_s) in enumerate(own):
-            known = media.durations[example][index] if media.audio else heard_s
+    for example, sounds_of_example in enumerate(sounds):
+        for index, (count, heard_s) in enumerate(sounds_of_example):
+            duration_s = media.durations[example][index] if media.audio else heard_s
             if media.audio:
                 refuse_other_sound((example, index), media.durations[example][index], _seen_s(count, size, heard_s))
-            timelines[example, index] = timeline(count, size, known, heard_s)
-    return MediaLayout({"audio": [[count for count, _ in own] for own in sounds]}, timelines=timelines)
+            timelines[example, index] = timeline(count, size, duration_s, heard_s)
+    return MediaLayout(
+        {"audio": [[count for count, _ in sounds_of_example] for sounds_of_example in sounds]}, timelines=timelines
+    )
 
 
 def timeline(count: int, size: int, duration_s: float | None, heard_s: float | None = None) -> AudioTimeline:
-    """The timeline of a sound of `count` positions, each of `size` frames, of which so much is heard."""
+    """The timeline of a sound of `count` positions, each of `size` frames, with the given heard length."""
     frames = Frames.of((MEL, *WHISPER_CONVOLUTIONS), SAMPLING_RATE)
     start, end = frames.span(*stacked(count, size))
-    # No convolution reaches across the edge of a window, so the last frame stands for all that is left of it.
+    # No convolution reaches across the edge of a window, so the last frame represents the rest of it.
     # (Voxtral makes one spectrogram of all windows: there 12 ms around an edge are heard on both sides.)
     first = torch.arange(count) * size
     window_of, is_last = first // WINDOW_FRAMES, (first + size) % WINDOW_FRAMES == 0
@@ -98,13 +100,13 @@ def _by_sound(runs: Sequence[Sequence[int]], mel_frames: Sequence[int], size: in
 
     A sound ends with its run of placeholders, or before with a window that is not full: sounds can touch.
     """
-    rest, shares = iter(_with_positions(mel_frames, size, cut=cut)), []
-    for own in runs:
+    remaining, shares = iter(_with_positions(mel_frames, size, cut=cut)), []
+    for runs_of_example in runs:
         share: list[Heard] = []
-        for run in own:
+        for run in runs_of_example:
             while run > 0:
                 columns = positions = 0
-                for mel in rest:
+                for mel in remaining:
                     columns, positions = columns + mel, positions + _positions(mel, size)
                     if not cut or mel < WINDOW_MEL or positions >= run:
                         break
@@ -118,16 +120,16 @@ def _by_sound(runs: Sequence[Sequence[int]], mel_frames: Sequence[int], size: in
 
 def _with_positions(mel_frames: Sequence[int], size: int, *, cut: bool) -> list[int]:
     """Without windows that have no position: what a sound of a little over 30 s leaves for its second."""
-    kept = []
+    spectrograms = []
     for index, mel in enumerate(mel_frames):
         if _positions(mel, size) > 0:
-            kept.append(mel)
+            spectrograms.append(mel)
         elif not (cut and index > 0 and mel_frames[index - 1] == WINDOW_MEL):
             raise LensplugError(
                 f"a sound of the batch is {mel * MEL_S:.2f} s long and gets no position at all: this model needs"
                 f" {(2 * size - 1) * MEL_S:.2f} s."
             )
-    return kept
+    return spectrograms
 
 
 def _refuse_other_stack(positions: int, windows: int, size: int) -> None:
@@ -139,9 +141,10 @@ def _refuse_other_stack(positions: int, windows: int, size: int) -> None:
 
 
 def _refuse_other_sounds(sounds: Sequence[Sequence[Any]], durations: Sequence[Sequence[float]]) -> None:
-    for example, (own, given) in enumerate(zip(sounds, durations, strict=True)):
-        if len(own) != len(given):
+    for example, (sounds_of_example, given_durations) in enumerate(zip(sounds, durations, strict=True)):
+        if len(sounds_of_example) != len(given_durations):
             raise LensplugError(
-                f"example {example} has {len(given)} sound(s), and its placeholders are those of {len(own)}: put a"
+                f"example {example} has {len(given_durations)} sound(s), and its placeholders are those of"
+                f" {len(sounds_of_example)}: put a"
                 " word between placeholders of sounds that touch."
             )

@@ -1,9 +1,9 @@
 """A file appears whole or not at all: the one way in which lensplug writes files.
 
-The bytes go to a new file of a random name beside the target, then to the disk, and then that file takes the target's
-name in one step. Whoever reads meets the old file or the new one, also while several processes write; what breaks off
-(an exception, Ctrl-C, a full disk) leaves the old one and nothing beside it. Who might read and write the old file may
-read and write the new one. Other names of the old file (hard links) keep the old content.
+The bytes go to a new file with a random name next to the target, are flushed to disk, and the file then takes the
+target's name in one step. Whoever reads meets the old file or the new one, also while several processes write; what
+breaks off (an exception, Ctrl-C, a full disk) leaves the old file and nothing else. Who might read and write the old
+file may read and write the new one. Other names of the old file (hard links) keep the old content.
 
 When not to use it: a folder of several files that belong together (`unfinished_folder`).
 
@@ -43,7 +43,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
         The path, `~` expanded.
 
     Raises:
-        LensplugError: If it cannot be written, or something that is no regular file stands there.
+        LensplugError: If it cannot be written, or the target exists and is not a regular file.
     """
     with opened(path) as file:
         file.write(content)
@@ -55,7 +55,7 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write bytes to; it takes its name when the block ends, and is gone if the block raises.
 
     Raises:
-        LensplugError: If it cannot be written, or something that is no regular file stands there.
+        LensplugError: If it cannot be written, or the target exists and is not a regular file.
     """
     target = file_target(path)
     unfinished = Unfinished(target)
@@ -84,7 +84,7 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
 
 
 class Unfinished:
-    """A new file beside a target, whose name it takes at the end.
+    """A new file next to a target, whose name it takes at the end.
 
     The folder is opened once, and names are looked up in what was opened: it may be moved meanwhile.
     """
@@ -98,7 +98,7 @@ class Unfinished:
         self._before: os.stat_result | None = None
 
     def open(self) -> BinaryIO:
-        """Make the file: nobody else's, no link's end; nobody reads it who may not read what it replaces."""
+        """Create the file: new, not through a link, and with no wider permissions than what it replaces."""
         if os.open in os.supports_dir_fd:
             self._folder = os.open(self._target.parent, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
         self._before = self._there()
@@ -109,7 +109,7 @@ class Unfinished:
         return self._file
 
     def publish(self, file: BinaryIO) -> None:
-        """Bring it to the disk, and let it take the name."""
+        """Flush it to disk and rename it to the target."""
         before = self._there() or self._before
         file.flush()
         if before is not None and hasattr(os, "fchown"):
@@ -144,7 +144,7 @@ class Unfinished:
 
 
 def _take_over(file: int, before: os.stat_result, access_list: bytes | None) -> None:
-    """Give a file the owner, group and permissions of another, where that is allowed; nobody gets more than before."""
+    """Copy owner, group and permissions of another file where allowed, never widening access."""
     mode = before.st_mode & 0o777
     if (before.st_uid, before.st_gid) != (os.fstat(file).st_uid, os.fstat(file).st_gid):
         try:

@@ -25,10 +25,10 @@ LINKS = 40
 
 
 def file_target(path: str | Path) -> Path:
-    """The path of a file that may be written: where nothing stands, or a regular file.
+    """The path of a file that may be written: absent, or a regular file.
 
     Raises:
-        LensplugError: If something else stands there, or the path cannot be asked about.
+        LensplugError: If the path is something else, or cannot be examined.
     """
     target = Path(path).expanduser()
     if not target.name or str(path).endswith(("/", os.sep)) or os.path.isdir(target):

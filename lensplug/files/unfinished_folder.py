@@ -1,8 +1,8 @@
 """A folder of files that belong together (a model of many GB) appears whole, or what is left of it tells what it is.
 
-It is filled beside the target, under a name that says so, and takes the target's name when it is whole and on the disk.
-An exception takes it away. A process that was killed cannot: then it stays, and whoever writes there next is told what
-lies there, how large it is and how to delete it. It is never deleted for them: another process may be at work in it,
+It is filled next to the target, under a telling name, and renamed to the target once it is complete and on disk. An
+exception removes it. A killed process cannot: then it stays, and the next writer gets a message with its path, its size
+and how to delete it. It is never deleted for them: another process may be at work in it,
 which is known where the file system has locks.
 
 When not to use it: for one file (`atomic_write`).
@@ -75,7 +75,7 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
 
 
 def leftovers(out: Path) -> list[str]:
-    """A sentence for each unfinished folder of this user in `out` or beside it, except where a process is at work."""
+    """A message for each unfinished folder of this user in `out` or next to it, unless a process is working in it."""
     sentences = []
     for folder in dict.fromkeys((out.absolute().parent, out.absolute())):
         for leftover in sorted(folder.glob(f"{UNFINISHED}*")) if folder.is_dir() else ():
@@ -84,7 +84,7 @@ def leftovers(out: Path) -> list[str]:
             used = _is_used(leftover)
             if used:
                 continue
-            whose = "nobody works on it any more:" if used is False else "unless a process still works on it,"
+            whose = "no process works on it any more:" if used is False else "unless a process still works on it,"
             sentences.append(
                 f"{str(leftover)!r} ({_bytes(leftover) / 1e9:.1f} GB) is what was left when a process was killed while"
                 " it"
@@ -115,7 +115,7 @@ def _remove(around: Path, lock: BinaryIO | None) -> None:
 
 
 def _is_used(around: Path) -> bool | None:
-    """Whether a process is at work in it; None where that cannot be told."""
+    """Whether a process is working in it; None if unknown."""
     try:
         import fcntl
 
@@ -157,7 +157,7 @@ def _all_to_disk(folder: Path) -> None:
 
 
 def _keep(folder: Path, kept_folder: Path, out: Path) -> None:
-    """Give it a name of its own where that which was meant is taken: hours may be in it."""
+    """Rename it to a free name if the target is taken, since it may hold hours of work."""
     folder.rename(kept_folder)
     raise LensplugError(
         f"another process wrote to {str(out)!r} meanwhile; what was to be written there is in {str(kept_folder)!r}."
@@ -165,7 +165,7 @@ def _keep(folder: Path, kept_folder: Path, out: Path) -> None:
 
 
 def _move_files(folder: Path, out: Path) -> None:
-    """Move files into a folder; if one of them cannot be, those that are new there are taken away again."""
+    """Move files into a folder; if one fails, remove those already moved."""
     moved: list[Path] = []
     try:
         for file in sorted(folder.iterdir(), key=lambda file: (file.name == LAST, file.name)):

@@ -1,4 +1,4 @@
-"""Where a token lies in the medium that it came from: pixels of an image or of a frame, seconds of a sound.
+"""The place of a token in its medium: pixels of an image or video frame, seconds of a sound.
 
 A family (`lensplug.families`) says how its tiles were cut, or its frames stacked; here is the result and
 what can be done with it, the same for every family. Coordinates are pixels of the original image, x to the

@@ -1,6 +1,6 @@
 """The frames of a sound encoder on a time axis: what the audio families share.
 
-Between samples and frames lie convolutions, (kernel, stride, padding) each; a log-mel spectrogram is one
+Between samples and frames are convolutions, (kernel, stride, padding) each; a log-mel spectrogram is one
 of them, its window the kernel and its hop the stride. They give the middle of the samples that a frame
 sees, and how far it is to the next.
 """
@@ -21,7 +21,7 @@ WHISPER_CONVOLUTIONS = ((3, 1, 1), (3, 2, 1))
 
 @dataclass(frozen=True)
 class Frames:
-    """Frame t stands for the samples from `first + t * stride` to one stride later, in seconds."""
+    """Frame t represents the samples from `first + t * stride` to one stride later, in seconds."""
 
     first_s: float
     stride_s: float
@@ -38,7 +38,7 @@ class Frames:
     def span(
         self, first: Int[Tensor, " token"], last: Int[Tensor, " token"]
     ) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-        """Start and end of what frames `first` to `last` (and with it) stand for, in seconds; from 0."""
+        """Start and end of the time that frames `first` to `last` (inclusive) represent, in seconds; from 0."""
         start = self.first_s + first.double() * self.stride_s
         end = self.first_s + (last.double() + 1) * self.stride_s
         return start.clamp(min=0).float(), end.float()

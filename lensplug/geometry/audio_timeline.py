@@ -18,7 +18,7 @@ MOST_BINS = 10_000_000
 class AudioTimeline:
     """The audio positions of one sound, in the order of the prompt.
 
-    A frame of an encoder stands for a cell of time: as long as the encoder's stride, around the middle of
+    A frame of an encoder represents a cell of time: as long as the encoder's stride, around the middle of
     the samples that its convolutions see, so that frames tile the sound. A position hears the cells of
     the frames that are stacked, pooled or blended into it. (Through the encoder's attention each frame
     knows of all others: the cell says where a change of the sound changes the position most.)

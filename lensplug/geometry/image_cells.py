@@ -1,6 +1,6 @@
 """Cells of an image: what the positions of a view see, as boxes in the image's own pixels.
 
-A vision tower gets views: pictures of a fixed size, made by scaling, padding and cropping. It cuts each
+A vision tower gets views: images of a fixed size, made by scaling, padding and cropping. It cuts each
 into square patches, and a connector may merge neighbours to one position: a cell. Pixels at the right and
 at the bottom that fill no patch are seen by none.
 """
@@ -19,7 +19,7 @@ def cells(count: int, size: int, *, scale: float, limit: int, origin: float = 0.
 
     Args:
         count: Cells.
-        size: Of a cell, in pixels of the view.
+        size: Size of a cell, in pixels of the view.
         scale: Pixels of the image for each pixel of the view.
         limit: The width (height) of the image.
         origin: Where the view begins, in pixels of the image; below 0 where it is padded.
@@ -42,13 +42,13 @@ def squeezed(
     """The boxes of an image scaled to rows x columns views, its proportions not kept; view after view, row by row.
 
     Args:
-        height: Of the image.
-        width: Of the image.
+        height: Height of the image.
+        width: Width of the image.
         view_px: Height and width of a view.
         side: Cells along each side of a view.
         cell_px: Height and width of a cell, in pixels of the view.
-        rows: Of views.
-        columns: Of views.
+        rows: Number of rows of views.
+        columns: Number of columns of views.
     """
     x_scale, y_scale = width / (columns * view_px), height / (rows * view_px)
     return torch.cat(

@@ -1,4 +1,4 @@
-"""Where the tokens of an image lie in its pixels, whatever views and tiles the model made of it."""
+"""The boxes of image tokens in pixels of the original image, for any views and tiles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lensplug.validation.arguments import checked
 from lensplug.validation.masks import as_mask
 
 Region = Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"]
-"""A box x0 y0 x1 y1, or a mask of pixels `[height width]`: True and False, 1 and 0, or, as in pictures, 255 and 0."""
+"""A box x0 y0 x1 y1, or a mask of pixels `[height width]`: True and False, 1 and 0, or, as in images, 255 and 0."""
 
 ViewName = Literal["all", "base", "tiles"]
 """The whole image (base view), its tiles, or the mean of both."""
@@ -67,8 +67,8 @@ class ImageGrid:
             values: One value a token.
             view: "all", "base" or "tiles".
             preserve_mass: Spread each value over the pixels of its box, and add up what falls on a pixel:
-                the sum of the picture is the sum of the values that have a place. For fractions of attention
-                or of a rollout that are to stay fractions; without it the picture has the values' own scale.
+                the sum of the pixels is the sum of the values that have a place. For fractions of attention
+                or of a rollout that are to stay fractions; without it the pixels have the values' own scale.
 
         Raises:
             LensplugError: If there is not one value a token.
@@ -86,7 +86,7 @@ class ImageGrid:
     def to_cells(
         self, values: Float[Tensor, " token"], *, view: ViewName = "all"
     ) -> tuple[Float[Tensor, "row column"], Float[Tensor, " row_edge"], Float[Tensor, " column_edge"]]:
-        """The picture of `to_pixels` without its pixels: the fewest cells that have one value each.
+        """The heat map of `to_pixels` without its pixels: the fewest cells that have one value each.
 
         As exact as the boxes and small for any size of the image: what overlays draw.
 
@@ -124,13 +124,13 @@ class ImageGrid:
 
     @checked
     def overlap(self, region: Region, *, view: ViewName = "all") -> Float[Tensor, " token"]:
-        """The way back: how much of each token's box lies in a part of the image, 0 to 1.
+        """The inverse: the fraction of each token's box inside a region of the image, 0 to 1.
 
             sees = modality.image_positions()[grid.overlap((40, 30, 90, 80)) > 0]
 
         Args:
             region: A box x0 y0 x1 y1 in original pixels, or a mask of pixels `[height width]`: True and False, 1 and
-                0, or, as pictures have it, 255 and 0.
+                0, or, as images have it, 255 and 0.
             view: "all", "base" or "tiles"; tokens of the other view get 0, as do those that have no place.
 
         Raises:
@@ -171,9 +171,9 @@ class ImageGrid:
         return chosen
 
 
-def _edges(found: Float[Tensor, " edge"], limit: int) -> Float[Tensor, " distinct"]:
+def _edges(box_edges: Float[Tensor, " edge"], limit: int) -> Float[Tensor, " distinct"]:
     """The edges of boxes and of the image in order, without slivers that only rounding makes."""
-    ordered = torch.unique(torch.cat([found, torch.tensor([0.0, limit], dtype=torch.float64)]))
+    ordered = torch.unique(torch.cat([box_edges, torch.tensor([0.0, limit], dtype=torch.float64)]))
     keep: Tensor = torch.ones(len(ordered), dtype=torch.bool)
     keep[1:] = (ordered[1:] - ordered[:-1]) > limit * 1e-5
     edges: Tensor = ordered[keep]

@@ -37,7 +37,7 @@ class Raster:
     def paint(
         self, values: Float[Tensor, " token"], at: tuple[Float[Tensor, " y"], Float[Tensor, " x"]] | None = None
     ) -> Float[Tensor, "y x"]:
-        """The value of the box that a point lies in, 0 where there is none.
+        """The value of the box that contains a point, 0 if there is none.
 
         Args:
             values: One a box.
@@ -57,13 +57,13 @@ class Raster:
         return ((rows / _lengths(self.y)).T @ cells @ (columns / _lengths(self.x))).float()
 
     def share(self, mask: Bool[Tensor, "height width"]) -> Float[Tensor, " token"]:
-        """The part of each box's area that lies under a mask."""
+        """The fraction of each box's area under a mask."""
         rows, columns = _overlaps(self.y, self.height), _overlaps(self.x, self.width)
         shares = (rows / _lengths(self.y)) @ mask.double() @ (columns / _lengths(self.x)).T
         return shares[self.row, self.column].float()
 
     def share_of_box(self, x0: float, y0: float, x1: float, y1: float) -> Float[Tensor, " token"]:
-        """The part of each box's area that lies in another box."""
+        """The fraction of each box's area inside another box."""
         across = (self.x[:, 1].clamp(max=x1) - self.x[:, 0].clamp(min=x0)).clamp(min=0) / _lengths(self.x)[:, 0]
         down = (self.y[:, 1].clamp(max=y1) - self.y[:, 0].clamp(min=y0)).clamp(min=0) / _lengths(self.y)[:, 0]
         return (across[self.column] * down[self.row]).float()
@@ -78,7 +78,7 @@ def _middles(pixels: int) -> Float[Tensor, " pixel"]:
 
 
 def _holder(intervals: Float[Tensor, "interval 2"], points: Float[Tensor, " point"]) -> Int[Tensor, " point"]:
-    """The interval that each point lies in; one past the last where there is none."""
+    """The interval that contains each point; one past the last if there is none."""
     inside = (points >= intervals[:, :1]) & (points < intervals[:, 1:])
     none = torch.ones(1, len(points), dtype=torch.bool)
     return torch.cat([inside, none]).int().argmax(dim=0)

@@ -1,4 +1,4 @@
-"""Where, and in which frame, the tokens of a video lie."""
+"""The frame and box of each video token."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class VideoGrid:
 
     @checked
     def overlap(self, region: Region, *, frame: int | None = None) -> Float[Tensor, " token"]:
-        """How much of each token's box lies in a part of the picture, in one frame or in all, 0 to 1."""
+        """The fraction of each token's box inside a region, in one frame or in all, 0 to 1."""
         shares = torch.zeros(len(self))
         for index in range(self.n_frames) if frame is None else [frame]:
             shares[self.tokens_of_frame(index)] = self.image_grid(index).overlap(region)

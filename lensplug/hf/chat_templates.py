@@ -1,4 +1,4 @@
-"""A model's chat template rendered where it can do no harm: in a process of its own, with a limit of time and memory.
+"""Render a model's chat template safely: in a separate process with limits of time and memory.
 
 Templates come with the model. jinja2's sandbox keeps them from files and from Python; it does not keep them from loops
 in loops, from a text that doubles sixty times, or from lists of lists that print as a billion numbers.

@@ -1,7 +1,7 @@
-"""Prompts as conversations: turns of a user and of the model, with the media where they stand.
+"""Prompts as conversations: turns of user and model, with media at their places.
 
 A plain prompt is one turn of the user, media first. Chat messages are Hugging Face's: a list of dictionaries with a
-role and its content, a text or a list of parts; a part is a text, or an image, video or sound, which stands in the part
+role and its content, a text or a list of parts; a part is a text, or an image, video or sound, which is in the part
 or is the next one of `images=`, `videos=`, `audio=`:
 
     [
@@ -24,7 +24,7 @@ from lensplug.media import Media, load_image, load_media, load_sound, load_video
 
 KINDS = ("image", "video", "audio")
 SOURCES = ("path", "url", "base64")
-"""Under which names, beside that of its kind, a part holds its medium."""
+"""Keys, besides its type, under which a part may hold its medium."""
 LOADERS: dict[str, Callable[[Any], Any]] = {"image": load_image, "video": load_video, "audio": load_sound}
 FORM = (
     'give messages as [{"role": "user", "content": [{"type": "image", "path": "cat.png"}, {"type": "text", "text":'
@@ -38,7 +38,7 @@ Prompts = str | Message | Sequence[str] | Sequence[Message] | Sequence[Sequence[
 
 @dataclass(frozen=True)
 class Turn:
-    """What one of the two said: texts, and where between them a medium stands."""
+    """One turn: texts and media in order."""
 
     role: str
     parts: tuple[tuple[str, Any], ...]
@@ -46,7 +46,7 @@ class Turn:
 
     @property
     def text(self) -> str | None:
-        """What was said, if that is words alone."""
+        """The text of the turn, if it has no media."""
         is_text = all(kind == "text" for kind, _ in self.parts)
         return "".join(text for _, text in self.parts) if is_text else None
 
@@ -125,10 +125,10 @@ def messages(conversation: Conversation, *, as_text: bool, sounds: Iterator[Any]
 
 
 def split_answers(prompts: Sequence[str | Conversation]) -> tuple[list[str | Conversation], list[str] | None]:
-    """Prompts without the last turns of the model, and what it said in them; None where it has the last word nowhere.
+    """Prompts without final turns of the model, and the texts of these; None if no prompt ends with one.
 
     Raises:
-        LensplugError: If such a turn is no text, nothing stands before it, or only some prompts have one.
+        LensplugError: If such a turn is not text, is the first, or only some prompts have one.
     """
     last = [None if isinstance(prompt, str) or prompt[-1].role != "assistant" else prompt[-1] for prompt in prompts]
     if not any(last):
@@ -150,7 +150,7 @@ def _part(kind: str, content: Any, sounds: Iterator[Any] | None) -> dict[str, An
 
 
 def _in_their_places(conversation: Conversation, kind: str, media: Sequence[Any]) -> tuple[Any, ...]:
-    """The media of a conversation: what stands in its parts, and where none does the next one that was given."""
+    """The media of a conversation: those in its parts, and for parts without one the next that was passed."""
     parts = [medium for turn in conversation for part_kind, medium in turn.parts if part_kind == kind]
     missing = sum(medium is None for medium in parts)
     if missing != len(media):

@@ -40,7 +40,7 @@ BESIDE = {
 
 @dataclass(frozen=True)
 class LanguageCore(CoreParts):
-    """What runs after the merge: decoder and head of a model by its name, and the tokens that stand for media."""
+    """The language core of a model: decoder and head, with the placeholder tokens of media."""
 
     name: str
     """Name of the full model: on the hub, else of its folder, else of its class."""
@@ -82,7 +82,7 @@ class LanguageCore(CoreParts):
 
     @property
     def beside(self) -> str | None:
-        """The argument in which its model gives the decoder more than embeddings and padding; None: there is none.
+        """The argument that the model passes to its decoder besides embeddings and padding mask; None if there is none.
 
         "attention_mask": one of its own, and not a row for each example; "position_ids": positions of several parts.
         """

@@ -27,16 +27,16 @@ def prepare(
     audio: Any = None,
     chat_template: bool = True,
 ) -> tuple[Mapping[str, Any], Media]:
-    """Run the processor on prompts, pictures, videos and sounds.
+    """Run the processor on prompts, images, videos and sounds.
 
     Args:
         processor: The model's Hugging Face processor.
         prompts: One for each example, a text or a conversation (`conversations.read`).
         batched: Whether media are a list for each prompt; else they are those of the only prompt.
-        images: A list of the prompt's pictures (as `lensplug.media.load_image` takes them), or a single one; for a
+        images: A list of the prompt's images (as `lensplug.media.load_image` takes them), or a single one; for a
             batch, one such list for each example, or None.
-        videos: Likewise its videos (as `load_video` takes them).
-        audio: Likewise its sounds (as `load_sound` takes them). They are resampled to the rate that the encoder
+        videos: Videos per prompt (as for `load_video`).
+        audio: Sounds per prompt (as for `load_sound`). They are resampled to the rate that the encoder
             takes, with a warning that says so.
         chat_template: Wrap the prompt as a user's turn, media first. Without it the text must hold the
             placeholders itself.
@@ -69,7 +69,7 @@ def prepare(
     if any(sounds) and "audio" not in inspect.signature(type(processor).__call__).parameters:
         if not chat_template:
             raise LensplugError(
-                f"{type(processor).__name__} takes sounds in its chat template only: give plain words and"
+                f"{type(processor).__name__} takes sounds in its chat template only: pass plain text and"
                 " chat_template=True."
             )
         return _by_template(
@@ -204,7 +204,7 @@ def _refuse_other_count(texts: Sequence[str], media: Sequence[Sequence[Any]], to
             raise LensplugError(
                 f"example {example} has {len(media_of_example)} {kind}(s) and {prompt.count(token)} placeholder(s)"
                 f" {token!r}:"
-                f" give one placeholder for each {kind}, or plain words and chat_template=True."
+                f" give one placeholder for each {kind}, or plain text and chat_template=True."
             )
 
 

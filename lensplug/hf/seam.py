@@ -31,7 +31,7 @@ class Seam:
     attention_mask: Tensor
     """[batch pos], 1 = attended."""
     beside: Mapping[str, Any] = field(default_factory=dict)
-    """What it was given besides, where its core is one that takes more (`LanguageCore.beside`)."""
+    """Additional decoder inputs, for cores that take them (`LanguageCore.beside`)."""
 
 
 class _Stop(BaseException):

@@ -1,1 +1,1 @@
-"""What a core is given: `MultimodalInput`, and what can be made of one."""
+"""The input of a core: `MultimodalInput`, and what is derived from it."""

@@ -1,9 +1,8 @@
-"""Variants of an input: other embeddings in the same places, some positions left out, an answer behind it.
+"""Edited copies of an input: replaced embeddings, removed positions, or an appended answer.
 
 Analyses that change what the core receives (`deletion_curve`, `modality_ablation`) run many of them, and `generate`
-makes one. Some cores are given more than embeddings, positions of three parts or masks of their own: where every
-position stays in its place these stay too; where not, the model computes them again, since how
-it counts and masks is its own affair.
+makes one. Some cores receive more than embeddings (multimodal rotary positions, their own masks): if all positions stay
+in place, these are reused; otherwise the model recomputes them.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ def in_place(
     Args:
         inputs: From `prepare` or `encode`.
         embeds: In place of theirs.
-        examples: Of which example of the inputs each is a variant; without it, of each one.
+        examples: For each variant, the index of the example that it is a variant of; by default one of each.
     """
     if examples is None:
         return Variant(embeds, inputs.attention_mask, inputs.decoder_inputs)
-    beside = {name: of_examples(name, value, examples) for name, value in inputs.decoder_inputs.items()}
-    return Variant(embeds, inputs.attention_mask[examples], beside)
+    decoder_inputs = {name: of_examples(name, value, examples) for name, value in inputs.decoder_inputs.items()}
+    return Variant(embeds, inputs.attention_mask[examples], decoder_inputs)
 
 
 def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Mask) -> Variant:
@@ -64,13 +63,13 @@ def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Ma
             to see a part of its image, video or sound.
     """
     left_out: Tensor = as_mask(gone, inputs.tokens.shape, "positions")
-    kept = inputs.attention_mask.bool() & ~left_out.to(inputs.tokens.device)
-    if not bool(kept.any(dim=1).all()):
-        raise LensplugError(f"nothing is left of example {int((~kept.any(dim=1)).nonzero()[0])}: leave out less.")
+    is_kept = inputs.attention_mask.bool() & ~left_out.to(inputs.tokens.device)
+    if not bool(is_kept.any(dim=1).all()):
+        raise LensplugError(f"nothing is left of example {int((~is_kept.any(dim=1)).nonzero()[0])}: leave out less.")
     # A stable sort by "kept" puts what is left out first, which is then padding.
-    order = kept.long().argsort(dim=1, stable=True)[:, -int(kept.sum(dim=1).max()) :]
+    order = is_kept.long().argsort(dim=1, stable=True)[:, -int(is_kept.sum(dim=1).max()) :]
     embeds = inputs.embeds.gather(1, order[..., None].expand(-1, -1, inputs.embeds.shape[2]))
-    mask = kept.long().gather(1, order)
+    mask = is_kept.long().gather(1, order)
     if core.beside is None:
         return Variant(embeds, mask)
 
@@ -79,18 +78,18 @@ def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Ma
     def shorter(name: str, value: Tensor) -> Tensor:
         return value.gather(1, order).masked_fill(mask == 0, padding.get(name, 0))
 
-    model_inputs = _by_position(_with_media(core, inputs, kept), kept.shape, shorter)
+    model_inputs = _by_position(_with_media(core, inputs, is_kept), is_kept.shape, shorter)
     return Variant(embeds, mask, run_to_seam(hf_model, core, model_inputs).beside)
 
 
-def _with_media(core: LanguageCore, inputs: MultimodalInput, kept: Bool[Tensor, "batch pos"]) -> Mapping[str, Any]:
-    """What the full model takes, without the features of a medium of which no position is left."""
+def _with_media(core: LanguageCore, inputs: MultimodalInput, is_kept: Bool[Tensor, "batch pos"]) -> Mapping[str, Any]:
+    """The full model's inputs, without the features of media that have no position left."""
     dropped: set[str] = set()
     for kind, token in core.placeholder_ids.items():
-        there = (inputs.tokens == token) & inputs.attention_mask.bool()
-        if not bool((there & kept).any()):
+        is_placeholder = (inputs.tokens == token) & inputs.attention_mask.bool()
+        if not bool((is_placeholder & is_kept).any()):
             dropped |= {*MEDIA_FEATURES[kind], *FEATURE_SIZES[kind]}
-        elif bool((there & ~kept).any()):
+        elif bool((is_placeholder & ~is_kept).any()):
             raise LensplugError(
                 f"some positions of {kind} would be left out, and others not: {core.name} gives its core"
                 f" {core.beside}, which are not known for a part of one. Leave out all of every example, or replace"
@@ -117,10 +116,10 @@ def continued(
     Returns:
         `model_inputs` and `decoder_inputs` of the longer input.
     """
-    new, words = {"input_ids": tokens, "attention_mask": generated}, torch.zeros_like(tokens)
+    appended, no_media = {"input_ids": tokens, "attention_mask": generated}, torch.zeros_like(tokens)
 
     def longer(name: str, value: Tensor) -> Tensor:
-        return torch.cat([value, new.get(name, words).to(value)], dim=1)
+        return torch.cat([value, appended.get(name, no_media).to(value)], dim=1)
 
     model_inputs = _by_position(inputs.model_inputs, inputs.tokens.shape, longer)
     return model_inputs, run_to_seam(hf_model, core, model_inputs).beside

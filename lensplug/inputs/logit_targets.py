@@ -1,4 +1,4 @@
-"""What a gradient or a curve is of: a number made from a few logits, said as a researcher says it.
+"""Targets: a number computed from a few logits (a logit, a logit difference, an answer), as users specify it.
 
 A token (a word that is one token, or an id), the difference of two, or every token of an answer that the model wrote.
 """
@@ -30,7 +30,7 @@ class Written(Protocol):
 Token = str | int | Tensor
 """A word that is one token, a token id, or ids `[batch]`."""
 LogitTarget = Token | tuple[Token, Token] | Written | MultimodalInput
-"""What a logit target can be; inputs stand for the answer that they hold."""
+"""What a logit target can be; inputs represent the answer that they contain."""
 Target = LogitTarget | Callable[[Tensor], Tensor]
 """A function makes one number of all logits."""
 
@@ -76,39 +76,39 @@ def terms_of(
     """
     if isinstance(target, Written | MultimodalInput):
         return _of_answer(target, inputs)
-    at = resolve_position(position, inputs.attention_mask)[:, None]
+    rows = resolve_position(position, inputs.attention_mask)[:, None]
     if isinstance(target, tuple) and len(target) == 2:
-        ids = torch.stack([_ids(one, len(at), tokenizer, vocabulary) for one in target], dim=-1)
-        return Terms(at, ids[:, None], torch.tensor([1.0, -1.0]).expand(len(at), 1, 2))
+        ids = torch.stack([_ids(token, len(rows), tokenizer, vocabulary) for token in target], dim=-1)
+        return Terms(rows, ids[:, None], torch.tensor([1.0, -1.0]).expand(len(rows), 1, 2))
     if not isinstance(target, str | int | Tensor):
         raise LensplugError(
             f"target is a {type(target).__name__}, expected a word that is one token, a token id, a tensor of ids"
             " [batch], a pair of them (the difference of two logits), an answer (lens.generate, lens.with_answer), or,"
             " for gradients, a function logits -> scalar."
         )
-    ids = _ids(target, len(at), tokenizer, vocabulary)
-    return Terms(at, ids[:, None, None], torch.ones(len(at), 1, 1))
+    ids = _ids(target, len(rows), tokenizer, vocabulary)
+    return Terms(rows, ids[:, None, None], torch.ones(len(rows), 1, 1))
 
 
 def _of_answer(answer: Written | MultimodalInput, inputs: MultimodalInput) -> Terms:
     """Each written token at the position before its own."""
-    whole = answer if isinstance(answer, MultimodalInput) else answer.inputs
-    if not torch.equal(whole.tokens, inputs.tokens):
+    answer_inputs = answer if isinstance(answer, MultimodalInput) else answer.inputs
+    if not torch.equal(answer_inputs.tokens, inputs.tokens):
         raise LensplugError("the target is an answer to other inputs: run on answer.inputs, which hold the answer.")
     if isinstance(answer, MultimodalInput):
-        columns = whole.modality.mask("generated").any(dim=0).nonzero()[:, 0].tolist()
+        columns = answer_inputs.modality.mask("generated").any(dim=0).nonzero()[:, 0].tolist()
         if not columns or columns[0] == 0:
             raise LensplugError(
                 "the target is inputs that hold no answer behind a prompt: lens.prepare(..., answer='Red'), or"
                 " lens.generate(inputs).inputs."
             )
-        new = whole.tokens.shape[1] - columns[0]
+        n_new = answer_inputs.tokens.shape[1] - columns[0]
     else:
-        new = answer.tokens.shape[1]
-    written = inputs.modality.mask("generated")[:, -new:]
-    rows = torch.arange(inputs.tokens.shape[1] - new - 1, inputs.tokens.shape[1] - 1).expand(len(written), -1)
-    ids = whole.tokens[:, -new:, None]
-    return Terms(rows.to(written.device), ids.to(written.device), written[:, :, None].float())
+        n_new = answer.tokens.shape[1]
+    is_generated = inputs.modality.mask("generated")[:, -n_new:]
+    rows = torch.arange(inputs.tokens.shape[1] - n_new - 1, inputs.tokens.shape[1] - 1).expand(len(is_generated), -1)
+    ids = answer_inputs.tokens[:, -n_new:, None]
+    return Terms(rows.to(is_generated.device), ids.to(is_generated.device), is_generated[:, :, None].float())
 
 
 def _ids(token: Token, batch: int, tokenizer: Any, vocabulary: int) -> Int[Tensor, " batch"]:
@@ -117,7 +117,7 @@ def _ids(token: Token, batch: int, tokenizer: Any, vocabulary: int) -> Int[Tenso
         raise LensplugError("target is empty: give a token, or one for each example.")
     if ids.ndim > 1 or (ids.ndim == 1 and len(ids) != batch):
         raise LensplugError(f"target has the shape {list(ids.shape)}, expected one id or [{batch}], one an example.")
-    whole = not ids.is_floating_point() and ids.dtype != torch.bool
-    if not whole or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+    is_integer = not ids.is_floating_point() and ids.dtype != torch.bool
+    if not is_integer or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
         raise LensplugError(f"target ids must be whole numbers from 0 to {vocabulary - 1}, got {ids.tolist()}.")
     return ids.long().expand(batch)

@@ -56,9 +56,9 @@ class MultimodalInput:
     model_inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """What the full model takes for the same input (`lens.check` runs it); mostly empty after `generate`."""
     decoder_inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """What its model gives the core besides: positions of three parts (Qwen2-VL), masks of its own (Gemma 3)."""
+    """Additional inputs of the decoder: multimodal rotary positions (Qwen2-VL), attention masks (Gemma 3)."""
     images: tuple[tuple[Image.Image, ...], ...] = field(default=(), repr=False)
-    """The pictures of each example, where `prepare` was given them; views draw over them."""
+    """The images of each example, where `prepare` was given them; views draw over them."""
     videos: tuple[tuple[Video, ...], ...] = field(default=(), repr=False)
     """The videos of each example: the frames that the model sees."""
     audio: tuple[tuple[Sound, ...], ...] = field(default=(), repr=False)
@@ -66,7 +66,7 @@ class MultimodalInput:
 
     @checked
     def pictures(self, example: int = 0) -> list[Image.Image]:
-        """The pictures of an example as they are known, by media_index.
+        """The images of an example as they are known, by media_index.
 
         For a family that shows a video as images (InternVL), its frames.
         """
@@ -156,7 +156,10 @@ class MultimodalInput:
             tokens=torch.cat([self.tokens, tokens], dim=1),
             attention_mask=torch.cat([self.attention_mask, generated.long()], dim=1),
             modality=self.modality.appended(generated),
-            str_tokens=[old + new for old, new in zip(self.str_tokens, str_tokens, strict=True)],
+            str_tokens=[
+                prompt_texts + answer_texts
+                for prompt_texts, answer_texts in zip(self.str_tokens, str_tokens, strict=True)
+            ],
             model_inputs={},
             decoder_inputs={},
         )
@@ -270,9 +273,9 @@ def _say_what_is_not_heard(layout: MediaLayout) -> None:
         warn_user(f"the model hears the first {', '.join(lost[:3])}{more}: its processor cuts off what is behind.")
 
 
-def _runs(at: Bool[Tensor, "batch pos"]) -> list[list[int]]:
+def _runs(is_placeholder: Bool[Tensor, "batch pos"]) -> list[list[int]]:
     """For each example, the lengths of the runs of True."""
-    return [[len(list(run)) for value, run in groupby(row) if value] for row in at.tolist()]
+    return [[len(list(run)) for value, run in groupby(row) if value] for row in is_placeholder.tolist()]
 
 
 def _to_model(value: Any, core: LanguageCore) -> Any:
@@ -296,13 +299,13 @@ def _refuse_lonely_placeholders(model_inputs: Mapping[str, Any], core: LanguageC
     """Hugging Face models run happily on placeholders without a medium, as if those were words."""
     for kind, token in core.placeholder_ids.items():
         count = int((model_inputs["input_ids"] == token).sum())
-        given = any(model_inputs.get(name) is not None for name in MEDIA_FEATURES[kind])
-        if count and not given:
+        has_features = any(model_inputs.get(name) is not None for name in MEDIA_FEATURES[kind])
+        if count and not has_features:
             raise LensplugError(
                 f"the tokens hold {count} {kind} placeholder(s), but no {kind} is given: run the processor with text"
                 f" and {kind} together."
             )
-        if given and not count:
+        if has_features and not count:
             raise LensplugError(
                 f"{kind} features are given, but no token is the {kind} placeholder (id {token}): the prompt needs one"
                 f" for each {kind}, and the {kind} must be large enough for a position."

@@ -49,7 +49,7 @@ class Sliceable(Protocol):
 
     @property
     def decoder_inputs(self) -> Mapping[str, Any]:
-        """What the core is given besides."""
+        """Additional decoder inputs."""
 
     @property
     def images(self) -> tuple[tuple[Any, ...], ...]:
@@ -97,17 +97,17 @@ def indexed(inputs: InputsT, key: Any) -> InputsT | Int[Tensor, " pos"]:
 
 def examples(inputs: InputsT, index: Int[Tensor, " example"]) -> InputsT:
     """The input of these examples, in this order; one may be there several times."""
-    at = index.to(inputs.tokens.device)
+    examples_kept = index.to(inputs.tokens.device)
     chosen = index.tolist()
     return replace(
         inputs,
-        embeds=inputs.embeds[at],
-        tokens=inputs.tokens[at],
-        attention_mask=inputs.attention_mask[at],
-        modality=_labels_of(inputs.modality, at),
+        embeds=inputs.embeds[examples_kept],
+        tokens=inputs.tokens[examples_kept],
+        attention_mask=inputs.attention_mask[examples_kept],
+        modality=_labels_of(inputs.modality, examples_kept),
         str_tokens=[inputs.str_tokens[example] for example in chosen],
-        model_inputs={},  # features of media are not told apart by example
-        decoder_inputs={name: of_examples(name, value, at) for name, value in inputs.decoder_inputs.items()},
+        model_inputs={},  # features of media cannot be assigned to examples
+        decoder_inputs={name: of_examples(name, value, examples_kept) for name, value in inputs.decoder_inputs.items()},
         images=tuple(inputs.images[example] for example in chosen) if inputs.images else (),
         videos=tuple(inputs.videos[example] for example in chosen) if inputs.videos else (),
         audio=tuple(inputs.audio[example] for example in chosen) if inputs.audio else (),
@@ -115,14 +115,14 @@ def examples(inputs: InputsT, index: Int[Tensor, " example"]) -> InputsT:
 
 
 def of_examples(name: str, value: Any, examples: Int[Tensor, " variant"]) -> Any:
-    """What a core is given besides, by name, of these examples."""
+    """Additional decoder inputs, by name, for these examples."""
     if isinstance(value, Mapping):  # one mask for each kind of layer
-        return {kind: of_examples(name, own, examples) for kind, own in value.items()}
+        return {kind: of_examples(name, mask, examples) for kind, mask in value.items()}
     if not isinstance(value, Tensor):
         return value
     axis = 1 if name == "position_ids" else 0  # behind their parts
     if value.shape[axis] == 1:  # of one example, or the same for all: a view of it for each variant
-        return value.expand([len(examples) if at == axis else -1 for at in range(value.ndim)])
+        return value.expand([len(examples) if dimension == axis else -1 for dimension in range(value.ndim)])
     return value.index_select(axis, examples.to(value.device))
 
 
@@ -157,17 +157,17 @@ def first_positions(inputs: InputsT, stop: int) -> InputsT:
     )
 
 
-def _labels_of(modality: ModalityMap, at: Int[Tensor, " example"]) -> ModalityMap:
+def _labels_of(modality: ModalityMap, examples_kept: Int[Tensor, " example"]) -> ModalityMap:
     def again(geometry: Mapping[tuple[int, int], Any]) -> dict[tuple[int, int], Any]:
         return {
-            (new, medium): own
-            for new, old in enumerate(at.tolist())
-            for (example, medium), own in geometry.items()
-            if example == old
+            (new_example, medium): geometry_of_medium
+            for new_example, old_example in enumerate(examples_kept.tolist())
+            for (example, medium), geometry_of_medium in geometry.items()
+            if example == old_example
         }
 
     return ModalityMap(
-        modality.labels[at], modality.special[at], modality.media_index[at],
+        modality.labels[examples_kept], modality.special[examples_kept], modality.media_index[examples_kept],
         again(modality.grids), again(modality.video_grids), again(modality.timelines),
     )  # fmt: skip
 
@@ -176,11 +176,11 @@ def _first_labels(modality: ModalityMap, stop: int) -> ModalityMap:
     """Geometry goes with the media that are whole."""
 
     def whole(geometry: Mapping[tuple[int, int], Any], kind: MediumName) -> dict[tuple[int, int], Any]:
-        there = modality.mask(kind)[:, stop:]
+        is_beyond = modality.mask(kind)[:, stop:]
         return {
-            (example, medium): own
-            for (example, medium), own in geometry.items()
-            if not bool((there[example] & (modality.media_index[example, stop:] == medium)).any())
+            (example, medium): geometry_of_medium
+            for (example, medium), geometry_of_medium in geometry.items()
+            if not bool((is_beyond[example] & (modality.media_index[example, stop:] == medium)).any())
         }
 
     return ModalityMap(
@@ -191,7 +191,7 @@ def _first_labels(modality: ModalityMap, stop: int) -> ModalityMap:
 
 def _first_of(name: str, value: Any, stop: int) -> Any:
     if isinstance(value, Mapping):
-        return {kind: _first_of(name, own, stop) for kind, own in value.items()}
+        return {kind: _first_of(name, mask, stop) for kind, mask in value.items()}
     if not isinstance(value, Tensor):
         return value
     return value[..., :stop] if name == "position_ids" else value[..., :stop, :stop]

@@ -1,4 +1,4 @@
-"""Whether there is a model under a name, as far as that can be told before weights are read."""
+"""Whether a name refers to a model, as far as can be checked before reading weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refuse_no_processor(name: str, config: Any) -> None:
     if kinds and folder.is_dir() and not any((folder / file).is_file() for file in PROCESSOR):
         raise LensplugError(
             f"{name!r} could not be loaded: it has no {PROCESSOR[0]} or {PROCESSOR[1]}, which say how images and sounds"
-            f" are read. Save it beside the model: AutoProcessor.from_pretrained(...).save_pretrained({name!r})."
+            f" are read. Save it next to the model: AutoProcessor.from_pretrained(...).save_pretrained({name!r})."
         )
 
 
@@ -63,6 +63,6 @@ def _refuse_incomplete(folder: Path, name: str, gguf_file: str | None) -> None:
     elif not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
         why = f"it has no weights ({', '.join(WEIGHTS)}): save the model itself, model.save_pretrained({name!r})"
     if not why and gguf_file is None and not set(files) & {*PROCESSOR, *TOKENIZER}:
-        why = f"it has no processor and no tokenizer: save it beside the model, processor.save_pretrained({name!r})"
+        why = f"it has no processor and no tokenizer: save it next to the model, processor.save_pretrained({name!r})"
     if why:
         raise LensplugError(f"{name!r} could not be loaded: {why}. {EXPECTED}")

@@ -1,4 +1,4 @@
-"""The front door: `load` a model by name or folder, or `wrap` one that is in memory."""
+"""`load` a model by name or folder, or `wrap` one that is in memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load(
     Args:
         name: A model of the Hugging Face hub, or a folder that `save_pretrained` wrote.
         device: Where to; "cuda" if there is one, else "cpu", if not given.
-        dtype: Of the weights; "auto" is what the checkpoint says. fp16 is not safe for every model in
+        dtype: The dtype of the weights; "auto" is that of the checkpoint. fp16 is not safe for every model in
             TransformerLens's attention: `lens.check` counts logits that are not finite.
         engine: See `wrap`.
         process_weights: See `wrap`.
@@ -112,8 +112,8 @@ def wrap(
 
     Args:
         hf_model: A multimodal model (or a plain language model), in evaluation mode, on one device. A
-            TransformerBridge of TransformerLens's own (`boot_transformers`) will do: the model is made anew of copies
-            of its modules, which share the weights, and the bridge stays as it is.
+            TransformerBridge of TransformerLens's own (`boot_transformers`) is accepted: the model is rebuilt from
+            copies of its modules, which share the weights, and the bridge stays as it is.
         processor: Its processor, for `lens.prepare`; a tokenizer for a plain language model. Of a bridge, what it has.
         engine: "hooked_transformer" (TransformerLens 3.x), "bridge" (a TransformerBridge, 3.9 and 4.x), or "auto":
             HookedTransformer where it is installed and computes the core exactly, else the bridge.
@@ -125,7 +125,7 @@ def wrap(
 
     Raises:
         LensplugError: If the model has no language core of its own, or one that cannot be wrapped
-            exactly; what stands in the way is named.
+            exactly; the reason is named.
     """
     refuse_other_models(hf_model, processor)
     given_processor = processor

@@ -1,4 +1,4 @@
-"""What `lensplug.load` is asked for, held against what there is, before anything large is read.
+"""Options of `lensplug.load`, checked against what is available before anything large is read.
 
 A core is one set of whole weights in one dtype on one device. Options of transformers that would give another one
 (split, offloaded or quantised weights) are refused by name, with what to type in their place.
@@ -23,7 +23,7 @@ QUANTISED = (
     "a core has whole weights, which TransformerLens multiplies with: leave it out, and save memory with"
     " dtype='bfloat16'"
 )
-SPLIT = "a core lies whole on one device: leave it out, and give device='cuda' (or 'cuda:1', 'cpu')"
+SPLIT = "a core must be on one device: leave it out, and give device='cuda' (or 'cuda:1', 'cpu')"
 REFUSED = {
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_config", "torchao_config"), QUANTISED),
     **dict.fromkeys(
@@ -37,7 +37,7 @@ REFUSED = {
     "output_loading_info": "load returns a lens: leave it out",
 }
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"] | str | torch.dtype
-"""Of the weights: a name, with or without "torch." before it, torch's own, or "auto", the checkpoint's."""
+"""dtype of the weights: a name, with or without "torch.", a torch.dtype, or "auto" (the checkpoint's)."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 ATTENTION = {"eager": True, "sdpa": True, "flash_attention_2": "flash_attn_2", "flash_attention_3": "flash_attn_3"}
 """Name -> always there, or the package that transformers must find."""

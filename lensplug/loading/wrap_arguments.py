@@ -56,7 +56,7 @@ def refuse_other_models(model: Any, processor: Any) -> None:
 
 
 def refuse_not_loaded(model: Any) -> None:
-    """Raise if weights of any part, encoders too, are not in memory or lie on several devices.
+    """Raise if weights of any part, encoders too, are not in memory or are on several devices.
 
     Raises:
         LensplugError: Then.
@@ -64,7 +64,7 @@ def refuse_not_loaded(model: Any) -> None:
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     if len(places) > 1:
         raise LensplugError(
-            f"{_kind(model)} lies on several devices ({', '.join(sorted(places))}): load it whole on one, without"
+            f"{_kind(model)} is on several devices ({', '.join(sorted(places))}): load it on one device, without"
             " device_map."
         )
     for name, weight in model.named_parameters():

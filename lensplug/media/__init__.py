@@ -1,4 +1,4 @@
-"""Pictures, videos and sounds as users have them, one kind a file, and all of them together as `Media`.
+"""Loading images, videos and sounds: one module per kind, and all of them together as `Media`.
 
 Files are read in formats of a list, and as far as a memory limit for each medium allows: see `limits`, where one call
 changes it. What is read is nothing but the file that is named: no link in it is followed, no address on the net.
@@ -45,7 +45,7 @@ class Media:
 
     @property
     def image_sizes(self) -> list[list[tuple[int, int]]]:
-        """(height, width) of every picture."""
+        """(height, width) of every image."""
         return [[(image.height, image.width) for image in images] for images in self.images]
 
     @property
@@ -61,7 +61,7 @@ def load_media(n_examples: int, *, batched: bool, images: Any = None, videos: An
         n_examples: Prompts.
         batched: Whether each kind is a list for each prompt; else it is the list (or the one medium) of the
             only prompt.
-        images: Pictures, or None.
+        images: Images, or None.
         videos: Videos, or None.
         audio: Sounds, or None.
 

@@ -32,7 +32,7 @@ SOUND_CODECS = (
     *(f"pcm_{form}be" for form in ("s16", "s24", "s32", "s64", "f32", "f64", "u16", "u24", "u32")),
 )
 MAX_STREAMS = 64
-"""Pictures, sounds and subtitles of one file."""
+"""Video, audio and subtitle streams of one file."""
 
 
 def pyav(doing: str, instead: str) -> Any:
@@ -55,7 +55,7 @@ def open_container(av: Any, file: File, *, max_pixels: int) -> Iterator[Any]:
     Args:
         av: The module.
         file: The file.
-        max_pixels: The decoder of pictures refuses larger ones itself.
+        max_pixels: The video decoder itself refuses larger frames.
     """
     options = {
         "format_whitelist": ",".join(FORMATS),

@@ -1,4 +1,4 @@
-"""Picture files by Pillow: in formats of a list, and no larger than the memory limit allows."""
+"""Image files read with Pillow: only allowed formats, within the memory limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM"
 """Allowed formats. Others that Pillow supports are left out: EPS runs Ghostscript, QOI is decoded in Python, icons
 contain other files, and most are obsolete. HEIF is available once pillow-heif is registered."""
 BYTES_A_PIXEL = 12
-"""What reading takes: Pillow keeps 4 bytes a pixel, and up to three pictures while it converts one."""
+"""What reading takes: Pillow keeps 4 bytes a pixel, and up to three images while it converts one."""
 HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")
 OF_TELEPHONES = "It is HEIC, of a telephone: pip install pillow-heif, and call pillow_heif.register_heif_opener()."
 PILLOWS = 2**30 // 12

@@ -1,4 +1,4 @@
-"""Pictures as users have them: files, arrays, PIL images; as an ordinary viewer shows them."""
+"""Loading images: files, arrays, PIL images; as an ordinary viewer shows them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def load_image(source: Any, *, upright: bool = True) -> Image.Image:
-    """A picture as RGB, as a browser shows it: turned as its EXIF says, what is transparent on white.
+    """An image as RGB, as a browser shows it: turned as its EXIF says, what is transparent on white.
 
     For an animation it is the current frame of a PIL image, or the first frame of a file, with a warning. Files are
     read in the formats of `image_files.FORMATS` only, within the memory limit (`limits.set_memory_limit`): by default
@@ -62,7 +62,7 @@ def _decoded(source: Any, convert: Callable[[Image.Image], T]) -> T:
 
 
 def is_one_image(source: Any) -> bool:
-    """Whether this is a single picture, and not a list of them."""
+    """Whether this is a single image, and not a list of them."""
     if isinstance(source, np.ndarray | Tensor):
         return source.ndim < 4
     return isinstance(source, Image.Image) or is_file(source)

@@ -1,11 +1,11 @@
-"""How much memory reading one picture, video or sound may take: a small file can hold what fills a machine.
+"""How much memory reading one image, video or sound may take: a small file can hold what fills a machine.
 
     lensplug.media.set_memory_limit("4 GB")           # from now on
     with lensplug.media.set_memory_limit("4 GB"):     # here only
         ...
 
 In a shell, and so for the command line: `export LENSPLUG_MEDIA_MEMORY=4GB`. Unless it is changed the limit is 1 GiB
-(1.07 GB) for each medium: a picture of 89 megapixels (12 bytes a pixel, where Pillow too begins to warn), 16 frames of
+(1.07 GB) for each medium: an image of 89 megapixels (12 bytes a pixel, where Pillow too begins to warn), 16 frames of
 4K, a sound of one hour and 40 minutes at 44.1 kHz or of four hours and a half at 16 kHz. It is checked against a
 file's declared size before decoding, and against the actual size while decoding. Data already in memory, such as
 arrays, has no limit.
@@ -32,7 +32,7 @@ _limit: int | None = None
 
 @checked
 def set_memory_limit(size: int | str) -> ExitStack:
-    """How much memory reading one picture, video or sound may take, from now on.
+    """How much memory reading one image, video or sound may take, from now on.
 
     Args:
         size: Bytes, or a text such as "4 GB" (10^9 bytes) or "4 GiB" (2^30).

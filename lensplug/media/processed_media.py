@@ -37,8 +37,8 @@ def load_seen(
     An image with an EXIF orientation is used in the orientation that fits the outputs; a warning says if neither does.
 
     Raises:
-        LensplugError: If a medium cannot be read, a video is a file, pictures have not the size of those that were
-            seen, or it cannot be told whether they were seen turned.
+        LensplugError: If a medium cannot be read, a video is a file, images have not the size of those that were
+            seen, or whether they were seen rotated cannot be determined.
     """
     n_examples = len(processor_outputs.get("input_ids", ()))
     batched = n_examples > 1
@@ -78,7 +78,7 @@ def _as_seen(
     if best is None:
         if len(candidates) == 2:
             raise LensplugError(
-                "a picture has an EXIF orientation, and whether the processor saw it turned cannot be told: give the"
+                "an image has an EXIF orientation, and whether the processor saw it rotated is unknown: pass the"
                 " very picture that it saw (PIL.ImageOps.exif_transpose(picture), or it without EXIF)."
             )
         return upright

@@ -25,7 +25,7 @@ class Recording:
         Args:
             name: As errors name it.
             rate: Samples a second.
-            n_channels: Of every block.
+            n_channels: Number of channels of every block.
             start_s: Where what is wanted begins, in seconds.
             end_s: Where it ends; None for the end of the file.
 

@@ -126,7 +126,7 @@ def _by_pyav(file: File, why: str, start_s: float, end_s: float | None) -> Recor
 
 
 def _late(frame: Any, container: Any) -> int:
-    """Samples of silence with which a player begins: the sound of a video can begin after its pictures."""
+    """Samples of silence with which a player begins: the sound of a video can begin after its frames."""
     if frame.time is None or container.start_time is None:
         return 0
     late_s: float = frame.time - container.start_time / 1e6

@@ -25,7 +25,7 @@ from lensplug.media.video_packets import WORTHWHILE, Packets, read_packets
 from lensplug.media.warn import warn_user
 
 DECODER = 30
-"""Bytes a pixel that decoders take beside the frames that are kept, of 3 bytes a pixel."""
+"""Bytes per pixel that decoders need in addition to the kept frames of 3 bytes per pixel."""
 LEAST = 2**20
 """Pixels up to which a decoder is never stopped: those of small frames add a margin."""
 COMMAND = "ffmpeg -i IN -c:v libx264 OUT.mp4"
@@ -75,7 +75,7 @@ def read_video(file: File, num_frames: int) -> tuple[np.ndarray, list[float] | N
     """Frames `[frame height width 3]` taken evenly in time, and when each is on the screen, in seconds.
 
     Raises:
-        LensplugError: If PyAV is missing, or the file has no pictures, one alone, cannot be read, or the frames that
+        LensplugError: If PyAV is missing, or the file has no frames, only one, cannot be read, or the frames that
             are wanted take more than the memory limit allows.
     """
     av = pyav("video files need", "give the frames")
@@ -101,7 +101,7 @@ def read_video(file: File, num_frames: int) -> tuple[np.ndarray, list[float] | N
 
 
 def _is_picture(begins: bytes) -> bool:
-    """Whether a file is a still picture, by its first bytes; an animated PNG says so before its pixels."""
+    """Whether a file is a still image, by its first bytes; an animated PNG says so before its pixels."""
     still = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
     return begins.startswith(still) and b"acTL" not in begins or begins[8:12] == b"WEBP"
 
@@ -110,7 +110,7 @@ def refuse_large(file: File, width: int, height: int, stream: Any, n_frames: int
     """Refuse frames that take too much memory.
 
     Raises:
-        LensplugError: If the memory limit does not allow so many of them.
+        LensplugError: If the memory limit does not allow that many frames.
     """
     n_pixels = max(width * height, int(np.prod(shown_size(width, height, stream))))
     if n_pixels == 0:
@@ -126,9 +126,9 @@ def refuse_large(file: File, width: int, height: int, stream: Any, n_frames: int
 
 @contextmanager
 def _pictures(av: Any, file: File) -> Iterator[tuple[Any, Any]]:
-    """The file, opened once more at its beginning, and its moving pictures."""
+    """The file, opened again at its beginning, and its video stream."""
     with open_container(av, file, max_pixels=max(memory_limit() // DECODER, LEAST)) as container:
-        # The cover of a song is a stream of pictures too.
+        # The cover of a song is a video stream too.
         streams = [
             frame for frame in container.streams.video if not frame.disposition & av.stream.Disposition.attached_pic
         ]
@@ -154,7 +154,7 @@ def _by_jumps(av: Any, file: File, packets: Packets, num_frames: int) -> Frames 
                     container.seek(key, stream=stream, backward=True)
                     decoded = container.decode(stream)
                     first = next(decoded)
-                    # A key can also be where pictures begin to be renewed part by part: they come right later only.
+                    # A key frame can also start a gradual refresh, after which frames are correct only later.
                     if first.pts is None or first.pts > key or first.pict_type != av.video.frame.PictureType.I:
                         return None
                     decoded = chain([first], decoded)

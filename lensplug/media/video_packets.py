@@ -63,7 +63,7 @@ def read_packets(container: Any, stream: Any) -> Packets:
     if n_unknown or not distinct or stream.time_base is None:
         return Packets(Track(n_packets, None), [], [], can_jump=False)
     start_s, base = (container.start_time or 0) / 1e6, stream.time_base
-    times = [float(one) * float(base.numerator) / float(base.denominator) - start_s for one in ordered]
+    times = [float(time_stamp) * float(base.numerator) / float(base.denominator) - start_s for time_stamp in ordered]
     key_pts = sorted(keys)
     can_jump = (
         first_is_key

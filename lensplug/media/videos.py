@@ -20,7 +20,7 @@ from lensplug.media.limits import refuse_beyond_limit
 from lensplug.media.video_files import read_video
 
 BYTES_A_FRAME = 10
-"""A pixel of a frame that is a picture: Pillow keeps 4 bytes of it, and there are two arrays of 3 while they are
+"""A pixel of a frame that is an image: Pillow keeps 4 bytes of it, and there are two arrays of 3 while they are
 stacked."""
 
 
@@ -47,7 +47,7 @@ class Video:
         return int(self.frames.shape[2])
 
     def image(self, frame: int) -> Image.Image:
-        """One frame as a picture."""
+        """One frame as an image."""
         return Image.fromarray(self.frames[frame].numpy())
 
 
@@ -98,7 +98,7 @@ def load_video(source: Any, *, num_frames: int = 16) -> Video:
 def is_one_video(source: Any) -> bool:
     """Whether this is a single video, and not a list of them."""
     if isinstance(source, list | tuple) and not _is_pair(source):
-        # A list of pictures is one video; a path in a list is a video file.
+        # A list of images is one video; a path in a list is a video file.
         return len(source) > 0 and all(
             isinstance(frame, Image.Image) or (isinstance(frame, np.ndarray | Tensor) and frame.ndim <= 3)
             for frame in source

@@ -25,7 +25,7 @@ SCALES = {torch.int8: 2.0**7, torch.uint8: 2.0**7, torch.int16: 2.0**15, torch.i
 
 
 class Mono:
-    """The mean of channels, block by block, and what can be told of it when all of them were there."""
+    """The mean of channels, block by block, and checks once all blocks were read."""
 
     def __init__(self) -> None:
         """No block has been there."""

@@ -31,7 +31,7 @@ LARGEST = 10**8
 OF_PROCESSORS = 100_000
 """Largest allowed size in a processor config, in pixels, samples or tokens."""
 AREAS = re.compile(r"pixels|edge|frames|length|samples")
-"""Keys of a processor's that count the pixels or samples of a whole picture or sound."""
+"""Keys of a processor's that count the pixels or samples of a whole image or sound."""
 LARGEST_AREA = 2 * 10**9
 MOST_ENTRIES = 10_000
 """Largest allowed length of a list in a processor config."""

@@ -55,11 +55,11 @@ def failures_explained(name: str, *, may_trust: bool = True) -> Iterator[Callabl
     it reads them with, or of Python, such as a division by a size that is nought.
 
     Args:
-        name: Of the model, as the user gave it.
-        may_trust: Whether the user may choose that code of its own is run.
+        name: Name of the model, as the user passed it.
+        may_trust: Whether the user can choose to run the model's own code.
 
     Yields:
-        A function that is told what is read now, which the sentence names.
+        A function to call with the name of what is read now, for the message.
 
     Raises:
         LensplugError: Then.

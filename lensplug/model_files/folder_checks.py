@@ -27,7 +27,7 @@ IF_THERE = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_f
 
 
 def local(name: str, where: Mapping[str, Any]) -> Path | None:
-    """The folder that a model's small files lie in, those of the hub fetched; None where the hub has none of them."""
+    """The folder with a model's small files, fetched from the hub if needed; None if the hub has none of them."""
     folder = Path(name)
     if folder.is_dir():
         return folder / str(where.get("subfolder", ""))
@@ -50,7 +50,7 @@ def fetch_weights(name: str, where: Mapping[str, Any], options: Mapping[str, Any
 
 
 def refuse_broken(folder: Path, name: str, *, may_have_adapter: bool = False) -> None:
-    """Raise if one of the files beside the weights is broken, no file, or asks for what is not given.
+    """Raise if one of the files next to the weights is broken, not a file, or requires what is not available.
 
     Args:
         folder: From `local`.
@@ -65,7 +65,7 @@ def refuse_broken(folder: Path, name: str, *, may_have_adapter: bool = False) ->
             refuse_no_file(path)
     if (folder / ADAPTER).exists() and not may_have_adapter:
         raise LensplugError(
-            f"{name!r} could not be loaded: it has an adapter beside the model, {ADAPTER}: merge it first,"
+            f"{name!r} could not be loaded: it has an adapter next to the model, {ADAPTER}: merge it first,"
             " model.merge_and_unload().save_pretrained(...), or take the file out, for the model without it."
         )
     if (folder / CONFIG).exists():

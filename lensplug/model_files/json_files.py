@@ -57,8 +57,8 @@ def read_json(path: Path) -> Any:
     if (size := path.stat().st_size) > most:
         raise LensplugError(f"{str(path)!r} has {size >> 20} MB, expected at most {most >> 20} MB of JSON.")
     data = path.read_bytes()
-    if what := what_else(data[:200]):
-        raise LensplugError(f"{str(path)!r} is {what}.")
+    if content_kind := what_else(data[:200]):
+        raise LensplugError(f"{str(path)!r} is {content_kind}.")
     if data.startswith(b"\xef\xbb\xbf"):
         raise LensplugError(f"{str(path)!r} begins with a byte order mark: save it as UTF-8 without one.")
     try:

@@ -27,8 +27,8 @@ def model_class(config: Any, name: str, *, trust_remote_code: bool = False) -> A
     """The class that a configuration names, or the Auto class that finds it.
 
     Args:
-        config: Of the checkpoint.
-        name: Of the checkpoint, for errors.
+        config: Configuration of the checkpoint.
+        name: Name of the checkpoint, for errors.
         trust_remote_code: Whether code that the checkpoint brings may be its class.
 
     Raises:
@@ -69,9 +69,9 @@ def refuse_other_size(
 
     Args:
         auto: From `model_class`.
-        config: Of the checkpoint.
+        config: Configuration of the checkpoint.
         weights: What its files hold; None, and nothing is done.
-        name: Of the checkpoint, for errors.
+        name: Name of the checkpoint, for errors.
         trust_remote_code: See `model_class`.
 
     Raises:
@@ -92,7 +92,7 @@ def refuse_other_size(
 
 
 def other_shapes(auto: Any, config: Any, weights: WeightFiles | None, *, trust_remote_code: bool = False) -> str:
-    """The first weight that has one shape in the files and another by the configuration, in words; "" if none has."""
+    """A description of the first weight whose shape in the files differs from the configuration; "" if none does."""
     if weights is None:
         return ""
     with torch.device("meta"):
@@ -112,7 +112,7 @@ def _built(auto: Any, config: Any, trust_remote_code: bool) -> Any:
 
 @contextmanager
 def _at_most(most: int, name: str) -> Iterator[None]:
-    """A scope in which this thread may build so many weights."""
+    """A scope that limits how many weights this thread may build."""
     thread, count = threading.get_ident(), 0
 
     def counted(module: nn.Module, parameter_name: str, parameter: Any) -> None:

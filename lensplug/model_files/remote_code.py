@@ -1,4 +1,4 @@
-"""Code that comes with a model is run when the user says so, and nobody is asked on a terminal.
+"""Code that comes with a model runs only with `trust_remote_code=True`; there is no prompt on the terminal.
 
 transformers asks, "Do you wish to run the custom code? [y/N]", wherever `trust_remote_code` did not reach one of its
 loaders; a progress display swallows the question, and after 15 seconds it is an error of another kind.

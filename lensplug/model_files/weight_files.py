@@ -1,7 +1,7 @@
 """Weight files looked at before anything opens them: whole, inside their folder, and what tensors they have.
 
 A safetensors file begins with eight bytes that say how long its header is, and a header in JSON that says where each
-tensor lies. Both are read here, within limits, so that a file of which the end is missing is told by how many bytes.
+tensor lies. Both are read here, within limits, so that a truncated file is reported with the number of missing bytes.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ ORDER = (SINGLE, INDEX, PICKLED, PICKLED_INDEX)
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """What a model's weight files hold, as far as that is told without reading them."""
+    """Contents of a model's weight files, as known without reading the weights."""
 
     names: tuple[str, ...]
     """Names of the files."""
     shapes: Mapping[str, tuple[int, ...]]
     """By tensor; empty where the files do not say."""
     tensors: int
-    """At most so many."""
+    """Upper bound of the number of tensors."""
     numbers: int
-    """At most so many, all tensors together."""
+    """Upper bound of the total number of weights."""
 
 
 def weight_files(folder: Path, *, variant: str | None = None, use_safetensors: bool | None = None) -> WeightFiles:
     """The files that transformers would open in a folder, each of them whole.
 
     Args:
-        folder: Of a model.
+        folder: Folder of a model.
         variant: As `from_pretrained` takes it.
-        use_safetensors: Likewise.
+        use_safetensors: Whether to read safetensors only, as for transformers.
 
     Raises:
         LensplugError: If one is missing, broken, not in the folder, or no regular file.
@@ -93,14 +93,14 @@ def safetensors_header(path: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of a safetensors file's tensors.
 
     Raises:
-        LensplugError: If the file is none, or not whole; how many bytes are missing.
+        LensplugError: If the file is not such a file, or incomplete, with the number of missing bytes.
     """
     refuse_no_file(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         beginning = file.read(200)
-        if what := what_else(beginning):
-            raise LensplugError(f"{str(path)!r} is {what}.")
+        if content_kind := what_else(beginning):
+            raise LensplugError(f"{str(path)!r} is {content_kind}.")
         if size < 8:
             raise LensplugError(
                 f"{str(path)!r} has {size} bytes, too few for the header of a safetensors file. {AGAIN}."
@@ -130,8 +130,8 @@ def refuse_broken_pickle(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         beginning = file.read(200)
-    if what := what_else(beginning):
-        raise LensplugError(f"{str(path)!r} is {what}.")
+    if content_kind := what_else(beginning):
+        raise LensplugError(f"{str(path)!r} is {content_kind}.")
     if not beginning.startswith(b"PK"):
         return  # the format of torch before 1.6, which torch itself reads to its end
     try:
@@ -204,7 +204,7 @@ def of_index(path: Path) -> list[str]:
     """The files that an index names.
 
     Raises:
-        LensplugError: If it is no index, or names files that are not beside it.
+        LensplugError: If it is no index, or names files outside its folder.
     """
     places = read_object(path).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
@@ -215,14 +215,14 @@ def of_index(path: Path) -> list[str]:
 
 
 def refuse_outside(path: Path, names: Iterable[str]) -> None:
-    """Raise if a file names others that are not beside it.
+    """Raise if a file names others outside its folder.
 
     Raises:
         LensplugError: Then.
     """
     for name in names:
         if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
-            raise LensplugError(f"{str(path)!r} names a file that is not beside it, {name!r}: it is not followed.")
+            raise LensplugError(f"{str(path)!r} names a file outside its folder, {name!r}: it is not followed.")
 
 
 def _is_there(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Positions said by what they are: a map of modalities as users have it at hand, and masks by name.
+"""Positions selected by modality: modality maps as users pass them, and masks by name.
 
 Wherever a function asks which position is what, the inputs that were run say it as well as their map does; and wherever
 positions are chosen or left out, the name of a modality means all of its positions.
@@ -67,7 +67,7 @@ def mask_at(
     Args:
         where: A modality's name, several, "media", or a mask of this shape.
         given: Whose positions; needed for names.
-        shape: Of the mask, [batch pos].
+        shape: Shape of the mask, [batch pos].
         name: The argument's, for an error.
         against: What has this shape, for an error.
 

@@ -97,11 +97,11 @@ def group_positions(
     """Text by runs of tokens; image tokens by view and region, or whole spans where there is no geometry.
 
     Args:
-        modality: Of the inputs, or the inputs themselves, which name their words as well.
+        modality: `inputs.modality`, or the inputs, which also name text tokens.
         str_tokens: Their texts, to name words; without them a word is named by its position.
         example: Which example.
         blocks: Regions along each side of a view.
-        stretches: Of a sound.
+        stretches: Maximum number of groups of a sound.
         text_run: Neighbouring text tokens pooled into one group; 1 keeps each alone.
         join_newlines: Put the tokens that end a row of an image into the region that they end; by default they are a
             group of their own, from all over the prompt.

@@ -20,7 +20,7 @@ Positions = int | Sequence[int] | Int[Tensor, "..."]
 def watched_rows(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch 1"]:
     """The last position of every example, padding or not: what is looked at where no row is kept.
 
-    Attention rows that nobody keeps still show whether a hook edits patterns, which would change nothing.
+    Attention rows that are not cached still reveal whether a hook edits patterns, which would have no effect.
     """
     return torch.full_like(tokens[:, :1], tokens.shape[1] - 1)
 

@@ -1,6 +1,6 @@
 """Which position is what: text, image, video, audio, generated or pad.
 
-A `ModalityMap` is made with the inputs and travels beside the `ActivationCache` into every analysis.
+A `ModalityMap` is created with the inputs and passed with the `ActivationCache` to every analysis.
 It knows nothing of models: labels on positions, spans of one medium, and the geometry of each medium.
 """
 
@@ -51,9 +51,9 @@ class ModalityMap:
     media_index: Int[Tensor, "batch pos"]
     """Which image (video, sound) of its example a position belongs to; -1 for none or not known."""
     grids: Mapping[tuple[int, int], ImageGrid] = field(default_factory=dict)
-    """(example, media_index) -> where the tokens of that image lie."""
+    """(example, media_index) -> the places of that image's tokens."""
     video_grids: Mapping[tuple[int, int], VideoGrid] = field(default_factory=dict)
-    """(example, media_index) -> where, and in which frame, the tokens of that video lie."""
+    """(example, media_index) -> the frames and places of that video's tokens."""
     timelines: Mapping[tuple[int, int], AudioTimeline] = field(default_factory=dict)
     """(example, media_index) -> when the tokens of that sound are heard."""
 
@@ -79,7 +79,7 @@ class ModalityMap:
             placeholder_ids: Modality -> the id of its placeholder.
             special_ids: Ids of special tokens.
             media_lengths: Modality -> for each example, the number of positions of each medium, in order; None
-                where one cannot be told from the next. Without it, an example with one run of positions has one
+                where one cannot be separated from the next. Without it, an example with one run of positions has one
                 medium.
             grids: The geometry of the images, where the family is known.
             video_grids: That of the videos.
@@ -114,11 +114,12 @@ class ModalityMap:
             ("audio", modality_map.timelines),
         )
         for modality, geometry in geometries:
-            for (example, index), own in geometry.items():
+            for (example, index), geometry_of_medium in geometry.items():
                 positions = int((modality_map.mask(modality)[example] & (media_index[example] == index)).sum())
-                if positions != len(own):
+                if positions != len(geometry_of_medium):
                     raise LensplugError(
-                        f"{modality} {index} of example {example} has {positions} positions, its geometry {len(own)}."
+                        f"{modality} {index} of example {example} has {positions} positions, its geometry"
+                        f" {len(geometry_of_medium)}."
                     )
         return modality_map
 
@@ -158,7 +159,7 @@ class ModalityMap:
 
     @checked
     def image_grid(self, media_index: int = 0, example: int = 0) -> ImageGrid | None:
-        """Where the tokens of an image lie in its pixels.
+        """The boxes of an image's tokens, in pixels.
 
         None for a family without geometry, and where the size of the image or the settings of its processor
         are not known (`lens.encode` without `images=`).
@@ -171,7 +172,7 @@ class ModalityMap:
 
     @checked
     def video_grid(self, media_index: int = 0, example: int = 0) -> VideoGrid | None:
-        """Where, and in which frame, the tokens of a video lie; None as for `image_grid`.
+        """The frames and boxes of a video's tokens; None as for `image_grid`.
 
         Raises:
             LensplugError: If there is no such video.

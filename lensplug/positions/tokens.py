@@ -38,10 +38,10 @@ def single_token(word: str, tokenizer: Any) -> int:
 
 
 def find_text(text: str, str_tokens: Sequence[str], tokens: Sequence[int] = (), tokenizer: Any = None) -> range | None:
-    """The positions that a piece of text stands at, its last occurrence; None where it is not there.
+    """The positions of the last occurrence of a text; None if it does not occur.
 
     White space does not count: some tokenizers decode a word alone without the space before it. A token
-    that lies only partly in the text counts.
+    that is only partly in the text counts.
 
     Args:
         text: What to find.

@@ -1,6 +1,6 @@
 """Subword pieces joined into words, so that attention can be read word by word.
 
-A tokenizer cuts "rolling" into "roll" and "##ing"; whoever reads a heat map wants one row and one column for it.
+A tokenizer cuts "rolling" into "roll" and "##ing"; a heat map should have one row and one column for it.
 Attention onto a word is the sum over its pieces, attention of a word the mean over its pieces (Clark et al.
 2019, arXiv 1906.04341), so that rows still sum to 1.
 

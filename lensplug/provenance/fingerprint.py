@@ -1,11 +1,11 @@
-"""What a TransformerLens model was made of: a fingerprint of its weights, and what processing has folded away.
+"""The origin of a TransformerLens model: a fingerprint of its weights, and the weights that processing folded.
 
 Results of two checkpoints look alike: they have one name, one dtype, one shape. A fingerprint tells them apart. It is a
 hash over 64 numbers of every weight, read again for each run (0.5B: 10 ms), so that weights which are changed in place
 have another. It is the same in every process and on every device, and for both engines, since numbers are taken in the
 order of memory, in which both share the weights of the Hugging Face model; that model's encoders and projectors count.
 An edit of fewer than one number in 64 of a weight may be missed. Processed weights are a copy in which the final norm's
-weight stands in the unembedding and value biases stand in the output biases. `made_of` has both as they were.
+weight is in the unembedding and value biases are in the output biases. `made_of` has both as they were.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ ZEROS = {sha256(bytes(4 * count)).digest() for count in range(1, 2 * SAMPLES + 1
 
 @dataclass(frozen=True)
 class Origin:
-    """The model that another was made of."""
+    """The model that a wrapped core was built from."""
 
     full: ref[nn.Module]
-    """With its encoders and projectors; gone when nobody else holds it."""
+    """With its encoders and projectors; a weak reference."""
     unembedding: Float[Tensor, "d_vocab d_model"]
     value_biases: tuple[Float[Tensor, " kv_d_head"] | None, ...]
     """Value bias of each layer; None where it has none."""
@@ -42,7 +42,7 @@ _ORIGINS: WeakKeyDictionary[Any, Origin] = WeakKeyDictionary()
 
 
 def remember(model: Any, hf_model: nn.Module, decoder: Any, head: Any) -> None:
-    """Note of a TransformerLens model that it was made of a Hugging Face model's decoder and head."""
+    """Record that a TransformerLens model was built from a Hugging Face model's decoder and head."""
     values = [getattr(getattr(layer, "self_attn", None), "v_proj", None) for layer in decoder.layers]
     biases = tuple(getattr(value, "bias", None) for value in values)
     if all(value is not None for value in values):
@@ -82,7 +82,7 @@ def fingerprint(model: Any) -> str:
 
 
 def _samples(models: Sequence[nn.Module]) -> Iterator[Tensor]:
-    """Numbers from all over each weight, in the order in which they lie in memory.
+    """Numbers sampled evenly from each weight, in memory order.
 
     Weights that are one piece of memory, as the engines share it, are read once. Module by module: a bridge's own
     `parameters()` leaves some out.

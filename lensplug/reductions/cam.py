@@ -1,6 +1,6 @@
 """Gradient x attention, the mean over heads of its positive or its negative part: what gradient rollout reads.
 
-Kept while gradients are taken: the backward pass makes each block of rows of a pattern and its gradient anew, shows
+Kept while gradients are taken: the backward pass recomputes each block of rows of a pattern and its gradient, shows
 both, and forgets them.
 """
 

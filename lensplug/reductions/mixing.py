@@ -151,7 +151,7 @@ def keeps(
 
 
 def beside_first(attention: Float[Tensor, "batch row key"], first: Int[Tensor, " batch"]) -> Float[Tensor, "batch row"]:
-    """What each row of attention has beside the first position; added up, where 1 less the first's would cancel."""
+    """The attention of each row that is not on the first position; summed, since 1 - first would cancel."""
     parts = [
         rows[:, :first_position].sum(dim=-1) + rows[:, first_position + 1 :].sum(dim=-1)
         for rows, first_position in zip(attention, first, strict=True)

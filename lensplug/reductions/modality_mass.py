@@ -60,7 +60,7 @@ def parts(modality: ModalityMap, sink: Bool[Tensor, "batch pos"] | None = None) 
 
     Args:
         modality: Which position is what.
-        sink: What stands in the place of the first position.
+        sink: Mask to use in place of the first position.
     """
     first = first_position(modality) if sink is None else sink
     numbers = torch.arange(len(MODALITIES), device=modality.labels.device)
@@ -111,7 +111,7 @@ def views_of(modality: ModalityMap) -> list[Bool[Tensor, "batch pos"]]:
     for (example, index), grid in modality.grids.items():
         positions = (modality.mask("image")[example] & (modality.media_index[example] == index)).nonzero()[:, 0]
         if len(positions) != len(grid):
-            continue  # not whole in this map: no token of it can be told from another
+            continue  # incomplete in this map: its tokens cannot be distinguished
         view, newline = grid.view.to(positions.device), grid.newline.to(positions.device)
         for where, chosen in zip(masks, ((view == 0) & ~newline, (view > 0) & ~newline, newline), strict=True):
             where[example, positions[chosen]] = True

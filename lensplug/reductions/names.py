@@ -3,7 +3,7 @@
 ROLLOUT = "rollout"
 """The product of all layers' attention, `[batch query key]`."""
 ROLLOUT_ROWS = "rollout_rows"
-"""What each row of each layer kept of itself, and had beside the first position, `[batch layer query 2]`."""
+"""For each layer and row: the residual share, and the attention not on the first position, `[batch layer query 2]`."""
 
 
 def head_mean(layer: int) -> str:

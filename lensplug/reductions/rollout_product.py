@@ -65,7 +65,7 @@ class _Product:
         rows, keys = pattern.shape[2:]
         if keys > start + rows:
             raise LensplugError(
-                "attention looks ahead in this model (within an image), and the rollout is made for attention that does"
+                "attention looks ahead in this model (within an image), and this rollout is for attention that does"
                 " not: keep='head_mean', and give the cache to analysis.attention_rollout."
             )
         fused = self.mixing.fused(pattern, self.mixing.heads_of(layer))

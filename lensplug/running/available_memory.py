@@ -56,7 +56,7 @@ def _within_the_job(free: int) -> int:
 
 
 def _up_to(root: Path, path: str) -> Iterator[Path]:
-    """A group, and those that it lies in."""
+    """A control group and its parents."""
     group = root / path.lstrip("/")
     while group.is_relative_to(root):
         yield group

@@ -52,7 +52,7 @@ Needed = Needs | str | Sequence[Needs | str] | Callable[..., Any] | None
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run keeps, and where: the options of `MultimodalLens.run_with_cache`, held against its inputs."""
+    """What one run keeps, and where: the options of `MultimodalLens.run_with_cache`, checked against its inputs."""
 
     names: Sequence[str]
     """The hooks whose activations are kept, in the model's order."""
@@ -143,9 +143,9 @@ def run_with_cache(
         else:
             elsewhere = {} if plan.device is None else {"device": plan.device}
             kept_names = set(plan.names).__contains__
-            logits, theirs = model.run_with_cache(inputs, names_filter=kept_names, **elsewhere, **plan.others)
-            cache = LensCache.of(theirs.cache_dict, model, inputs, **cached_positions)
-            cache.has_batch_dim = theirs.has_batch_dim
+            logits, library_cache = model.run_with_cache(inputs, names_filter=kept_names, **elsewhere, **plan.others)
+            cache = LensCache.of(library_cache.cache_dict, model, inputs, **cached_positions)
+            cache.has_batch_dim = library_cache.has_batch_dim
             if plan.query_positions is not None:
                 rows_kept = plan.query_positions.shape[1]
                 cache.cache_dict |= {
@@ -185,8 +185,12 @@ def _by_name() -> dict[str, Needs]:
     """Every analysis that reads a cache."""
     # Looked up by name when asked for: an analysis knows caches, not the other way round.
     door = import_module("lensplug.analysis")
-    public = {name: getattr(door, name) for name in dir(door)}  # imported only now, if nobody has asked for them
-    return {name: one for name, one in public.items() if isinstance(one, Needs) and not isinstance(one, type)}
+    public = {name: getattr(door, name) for name in dir(door)}  # imported only now, on demand
+    return {
+        name: public_object
+        for name, public_object in public.items()
+        if isinstance(public_object, Needs) and not isinstance(public_object, type)
+    }
 
 
 def _rows(positions: PositionsOrModality | None, inputs: MultimodalInput, name: str) -> Int[Tensor, "batch row"] | None:
@@ -202,7 +206,7 @@ def _rows(positions: PositionsOrModality | None, inputs: MultimodalInput, name: 
 def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Tensor, ...] | None, dict[str, Tensor]]:
     """What TransformerLens's cache holds, but of the residual stream only the chosen positions, cut out as it runs.
 
-    The rows of all layers lie in one tensor. Each by itself would stay between activations that come and go, and leave
+    The rows of all layers are in one tensor. Separate ones would be allocated between temporary activations, and leave
     holes that the heap cannot use for the next: at thousands of positions more than all rows together.
     """
     kept_here: dict[str, Tensor] = {}

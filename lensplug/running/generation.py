@@ -45,7 +45,7 @@ class Choosing:
     stop_strings: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        """Raise if a value is none that it can have."""
+        """Raise if a value is invalid."""
         whole_numbers = {"max_new_tokens": self.max_new_tokens, "top_k": self.top_k}
         for name, value in whole_numbers.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

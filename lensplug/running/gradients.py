@@ -128,9 +128,9 @@ def _gradients(scalar: Tensor, activations: dict[str, Tensor], embeds: Tensor) -
     floats = {name: value for name, value in activations.items() if value.is_floating_point()}
     # The embeddings' gradient passes through every layer: a score that overflowed is seen in it even where
     # TransformerLens turned its row of the pattern into zeros.
-    taken = torch.autograd.grad(scalar, [*floats.values(), embeds], allow_unused=True)
+    gradient_list = torch.autograd.grad(scalar, [*floats.values(), embeds], allow_unused=True)
     gradients = {}
-    for name, gradient in zip([*floats, "the embeddings"], taken, strict=True):
+    for name, gradient in zip([*floats, "the embeddings"], gradient_list, strict=True):
         if gradient is not None and not bool(gradient.isfinite().all()):
             raise LensplugError(
                 f"the gradient of {name} holds NaN or infinity (of a {str(embeds.dtype).removeprefix('torch.')} model):"

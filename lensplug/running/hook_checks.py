@@ -79,7 +79,7 @@ def _is_short(name: Any) -> bool:
 
 
 def _meant(model: Any, name: HookName) -> list[str]:
-    """What a short form may mean, of which the model has some."""
+    """Hook names that a short form may stand for."""
     layers = model.cfg.n_layers
     if not isinstance(name, str):
         short, layer, *kind = name

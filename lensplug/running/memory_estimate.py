@@ -1,10 +1,10 @@
-"""The memory of a run before it runs, from shapes alone: what stays in the cache, and what is there beside it.
+"""Estimated memory of a run, from shapes alone: the cache, and peak working memory.
 
     lens.estimate(inputs)                                     # everything: 46.1 GB kept
     lens.estimate(inputs, needs=analysis.logit_lens, query_positions=[], residual_positions=[-1])
 
-`lens.run_with_cache` asks for it, and refuses with these numbers what does not fit: to be told at once is better
-than to be ended by the system after an hour.
+`lens.run_with_cache` asks for it, and refuses runs that do not fit, with these numbers: better at once
+than being killed by the system after an hour.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Estimate:
     """What stays in the cache, by kind of hook: all layers together."""
     logits: int
     working: int
-    """The most that is there at once beside that, on the model's device."""
+    """Peak working memory on the model's device, in addition to the cache."""
     device: torch.device
     """The device of the model."""
     kept_on: torch.device
     """Where the cache is."""
     cheaper: int | None = None
-    """What the last position alone would take in all; None where that is no less."""
+    """Total for a run with the last position only; None if that is no less."""
 
     @classmethod
     def of(cls, model: Any, inputs: MultimodalInput, plan: Plan, *, engine: str = "hooked_transformer") -> Estimate:
@@ -92,7 +92,7 @@ class Estimate:
         logits = 4 * len(inputs) * cfg.d_vocab_out * 4  # in fp32, with what chooses among them
         if engine == "hooked_transformer":
             of_layer += of_layer // 2  # keys are kept before their rotation and behind it
-        # A longer cache of one layer is made beside its shorter one.
+        # When a layer's cache grows, the old and the new one exist at the same time.
         key_value_cache = {"key-value cache": cfg.n_layers * of_layer}
         return replace(estimate, by_hook=key_value_cache, logits=logits, working=estimate.working + of_layer)
 
@@ -103,8 +103,8 @@ class Estimate:
         Args:
             model: The wrapped core.
             inputs: The inputs.
-            plan: Of its run.
-            rows: Of how many positions of each example logits are made.
+            plan: The plan of the run.
+            rows: Number of positions per example whose logits are computed.
             engine: Its engine.
         """
         estimate = cls._of(model, inputs, plan, engine)
@@ -211,7 +211,7 @@ class _Sizes:
         return int(rows * width * item)
 
     def working(self, *, padded: bool) -> int:
-        """The most that one block holds at a time, beside what is kept."""
+        """Peak working memory of one block, in addition to what is cached."""
         cfg, item, positions = self.cfg, self.item, self.batch * self.length
         weights = self.batch * cfg.n_heads * self.length**2
         stream = 5 * positions * cfg.d_model * max(4, item)
@@ -255,7 +255,7 @@ class _Sizes:
             **dict.fromkeys(("hook_k", "hook_v", "hook_rot_k"), kv_heads * cfg.d_head),
             **dict.fromkeys(ROWS, heads * self.length),
             **dict.fromkeys(("hook_pre", "hook_pre_linear", "hook_post"), cfg.d_mlp),
-            # These fire only where the model was told so.
+            # These fire only if they are switched on in the model.
             "hook_mlp_in": cfg.d_model * cfg.use_hook_mlp_in,
             "hook_attn_in": heads * cfg.d_model * cfg.use_attn_in,
             "hook_result": heads * cfg.d_model * cfg.use_attn_result,

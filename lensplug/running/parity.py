@@ -144,7 +144,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Met:
-    """What both models made of one input."""
+    """Outputs of both models for one input."""
 
     reference: Float[Tensor, "batch row d_vocab"]
     wrapped: Float[Tensor, "batch row d_vocab"]
@@ -165,7 +165,7 @@ def _meet(
 ) -> _Met:
     """Run both once, and unembed the same rows.
 
-    The wrapped core runs while the full model stands before its head: which rows are worth a look is known when the
+    The wrapped core runs before the full model's head does: the rows to compare are known when the
     stream of the one meets that of the other, and neither has made its logits yet.
     """
     streams: list[Tensor] = []
@@ -206,7 +206,7 @@ def _meet(
 def _worth_a_look(
     reference: Float[Tensor, "batch pos d_model"], wrapped: Float[Tensor, "batch pos d_model"], is_real: Tensor
 ) -> Int[Tensor, "batch row"]:
-    """For each example the last positions, some that lie evenly, and those whose streams differ most; in order."""
+    """For each example the last positions, some evenly spaced ones, and those whose streams differ most; sorted."""
     length, count = is_real.shape[1], min(ROWS, is_real.shape[1])
     # Relative to the stream's own size: so the last norm sees it.
     size = reference.square().mean(dim=-1).sqrt().clamp(min=1e-6)

@@ -61,7 +61,7 @@ def settings(
         max_new_tokens: Maximum length of the answer, in tokens.
         do_sample: Choose by chance.
         given: Settings of `SAMPLING` in place of the model's own; None: not given.
-        stop_strings: Likewise.
+        stop_strings: Texts that end an answer.
     """
     model_config = getattr(hf_model, "generation_config", None) or GenerationConfig()
     defaults = GenerationConfig()._get_default_generation_params()

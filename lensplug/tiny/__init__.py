@@ -18,14 +18,14 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 def llava_onevision(
     *, device: str | None = "cpu", dtype: Dtype = "float32", process_weights: bool = False
 ) -> MultimodalLens:
-    """The tiny LLaVA-OneVision: it says colour, shape or place of the one coloured shape in a picture.
+    """The tiny LLaVA-OneVision: it says colour, shape or place of the one coloured shape in an image.
 
-    Six layers of six heads, 96 wide; views of 48 px in patches of 8 px, up to five views a picture. Ask
+    Six layers of six heads, 96 wide; views of 48 px in patches of 8 px, up to five views an image. Ask
     "What is the color? Answer single word." (or shape, or place; or "Answer in a phrase.").
 
     Args:
         device: Where to.
-        dtype: Of the weights (they are stored in half precision).
+        dtype: The dtype of the weights (stored in half precision).
         process_weights: See `lensplug.wrap`.
     """
     return load(CHECKPOINTS / "llava-onevision", device=device, dtype=dtype, process_weights=process_weights)
@@ -34,14 +34,14 @@ def llava_onevision(
 def audio_llama(
     *, device: str | None = "cpu", dtype: Dtype = "float32", process_weights: bool = False
 ) -> MultimodalLens:
-    """The tiny audio-LLaMA: it says how a voice sounds, when it speaks, and what the words beside it say.
+    """The tiny audio-LLaMA: it says how a voice sounds, when it speaks, and what its transcript says.
 
     Six layers of six heads, 96 wide, over a wav2vec2 encoder; ten vectors a sound. Ask what stands in
     `lensplug.tiny.voices.QUESTIONS`, such as "How does the speaker sound?", behind a transcript or without.
 
     Args:
         device: Where to.
-        dtype: Of the weights (they are stored in half precision).
+        dtype: The dtype of the weights (stored in half precision).
         process_weights: See `lensplug.wrap`.
     """
     return load(CHECKPOINTS / "audio-llama", device=device, dtype=dtype, process_weights=process_weights)

@@ -1,6 +1,6 @@
-"""Scenes: pictures with one coloured shape, and questions whose answers are known.
+"""Scenes: images with one coloured shape, and questions whose answers are known.
 
-The data of the tiny LLaVA-OneVision. Each scene is a noisy grey picture with a few grey shapes
+The data of the tiny LLaVA-OneVision. Each scene is a noisy grey image with a few grey shapes
 (distractors) and one coloured shape at one of five places. A question asks for its colour, its shape
 or its place, and asks either for one capitalised word ("Red") or for a phrase ("The color is red"), so
 that the same fact is answered by different tokens. Everything follows from the random generator: the
@@ -34,7 +34,7 @@ PLACES = {  # the centre of the shape, as a fraction of width and height
     "center": (0.5, 0.5),
 }
 SIZES = ((48, 48), (96, 48), (48, 96), (80, 64), (64, 88), (96, 96), (120, 120))
-"""(width, height) in pixels of the pictures that are drawn; each leads to one of several tile grids,
+"""(width, height) in pixels of the images that are drawn; each leads to one of several tile grids,
 from few positions to many."""
 
 TOPICS = ("color", "shape", "place")
@@ -42,7 +42,7 @@ TOPICS = ("color", "shape", "place")
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and what is true of it."""
+    """One image and what is true of it."""
 
     image: Image.Image
     color: str

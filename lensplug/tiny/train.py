@@ -82,13 +82,13 @@ def answer_labels(tokens: Tensor, *, start: list[int], end: int) -> Tensor:
 
 
 def train_llava_onevision(seed: int, batch_size: int, steps: int) -> Task:
-    """The tiny LLaVA-OneVision: what is true of the coloured shape in a picture."""
+    """The tiny LLaVA-OneVision: what is true of the coloured shape in an image."""
     rng = random.Random(seed)
     processor = image_model.build_processor()
 
     def batches() -> Iterator[Any]:
         for step in range(steps):
-            # One size a batch, so that little of it is padding; small pictures first, which cost half.
+            # One size a batch, so that little of it is padding; small images first, which cost half.
             size = rng.choice(SIZES[:3] if step < steps // 2 else SIZES)
             scenes = [draw_scene(rng, size=size) for _ in range(batch_size)]
             texts = [processor.apply_chat_template(about_scene(rng, scene)) for scene in scenes]
@@ -98,7 +98,7 @@ def train_llava_onevision(seed: int, batch_size: int, steps: int) -> Task:
 
 
 def train_audio_llama(seed: int, batch_size: int, steps: int) -> Task:
-    """The tiny audio-LLaMA: what is true of a voice, and of the words beside it."""
+    """The tiny audio-LLaMA: questions about a voice and its transcript."""
     rng = random.Random(seed)
     processor = sound_model.build_processor()
 

@@ -19,7 +19,7 @@ import numpy as np
 SAMPLING_RATE = 8000
 EMOTIONS = ("happy", "sad", "angry", "neutral")
 PLACES = {"early": 0.24, "middle": 0.5, "late": 0.76}
-"""Where the middle of the speech lies, as a fraction of the recording."""
+"""The middle of the speech, as a fraction of the recording."""
 PITCHES = {"high": 215.0, "low": 115.0}
 """Fundamental frequency of the resting voice, in Hz."""
 
@@ -59,7 +59,7 @@ NEEDS_WORDS = ("words", "agreement")
 
 @dataclass(frozen=True)
 class Voice:
-    """One recording, the words beside it, and what is true of both."""
+    """One recording, its transcript, and the correct answers about both."""
 
     waveform: np.ndarray
     """float32, -1 to 1, one channel."""
@@ -119,12 +119,12 @@ def make_voice(
 
     Args:
         rng: The source of every choice.
-        emotion: Of the sound, one of `EMOTIONS`.
-        place: Of the speech in the recording, a key of `PLACES`.
+        emotion: Emotion of the sound, one of `EMOTIONS`.
+        place: Place of the speech in the recording, a key of `PLACES`.
         pitch: A key of `PITCHES`.
         words: What the transcript says, one of `EMOTIONS`; the same as the sound in a third of all cases.
         transcript: Whether there is one; in four of five cases.
-        duration_s: Of the recording.
+        duration_s: Length of the recording.
     """
     emotion = emotion or rng.choice(EMOTIONS)
     place = place or rng.choice(tuple(PLACES))
@@ -201,8 +201,8 @@ def _recording(rng: random.Random, duration: float, start: float, speech: np.nda
     samples = noise.normal(0, rng.uniform(0.004, 0.015), int(duration * SAMPLING_RATE))
     if rng.random() < 0.5:
         length = int(rng.uniform(0.02, 0.12) * SAMPLING_RATE)
-        at = rng.randrange(len(samples) - length)
-        samples[at : at + length] += noise.normal(0, rng.uniform(0.05, 0.15), length)
+        burst_start = rng.randrange(len(samples) - length)
+        samples[burst_start : burst_start + length] += noise.normal(0, rng.uniform(0.05, 0.15), length)
     first = int(start * SAMPLING_RATE)
     samples[first : first + len(speech)] += speech[: len(samples) - first]
     return np.clip(samples, -1, 1).astype(np.float32)

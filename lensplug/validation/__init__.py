@@ -1,1 +1,1 @@
-"""What is given is held against what is expected, and refused in words."""
+"""Checks of arguments against what is expected, with readable errors."""

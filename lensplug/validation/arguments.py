@@ -1,8 +1,8 @@
-"""Arguments as users give them, held against what a function says that it takes.
+"""Arguments of public functions, checked against their annotations.
 
 A public function is marked `checked`. What it is given is then compared with its annotations before anything is
 computed: what means the same is converted (a NumPy array or a list for a tensor, NumPy's numbers for Python's), and
-what is of another type is refused in words. Ranges, names, and shapes that go together are for the function to refuse.
+other types are refused with a readable error. Ranges, names and matching shapes are checked by the function itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     """The function, which refuses arguments of other types than it says before it does anything.
 
     Raises:
-        LensplugError: When it is called: an argument is of another type, is missing, or is none that it has.
+        LensplugError: When it is called: an argument is of another type, is missing, or is unknown.
     """
 
     @wraps(function)
@@ -157,7 +157,7 @@ def _lists_choices(member: Any) -> bool:
 
 
 def _holds_texts(value: Any, member: Any) -> bool:
-    """Whether a text stands where several things are meant: to Python it is a sequence of texts."""
+    """Whether a single text was passed for a sequence; to Python, a text is a sequence of texts."""
     if typing.get_origin(member) is not Sequence:
         return False
     inside = typing.get_args(member)[0]
@@ -234,7 +234,7 @@ def _bound(function: Callable[..., Any], args: Any, kwargs: Any) -> inspect.Boun
     """Which argument is which.
 
     Raises:
-        LensplugError: If one is missing, or is none that the function has.
+        LensplugError: If one is missing or unknown.
     """
     signature = _signature(function)
     try:

@@ -42,13 +42,13 @@ def refuse_overflow(model: Any, attention_mask: Int[Tensor, "batch pos"], *, eac
 
     Args:
         model: A model that an engine made.
-        attention_mask: 1 = attended; what padding computes is nobody's.
+        attention_mask: 1 = attended; values at padding are ignored.
         each_score: Look at attention scores too: where they are made in the model's dtype, and not of chosen rows.
 
     Raises:
         LensplugError: When it ends, if scores are NaN or plus infinity, or the residual stream is not finite.
     """
-    seen: dict[str, Tensor] = {}
+    not_finite_by_name: dict[str, Tensor] = {}
 
     def watch_scores(scores: Float[Tensor, "batch head query key"], hook: Any) -> None:
         highest = scores.detach().amax(dim=-1)  # of padding that is minus infinity
@@ -60,8 +60,12 @@ def refuse_overflow(model: Any, attention_mask: Int[Tensor, "batch pos"], *, eac
             bad = bad & attention_mask.bool().to(bad.device)
         note("the residual stream", bad.any())
 
-    def note(what: str, found: Tensor) -> None:
-        seen[what] = found if what not in seen else seen[what].to(found.device) | found
+    def note(quantity: str, is_not_finite: Tensor) -> None:
+        not_finite_by_name[quantity] = (
+            is_not_finite
+            if quantity not in not_finite_by_name
+            else not_finite_by_name[quantity].to(is_not_finite.device) | is_not_finite
+        )
 
     hooks: list[tuple[str, Any]] = [(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", watch_residual)]
     if each_score:
@@ -69,10 +73,11 @@ def refuse_overflow(model: Any, attention_mask: Int[Tensor, "batch pos"], *, eac
         hooks += [(name, watch_scores) for name in scores if name in model.hook_dict]
     with temporary_hooks(model, hooks):
         yield
-    for what, found in seen.items():
-        if bool(found):
+    for quantity, is_not_finite in not_finite_by_name.items():
+        if bool(is_not_finite):
             dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
             raise LensplugError(
-                f"{what} of a {dtype} model overflowed or became NaN in this run, and all that follows from it would be"
+                f"{quantity} of a {dtype} model overflowed or became NaN in this run, and all that follows from it"
+                " would be"
                 f" wrong: {LARGER_RANGE}; with query_positions attention is computed in fp32."
             )

@@ -1,4 +1,4 @@
-"""Masks as users have them; `as_mask` stands with the patches, which import nothing from above."""
+"""Masks as users pass them; `as_mask` is defined in the patches, which import nothing from lensplug."""
 
 from collections.abc import Sequence
 from typing import Any

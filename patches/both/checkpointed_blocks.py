@@ -1,9 +1,9 @@
-"""The blocks of a HookedTransformer or a TransformerBridge with gradient checkpointing.
+"""Gradient checkpointing for the blocks of a HookedTransformer or a TransformerBridge.
 
-The gap: while gradients are taken, TransformerLens keeps every activation of every block for the backward pass, a
-dozen tensors of `[pos d_mlp]` or `[pos d_model]` each. Under this patch a block keeps its input, and is run again when
-the backward pass comes to it: a third more time, a fraction of the memory, the same gradients. Hooks fire again then;
-one that counts or keeps must expect it.
+The gap: when gradients are computed, TransformerLens keeps every activation of every block for the backward pass, a
+dozen tensors of `[pos d_mlp]` or `[pos d_model]` each. Under this patch a block keeps only its input and is recomputed
+in the backward pass: a third more time, a fraction of the memory, the same gradients. Hooks fire again during
+recomputation; hooks that count or store must expect it.
 
 Checked against TransformerLens 3.9, and 4.3 for the bridge.
 """
@@ -31,5 +31,5 @@ class _CheckpointedBlock(Patch):
         return {"forward": self.forward}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The block, of which the backward pass keeps the input only."""
+        """The block; only its input is kept for the backward pass."""
         return checkpoint(self._forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

@@ -1,8 +1,8 @@
-"""A model of either engine, a word at a time: the prompt once, then each new token behind a key-value cache.
+"""Autoregressive decoding with either engine: the prompt once, then one token at a time with a key-value cache.
 
-Not a patch but what generating is made with. TransformerLens's own `generate` makes logits at every position of the
-prompt, and runs in inference mode, whose tensors can never take part in gradients again. Here every step gives the
-logits of the last position, and fires every hook once: with the prompt, then with one position at a time.
+Not a patch, but used for generation. TransformerLens's own `generate` computes logits at every position of the prompt,
+and runs in inference mode, whose tensors cannot take part in gradients later. Here each step returns the logits of the
+last position and fires every hook once: for the prompt, then for one position at a time.
 
 Checked against transformer-lens 3.9.0 and 4.3.0 with transformers 5.24.
 """
@@ -37,7 +37,7 @@ class Decoding:
             prompt: An object with `embeds`, `tokens`, `attention_mask` (and `decoder_inputs`).
 
         Raises:
-            LensplugError: If an answer cannot begin behind this prompt.
+            LensplugError: If no answer can follow this prompt.
         """
         self.model = model
         self._prompt = Merged.of(model, prompt, None, None)
@@ -45,11 +45,11 @@ class Decoding:
         self._length = 0
 
     def prompt(self) -> Float[Tensor, "batch d_vocab"]:
-        """Logits behind the prompt."""
+        """Logits after the prompt."""
         return self._next(self._prompt.embeds)
 
     def following(self, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_vocab"]:
-        """Logits behind these tokens, one for each example."""
+        """Logits after these tokens, one per example."""
         return self._next(self._words(tokens[:, None]))
 
     def _next(self, embeds: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch d_vocab"]:
@@ -109,11 +109,16 @@ class BridgeDecoding(Decoding):
         return words
 
     def _step(self, embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
-        beside = {} if past else dict(self._prompt.decoder_inputs)
-        if "position_ids" not in beside:
-            beside["position_ids"] = self._positions(attention_mask, past, embeds)
-        given = {"attention_mask": attention_mask, self._cache_name: self._cache, "use_cache": True, **beside}
-        logits: Tensor = self.model(embeds, **given)
+        decoder_inputs = {} if past else dict(self._prompt.decoder_inputs)
+        if "position_ids" not in decoder_inputs:
+            decoder_inputs["position_ids"] = self._positions(attention_mask, past, embeds)
+        arguments = {
+            "attention_mask": attention_mask,
+            self._cache_name: self._cache,
+            "use_cache": True,
+            **decoder_inputs,
+        }
+        logits: Tensor = self.model(embeds, **arguments)
         return logits
 
     def _positions(self, attention_mask: Tensor | None, past: int, embeds: Tensor) -> Int[Tensor, "... pos"]:

@@ -8,7 +8,7 @@ folded it changes nothing.
 
 What stays outside, as with folding: the bias of a LayerNorm and of the unembedding.
 
-Of a HookedTransformer or a TransformerBridge. Checked against transformer-lens 3.9.0, and 4.3.0 for the bridge.
+For a HookedTransformer or a TransformerBridge. Checked against transformer-lens 3.9.0, and 4.3.0 for the bridge.
 """
 
 from __future__ import annotations

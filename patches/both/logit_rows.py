@@ -1,7 +1,7 @@
-"""Logits at chosen positions only, of a HookedTransformer or a TransformerBridge.
+"""Logits at chosen positions only, for a HookedTransformer or a TransformerBridge.
 
 The gap: TransformerLens unembeds every position. For a prompt with an image that is 3,000 rows of a vocabulary of
-152,000, 1.8 GB in fp32, of which an analysis of the answer reads one. Under this patch the unembedding gets the
+152,000, 1.8 GB in fp32, while an analysis of the answer reads one row. Under this patch the unembedding gets the
 chosen positions; the output, `unembed.hook_in` and `hook_out` are `[batch row ...]`. A loss needs every position: ask
 for logits.
 
@@ -20,7 +20,7 @@ from lensplug.patches.row_indices import as_rows, last_of, refuse_other_rows
 
 
 class LogitRows(Patch):
-    """While applied, a model makes logits at chosen positions.
+    """While applied, a model computes logits at chosen positions only.
 
     with LogitRows(model, rows):
         logits = model(tokens)                     # [batch row d_vocab]

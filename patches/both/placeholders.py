@@ -1,12 +1,12 @@
-"""The gap: tokens that hold the placeholder of a picture run without it, in silence, and other words come out.
+"""The gap: tokens that contain the placeholder of an image run silently without the image, and give other outputs.
 
-A multimodal model's tokens say where its picture goes, `<image> <image> ...`, and not what is seen there. The language
-core takes them for words whose embedding was never trained: TransformerLens's own tools, given tokens, then study a
-prompt that the full model never sees. While this patch is applied to a HookedTransformer or a TransformerBridge, token
+A multimodal model's tokens mark where its image goes, `<image> <image> ...`, not its content. The language core treats
+them as text tokens whose embedding was never trained: TransformerLens's own tools, given tokens, would study a prompt
+that the full model never sees. While this patch is applied to a HookedTransformer or a TransformerBridge, token
 ids and strings that hold such a placeholder are refused wherever they can run: `model(x)`, `run_with_cache`,
-`run_with_hooks`, `generate` and its relatives, `input_to_embed`. Merged embeddings go the old way.
+`run_with_hooks`, `generate` and its relatives, `input_to_embed`. Merged embeddings are not affected.
 
-Who means the placeholder's own embedding says so:
+To use the placeholder's own embedding on purpose:
 
     with placeholders_as_words():
         model(tokens)
@@ -36,7 +36,7 @@ _AS_WORDS: ContextVar[bool] = ContextVar("placeholders_as_words", default=False)
 
 @contextmanager
 def placeholders_as_words() -> Iterator[None]:
-    """While it lasts, in this thread, placeholders without a medium run as if they were words."""
+    """A scope, in this thread, in which placeholders without media run as if they were text."""
     before = _AS_WORDS.get()
     try:
         try:
@@ -81,23 +81,25 @@ class PlaceholdersRefused(Patch):
                     f" it inside `with lens.placeholders_as_words():`."
                 )
 
-    def _tokens(self, given: Any) -> Tensor | None:
+    def _tokens(self, model_input: Any) -> Tensor | None:
         """The token ids that would run; None where these are no tokens."""
-        if given is None or is_merged(given):
+        if model_input is None or is_merged(model_input):
             return None
-        if isinstance(given, str) or (isinstance(given, list | tuple) and any(isinstance(x, str) for x in given)):
+        if isinstance(model_input, str) or (
+            isinstance(model_input, list | tuple) and any(isinstance(x, str) for x in model_input)
+        ):
             if getattr(self.target, "tokenizer", None) is None:
                 return None  # TransformerLens says what is missing
-            tokens: Tensor = self.target.to_tokens(given, prepend_bos=False)
+            tokens: Tensor = self.target.to_tokens(model_input, prepend_bos=False)
             return tokens
         try:
-            return given if isinstance(given, Tensor) else torch.as_tensor(given)
+            return model_input if isinstance(model_input, Tensor) else torch.as_tensor(model_input)
         except (TypeError, ValueError, RuntimeError):
             return None
 
 
 class _Door:
-    """A method of a model, which first looks at what came. An object, so that a copied model has doors of its own."""
+    """A method of a model that first checks its input. An object, so that a copied model gets its own."""
 
     def __init__(self, patch: PlaceholdersRefused, method: Callable[..., Any]) -> None:
         self._patch, self._method = patch, method
@@ -110,9 +112,9 @@ class _Door:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _AS_WORDS.get():
             return self._method(*args, **kwargs)
-        for given in (*args[:1], kwargs.get("input"), kwargs.get("input_ids")):
-            self._patch.refuse(given)
+        for model_input in (*args[:1], kwargs.get("input"), kwargs.get("input_ids")):
+            self._patch.refuse(model_input)
         # What a model has written itself may be anything. In a context of its own: nothing has to be put back.
-        own = copy_context()
-        own.run(_AS_WORDS.set, True)
-        return own.run(self._method, *args, **kwargs)
+        context = copy_context()
+        context.run(_AS_WORDS.set, True)
+        return context.run(self._method, *args, **kwargs)

@@ -1,7 +1,7 @@
-"""The gap: TransformerLens takes temporary hooks off by a pass over every hook point of a model.
+"""The gap: TransformerLens removes temporary hooks by a pass over every hook point of a model.
 
 `HookedTransformer.hooks` and `run_with_hooks` look at all points when they end (twenty for each block) to remove a few
-hooks; a TransformerBridge maps all of its names anew when they begin. For a small model, or a short prompt, that is a
+hooks; a TransformerBridge rebuilds its map of names when they begin. For a small model, or a short prompt, that is a
 tenth of a run. Here the points that got a hook lose it again, and no other is touched: hooks that a user has left on
 the model stay, and so do those that are in force around or within.
 
@@ -17,7 +17,7 @@ from typing import Any
 
 @contextmanager
 def temporary_hooks(model: Any, hooks: Iterable[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
-    """While it lasts, hooks on a HookedTransformer or a TransformerBridge; also if an interrupt comes at any place.
+    """A scope with hooks on a HookedTransformer or a TransformerBridge; they are removed even after an interrupt.
 
     with temporary_hooks(model, [("blocks.0.hook_resid_post", look)]):
         model(tokens)

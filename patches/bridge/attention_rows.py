@@ -102,8 +102,8 @@ class _BlockRows(RowsOfABlock):
             self.target.hook_pattern(self.target.hook_attn_scores(none))
             return
         rows = self._rows.to(blocks.q.device)
-        at = rows[:, None, :, None].expand(-1, blocks.q.shape[1], -1, blocks.q.shape[3])
-        scores = blocks.scores(blocks.q.gather(2, at)).masked_fill(~blocks.seen(rows), -torch.inf)
+        row_index = rows[:, None, :, None].expand(-1, blocks.q.shape[1], -1, blocks.q.shape[3])
+        scores = blocks.scores(blocks.q.gather(2, row_index)).masked_fill(~blocks.seen(rows), -torch.inf)
         before = scores.clone()  # hooks may write into what they get
         pattern = self.target.hook_attn_scores(scores).softmax(dim=-1).nan_to_num(0.0)
         refuse_edits(self.target.hook_pattern(pattern), before)
@@ -152,9 +152,9 @@ def _refuse(attn: Any) -> None:
         "norms over all heads": attn._qk_norm_phase not in (None, "post_reshape"),
         "rotations of another form": getattr(attn.config, "rotary_adjacent_pairs", False),
     }
-    for what, there in unknown.items():
-        if there:
-            raise LensplugError(f"the model's attention has {what}, which BridgeAttentionRows does not know.")
+    for feature, is_present in unknown.items():
+        if is_present:
+            raise LensplugError(f"the model's attention has {feature}, which BridgeAttentionRows does not know.")
     for setting in INPUT_FORKS:
         if getattr(attn.config, setting, False):
             raise LensplugError(

@@ -1,4 +1,4 @@
-"""The gap: a TransformerBridge of a multimodal model shows the placeholders' embeddings, and takes the model apart.
+"""The gap: a TransformerBridge of a multimodal model shows the placeholders' embeddings, and modifies the model.
 
 `boot_transformers` wants a name, a tokenizer from the hub and a configuration it knows; the bridge of a full
 multimodal model shows in `hook_embed` what the image has since replaced; and bridging puts the bridge's components into
@@ -102,7 +102,7 @@ def causal_shell(core: CoreParts, *, share: bool = True) -> Any:
     # The bridge computes attention itself; what SDPA decides is the mask: none where it is plainly causal, else a
     # byte for each pair of positions in place of a number.
     config._attn_implementation = "sdpa"
-    config.use_cache = False  # keys and values of a single pass are read by nobody; generating asks for them
+    config.use_cache = False  # keys and values of a single pass are not used; generation requests them
     with torch.device("meta"):  # without memory
         shell = getattr(transformers, architecture)(config)
     shell.model, shell.lm_head = copies
@@ -118,7 +118,7 @@ def shared_copy(module: nn.Module, *, share: bool = True) -> nn.Module:
 
 
 def shared_memory(module: nn.Module) -> dict[int, Any]:
-    """For `copied`: what stands for each parameter and buffer of a module in a copy that shares their memory."""
+    """For `copied`: the replacements of each parameter and buffer of a module in a copy that shares their memory."""
     shared: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
     for parameter in module.parameters():
         shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
@@ -129,15 +129,15 @@ def copied(module: nn.Module, known: dict[int, Any]) -> nn.Module:
     """A deep copy in which what is `known`, by its id, is taken as it is; without hooks.
 
     Hooks were put on the original, and see what happens there. Those by which transformers records hidden states and
-    attentions are put on anew when they are asked for.
+    attentions are added again when they are requested.
     """
-    made = copy.deepcopy(module, known)
-    for part in made.modules():
+    new_module = copy.deepcopy(module, known)
+    for part in new_module.modules():
         vars(part).pop("_output_capturing_hooks_installed", None)
         for name, hooks in vars(part).items():
             if name.endswith("_hooks") and isinstance(hooks, dict):
                 hooks.clear()
-    return made
+    return new_module
 
 
 def _refuse_bridged(decoder: nn.Module) -> None:

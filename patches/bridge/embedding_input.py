@@ -7,7 +7,7 @@ go, as under `EmbeddingInput` on a HookedTransformer: `model(x)`, `run_with_cach
 lensplug MultimodalInput). `hook_embed` fires with the merged embeddings, and hooks on it may edit them. Generating from
 them finds the key-value cache (`key_value_cache`), without which the prompt would be forgotten.
 
-Strings and token ids go the old way, untouched. Positions are counted as Hugging Face counts them where it is given
+Strings and token ids are not affected. Positions are counted as Hugging Face counts them where it is given
 none. `return_type="loss"` needs the tokens: `tokens=`.
 
 Some cores are given more than embeddings: positions of three parts (Qwen2-VL), masks in which an image sees itself
@@ -43,7 +43,7 @@ class BridgeEmbeddingInput(Patch):
 
         Args:
             model: A TransformerBridge.
-            beside: What its core must be given besides, "position_ids" or "attention_mask"; None: nothing, or what a
+            beside: The additional input of its core, "position_ids" or "attention_mask"; None: nothing, or what a
                 patch of this kind that is in force already says.
         """
         super().__init__(model)
@@ -88,15 +88,15 @@ class BridgeEmbeddingInput(Patch):
             self.target.embed.hook_out(as_looked_up(merged.embeds, self.target.embed.W_E)),
             merged.attention_mask,
         )
-        given = {"attention_mask": mask, **merged.decoder_inputs, **kwargs}
-        output = self._forward(embeds, "logits" if of_loss else return_type, **given)
+        arguments = {"attention_mask": mask, **merged.decoder_inputs, **kwargs}
+        output = self._forward(embeds, "logits" if of_loss else return_type, **arguments)
         if not of_loss:
             return output
         loss = self.target.loss_fn(output, merged.tokens, attention_mask=mask, per_token=loss_per_token)
         return loss if return_type == "loss" else (output, loss)
 
     def to_tokens(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-        """TransformerBridge.to_tokens; an object with embeddings stands for its tokens, and stays."""
+        """TransformerBridge.to_tokens; an object with embeddings is returned unchanged."""
         if is_merged(input) and not isinstance(input, Tensor):
             return input
         return self._to_tokens(input, *args, **kwargs)
@@ -108,8 +108,8 @@ class BridgeEmbeddingInput(Patch):
         tokens; else TransformerLens's own meaning holds: only new tokens.
         """
         if not is_merged(input):
-            given = {} if attention_mask is None else {"attention_mask": attention_mask}
-            return self._generate(input, *args, **given, **kwargs)
+            mask_argument = {} if attention_mask is None else {"attention_mask": attention_mask}
+            return self._generate(input, *args, **mask_argument, **kwargs)
         merged = self._merged(input, None, attention_mask)
         merged.refuse_padding_at_the_end()
         if merged.decoder_inputs and not kwargs.get("use_past_kv_cache", True):
@@ -149,8 +149,8 @@ class _Step(Patch):
         return {"forward": self.forward}
 
     def forward(self, embeds: Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        length = seen + embeds.shape[1]
+        n_cached = 0 if past_key_values is None else past_key_values.get_seq_length()
+        length = n_cached + embeds.shape[1]
         refuse_long_answer(length, self.target.cfg.n_ctx)
         kwargs["attention_mask"] = padded(self._prompt.attention_mask, length)
         if past_key_values is None:
@@ -161,7 +161,7 @@ class _Step(Patch):
             kwargs["cache" if renamed else "past_key_values"] = past_key_values
             if (positions := self._prompt.decoder_inputs.get("position_ids")) is not None:
                 # Words go on behind the largest position of any part.
-                following = positions[-3:].amax(dim=(0, 2)) + 1 + seen - self._prompt.embeds.shape[1]
+                following = positions[-3:].amax(dim=(0, 2)) + 1 + n_cached - self._prompt.embeds.shape[1]
                 kwargs["position_ids"] = following[None, :, None].expand(3, -1, 1)
         return self._forward(self.target.embed.hook_out(embeds.clone()), *args, **kwargs)
 

@@ -1,16 +1,16 @@
 """The gap: a TransformerBridge has several names for one hook, none of them HookedTransformer's alone.
 
 `blocks.0.hook_in` and `blocks.0.hook_resid_pre` are one hook point; a cache holds both, a hook that is called for a
-filter of names is told the first. Under this patch every hook point has the one name that HookedTransformer has for it:
-`hook_dict` and caches list each once, and those that HookedTransformer lacks not at all. Names that fire only after a
-setting (`hook_result` after `set_use_attn_result`) are there after it. `stop_at_layer` with the number of layers gives
-the residual stream after the last, as there, and not the logits.
+filter of names receives the first. Under this patch every hook point has the one name that HookedTransformer has for
+it: `hook_dict` and caches list each once, and those that HookedTransformer lacks not at all. Names that fire only after
+a setting (`hook_result` after `set_use_attn_result`) are there after it. `stop_at_layer` with the number of layers
+gives the residual stream after the last, as there, and not the logits.
 
 Who asks by the bridge's own names is understood, as TransformerLens's tools ask: in `hook_dict[...]`, hooks,
-`names_filter` and what `run_with_cache` returns; a hook is told the name that it was asked for by. A function of the
+`names_filter` and what `run_with_cache` returns; a hook receives the name that it was requested by. A function of the
 name is asked for HookedTransformer's names; where it takes none of them, for the bridge's.
 
-`enable_compatibility_mode` would make the names anew, and is refused meanwhile: call it before.
+`enable_compatibility_mode` would recreate the names, and is refused meanwhile: call it before.
 
 Checked against transformer-lens 3.9.0 and 4.3.0.
 """
@@ -69,7 +69,7 @@ class Points(dict[str, Any]):
     """Hook points, each listed once, by HookedTransformer's name; asked for by the bridge's, they are found too."""
 
     def __init__(self, points: dict[str, Any], also: dict[str, Any]) -> None:
-        """Keep the points to be listed, and those that are found besides."""
+        """Keep the hook points to list, and those that are found by other names."""
         super().__init__(points)
         self.all = {**also, **points}
 
@@ -101,9 +101,9 @@ class Points(dict[str, Any]):
 class Entries(dict[str, Any]):
     """Activations by HookedTransformer's names, found by the bridge's too."""
 
-    def __init__(self, held: dict[str, Any], names: dict[str, str]) -> None:
+    def __init__(self, entries: dict[str, Any], names: dict[str, str]) -> None:
         """Keep the activations, and for each name the one that they are held by."""
-        super().__init__(held)
+        super().__init__(entries)
         self._names = names
 
     def _held_by(self, name: Any) -> Any:
@@ -112,7 +112,7 @@ class Entries(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         """An activation that is held by another name."""
-        return dict.__getitem__(self, held) if (held := self._held_by(name)) != name else _no_entry(name)
+        return dict.__getitem__(self, held_name) if (held_name := self._held_by(name)) != name else _no_entry(name)
 
     def __contains__(self, name: object) -> bool:
         """Whether it is found."""
@@ -180,9 +180,11 @@ class _Model(Patch):
     ) -> Any:
         """TransformerBridge.run_with_cache, with one entry for each activation, found by any of its names."""
         last = stop_at_layer == self.target.cfg.n_layers
-        wanted, besides = self._wanted(names_filter)
+        bridge_names, besides = self._wanted(names_filter)
         with in_force(_BeforeTheNorm(self.target)) if last else nullcontext(), self._listed(besides):
-            output, cache = self._run_with_cache(*args, names_filter=wanted, stop_at_layer=stop_at_layer, **kwargs)
+            output, cache = self._run_with_cache(
+                *args, names_filter=bridge_names, stop_at_layer=stop_at_layer, **kwargs
+            )
         if isinstance(cache, dict):
             return output, Entries(cache, self._names)
         cache.cache_dict = Entries(cache.cache_dict, self._names)
@@ -200,10 +202,10 @@ class _Model(Patch):
             names = [names_filter]
         else:
             names = self._points.taken_by(names_filter) if callable(names_filter) else list(names_filter)
-        found = {name: point for name in names if (point := self._points.get(name)) is not None}
-        besides = {name: point for name, point in found.items() if not self._points.lists(point)}
-        wanted = [name if name in besides or name not in found else found[name].name for name in names]
-        return (set(wanted).__contains__ if callable(names_filter) else wanted), besides
+        points = {name: point for name in names if (point := self._points.get(name)) is not None}
+        besides = {name: point for name, point in points.items() if not self._points.lists(point)}
+        bridge_names = [name if name in besides or name not in points else points[name].name for name in names]
+        return (set(bridge_names).__contains__ if callable(names_filter) else bridge_names), besides
 
     @contextmanager
     def _listed(self, besides: dict[str, Any]) -> Iterator[None]:
@@ -231,8 +233,8 @@ class _Model(Patch):
 
     def add_hook(self, name: Any, hook: Any, *args: Any, **kwargs: Any) -> None:
         """TransformerBridge.add_hook, by any name of a hook."""
-        for one, told in self._each([(name, hook)]):
-            self._add_hook(one, told, *args, **kwargs)
+        for hook_name, function in self._each([(name, hook)]):
+            self._add_hook(hook_name, function, *args, **kwargs)
 
     def _each(self, hooks: Hooks) -> list[tuple[Any, Any]]:
         """Hooks by name, or by a function that takes names of points that are listed."""
@@ -241,14 +243,16 @@ class _Model(Patch):
             if not callable(name):
                 each.append((name, self._told(name, function)))
                 continue
-            taken = self._points.taken_by(name)
-            if listed := {point.name for point in map(self._points.get, taken) if self._points.lists(point)}:
+            hook_names = self._points.taken_by(name)
+            if listed := {point.name for point in map(self._points.get, hook_names) if self._points.lists(point)}:
                 each.append((listed.__contains__, function))
-            each += [(one, function) for one in taken if not self._points.lists(self._points[one])]
+            each += [
+                (hook_name, function) for hook_name in hook_names if not self._points.lists(self._points[hook_name])
+            ]
         return each
 
     def _told(self, name: str, function: Any) -> Any:
-        """The hook, which is told the name that it was asked for by."""
+        """The hook, called with the name under which it was requested."""
         point = self._points.get(name)
         if point is None or point.name == name:
             return function
@@ -256,7 +260,7 @@ class _Model(Patch):
 
     def _refuse(self, *args: Any, **kwargs: Any) -> None:
         raise LensplugError(
-            "enable_compatibility_mode makes the names of hooks anew, and processes weights: wrap again with"
+            "enable_compatibility_mode recreates the names of hooks, and processes weights: wrap again with"
             " lensplug.wrap(..., process_weights=True), or call it before HookNames."
         )
 
@@ -289,5 +293,5 @@ def _points(model: Any) -> Iterator[tuple[str, Any]]:
 
 def _at(module: Any, path: str) -> Any:
     """The hook point of that name; None where the module lacks it."""
-    found = reduce(lambda held, name: getattr(held, name, None), path.split("."), module)
-    return found if isinstance(found, HookPoint) else None
+    attribute = reduce(lambda parent, name: getattr(parent, name, None), path.split("."), module)
+    return attribute if isinstance(attribute, HookPoint) else None

@@ -1,8 +1,8 @@
 """A bridge's gated MLP without its intermediate copies: the twin of HookedTransformer's.
 
 The gap: while no gradient is taken, `act(gate) * linear` holds three tensors of `[pos d_mlp]` at once. Under this patch
-the product is written into the activation, which nobody else holds. Every hook fires as before, with the same numbers
-to the bit, and what hooks keep is not written into.
+the product is written into the activation, which is not used elsewhere. Every hook fires as before, with the same
+numbers to the bit, and what hooks keep is not written into.
 
 Checked against transformer-lens 3.9.0 and 4.3.0, `GatedMLPBridge.forward` around the MLPs of Llama and its relatives.
 """
@@ -40,8 +40,8 @@ class _MLPInPlace(Patch):
         """The MLP; the old way where a gradient is taken, which in-place writing would break."""
         mlp = self.target
         if torch.is_grad_enabled():
-            old: Tensor = self._forward(x)
-            return old
+            original_output: Tensor = self._forward(x)
+            return original_output
         x = mlp.hook_in(x)
         pre = mlp.gate(x)
         post = self._act(pre)

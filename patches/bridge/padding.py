@@ -44,11 +44,11 @@ class _Padding(Patch):
         q_seq_len: int | None = None,
     ) -> Float[Tensor, "batch head query key"]:
         queries = seq_len if q_seq_len is None else q_seq_len
-        seen = seen_by(attention_mask, queries, seq_len, attn_scores.device)
+        is_visible = seen_by(attention_mask, queries, seq_len, attn_scores.device)
         if attention_mask is not None and attention_mask.is_floating_point():
             attn_scores = attn_scores + attention_mask.to(attn_scores.dtype)  # it may say more than who sees whom
-        self._blind = ~seen.any(dim=-1, keepdim=True)
-        return attn_scores.masked_fill(~seen, -torch.inf)
+        self._blind = ~is_visible.any(dim=-1, keepdim=True)
+        return attn_scores.masked_fill(~is_visible, -torch.inf)
 
     def _without_blind_rows(
         self, pattern: Float[Tensor, "batch head query key"]
@@ -64,7 +64,7 @@ def seen_by(
     """Which keys each query sees, by the mask that Hugging Face gives an attention layer; None is plainly causal."""
     if attention_mask is None:
         return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(diagonal=keys - queries)
-    seen = attention_mask[..., :keys]
-    if seen.dtype != torch.bool:
-        seen = seen > torch.finfo(seen.dtype).min / 2
-    return seen.to(device)
+    is_visible = attention_mask[..., :keys]
+    if is_visible.dtype != torch.bool:
+        is_visible = is_visible > torch.finfo(is_visible.dtype).min / 2
+    return is_visible.to(device)

@@ -62,7 +62,7 @@ class _Layer(Patch):
         middle: Tensor = self._point(hidden_states + attended)
         del hidden_states, attended
         if around:
-            written: Tensor = layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(middle)))
+            mlp_output: Tensor = layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(middle)))
         else:
-            written = layer.mlp(layer.post_attention_layernorm(middle))
-        return middle + written
+            mlp_output = layer.mlp(layer.post_attention_layernorm(middle))
+        return middle + mlp_output

@@ -3,7 +3,7 @@
 `unbridged` makes a model of the same class around *copies of the modules*, with the bridge's components left out and
 the parameters the same memory: what the model was before. The bridge, and what hangs on its hooks, stays as it is.
 
-Checked against transformer-lens 3.9.0 and 4.3.0, whose components keep what they stand for as `original_component`.
+Checked against transformer-lens 3.9.0 and 4.3.0, whose components keep the wrapped module as `original_component`.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def unbridged(model: Any) -> Any:
         model = model.original_model
     parts = [module for module in model.modules() if _stands_for_another(module)]
     _refuse_processed(any(getattr(part, "_use_processed_weights", False) for part in parts))
-    known = shared_memory(model)
+    copies = shared_memory(model)
     for part in reversed(parts):  # the innermost first: an outer one holds it
-        known[id(part)] = copied(_bare(part), known)
-    return copied(_bare(model), known)
+        copies[id(part)] = copied(_bare(part), copies)
+    return copied(_bare(model), copies)
 
 
 def _stands_for_another(module: nn.Module) -> bool:
@@ -54,11 +54,11 @@ def _stands_for_another(module: nn.Module) -> bool:
 
 
 def _bare(module: nn.Module) -> nn.Module:
-    """What a component stands for; bridged twice, that may be a component again."""
+    """The module that a component wraps; bridged twice, that may be a component again."""
     while _stands_for_another(module):
         inside = getattr(module, "original_component", None)
         if not isinstance(inside, nn.Module):
-            raise changed_inside(f"a {type(module).__name__} does not say which module it stands for")
+            raise changed_inside(f"a {type(module).__name__} does not say which module it wraps")
         module = inside
     return module
 
@@ -67,6 +67,6 @@ def _refuse_processed(processed: bool) -> None:
     if processed:
         raise LensplugError(
             "this TransformerBridge has processed weights (enable_compatibility_mode, process_weights), which are not"
-            " the model's own any more: boot it anew and wrap that, lensplug.wrap(bridge, processor,"
+            " the model's own any more: boot it again and wrap that, lensplug.wrap(bridge, processor,"
             " process_weights=True)."
         )

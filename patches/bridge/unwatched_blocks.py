@@ -57,10 +57,10 @@ class _Block(UnwatchedBlock):
     def _watched(self) -> bool:
         if getattr(self.target, "_stop_at_layer_idx", None) is not None:
             return True
-        found = [hooks for hooks in self._hooks if hooks]
+        hooks_present = [hooks for hooks in self._hooks if hooks]
         # The block has hooks of its own, for settings that are off here.
-        own = {handle.id for handle in self.target._capture_hook_handles} if found else set()
-        if not all(own.issuperset(hooks) for hooks in found):
+        capture_hooks = {handle.id for handle in self.target._capture_hook_handles} if hooks_present else set()
+        if not all(capture_hooks.issuperset(hooks) for hooks in hooks_present):
             return True
         return any(self._pattern_hooks) and self._rows() is None
 
@@ -82,8 +82,8 @@ class _Block(UnwatchedBlock):
         middle = residual + attended
         x = _norm(block.ln2, middle)
         act = block.mlp.original_component.act_fn
-        made = projected(gated(act, projected(x, linears["gate"]), projected(x, linears["in"])), linears["out"])
-        return seen(block.hook_out, middle + (_norm(block.ln2_post, made) if self._around else made))
+        mlp_output = projected(gated(act, projected(x, linears["gate"]), projected(x, linears["in"])), linears["out"])
+        return seen(block.hook_out, middle + (_norm(block.ln2_post, mlp_output) if self._around else mlp_output))
 
     def _attended(self, x: Tensor, position_embeddings: Any, attention_mask: Tensor | None, cache: Any) -> Tensor:
         attn, linears = self.target.attn, self._linears
@@ -99,10 +99,10 @@ class _Block(UnwatchedBlock):
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
-    """A norm as the bridge computes it where nobody looks on."""
+    """A norm as the bridge computes it without hooks."""
     if norm.use_native_layernorm_autograd or getattr(norm.config, "layer_norm_folding", False):
-        made: Tensor = norm.original_component(x)
-        return made if made.dtype == x.dtype else made.to(x.dtype)
+        normalized: Tensor = norm.original_component(x)
+        return normalized if normalized.dtype == x.dtype else normalized.to(x.dtype)
     precise = x if x.dtype in (torch.float32, torch.float64) else x.float()
     scale = (precise.pow(2).mean(-1, keepdim=True) + getattr(norm.config, "eps", 1e-05)).sqrt()
     weighted: Tensor = norm._apply_weight_and_bias(precise / scale, x.dtype)

@@ -1,9 +1,9 @@
 """HookedTransformer's attention at the speed of SDPA, with scores and patterns for chosen query rows only.
 
 The gap: HookedTransformer makes scores and pattern of every head and every pair of positions, in the model's
-dtype, whoever reads them. A prompt with an image has thousands of positions: gigabytes for each layer, several
-times the time of the same model in Hugging Face, and NaN where fp16 scores overflow. Under this patch each block
-computes its output with `scaled_dot_product_attention`, and scores and pattern in fp32 for the rows asked for:
+dtype, whether or not they are read. A prompt with an image has thousands of positions: gigabytes for each layer,
+several times the time of the same model in Hugging Face, and NaN where fp16 scores overflow. Under this patch each
+block computes its output with `scaled_dot_product_attention`, and scores and pattern in fp32 for the rows asked for:
 `hook_attn_scores` and `hook_pattern` get `[batch head row key]`. Everything else (q, k, v, z, the residual stream)
 fires as before, and is the same to rounding.
 
@@ -79,8 +79,8 @@ class _BlockRows(RowsOfABlock):
         self._pattern = PatternBlocks(q, k, float(self.target.attn_scale), window)
         if not self._rows.shape[1]:  # no time spent on what is empty
             return q.new_zeros(len(q), q.shape[1], 0, k.shape[2], dtype=torch.float32)
-        at = self._rows.to(q.device)[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])
-        return self._kept(self._pattern.scores(q.gather(2, at)))
+        row_index = self._rows.to(q.device)[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])
+        return self._kept(self._pattern.scores(q.gather(2, row_index)))
 
     def _masked(
         self,
@@ -89,8 +89,8 @@ class _BlockRows(RowsOfABlock):
         attention_mask: Int[Tensor, "batch key"] | None = None,
     ) -> Float[Tensor, "batch head row key"]:
         masks = [attention_mask, self._visible(self._pattern.length)]
-        seen = [mask.bool().to(scores.device) for mask in masks if mask is not None]
-        padding = torch.stack(seen).all(dim=0) if seen else None
+        visible_masks = [mask.bool().to(scores.device) for mask in masks if mask is not None]
+        padding = torch.stack(visible_masks).all(dim=0) if visible_masks else None
         self._pattern = replace(self._pattern, causal=True, padding=padding)
         if not self._rows.shape[1]:
             return scores
@@ -123,6 +123,6 @@ def _refuse(cfg: Any) -> None:
         "attention sinks": getattr(cfg, "use_attention_sinks", False),
         "a soft cap on scores": cfg.attn_scores_soft_cap > 0,
     }
-    for what, there in unknown.items():
-        if there:
-            raise LensplugError(f"the model's attention has {what}, which AttentionRows does not know.")
+    for feature, is_present in unknown.items():
+        if is_present:
+            raise LensplugError(f"the model's attention has {feature}, which AttentionRows does not know.")

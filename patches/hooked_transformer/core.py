@@ -250,7 +250,7 @@ class ConfigFix(Patch):
     def _changes(self) -> dict[str, Any]:
         if self.target.cfg.positional_embedding_type != "rotary":
             raise LensplugError(
-                "ConfigFix needs a HookedTransformer with rotary positions to stand on, got"
+                "ConfigFix needs a HookedTransformer with rotary positions as its basis, got"
                 f" {self.target.cfg.positional_embedding_type!r}. Use build_hooked_transformer for a new model."
             )
         core = self._build()
@@ -265,12 +265,12 @@ def _sharing(cfg: HookedTransformerConfig, state_dict: dict[str, Tensor]) -> Hoo
     """A model whose parameters are the given tensors: built without memory, then assigned."""
     with torch.device("meta"):
         model = _construct(cfg, move_to_device=False)  # there is nothing to move yet
-    left = model.load_state_dict(state_dict, strict=False, assign=True)
+    mismatch = model.load_state_dict(state_dict, strict=False, assign=True)
     buffers = {name for name, _ in model.named_buffers()}
-    if left.unexpected_keys or set(left.missing_keys) - buffers:
+    if mismatch.unexpected_keys or set(mismatch.missing_keys) - buffers:
         raise LensplugError(
             "TransformerLens's HookedTransformer has other parameters than expected: missing"
-            f" {sorted(set(left.missing_keys) - buffers)}, unexpected {left.unexpected_keys}."
+            f" {sorted(set(mismatch.missing_keys) - buffers)}, unexpected {mismatch.unexpected_keys}."
         )
     for block in model.blocks:  # on the meta device these buffers had no values
         block.attn.IGNORE = torch.tensor(-torch.inf, device=cfg.device)
@@ -306,13 +306,13 @@ class _Rotations:
     def __call__(
         self, rotary_dim: int, n_ctx: int, base: float = 10000, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
-        asked = (n_ctx, dtype, self.rotary_emb.inv_freq.device)
-        if self.last[0] != asked:
+        key = (n_ctx, dtype, self.rotary_emb.inv_freq.device)
+        if self.last[0] != key:
             # Runs with gradients will read it, also where it grows in a run of TransformerLens's generate.
             with torch.inference_mode(False), torch.no_grad():
-                positions = torch.arange(n_ctx, device=asked[2])[None]
-                cos, sin = self.rotary_emb(torch.empty(0, dtype=dtype, device=asked[2]), positions)
-            self.last = asked, (sin[0], cos[0])
+                positions = torch.arange(n_ctx, device=key[2])[None]
+                cos, sin = self.rotary_emb(torch.empty(0, dtype=dtype, device=key[2]), positions)
+            self.last = key, (sin[0], cos[0])
         return self.last[1]
 
 
@@ -370,9 +370,10 @@ def _refuse_unknown_attributes(text_config: Any) -> None:
         unknown["layer_types"] = text_config.layer_types
     unknown |= _unknown_rotary(text_config)
     if unknown:
-        named = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
+        listed = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
         raise LensplugError(
-            f"the {family} core has configuration attributes that a HookedTransformer is not known to compute: {named}."
+            f"the {family} core has configuration attributes that a HookedTransformer is not known to compute:"
+            f" {listed}."
             " If you know them to be harmless, delete them from the configuration and wrap again; lens.check(inputs)"
             " then shows whether the logits agree."
         )

@@ -38,7 +38,7 @@ class EmbeddingInput(Patch):
         super().__init__(model)
 
     def _changes(self) -> dict[str, Any]:
-        # What is called in place of the old method is whatever stood there, so patches may stand on each other.
+        # The replaced method may itself be a patch's, so patches can be stacked.
         self._forward = self.target.forward
         self._input_to_embed = self.target.input_to_embed
         self._generate, self._to_tokens = self.target.generate, self.target.to_tokens
@@ -90,7 +90,7 @@ class EmbeddingInput(Patch):
         return self.target.hook_embed(as_looked_up(merged.embeds, self.target.embed.W_E)), merged.tokens, None, mask
 
     def to_tokens(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-        """HookedTransformer.to_tokens; an object with embeddings stands for its tokens, and stays."""
+        """HookedTransformer.to_tokens; an object with embeddings is returned unchanged."""
         if is_merged(input) and not isinstance(input, Tensor):
             return input
         return self._to_tokens(input, *args, **kwargs)
@@ -102,8 +102,8 @@ class EmbeddingInput(Patch):
         prompt and answer tokens; else TransformerLens's own meaning holds: only new tokens, or embeddings.
         """
         if not is_merged(input):
-            given = {} if attention_mask is None else {"attention_mask": attention_mask}
-            return self._generate(input, *args, **given, **kwargs)
+            mask_argument = {} if attention_mask is None else {"attention_mask": attention_mask}
+            return self._generate(input, *args, **mask_argument, **kwargs)
         merged = Merged.of(self.target, input, None, attention_mask)
         merged.refuse_padding_at_the_end()
         prompt = merged.tokens if kwargs.get("return_type", "input") in ("input", "tokens") else None
@@ -132,8 +132,8 @@ class _GenerationSteps(Patch):
         return {"forward": self.forward}
 
     def forward(self, residual: Tensor, *, past_kv_cache: Any = None, **kwargs: Any) -> Any:
-        seen = past_kv_cache[0].past_keys.shape[1] if past_kv_cache is not None else 0
-        length = seen + residual.shape[1]
+        n_cached = past_kv_cache[0].past_keys.shape[1] if past_kv_cache is not None else 0
+        length = n_cached + residual.shape[1]
         refuse_long_answer(length, self.target.cfg.n_ctx)
         if self._prompt.attention_mask is not None:
             kwargs["attention_mask"] = padded(self._prompt.attention_mask, length)

@@ -1,9 +1,9 @@
 """HookedTransformer's gated MLP without its intermediate copies.
 
 The gap: while no gradient is taken, `act(gate) * linear + bias` holds four tensors of `[pos d_mlp]` at once, and makes
-each anew: more memory than the same model in Hugging Face, and a tenth of the time of a forward pass on a processor.
-Under this patch product and sum are written into the activation, which nobody else holds. Every hook fires as before,
-with the same numbers to the bit, and what hooks keep is not written into.
+each newly allocated: more memory than the same model in Hugging Face, and a tenth of the time of a forward pass on a
+processor. Under this patch product and sum are written into the activation, which is not used elsewhere. Every hook
+fires as before, with the same numbers to the bit, and what hooks keep is not written into.
 
 Checked against TransformerLens 3.9, `components/mlps/gated_mlp.py`.
 """
@@ -40,9 +40,9 @@ class _MLPInPlace(Patch):
         """The MLP; the old way where a gradient is taken, which in-place writing would break."""
         mlp = self.target
         if torch.is_grad_enabled() or x.device != mlp.W_gate.device:
-            old: Tensor = self._forward(x)
-            return old
-        # The activation is made from what the hook gave, and then belongs to nobody but us.
+            original_output: Tensor = self._forward(x)
+            return original_output
+        # The activation is computed from the hook's output and not used elsewhere.
         post = mlp.act_fn(mlp.hook_pre(F.linear(x, mlp.W_gate.T.contiguous())))
         post *= mlp.hook_pre_linear(F.linear(x, mlp.W_in.T.contiguous()))
         post += mlp.b_in

@@ -79,10 +79,10 @@ class _Block(UnwatchedBlock):
         attention_mask: Int[Tensor, "batch key"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         entry = past_kv_cache_entry
-        known = entry is None or (isinstance(entry, GrowingEntry) and entry.all_rotated)
-        if shortformer_pos_embed is not None or not known:
-            old: Tensor = self._forward(residual, shortformer_pos_embed, entry, attention_mask)
-            return old
+        is_usable = entry is None or (isinstance(entry, GrowingEntry) and entry.all_rotated)
+        if shortformer_pos_embed is not None or not is_usable:
+            original_output: Tensor = self._forward(residual, shortformer_pos_embed, entry, attention_mask)
+            return original_output
         block = self.target
         residual = seen(block.hook_resid_pre, residual)
         middle = self._attended(_norm(block.ln1, residual), entry, attention_mask).add_(residual)
@@ -94,8 +94,12 @@ class _Block(UnwatchedBlock):
 
     def _attended(self, x: Tensor, entry: Any, attention_mask: Tensor | None) -> Tensor:
         attn = self.target.attn
-        own = not isinstance(attn, GroupedQueryAttention)
-        k_and_v = (attn.W_K, attn.b_K, attn.W_V, attn.b_V) if own else (attn._W_K, attn._b_K, attn._W_V, attn._b_V)
+        has_own_weights = not isinstance(attn, GroupedQueryAttention)
+        k_and_v = (
+            (attn.W_K, attn.b_K, attn.W_V, attn.b_V)
+            if has_own_weights
+            else (attn._W_K, attn._b_K, attn._W_V, attn._b_V)
+        )
         q = _by_head(x, attn.W_Q, attn.b_Q)
         k, v = _by_head(x, *k_and_v[:2]), _by_head(x, *k_and_v[2:])
         if attn.cfg.use_qk_norm:
@@ -120,16 +124,16 @@ class _Block(UnwatchedBlock):
         if past + length > len(attn.rotary_cos):
             attn._extend_rotary_embeddings(min(attn.cfg.n_ctx, max(past + length, 2 * len(attn.rotary_cos))))
         if mask is None:
-            here = slice(past, past + length)
-            return attn.rotary_cos[None, here, None], attn.rotary_sin[None, here, None], None
-        at, padding = self._positions.of(mask, past)
-        return attn.rotary_cos[at, None], attn.rotary_sin[at, None], padding
+            current = slice(past, past + length)
+            return attn.rotary_cos[None, current, None], attn.rotary_sin[None, current, None], None
+        positions, padding = self._positions.of(mask, past)
+        return attn.rotary_cos[positions, None], attn.rotary_sin[positions, None], padding
 
 
 class GrowingEntry:
     """The keys and values of one block, as TransformerLens's cache keeps them, in tensors that grow in steps.
 
-    TransformerLens makes its cache anew for every token. Keys are kept before their rotation, which is what a watched
+    TransformerLens reallocates its cache for every token. Keys are kept before their rotation, which is what a watched
     block asks for, and, as long as the block is unwatched, rotated too.
     """
 
@@ -161,15 +165,15 @@ class GrowingEntry:
     def _append(self, *new: Tensor) -> list[Tensor]:
         length = self.length + new[0].shape[1]
         if not self._kept or length > self._kept[0].shape[1]:
-            for i, one in enumerate(new):
-                larger = one.new_empty(len(one), length + self.GROWTH, *one.shape[2:])
+            for i, tensor in enumerate(new):
+                larger = tensor.new_empty(len(tensor), length + self.GROWTH, *tensor.shape[2:])
                 if self.length:
                     larger[:, : self.length] = self._kept[i][:, : self.length]
                 self._kept[i : i + 1] = [larger]
-        for kept, one in zip(self._kept, new, strict=True):
-            kept[:, self.length : length] = one
+        for stored, tensor in zip(self._kept, new, strict=True):
+            stored[:, self.length : length] = tensor
         self.length = length
-        return [kept[:, :length] for kept in self._kept]
+        return [stored[:, :length] for stored in self._kept]
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:

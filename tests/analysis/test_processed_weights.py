@@ -72,7 +72,7 @@ def test_what_is_run_is_the_same_or_refused(pair, lens, inputs, picture):
     with pytest.raises(LensplugError, match="the logit of a single token .* process_weights=False"):
         analysis.activation_patching(lenses[1], inputs, other, 5, **options)
     _, cache, grads = lenses[1].run_with_gradients(inputs, target=5)
-    with pytest.raises(LensplugError, match="gradient_rollout is another number with processed weights"):
+    with pytest.raises(LensplugError, match="gradient_rollout changes under processed weights"):
         analysis.gradient_rollout(cache, grads)
 
 
@@ -94,7 +94,7 @@ def test_what_transformerlens_alone_has_folded_is_refused():
         lambda: analysis.attention_rollout(cache, head_fusion="value_weighted"),
         lambda: analysis.attention_rollout(cache, residual="measured"),
     ):
-        with pytest.raises(LensplugError, match="centred weights have taken away: load it without processing"):
+        with pytest.raises(LensplugError, match="centered weights have removed: load it without processing"):
             ask()
     model = text_model(positional_embedding_type="standard")
     model.process_weights_(center_writing_weights=False)

@@ -128,7 +128,7 @@ def test_three_results_with_names():
     assert {"ratio_before", "ratio_after", "ratio_difference"} <= set(two.table)
     with pytest.raises(LensplugError, match="expected 2 different words"):
         analysis.compare(*results[:2], names=("a", "a"))
-    with pytest.raises(LensplugError, match="'none' is none of 'half', 'full'"):
+    with pytest.raises(LensplugError, match="'none' is not one of the compared results 'half', 'full'"):
         made.largest(name="none")
 
 

@@ -282,8 +282,8 @@ def test_what_the_cache_lacks_is_refused():
     assert cache.model.cfg.attention_dir == "causal"
     for call, message in (
         (lambda: analysis.logit_lens(cache), "needs"),
-        (lambda: analysis.attention_rollout(cache, head_fusion="value_weighted"), "hook_v.*made of attentions alone"),
-        (lambda: analysis.attention_flow(cache, residual="measured"), "hook_resid_pre.*made of attentions alone"),
+        (lambda: analysis.attention_rollout(cache, head_fusion="value_weighted"), "hook_v.*made from attentions alone"),
+        (lambda: analysis.attention_flow(cache, residual="measured"), "hook_resid_pre.*made from attentions alone"),
         (lambda: analysis.attention_rollout(cache, heads=[2]), "heads 0 to 1"),
         (lambda: analysis.attention_rollout(cache, layers=(0, 2)), "of 0 to 1"),
         (lambda: analysis.received_attention(cache, layer=2), "layers 0 to 1"),

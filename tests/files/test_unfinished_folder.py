@@ -116,7 +116,7 @@ def test_what_a_killed_process_leaves_is_told(there, tmp_path):
         process.send_signal(signal.SIGKILL)
     (sentence,) = leftovers(out)
     assert f"{UNFINISHED}a user's model-" in sentence and "(0.2 GB) is what was left when" in sentence
-    assert "nobody works on it any more" in sentence
+    assert "no process works on it any more" in sentence
     assert not there or not holds_files(out), "it is no reason to refuse the folder"
     fill(out)
     assert len(files(out)) == (4 if there else 2), "and it is not deleted for the user"

@@ -47,9 +47,9 @@ REFUSED = {
     "attention of a part": ({"attn_implementation": {"vision_config": "spda"}}, "attn_implementation is 'spda'"),
     "4 bits": ({"load_in_4bit": True}, "load_in_4bit=True: a core has whole weights"),
     "quantisation": ({"quantization_config": {"load_in_8bit": True}}, "quantization_config=.*whole weights"),
-    "offload": ({"offload_folder": "there"}, "offload_folder='there': a core lies whole on one device"),
-    "auto map": ({"device_map": "auto"}, "device_map='auto': a core lies whole on one device"),
-    "split map": ({"device_map": {"model": 0, "lm_head": "disk"}}, "device_map=.*a core lies whole"),
+    "offload": ({"offload_folder": "there"}, "offload_folder='there': a core must be on one device"),
+    "auto map": ({"device_map": "auto"}, "device_map='auto': a core must be on one device"),
+    "split map": ({"device_map": {"model": 0, "lm_head": "disk"}}, "device_map=.*a core must be on one device"),
     "other map": ({"device_map": "cuda:1", "device": "cpu"}, "device='cpu' and device_map='cuda:1' differ"),
     "mismatched": ({"ignore_mismatched_sizes": True}, "would be random numbers"),
     "unknown": ({"max_pixels": 3}, "load takes no 'max_pixels'.*lensplug.wrap"),
@@ -187,5 +187,5 @@ def test_the_processor_of_another_model_and_parts_on_meta(pair):
         lensplug.wrap(model, processor)
     split = text_model("Llama")
     split.hf_device_map = {"model": 0, "lm_head": "cpu"}
-    with pytest.raises(LensplugError, match=r"lies on several devices \(0, cpu\)"):
+    with pytest.raises(LensplugError, match=r"is on several devices \(0, cpu\)"):
         lensplug.wrap(split)

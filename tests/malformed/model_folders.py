@@ -387,7 +387,7 @@ CASES: dict[str, Case] = {
     ),
     "experts of the hub": Case("load", config("experts_implementation", to="someone/kernel"), "someone/kernel"),
     "quantised": Case("load", config("quantization_config", to={"quant_method": "gptq", "bits": 4}), "quantised"),
-    "adapter beside the model": Case(
+    "adapter next to the model": Case(
         "load", written("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "/", "r": 1}'),
         "adapter_config.json",
     ),

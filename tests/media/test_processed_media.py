@@ -92,7 +92,7 @@ def test_without_a_processor_it_cannot_be_told_how_a_photograph_was_seen(tmp_pat
     wrapped, path = lens("llava-onevision"), photograph(tmp_path, 6)
     outputs = wrapped.processor(text=QUESTION, images=[Image.open(path)], return_tensors="pt")
     alone = lensplug.wrap(wrapped.hf_model, None, check=False)
-    with pytest.raises(LensplugError, match="whether the processor saw it turned cannot be told"):
+    with pytest.raises(LensplugError, match="whether the processor saw it rotated is unknown"):
         alone.encode(outputs, images=[path])
     assert alone.encode(outputs, images=[Image.fromarray(four_colours())]).images[0][0].size == (64, 48)
 

@@ -99,7 +99,7 @@ class Flow(Result):
         return lift(self.values, self.uniform, ~self.values.isnan())
 
     def beyond_order(self, example: int = 0) -> str:
-        """How far the flows and their lift go by the order of positions alone, in words: what figures say below them.
+        """How much of the flows and their lift position order alone explains, as text: the notes below figures.
 
         Raises:
             LensplugError: If there is no such example, or no flow of uniform attention.
@@ -118,8 +118,8 @@ class Flow(Result):
     @property
     def positions(self) -> Int[Tensor, "example group"]:
         """How many positions each group has."""
-        kept = (self.groups >= 0).long()
-        return torch.zeros(self.values.shape, dtype=torch.long).scatter_add_(1, self.groups.clamp(min=0), kept)
+        is_member = (self.groups >= 0).long()
+        return torch.zeros(self.values.shape, dtype=torch.long).scatter_add_(1, self.groups.clamp(min=0), is_member)
 
     @property
     def upper_bound(self) -> bool:
@@ -134,8 +134,8 @@ class Flow(Result):
 
         Args:
             example: Which example.
-            raw: Of `values` in place of the lift; so it is without one.
-            normalized: Of `normalized` in place of the lift.
+            raw: Use `values` instead of the lift, as for a result without lift.
+            normalized: Use `normalized` instead of the lift.
             shared: Share a group's raw (or normalised) value out evenly among its positions, so that what is painted
                 adds up to the groups' values. By default each position has the whole: flows do not add up, and the flow
                 into a group bounds that into each of its positions, while a share would make large regions look dark.
@@ -145,15 +145,19 @@ class Flow(Result):
         values = (self.normalized if normalized else self.values if raw else self.lift)[example]
         if shared:
             values = values / self.positions[example]
-        own = self.groups[example]
-        return {f"into position {int(self.row[example])}": values[own.clamp(min=0)].masked_fill(own < 0, torch.nan)}
+        group_of_position = self.groups[example]
+        return {
+            f"into position {int(self.row[example])}": values[group_of_position.clamp(min=0)].masked_fill(
+                group_of_position < 0, torch.nan
+            )
+        }
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each example and group."""
         import pandas as pd
 
         normalized = self.normalized
-        beside = {} if self.uniform is None else {"uniform": self.uniform, "lift": self.lift}
+        columns = {} if self.uniform is None else {"uniform": self.uniform, "lift": self.lift}
         table = [
             {
                 "example": example,
@@ -166,7 +170,7 @@ class Flow(Result):
                 "positions": len(members),
                 "flow": float(self.values[example, group]),
                 "normalized": float(normalized[example, group]),
-                **{name: float(own[example, group]) for name, own in beside.items()},
+                **{name: float(column[example, group]) for name, column in columns.items()},
             }
             for example in range(len(self.values))
             for group, members in enumerate(Groups(self.groups[example], list(self.labels[example])).members)
@@ -232,14 +236,16 @@ def attention_flow(
             merged = flow_groups(groups, modality, mask, index)
             graphs, even_graphs = (
                 [
-                    LayeredGraph(source=int(own.of_position[at]), width=len(own.names))
-                    for own, at in zip(merged, index, strict=True)
+                    LayeredGraph(
+                        source=int(groups_of_example.of_position[row_position]), width=len(groups_of_example.names)
+                    )
+                    for groups_of_example, row_position in zip(merged, index, strict=True)
                 ]
                 for _ in range(2)
             )
         weight = read_residual_weight(cache, mixing, layer, needed_by="attention_flow")
-        kept = weight.double().cpu() if isinstance(weight, Tensor) else [weight] * len(fused)
-        capacities = [_capacity(mixing, *each) for each in zip(fused, kept, first, merged, strict=True)]
+        residual_weights = weight.double().cpu() if isinstance(weight, Tensor) else [weight] * len(fused)
+        capacities = [_capacity(mixing, *each) for each in zip(fused, residual_weights, first, merged, strict=True)]
         share = minutes / 2 if uniform else minutes
         _refuse_hours(graphs, capacities, layer - chosen[0] + 1, share, merging=groups is not None)
         for graph, capacity in zip(graphs, capacities, strict=True):
@@ -248,22 +254,31 @@ def attention_flow(
             attention = mixing.attention(fused.float(), first)
             residual_of = weight.cpu() if isinstance(weight, Tensor) else weight
             even = even_layer(cache, layer, attention, residual_of, mask, exclude_first=exclude_first)
-            for example, (graph, own) in enumerate(zip(even_graphs, merged, strict=True)):
-                graph.add(_even_capacity(even, example, own))
-    flows = [_known(graph.max_flows(), own) for graph, own in zip(graphs, merged, strict=True)]
+            for example, (graph, groups_of_example) in enumerate(zip(even_graphs, merged, strict=True)):
+                graph.add(_even_capacity(even, example, groups_of_example))
+    flows = [
+        _known(graph.max_flows(), groups_of_example) for graph, groups_of_example in zip(graphs, merged, strict=True)
+    ]
     even_flows = None
     if uniform:
-        found = [
-            _apart(_known(graph.max_flows(), own), own, int(at), even.receives[example])
-            for example, (graph, own, at) in enumerate(zip(even_graphs, merged, first, strict=True))
+        uniform_flows = [
+            _apart(
+                _known(graph.max_flows(), groups_of_example),
+                groups_of_example,
+                int(row_position),
+                even.receives[example],
+            )
+            for example, (graph, groups_of_example, row_position) in enumerate(
+                zip(even_graphs, merged, first, strict=True)
+            )
         ]
-        even_flows = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=torch.nan)
+        even_flows = torch.nn.utils.rnn.pad_sequence(uniform_flows, batch_first=True, padding_value=torch.nan)
     convention = f"{mixing.in_words}, layers {chosen[0]} to {chosen[-1]}, maximum flow {_into(groups)}"
     return Flow(
         values=torch.nn.utils.rnn.pad_sequence(flows, batch_first=True, padding_value=torch.nan),
         row=index,
-        groups=torch.stack([own.of_position for own in merged]),
-        labels=tuple(tuple(own.names) for own in merged),
+        groups=torch.stack([groups_of_example.of_position for groups_of_example in merged]),
+        labels=tuple(tuple(groups_of_example.names) for groups_of_example in merged),
         modalities=_modalities(merged, modality),
         residual=residual,
         head_fusion=head_fusion,
@@ -275,14 +290,14 @@ def attention_flow(
 
 def _even_capacity(even: EvenLayer, example: int, groups: Groups) -> Float[Tensor, "group group"]:
     """The mixture of one layer of uniform attention, the edges between two groups added up."""
-    width, own = len(groups.names), (groups.of_position >= 0).nonzero()[:, 0]
+    width, members = len(groups.names), (groups.of_position >= 0).nonzero()[:, 0]
     capacity = torch.zeros(width, width, dtype=torch.float64)
-    for rows in torch.split(own, ROWS_AT_ONCE):
-        kept = even.kept[example, rows]
-        mixed = ((1 - kept)[:, None] * even.rows(example, rows)).T[own]
-        merged = capacity.new_zeros(width, len(rows)).index_add_(0, groups.of_position[own], mixed)
+    for rows in torch.split(members, ROWS_AT_ONCE):
+        residual_share = even.kept[example, rows]
+        mixed = ((1 - residual_share)[:, None] * even.rows(example, rows)).T[members]
+        merged = capacity.new_zeros(width, len(rows)).index_add_(0, groups.of_position[members], mixed)
         capacity.index_add_(0, groups.of_position[rows], merged.T)
-        capacity.diagonal().index_add_(0, groups.of_position[rows], kept)
+        capacity.diagonal().index_add_(0, groups.of_position[rows], residual_share)
     return capacity
 
 
@@ -291,8 +306,8 @@ def _apart(
 ) -> Float[Tensor, " group"]:
     """NaN for the first position's group where it is set apart and alone."""
     group = int(groups.of_position[first])
-    alone = int((groups.of_position == group).sum()) == 1
-    return flows.index_fill(0, torch.tensor([group]), torch.nan) if alone and not bool(receives[first]) else flows
+    is_single = int((groups.of_position == group).sum()) == 1
+    return flows.index_fill(0, torch.tensor([group]), torch.nan) if is_single and not bool(receives[first]) else flows
 
 
 def _attended(
@@ -320,14 +335,14 @@ def _capacity(
     """A' of one layer in fp64, the edges between two groups added up."""
     width = len(groups.names)
     capacity = torch.zeros(width, width, dtype=torch.float64)
-    own = (groups.of_position >= 0).nonzero()[:, 0]
-    for rows in torch.split(own, ROWS_AT_ONCE):  # thousands of rows in fp64 at once would be gigabytes
+    members = (groups.of_position >= 0).nonzero()[:, 0]
+    for rows in torch.split(members, ROWS_AT_ONCE):  # thousands of rows in fp64 at once would be gigabytes
         attention = mixing.attention(fused[None, rows].double(), first[None])
-        kept = keeps(attention, residual[None, rows] if isinstance(residual, Tensor) else residual)[0]
-        mixed = ((1 - kept)[:, None] * attention[0]).T[own]
-        merged = capacity.new_zeros(width, len(rows)).index_add_(0, groups.of_position[own], mixed)
+        residual_share = keeps(attention, residual[None, rows] if isinstance(residual, Tensor) else residual)[0]
+        mixed = ((1 - residual_share)[:, None] * attention[0]).T[members]
+        merged = capacity.new_zeros(width, len(rows)).index_add_(0, groups.of_position[members], mixed)
         capacity.index_add_(0, groups.of_position[rows], merged.T)
-        capacity.diagonal().index_add_(0, groups.of_position[rows], kept)
+        capacity.diagonal().index_add_(0, groups.of_position[rows], residual_share)
     return capacity
 
 
@@ -340,12 +355,12 @@ def _refuse_hours(
     merging: bool,
 ) -> None:
     """Refuse what would take too long, if all layers that are to come are like this one."""
-    foreseen = [graph.foresee(own, layers) for graph, own in zip(graphs, capacities, strict=True)]
+    foreseen = [graph.foresee(capacity, layers) for graph, capacity in zip(graphs, capacities, strict=True)]
     edges, sinks, seconds = (sum(column) for column in zip(*foreseen, strict=True))
     if seconds <= 60 * minutes:
         return
-    own = "groups=, a tensor with the number of a group for each position"
-    merge = f"fewer groups ({own})" if merging else f"groups='modality', modality=inputs.modality (or {own})"
+    capacity = "groups=, a tensor with the number of a group for each position"
+    merge = f"fewer groups ({capacity})" if merging else f"groups='modality', modality=inputs.modality (or {capacity})"
     raise LensplugError(
         f"attention_flow would need {sinks:,} maximum flows through {edges:,} edges, about {seconds / 60:,.0f} minutes,"
         f" and may take {minutes:g}: merge positions with {merge}, or allow minutes={math.ceil(seconds / 60)}."
@@ -368,8 +383,8 @@ def _known(flows: Float[Tensor, " group"], groups: Groups) -> Float[Tensor, " gr
 def _modalities(merged: Sequence[Groups], modality: ModalityMap | None) -> tuple[tuple[str, ...], ...]:
     """What the positions of each group are."""
     if modality is None:
-        return tuple(("",) * len(own.names) for own in merged)
+        return tuple(("",) * len(groups_of_example.names) for groups_of_example in merged)
     return tuple(
-        tuple("+".join(dict.fromkeys(names[at] for at in members)) for members in own.members)
-        for own, names in zip(merged, modality.position_names, strict=True)
+        tuple("+".join(dict.fromkeys(names[position] for position in members)) for members in groups_of_example.members)
+        for groups_of_example, names in zip(merged, modality.position_names, strict=True)
     )

@@ -93,7 +93,7 @@ class AttentionFrom(Result):
         """One row for each example, layer, head, query and key."""
         import pandas as pd
 
-        # Whole columns at once: a row of Python objects for each value takes minutes for a real picture.
+        # Whole columns at once: a row of Python objects for each value takes minutes for a real image.
         axes = torch.meshgrid(*(torch.arange(size) for size in self.values.shape), indexing="ij")
         example, layer, head, query, key = (axis.flatten() for axis in axes)
         return pd.DataFrame(
@@ -126,7 +126,9 @@ def attention_from(
     """
     shape = pattern_shape(cache, needed_by="attention_from")
     mask = attended(cache, shape, attention_mask, torch.device("cpu"), positions=queries)
-    at = resolve_positions(queries, mask, name="queries")
-    layers = [rows.cpu() for rows in read_rows(cache, range(n_layers(cache)), at, needed_by="attention_from")]
+    positions = resolve_positions(queries, mask, name="queries")
+    layers = [rows.cpu() for rows in read_rows(cache, range(n_layers(cache)), positions, needed_by="attention_from")]
     convention = "fraction of the query's attention, each head alone"
-    return AttentionFrom(torch.stack(layers, dim=1), at.cpu(), Provenance.of(cache, "attention_from", convention))
+    return AttentionFrom(
+        torch.stack(layers, dim=1), positions.cpu(), Provenance.of(cache, "attention_from", convention)
+    )

@@ -8,7 +8,7 @@ Method:
 
 Equation, for groups G (queries) and H (keys): P[G, H] = 1/|G| · Σ_{q ∈ G} Σ_{k ∈ H} A[q, k].
 
-When to use it: for the standard picture of attention, and the table behind it.
+When to use it: for the standard view of attention, and the table behind it.
 
 When not to use it: it shows one layer only and does not say what matters. The mean over heads hides heads that do
 opposite things, and weight on the first token, separators and full stops is mostly an attention sink (Clark et al.
@@ -116,8 +116,8 @@ def attention_matrix(
     Raises:
         LensplugError: If the layer or a head is not there, or texts or groups do not fit the cache.
     """
-    one = read_layer(cache, layer, head, needed_by="attention_matrix")
-    attention = one.attention.cpu()
+    layer_attention = read_layer(cache, layer, head, needed_by="attention_matrix")
+    attention = layer_attention.attention.cpu()
     batch, length = attention.shape[0], attention.shape[-1]
     mask = attended(cache, (batch, length), attention_mask, attention.device).bool()
     texts = texts_of(cache, str_tokens, (batch, length))
@@ -125,17 +125,20 @@ def attention_matrix(
         values = attention.masked_fill(~(mask[:, :, None] & mask[:, None]), torch.nan)
         form = "each position alone"
     else:
-        chosen = [own.only(kept) for own, kept in zip(_groups_of(groups, texts), mask, strict=True)]
-        most = max(len(own.names) for own in chosen)
+        chosen = [
+            groups_of_example.only(is_real)
+            for groups_of_example, is_real in zip(_groups_of(groups, texts), mask, strict=True)
+        ]
+        most = max(len(groups_of_example.names) for groups_of_example in chosen)
         values = torch.full((batch, most, most), torch.nan)
-        for example, own in enumerate(chosen):
-            count = len(own.names)
-            values[example, :count, :count] = own.pool(attention[example][None])[0]
-        texts = tuple(tuple(own.names) for own in chosen)
+        for example, groups_of_example in enumerate(chosen):
+            count = len(groups_of_example.names)
+            values[example, :count, :count] = groups_of_example.pool(attention[example][None])[0]
+        texts = tuple(tuple(groups_of_example.names) for groups_of_example in chosen)
         form = "grouped: sum over keys, mean over queries"
-    convention = f"{one.in_words}, rows sum to 1, {form}"
+    convention = f"{layer_attention.in_words}, rows sum to 1, {form}"
     provenance = Provenance.of(cache, "attention_matrix", convention)
-    return AttentionMatrix(values, texts, one.layer, one.head, groups is not None, provenance)
+    return AttentionMatrix(values, texts, layer_attention.layer, layer_attention.head, groups is not None, provenance)
 
 
 def _groups_of(
@@ -150,10 +153,12 @@ def _groups_of(
             )
         return [join_pieces(row) for row in texts]
     each = [groups] if isinstance(groups, Groups) else list(groups)
-    if len(each) != len(texts) or not all(len(own.of_position) == len(texts[0]) for own in each):
-        found = [len(own.of_position) for own in each]
+    if len(each) != len(texts) or not all(
+        len(groups_of_example.of_position) == len(texts[0]) for groups_of_example in each
+    ):
+        lengths = [len(groups_of_example.of_position) for groups_of_example in each]
         raise LensplugError(
-            f"groups are of {found} positions, the cache is {[len(texts), len(texts[0])]}: give one Groups for each"
+            f"groups are of {lengths} positions, the cache is {[len(texts), len(texts[0])]}: give one Groups for each"
             " example, made from its tokens with padding included."
         )
     return each

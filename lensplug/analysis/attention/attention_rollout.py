@@ -111,13 +111,13 @@ class Rollout(Result):
         return self.even[0].receives[:, None]
 
     def beyond_order(self, example: int = 0, *, row: int = -1) -> str:
-        """How far one row and its lift go by the order of positions alone, in words: what figures say below them.
+        """How much of a row and its lift position order alone explains, as text: the notes below figures.
 
         Raises:
             LensplugError: If there is no such example.
         """
         check_example(example, len(self.values))
-        values, uniform, lifted = (one[example, row].cpu() for one in (self.values, self.uniform, self.lift))
+        values, uniform, lifted = (map_[example, row].cpu() for map_ in (self.values, self.uniform, self.lift))
         return beyond_order(values, uniform, lifted, "share")
 
     @checked
@@ -126,7 +126,7 @@ class Rollout(Result):
 
         Args:
             example: Which example.
-            raw: Of `values` in place of the lift.
+            raw: Use `values` instead of the lift.
         """
         check_example(example, len(self.values))
         names = row_names(self.rows[example])
@@ -220,10 +220,12 @@ def attention_rollout(
 
 def _even_as_kept(cache: ActivationCache, mask: Int[Tensor, "batch pos"], exclude_first: bool) -> tuple[EvenLayer, ...]:
     """The baseline of a rollout that was multiplied up while the model ran."""
-    kept = read(cache, hook_names.ROLLOUT_ROWS, needed_by="attention_rollout")
+    row_parts = read(cache, hook_names.ROLLOUT_ROWS, needed_by="attention_rollout")
     return tuple(
-        EvenLayer.of(cache, layer, kept[:, layer, :, 0], kept[:, layer, :, 1], mask, exclude_first=exclude_first)
-        for layer in range(kept.shape[1])
+        EvenLayer.of(
+            cache, layer, row_parts[:, layer, :, 0], row_parts[:, layer, :, 1], mask, exclude_first=exclude_first
+        )
+        for layer in range(row_parts.shape[1])
     )
 
 
@@ -233,15 +235,15 @@ def _is_of(cache: ActivationCache, mixing: Mixing, layers: tuple[int, int] | Non
     Raises:
         LensplugError: If it is not, and nothing is there to make that from.
     """
-    kept = known(cache, "rollout_mixing")
-    if kept == mixing and layers is None and not per_layer:
+    cached_mixing = known(cache, "rollout_mixing")
+    if cached_mixing == mixing and layers is None and not per_layer:
         return True
     pattern = cache.cache_dict.get("blocks.0.attn.hook_pattern")
-    whole = pattern is not None and pattern.shape[-1] == pattern.shape[-2]
-    if whole or hook_names.head_mean(0) in cache.cache_dict:
+    has_whole_patterns = pattern is not None and pattern.shape[-1] == pattern.shape[-2]
+    if has_whole_patterns or hook_names.head_mean(0) in cache.cache_dict:
         return False
     raise LensplugError(
-        f"the cache holds the rollout of all layers with {kept.in_words}: for other options run with"
+        f"the cache holds the rollout of all layers with {cached_mixing.in_words}: for other options run with"
         " keep=[lensplug.reductions.RolloutProduct(Mixing(...))], for other layers or per_layer with keep='head_mean'."
     )
 
@@ -254,7 +256,7 @@ def _multiplied(
     attention_mask: Mask | None,
     per_layer: bool,
 ) -> tuple[Int[Tensor, "batch row"], Float[Tensor, "batch layer row pos"], tuple[EvenLayer, ...]]:
-    """The chosen rows, the products up to each layer, or up to the last alone, and what their baseline is made of."""
+    """The chosen rows, their products up to each layer (or up to the last only), and the layers of the baseline."""
     index = values = None
     even: list[EvenLayer] = []
     for layer in reversed(layers):
@@ -269,8 +271,8 @@ def _multiplied(
             values = torch.cat([one_hot, values], dim=1)
         attention = mixing.attention(fused, first)
         residual = read_residual_weight(cache, mixing, layer, needed_by="attention_rollout")
-        kept = keeps(attention, residual)[:, None]
-        values = (values * (1 - kept)) @ attention + values * kept
+        residual_share = keeps(attention, residual)[:, None]
+        values = (values * (1 - residual_share)) @ attention + values * residual_share
         even.append(even_layer(cache, layer, attention, residual, mask, exclude_first=mixing.exclude_first))
     assert index is not None and values is not None
     return index, values.reshape(batch, -1, index.shape[1], length), tuple(reversed(even))

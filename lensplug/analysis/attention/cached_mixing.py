@@ -55,7 +55,7 @@ def read_fused(
 
 
 def _into_the_stream(model: Any, layer: int) -> Float[Tensor, "head d_head d_model"]:
-    """W_O, and behind it the norm that stands between attention and stream in some models (Gemma 2 and 3).
+    """W_O, followed by the norm between attention and residual stream that some models have (Gemma 2 and 3).
 
     Its scale is one number for each row, which normalising the row takes out again; its weight is not.
     """
@@ -90,11 +90,12 @@ def read_residual_weight(
 
 
 def _also(cache: ActivationCache, name: str, option: str, needed_by: str) -> Tensor:
-    """An activation beside the patterns that an option needs."""
+    """An activation that an option needs in addition to patterns."""
     if name not in cache.cache_dict and cache.model is not None and not hasattr(cache.model, "blocks"):
         raise LensplugError(
-            f"{option} needs {name!r}, and a cache made of attentions alone can have none: leave the option out, or run"
-            " the model under lensplug.wrap where that takes it."
+            f"{option} needs {name!r}, and a cache made from attentions alone does not have it: leave the option out,"
+            " or run"
+            " the model under lensplug.wrap if that supports it."
         )
     if name not in cache.cache_dict or known(cache, "residual_positions") is not None:
         raise LensplugError(

@@ -30,22 +30,26 @@ def flow_groups(
         row: The position of each example that stays alone.
 
     Raises:
-        LensplugError: If the groups are none of these, or a position is in none.
+        LensplugError: If the groups have another form, or a position belongs to no group.
     """
     merged = position_groups(groups, mask, modality=modality)
     if groups is None:
         return merged
-    return [_with_row_alone(own, kept.bool(), int(at)) for own, kept, at in zip(merged, mask, row, strict=True)]
+    return [
+        _with_row_alone(groups_of_example, is_real.bool(), int(row_position))
+        for groups_of_example, is_real, row_position in zip(merged, mask, row, strict=True)
+    ]
 
 
-def _with_row_alone(groups: Groups, kept: Shaped[Tensor, " pos"], row: int) -> Groups:
-    """The same groups without padding, numbered as the prompt has them, and the row in one of its own."""
-    if bool((groups.of_position[kept] < 0).any()):
-        at = int((kept & (groups.of_position < 0)).nonzero()[0])
+def _with_row_alone(groups: Groups, is_real: Shaped[Tensor, " pos"], row: int) -> Groups:
+    """The same groups without padding, numbered in prompt order, with the row in a group of its own."""
+    if bool((groups.of_position[is_real] < 0).any()):
+        position = int((is_real & (groups.of_position < 0)).nonzero()[0])
         raise LensplugError(
-            f"position {at} is not padding and in no group (its number is {int(groups.of_position[at])}): what is left"
+            f"position {position} is not padding and in no group (its number is {int(groups.of_position[position])}):"
+            " what is left"
             " out would make flows too small. Give every position a number from 0."
         )
     of_position = groups.of_position.clone()
     of_position[row] = len(groups.names)
-    return Groups(of_position, [*groups.names, f"position {row}"]).only(kept)
+    return Groups(of_position, [*groups.names, f"position {row}"]).only(is_real)

@@ -128,7 +128,7 @@ def gradient_rollout(
             included: R becomes (R - I) / S + I, where S is the sum of each row of R - I; a row of zeros stays zeros.
             A row of `relevance` then sums to 1 (or to 0). The cams themselves are not normalised: where gradients are
             far smaller than 1, what the first layers brought is scaled up to 1 and what later layers add is
-            small beside it. Costs layers x pos^3 whatever rows are asked for.
+            small next to it. Costs layers x pos^3 whichever rows are requested.
         exclude_first: Leave out attention to the first position that is not padding. None: in causal attention, where
             it is a rest, and not in attention that looks both ways, where it is one position of all.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
@@ -206,14 +206,14 @@ def _gradient(
 ) -> Float[Tensor, "batch head query key"]:
     """The gradient of one layer's pattern, found by its name, in fp32."""
     name = f"blocks.{layer}.attn.hook_pattern"
-    held = grads if isinstance(grads, Mapping) else grads.cache_dict
-    if name not in held:
+    tensors = grads if isinstance(grads, Mapping) else grads.cache_dict
+    if name not in tensors:
         raise LensplugError(
             f"gradient_rollout needs the gradient of {name!r}, and grads does not hold it: logits, cache, grads ="
             " lens.run_with_gradients(inputs, target=...) gives both, without names_filter or with"
             " names_filter=analysis.gradient_rollout.needs."
         )
-    gradient: Tensor = held[name]
+    gradient: Tensor = tensors[name]
     gradient = gradient[None] if gradient.ndim == 3 else gradient
     if gradient.shape != pattern.shape:
         raise LensplugError(

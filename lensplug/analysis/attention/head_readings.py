@@ -6,7 +6,7 @@ attention, and swapping a class for the rest changes the sign alone. **Ratio** i
 1 / chance: where 98 % of the positions are image, a head with all of its mass there has 1.02.
 
 A head can look at the image (most of its mass is there) and prefer the text (more of it is there than by chance). Each
-reading is made for each example, against the chance of that example; an average is the mean of the examples' readings,
+measure is computed per example, against the chance of that example; an average is the mean of the examples' readings,
 and its standard error that of this mean.
 """
 
@@ -146,16 +146,16 @@ class HeadSpecialization(Result):
             raise LensplugError(f"layer {layer}, head {head} is asked for, the result has {layers} x {heads}, from 0.")
         label, preferred = self.labels[layer][head], self.prefers[layer][head]
         looks = {"mixed": "looks at no class with two thirds of its attention", "nothing": "rests on the sink alone"}
-        said = looks.get(label)
-        if said is None:
-            at = self._index(label)
-            chance = float(self.chance[:, layer, at].nanmean())
-            said = f"looks at {_the(label)} ({float(self.average()[layer, head, at]):.3f} of its attention, chance"
-            said += f" {chance:.3f})"
+        text = looks.get(label)
+        if text is None:
+            class_index = self._index(label)
+            chance = float(self.chance[:, layer, class_index].nanmean())
+            mass = float(self.average()[layer, head, class_index])
+            text = f"looks at {_the(label)} ({mass:.3f} of its attention, chance {chance:.3f})"
         if preferred == "nothing":
-            return f"layer {layer}, head {head} {said} and prefers nothing"
+            return f"layer {layer}, head {head} {text} and prefers nothing"
         nats = float(self.average("preference")[layer, head, self._index(preferred)])
-        return f"layer {layer}, head {head} {said} and prefers {_the(preferred)} ({nats:+.1f} nats)"
+        return f"layer {layer}, head {head} {text} and prefers {_the(preferred)} ({nats:+.1f} nats)"
 
     @checked
     def top(self, modality: str, k: int = 10, *, by: Reading = "mass") -> list[tuple[int, int, float]]:
@@ -186,17 +186,17 @@ class HeadSpecialization(Result):
     @classmethod
     @checked
     def combine(cls, results: Sequence[HeadSpecialization]) -> HeadSpecialization:
-        """Several results of one model as one, example after example; a class that one lacks is out of sight there.
+        """Results of one model combined along examples; a class that a result lacks counts as not visible there.
 
         Raises:
-            LensplugError: If they are of different models or conventions, or there is none.
+            LensplugError: If they have different models or conventions, or there are no results.
         """
         refuse_other_making(results)
         first = results[0]
-        for other in results[1:]:
-            if other.mass.shape[1:3] != first.mass.shape[1:3]:
+        for next_result in results[1:]:
+            if next_result.mass.shape[1:3] != first.mass.shape[1:3]:
                 raise LensplugError(
-                    f"results of {list(first.mass.shape[1:3])} and {list(other.mass.shape[1:3])} layers and heads"
+                    f"results of {list(first.mass.shape[1:3])} and {list(next_result.mass.shape[1:3])} layers and heads"
                     " cannot be combined: give results of one model."
                 )
         names = tuple(name for name in CLASSES if any(name in result.modalities for result in results))
@@ -277,18 +277,18 @@ class HeadSpecialization(Result):
         return self.modalities.index(modality)
 
     def _spread(self, names: tuple[str, ...], views: tuple[str, ...]) -> HeadSpecialization:
-        """With the classes and views of others beside, which this one has not in sight."""
-        kept: dict[str, Any] = {
+        """The result extended by classes and views of other results, which are not visible here."""
+        fields_of_union: dict[str, Any] = {
             name: _wider(getattr(self, name), self.modalities, names) for name in ("mass", "chance", "entropy")
         }
-        kept["largest"] = _wider(self.largest, self.modalities, names)
+        fields_of_union["largest"] = _wider(self.largest, self.modalities, names)
         if views:
             without = self.mass.new_empty(*self.mass.shape[:3], 0)
             view_mass = without if self.view_mass is None else self.view_mass
             view_chance = without[:, :, 0] if self.view_chance is None else self.view_chance
-            kept["view_mass"] = _wider(view_mass, self.views, views)
-            kept["view_chance"] = _wider(view_chance, self.views, views)
-        return replace(self, modalities=names, views=views, **kept)
+            fields_of_union["view_mass"] = _wider(view_mass, self.views, views)
+            fields_of_union["view_chance"] = _wider(view_chance, self.views, views)
+        return replace(self, modalities=names, views=views, **fields_of_union)
 
 
 def _column(values: Float[Tensor, "*axes"] | Int[Tensor, "*axes"]) -> Any:
@@ -297,10 +297,10 @@ def _column(values: Float[Tensor, "*axes"] | Int[Tensor, "*axes"]) -> Any:
 
 
 def _wider(
-    values: Float[Tensor, "*axes own"], own: tuple[str, ...], names: tuple[str, ...]
+    values: Float[Tensor, "*axes own"], present: tuple[str, ...], names: tuple[str, ...]
 ) -> Float[Tensor, "*axes name"]:
     wide = values.new_full((*values.shape[:-1], len(names)), math.nan)
-    for index, name in enumerate(own):
+    for index, name in enumerate(present):
         wide[..., names.index(name)] = values[..., index]
     return wide
 

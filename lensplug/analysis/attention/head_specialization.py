@@ -82,29 +82,30 @@ def head_specialization(
 
     Raises:
         LensplugError: If a pattern is missing, the map does not fit the cache, the position is out of
-            range, or sinks are none of these.
+            range, or sinks have another form.
     """
     modality = modality_of(modality)
     mask, shape = modality.attention_mask, pattern_shape(cache, needed_by="head_specialization")
     refuse_other_map(cache, shape, modality)
-    own, named = _sink_positions(sinks, mask, exclude_sink)
+    sink_positions, sink_note = _sink_positions(sinks, mask, exclude_sink)
     index = resolve_position(query, mask, name="query")
     ahead = _seen_ahead(cache, modality, index)
-    member = parts(modality, own)
-    there = (member & (_seen(cache, mask, index) | ahead)[:, None]).any(dim=-1).cpu()  # [example part]
-    made_of = _made_of(modality, sinks)
-    in_sight = (made_of & there[:, None]).any(dim=-1).any(dim=0).tolist()
+    member = parts(modality, sink_positions)
+    is_present = (member & (_seen(cache, mask, index) | ahead)[:, None]).any(dim=-1).cpu()  # [example part]
+    parts_of_class = _made_of(modality, sinks)
+    in_sight = (parts_of_class & is_present[:, None]).any(dim=-1).any(dim=0).tolist()
     names, views = (tuple(name for name in order if in_sight[EVERY.index(name)]) for order in (CLASSES, VIEWS))
     names = tuple(name for name in names if not (exclude_sink and name == SINK))
     if not names:
         raise LensplugError(f"from query {query} nothing but the sink is in sight, and it is left out.")
-    given = _given(cache, index, member, usual=own is None)
+    part_attention = _given(cache, index, member, usual=sink_positions is None)
     allowed = _allowed(cache, mask, index) | ahead[:, None]
     count = (member[:, None] & allowed[:, :, None]).sum(dim=-1).cpu()
-    classes_and_views = (made_of[:, [EVERY.index(name) for name in order]] for order in (names, views))
-    mass, chance, entropy, largest, view_mass, view_chance = _readings(given, count, *classes_and_views)
+    classes_and_views = (parts_of_class[:, [EVERY.index(name) for name in order]] for order in (names, views))
+    mass, chance, entropy, largest, view_mass, view_chance = _readings(part_attention, count, *classes_and_views)
     convention = (
-        f"fraction of the query's attention; {named}; preference in nats over chance (uniform over allowed positions),"
+        f"fraction of the query's attention; {sink_note}; preference in nats over chance (uniform over allowed"
+        " positions),"
         f" clamped at {CLAMP:g}; averages of each example's own readings"
     )
     provenance = Provenance.of(cache, "head_specialization", convention, query=query)
@@ -117,7 +118,7 @@ def head_specialization(
 def _sink_positions(
     sinks: Any, mask: Int[Tensor, "batch pos"], exclude_sink: bool
 ) -> tuple[Bool[Tensor, "batch pos"] | None, str]:
-    """The positions that were given as sinks, if so; and what counts as a sink, in words.
+    """The positions passed as sinks, if any; and a description of what counts as a sink.
 
     Raises:
         LensplugError: If it cannot be a choice of sinks.
@@ -131,32 +132,34 @@ def _sink_positions(
         return None, f"sinks ({SINKS[sinks]}) {end}"
     expected = f"expected 'first', 'special', None, or a mask of the shape {list(mask.shape)}"
     try:
-        given = torch.as_tensor(sinks)
+        sink_mask = torch.as_tensor(sinks)
     except (TypeError, ValueError, RuntimeError) as error:
         raise LensplugError(f"sinks is {sinks!r}, {expected}.") from error
-    if given.shape != mask.shape or not bool(((given == 0) | (given == 1)).all()):
-        raise LensplugError(f"sinks has the shape {list(given.shape)}, {expected} that has 1 where a sink is, else 0.")
-    return given.to(mask.device).bool() & mask.bool(), f"sinks ({int(given.sum())} positions given) {end}"
+    if sink_mask.shape != mask.shape or not bool(((sink_mask == 0) | (sink_mask == 1)).all()):
+        raise LensplugError(
+            f"sinks has the shape {list(sink_mask.shape)}, {expected} that has 1 where a sink is, else 0."
+        )
+    return sink_mask.to(mask.device).bool() & mask.bool(), f"sinks ({int(sink_mask.sum())} positions given) {end}"
 
 
 def _made_of(modality: ModalityMap, sinks: Sinks) -> Bool[Tensor, "example every part"]:
     """Which parts make up each of `EVERY`, in each example."""
     special = isinstance(sinks, str) and sinks == "special"
-    made_of = {name: {name} for name in PARTS[2:]}
-    made_of |= {
+    part_names = {name: {name} for name in PARTS[2:]}
+    part_names |= {
         "text": {"text"} if special else {"text", "special"},
         "image": {"image", *VIEWS},
         SINK: {"first", "special"} if special else {"first"},
     }
-    every = torch.tensor([[part in made_of.get(name, ()) for part in PARTS] for name in EVERY])
-    made = every.repeat(len(modality.labels), 1, 1)
+    every = torch.tensor([[part in part_names.get(name, ()) for part in PARTS] for name in EVERY])
+    membership = every.repeat(len(modality.labels), 1, 1)
     if sinks is None:  # the first position counts with what it is
         first, views = first_position(modality), dict(zip(VIEWS, views_of(modality), strict=True))
-        made[:, EVERY.index(SINK)] = False
-        for name in made_of.keys() - {SINK}:
+        membership[:, EVERY.index(SINK)] = False
+        for name in part_names.keys() - {SINK}:
             positions = views[name] if name in views else modality.mask(cast(ModalityName, name))
-            made[:, EVERY.index(name), 0] = (positions & first).any(dim=1).cpu()
-    return made
+            membership[:, EVERY.index(name), 0] = (positions & first).any(dim=1).cpu()
+    return membership
 
 
 def _given(
@@ -168,38 +171,42 @@ def _given(
     """
     masses: dict[int, Tensor] = {}
     for layer in range(n_layers(cache)):
-        kept = read_kept(cache, hook_names.modality_mass(layer))
-        if kept is None or (not usual and f"blocks.{layer}.attn.hook_pattern" in cache.cache_dict):
+        cached_mass = read_kept(cache, hook_names.modality_mass(layer))
+        if cached_mass is None or (not usual and f"blocks.{layer}.attn.hook_pattern" in cache.cache_dict):
             continue
-        at = index.to(kept.device)[:, None, None, None, None].expand(-1, kept.shape[1], -1, *kept.shape[3:])
-        masses[layer] = kept.gather(2, at)[:, :, 0]
-    others = [layer for layer in range(n_layers(cache)) if layer not in masses]
-    rows = dict(zip(others, read_rows(cache, others, index[:, None], needed_by="head_specialization"), strict=True))
-    given: dict[int, Tensor] = {}
+        row_index = index.to(cached_mass.device)[:, None, None, None, None]
+        row_index = row_index.expand(-1, cached_mass.shape[1], -1, *cached_mass.shape[3:])
+        masses[layer] = cached_mass.gather(2, row_index)[:, :, 0]
+    with_patterns = [layer for layer in range(n_layers(cache)) if layer not in masses]
+    patterns = read_rows(cache, with_patterns, index[:, None], needed_by="head_specialization")
+    rows = dict(zip(with_patterns, patterns, strict=True))
+    part_attention: dict[int, Tensor] = {}
     if rows:
         row = _side_by_side(rows)
-        given |= zip(rows, measure(row, member.to(row.device))[:, :, 0].cpu().chunk(len(rows), dim=1), strict=True)
+        part_attention |= zip(
+            rows, measure(row, member.to(row.device))[:, :, 0].cpu().chunk(len(rows), dim=1), strict=True
+        )
     if masses:
-        made = spread(_side_by_side(masses), known(cache, "modality_parts").to(member.device), member)
-        if made is None:
+        spread_mass = spread(_side_by_side(masses), known(cache, "modality_parts").to(member.device), member)
+        if spread_mass is None:
             raise LensplugError(
                 "the cache's masses are of another modality map: use the map of the inputs that were run."
                 if usual
                 else "the cache holds masses by modality, and a mask of sinks needs the query's rows: run with"
                 " query_positions= too."
             )
-        given |= zip(masses, made.cpu().chunk(len(masses), dim=1), strict=True)
-    return torch.stack([given[layer] for layer in range(n_layers(cache))], dim=1)
+        part_attention |= zip(masses, spread_mass.cpu().chunk(len(masses), dim=1), strict=True)
+    return torch.stack([part_attention[layer] for layer in range(n_layers(cache))], dim=1)
 
 
 def _side_by_side(layers: dict[int, Tensor]) -> Float[Tensor, "batch heads *rest"]:
     """The heads of several layers after each other, in double precision, on one device."""
     device = next(iter(layers.values())).device
-    return torch.cat([one.to(device) for one in layers.values()], dim=1).double()
+    return torch.cat([layer_mass.to(device) for layer_mass in layers.values()], dim=1).double()
 
 
 def _readings(
-    given: Float[Tensor, "example layer head part 3"],
+    part_attention: Float[Tensor, "example layer head part 3"],
     count: Int[Tensor, "example layer part"],
     classes: Bool[Tensor, "example modality part"],
     views: Bool[Tensor, "example view part"],
@@ -209,23 +216,23 @@ def _readings(
     Chance is a quotient of counts, and so is the mass of a uniform row over the row's sum: in double
     precision their ratio rounds to exactly 1.
     """
-    within = given[:, :, :, None] * classes[:, None, None, :, :, None]  # [example layer head modality part 3]
+    within = part_attention[:, :, :, None] * classes[:, None, None, :, :, None]  # [example layer head modality part 3]
     weight, information = within[..., 0].sum(dim=-1), within[..., 1].sum(dim=-1)
     counted = (count[:, :, None] * classes[:, None]).sum(dim=-1)
     absent = (counted == 0)[:, :, None].expand(weight.shape)
     # The entropy of the shares p / m is log m minus the mean of log p.
     entropy = (weight.log() - information / weight).clamp(min=0)
-    whole, all_counted = weight.sum(dim=-1, keepdim=True), counted.sum(dim=-1, keepdim=True)
-    of_view = (given[:, :, :, None, :, 0] * views[:, None, None]).sum(dim=-1)
+    total_mass, all_counted = weight.sum(dim=-1, keepdim=True), counted.sum(dim=-1, keepdim=True)
+    of_view = (part_attention[:, :, :, None, :, 0] * views[:, None, None]).sum(dim=-1)
     counted_views = (count[:, :, None] * views[:, None]).sum(dim=-1)
-    hidden, gone = counted_views == 0, torch.nan
+    hidden, undefined = counted_views == 0, torch.nan
     return (
-        (weight / whole).masked_fill(absent, gone),
-        (counted.double() / all_counted).masked_fill(counted == 0, gone),
-        entropy.masked_fill(absent | (weight == 0), gone),
-        (within[..., 2].amax(dim=-1) / whole).masked_fill(absent, gone),
-        (of_view / whole).masked_fill(hidden[:, :, None].expand(of_view.shape), gone),
-        (counted_views.double() / all_counted).masked_fill(hidden, gone),
+        (weight / total_mass).masked_fill(absent, undefined),
+        (counted.double() / all_counted).masked_fill(counted == 0, undefined),
+        entropy.masked_fill(absent | (weight == 0), undefined),
+        (within[..., 2].amax(dim=-1) / total_mass).masked_fill(absent, undefined),
+        (of_view / total_mass).masked_fill(hidden[:, :, None].expand(of_view.shape), undefined),
+        (counted_views.double() / all_counted).masked_fill(hidden, undefined),
     )
 
 

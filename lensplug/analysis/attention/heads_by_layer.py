@@ -72,18 +72,18 @@ class HeadsByLayer(Result):
         """Summarise the masses of heads by layer.
 
         Args:
-            mass: On each class.
+            mass: Mass on each class.
             chance: The mass under uniform attention.
             classes: Modalities and "sink", then the views of the image, which are parts of it.
             modalities: The first of them, without the views: what a head can look at.
-            provenance: Of the masses.
+            provenance: Provenance of the masses.
         """
         of_layer = mass.nanmean(dim=2)  # a head that lay wholly on a left-out sink has no mass to average
-        found = looks_at(mass[..., : len(modalities)])
-        shares = torch.nn.functional.one_hot(found, len(modalities) + 2).double().mean(dim=2)
+        label_index = looks_at(mass[..., : len(modalities)])
+        shares = torch.nn.functional.one_hot(label_index, len(modalities) + 2).double().mean(dim=2)
         labels = (*modalities, "mixed", "nothing")
-        kept = [i for i, name in enumerate(labels) if name != "nothing" or bool(shares[..., i].any())]
-        shares = shares[..., kept]
+        shown_labels = [i for i, name in enumerate(labels) if name != "nothing" or bool(shares[..., i].any())]
+        shares = shares[..., shown_labels]
         return cls(
             mass=of_layer.nanmean(dim=0),
             mass_standard_error=standard_error(of_layer),
@@ -92,7 +92,7 @@ class HeadsByLayer(Result):
             share_standard_error=standard_error(shares),
             count=(~chance.isnan()).sum(dim=0),
             classes=classes,
-            labels=tuple(labels[i] for i in kept),
+            labels=tuple(labels[i] for i in shown_labels),
             examples=len(mass),
             provenance=provenance,
         )
@@ -132,13 +132,13 @@ class HeadsByLayer(Result):
 
 def looks_at(mass: Float[Tensor, "*axes modality"]) -> Int[Tensor, "*axes"]:
     """The class that has two thirds of the mass; one past the last where none has, two past where there is no mass."""
-    known = mass.nan_to_num(0)
-    total = known.sum(dim=-1, keepdim=True)
-    best = (known / total).max(dim=-1)
+    finite = mass.nan_to_num(0)
+    total = finite.sum(dim=-1, keepdim=True)
+    best = (finite / total).max(dim=-1)
     classes = mass.shape[-1]
     # Sums of floats that are two thirds on paper may be below by their rounding.
-    found = torch.where(best.values >= DOMINANT - 1e-6, best.indices, classes)
-    return torch.where(total[..., 0] > 0, found, classes + 1)
+    label_index = torch.where(best.values >= DOMINANT - 1e-6, best.indices, classes)
+    return torch.where(total[..., 0] > 0, label_index, classes + 1)
 
 
 def standard_error(values: Float[Tensor, "example ..."]) -> Float[Tensor, ...]:

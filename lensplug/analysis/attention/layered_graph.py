@@ -23,7 +23,7 @@ SECONDS = 1e-7
 
 
 class LayeredGraph:
-    """The edges below one node, as far as they have been added.
+    """The edges below one node that have been added so far.
 
     graph = LayeredGraph(source=2, width=3)
     graph.add(A2)
@@ -73,13 +73,14 @@ class LayeredGraph:
         )
         flows = torch.zeros(self.width, dtype=torch.float64)
         for sinks in self.reached.nonzero()[:, 0].chunk(CHUNKS):
-            at = (sinks + self.levels * self.width).tolist()
-            above = sorted(set().union(*(graph.subcomponent(sink, mode="in") for sink in at)))
+            sink_nodes = (sinks + self.levels * self.width).tolist()
+            above = sorted(set().union(*(graph.subcomponent(sink, mode="in") for sink in sink_nodes)))
             # In the order of the whole graph: the source is the first, the sinks are the last.
             part = graph.induced_subgraph(above)
-            first = len(above) - len(at)
+            first = len(above) - len(sink_nodes)
             flows[sinks] = torch.tensor(
-                [part.maxflow_value(0, first + index, "capacity") for index in range(len(at))], dtype=torch.float64
+                [part.maxflow_value(0, first + index, "capacity") for index in range(len(sink_nodes))],
+                dtype=torch.float64,
             )
         return flows
 

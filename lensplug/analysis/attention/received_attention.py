@@ -97,8 +97,8 @@ class ReceivedAttention(Result):
     def top(self, k: int = 25, *, example: int = 0) -> list[tuple[int, str, float]]:
         """The k positions that receive most: (position, text, value)."""
         at_least(1, k=k)
-        at = self._order(example)[:k].tolist()
-        return [(i, self.str_tokens[example][i], float(self.values[example, i])) for i in at]
+        positions = self._order(example)[:k].tolist()
+        return [(i, self.str_tokens[example][i], float(self.values[example, i])) for i in positions]
 
     @checked
     def of(self, modality: str, *, example: int = 0) -> list[tuple[int, str, float]]:
@@ -107,8 +107,10 @@ class ReceivedAttention(Result):
         names = self.modalities[example]
         if modality not in names:
             raise LensplugError(f"no position of example {example} is {modality!r}: it has {sorted(set(names))}.")
-        chosen = [at for at, name in enumerate(names) if name == modality]
-        return [(at, self.str_tokens[example][at], float(self.values[example, at])) for at in chosen]
+        chosen = [position for position, name in enumerate(names) if name == modality]
+        return [
+            (position, self.str_tokens[example][position], float(self.values[example, position])) for position in chosen
+        ]
 
     @checked
     def table(self, k: int = 25) -> pd.DataFrame:
@@ -124,17 +126,17 @@ class ReceivedAttention(Result):
         frames = []
         for example, values in enumerate(self.values):
             order = self._order(example)
-            at = order.sort().values
+            positions = order.sort().values
             frames.append(
                 pd.DataFrame(
                     {
                         "example": example,
-                        "position": at.numpy(),
-                        "token": [self.str_tokens[example][i] for i in at.tolist()],
-                        "modality": [self.modalities[example][i] for i in at.tolist()],
-                        "received": values[at].numpy(),
+                        "position": positions.numpy(),
+                        "token": [self.str_tokens[example][i] for i in positions.tolist()],
+                        "modality": [self.modalities[example][i] for i in positions.tolist()],
+                        "received": values[positions].numpy(),
                         "rank": order.argsort().numpy() + 1,
-                        "entries": self.count[example][at].numpy(),
+                        "entries": self.count[example][positions].numpy(),
                     }
                 )
             )
@@ -182,41 +184,45 @@ def received_attention(
         LensplugError: If the layer or a head is not there, or what names the positions does not fit.
     """
     modality = None if modality is None else modality_of(modality)
-    one = _one_layer(cache, layer, head)
-    fused = one.attention
+    layer_attention = _one_layer(cache, layer, head)
+    fused = layer_attention.attention
     shape = (fused.shape[0], fused.shape[-1])
     modalities = _modalities(cache, modality, shape)
     texts = texts_of(cache, str_tokens, shape)
     if attention_mask is None and modality is not None:
         attention_mask = modality.attention_mask
     mask = attended(cache, shape, attention_mask, fused.device).bool()
-    shown = mask
+    is_counted = mask
     if exclude_sink:
-        shown = mask & (torch.arange(shape[1], device=mask.device) != mask.int().argmax(dim=1)[:, None])
-    matrix = (fused * mask[:, :, None] * shown[:, None]).cpu()
-    seen = (visible(cache, one.layer, mask.long(), fused, modality=modality) & shown[:, None]).cpu()
+        is_counted = mask & (torch.arange(shape[1], device=mask.device) != mask.int().argmax(dim=1)[:, None])
+    matrix = (fused * mask[:, :, None] * is_counted[:, None]).cpu()
+    is_visible = (
+        visible(cache, layer_attention.layer, mask.long(), fused, modality=modality) & is_counted[:, None]
+    ).cpu()
     if scale == "row-max":
         largest = matrix.amax(dim=-1, keepdim=True)
         matrix = torch.where(largest > 0, matrix / largest, 0.0)
-    count = seen.sum(dim=1)
+    count = is_visible.sum(dim=1)
     if over == "rows":
-        count = mask.sum(dim=1, keepdim=True).cpu() * shown.cpu()
+        count = mask.sum(dim=1, keepdim=True).cpu() * is_counted.cpu()
     values = matrix.sum(dim=1) / (1 if over == "sum" else count.clamp(min=1))
-    values = values.masked_fill(~shown.cpu(), torch.nan)
-    convention = f"{one.in_words}, " + ("rows scaled to maximum 1" if scale == "row-max" else "rows as they are")
+    values = values.masked_fill(~is_counted.cpu(), torch.nan)
+    convention = f"{layer_attention.in_words}, " + (
+        "rows scaled to maximum 1" if scale == "row-max" else "rows as they are"
+    )
     convention += "" if over == "seen" else f"; {OVER[over]}"
     convention += "; first position left out" if exclude_sink else ""
     return ReceivedAttention(
         values=values,
         count=count,
         matrix=matrix,
-        layer=one.layer,
-        head=one.head,
+        layer=layer_attention.layer,
+        head=layer_attention.head,
         scale=scale,
         modalities=modalities,
         str_tokens=texts,
         provenance=Provenance.of(cache, "received_attention", convention),
-        visible=seen,
+        visible=is_visible,
     )
 
 
@@ -224,8 +230,8 @@ def _one_layer(cache: ActivationCache, layer: int, head: Head | Literal["sum"]) 
     if not isinstance(head, str) or head != "sum":
         return read_layer(cache, layer, head, needed_by="received_attention")
     mean = read_layer(cache, layer, "mean", needed_by="received_attention")
-    whole = cache.cache_dict.get(f"blocks.{mean.layer}.attn.hook_pattern")
-    heads = whole.shape[-3] if whole is not None else cache.model.cfg.n_heads
+    pattern = cache.cache_dict.get(f"blocks.{mean.layer}.attn.hook_pattern")
+    heads = pattern.shape[-3] if pattern is not None else cache.model.cfg.n_heads
     return OneLayer(mean.attention * heads, mean.layer, "sum", f"layer {mean.layer}, sum of all heads")
 
 
@@ -236,7 +242,9 @@ def _modalities(
     if modality is None:
         return (("",) * shape[1],) * shape[0]
     if tuple(modality.attention_mask.shape) != shape:
-        found = list(modality.attention_mask.shape)
-        raise LensplugError(f"modality is for {found} positions, the cache is {list(shape)}: give that of its inputs.")
+        received_shape = list(modality.attention_mask.shape)
+        raise LensplugError(
+            f"modality is for {received_shape} positions, the cache is {list(shape)}: give that of its inputs."
+        )
     refuse_other_map(cache, shape, modality)
     return tuple(map(tuple, modality.position_names))

@@ -39,20 +39,28 @@ def position_groups(
         str_tokens: To name the words of "modality", and single positions; without them the position does.
 
     Raises:
-        LensplugError: If the groups are none of these.
+        LensplugError: If the groups have another form.
     """
     batch, length = mask.shape
     if groups is None:
-        alone = torch.arange(length).expand(batch, -1).masked_fill(mask.cpu() == 0, -1)
-        texts = [[f"position {at}" for at in range(length)]] * batch if str_tokens is None else str_tokens
+        single_positions = torch.arange(length).expand(batch, -1).masked_fill(mask.cpu() == 0, -1)
+        texts = [[f"position {position}" for position in range(length)]] * batch if str_tokens is None else str_tokens
         return [
-            Groups(own, [text if at >= 0 else "" for at, text in zip(own.tolist(), each, strict=True)])
-            for own, each in zip(alone, texts, strict=True)
+            Groups(
+                group_of_position,
+                [
+                    text if position >= 0 else ""
+                    for position, text in zip(group_of_position.tolist(), each, strict=True)
+                ],
+            )
+            for group_of_position, each in zip(single_positions, texts, strict=True)
         ]
     if isinstance(groups, Tensor):
-        return [Groups(own, _named(own)) for own in _given(groups, batch, length)]
-    if not isinstance(groups, str) and all(isinstance(own, Groups) for own in groups):
-        shapes = [len(own.of_position) for own in groups]
+        return [
+            Groups(group_of_position, _named(group_of_position)) for group_of_position in _given(groups, batch, length)
+        ]
+    if not isinstance(groups, str) and all(isinstance(group_of_position, Groups) for group_of_position in groups):
+        shapes = [len(group_of_position.of_position) for group_of_position in groups]
         if shapes != [length] * batch:
             raise LensplugError(
                 f"groups are of {shapes} positions, expected {[length] * batch}: give one views.group_positions(...)"
@@ -70,9 +78,9 @@ def position_groups(
 
 
 def _of_media(modality: ModalityMap, str_tokens: Sequence[Sequence[str]] | None, example: int) -> Groups:
-    """The finest regions and stretches of media of which there are few enough."""
+    """The finest regions and stretches of media that stay below the maximum number of groups."""
     for blocks in range(FINEST, 0, -1):
-        # Newlines as one group, here and there in the prompt, would join all that lies between: flows 5% too large.
+        # One group for all newlines, which are scattered over the prompt, would connect the rest: flows 5 % too large.
         groups = group_positions(
             modality, str_tokens, example=example, blocks=blocks, stretches=blocks**2, join_newlines=True
         )
@@ -92,5 +100,5 @@ def _given(groups: Shaped[Tensor, ...], batch: int, length: int) -> Int[Tensor, 
     return groups.long().cpu().expand(batch, -1)
 
 
-def _named(own: Int[Tensor, " pos"]) -> list[str]:
-    return [f"group {number}" for number in range(int(own.max()) + 1)]
+def _named(group_of_position: Int[Tensor, " pos"]) -> list[str]:
+    return [f"group {number}" for number in range(int(group_of_position.max()) + 1)]

@@ -48,7 +48,9 @@ def read_layer(cache: ActivationCache, layer: int, head: Head, *, needed_by: str
 def _heads(head: SupportsIndex | Sequence[SupportsIndex], n_heads: int) -> list[int]:
     """The heads that are meant, counted from 0."""
     several = head.tolist() if isinstance(head, Tensor) and head.ndim == 1 else head
-    chosen = [whole_number(one, "head") for one in (several if isinstance(several, Sequence) else [several])]
-    if not chosen or not all(-n_heads <= one < n_heads for one in chosen):
+    chosen = [
+        whole_number(head_index, "head") for head_index in (several if isinstance(several, Sequence) else [several])
+    ]
+    if not chosen or not all(-n_heads <= head_index < n_heads for head_index in chosen):
         raise LensplugError(f"head is {head}, the model has heads 0 to {n_heads - 1}.")
-    return [one % n_heads for one in chosen]
+    return [head_index % n_heads for head_index in chosen]

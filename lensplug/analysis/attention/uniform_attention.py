@@ -52,7 +52,7 @@ class EvenLayer:
         cache: ActivationCache,
         layer: int,
         kept: Float[Tensor, "example row"],
-        others: Float[Tensor, "example row"],
+        off_first: Float[Tensor, "example row"],
         mask: Int[Tensor, "example pos"],
         *,
         exclude_first: bool,
@@ -64,35 +64,37 @@ class EvenLayer:
             cache: For its model.
             layer: Which layer.
             kept: How much of itself each row keeps.
-            others: What a row has beside the first position, of 1.
+            off_first: The share of each row that is not on the first position.
             mask: 1 where there is no padding.
             exclude_first: Whether the rollout leaves out the first position.
             ahead: The last position that each row sees, where a model lets some look ahead (within an image).
         """
         cfg: Any = getattr(cache.model, "cfg", None)
-        mask, others = mask.cpu().bool(), others.cpu().double()
+        mask, off_first = mask.cpu().bool(), off_first.cpu().double()
         length = mask.shape[1]
-        own = torch.arange(length).expand(len(mask), -1)
-        start, stop = own, torch.full_like(own, length)
+        positions = torch.arange(length).expand(len(mask), -1)
+        start, stop = positions, torch.full_like(positions, length)
         causal = getattr(cfg, "attention_dir", "causal") == "causal"
         if not causal:
-            start = torch.zeros_like(own)
+            start = torch.zeros_like(positions)
         elif ahead is not None:
-            ahead = torch.maximum(ahead.cpu(), own).cummax(dim=1).values
-            start = torch.searchsorted(ahead, own.contiguous())
+            ahead = torch.maximum(ahead.cpu(), positions).cummax(dim=1).values
+            start = torch.searchsorted(ahead, positions.contiguous())
         if causal and getattr(cfg, "use_local_attn", False) and cfg.attn_types[layer] == "local":
-            last_ahead = own if ahead is None else ahead
-            stop = torch.minimum(torch.maximum(own + cfg.window_size, last_ahead + 1), stop)
-        first, apart = mask.int().argmax(dim=1), causal or exclude_first
-        receives = mask & ~((own == first[:, None]) & apart)
-        return cls(kept.cpu().double(), others if apart else torch.ones_like(others), start, stop, receives, first)
+            last_ahead = positions if ahead is None else ahead
+            stop = torch.minimum(torch.maximum(positions + cfg.window_size, last_ahead + 1), stop)
+        first, is_apart = mask.int().argmax(dim=1), causal or exclude_first
+        receives = mask & ~((positions == first[:, None]) & is_apart)
+        return cls(
+            kept.cpu().double(), off_first if is_apart else torch.ones_like(off_first), start, stop, receives, first
+        )
 
     @property
     def share(self) -> Float[Tensor, "example row"]:
         """What one seen position gets of a row that keeps nothing."""
         change = torch.zeros(len(self.start), self.start.shape[1] + 1, dtype=torch.long)
-        for at, sign in ((self.start, 1), (self.stop, -1)):
-            change.scatter_add_(1, at, sign * self.receives.long())
+        for boundary, sign in ((self.start, 1), (self.stop, -1)):
+            change.scatter_add_(1, boundary, sign * self.receives.long())
         count = change.cumsum(dim=1)[:, :-1]
         return torch.where(count > 0, self.others / count.clamp(min=1), 0.0)
 
@@ -100,15 +102,17 @@ class EvenLayer:
         """Rows one layer further down: `values @ mixture`."""
         moves = values * (1 - self.kept[:, None])
         spread = _sums(moves * self.share[:, None], self.start, self.stop) * self.receives[:, None]
-        at = self.first[:, None, None].expand(-1, values.shape[1], 1)
+        first_index = self.first[:, None, None].expand(-1, values.shape[1], 1)
         to_first = (moves * (1 - self.others[:, None])).sum(dim=-1, keepdim=True)
-        return (values * self.kept[:, None] + spread).scatter_add_(2, at, to_first)
+        return (values * self.kept[:, None] + spread).scatter_add_(2, first_index, to_first)
 
     def rows(self, example: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "row pos"]:
         """The even attention of some rows, without what they keep."""
-        at = rows[:, None]
-        seen = (self.start[example] <= at) & (at < self.stop[example]) & self.receives[example]
-        attention = seen * self.share[example, rows][:, None]
+        row_positions = rows[:, None]
+        is_visible = (
+            (self.start[example] <= row_positions) & (row_positions < self.stop[example]) & self.receives[example]
+        )
+        attention = is_visible * self.share[example, rows][:, None]
         attention[:, self.first[example]] += 1 - self.others[example, rows]
         return attention
 
@@ -127,47 +131,53 @@ def even_layer(
     if looks_ahead_within(cache) is not None:
         ahead = attention.shape[2] - 1 - (attention > 0).flip(2).int().argmax(dim=2)
         ahead = ahead * attention.any(dim=2)
-    kept = keeps(attention, residual)
-    others = beside_first(attention, mask.argmax(dim=1))
-    return EvenLayer.of(cache, layer, kept, others, mask, exclude_first=exclude_first, ahead=ahead)
+    residual_share = keeps(attention, residual)
+    off_first = beside_first(attention, mask.argmax(dim=1))
+    return EvenLayer.of(cache, layer, residual_share, off_first, mask, exclude_first=exclude_first, ahead=ahead)
 
 
 def rolled_out(
     layers: tuple[EvenLayer, ...], rows: Int[Tensor, "example row"], *, per_layer: bool = False
 ) -> Float[Tensor, "example layer row pos"]:
     """The baseline's rollout into some rows, up to the last of the layers, or up to each."""
-    found = []
+    batches = []
     for some in torch.split(rows, ROWS_AT_ONCE, dim=1):
         one_hot = torch.nn.functional.one_hot(some, layers[0].kept.shape[1]).double()
         tops = range(len(layers)) if per_layer else [len(layers) - 1]
-        found.append(torch.stack([_down(layers[: top + 1], one_hot) for top in tops], dim=1))
-    return torch.cat(found, dim=2)
+        batches.append(torch.stack([_down(layers[: top + 1], one_hot) for top in tops], dim=1))
+    return torch.cat(batches, dim=2)
 
 
 def lift(values: Float[Tensor, "*axes"], even: Float[Tensor, "*axes"], shown: Bool[Tensor, ...]) -> Tensor:
     """Values over the baseline's; NaN where none are shown, nothing can come from, or digits are lost."""
-    known = shown & (even > TOO_SMALL)
-    return torch.where(known, values.double() / even.where(known, 1.0), torch.nan)
+    is_defined = shown & (even > TOO_SMALL)
+    return torch.where(is_defined, values.double() / even.where(is_defined, 1.0), torch.nan)
 
 
 def beyond_order(
     values: Float[Tensor, " pos"], even: Float[Tensor, " pos"], lifted: Float[Tensor, " pos"], what: str
 ) -> str:
-    """In words, how far a map and its lift go by the order of the positions alone; a warning where that is all."""
-    known = ~lifted.isnan()
-    if int(known.sum()) < 4:
+    """How much of a map and its lift position order alone explains, as text; a warning if it explains all."""
+    is_defined = ~lifted.isnan()
+    if int(is_defined.sum()) < 4:
         return f"too few positions to tell the lift of {what} from order"
-    if float(even[known].std()) == 0:  # attention that looks both ways knows no order
-        raw = kept = float("nan")
+    if float(even[is_defined].std()) == 0:  # attention that looks both ways knows no order
+        raw_correlation = lift_correlation = float("nan")
     else:
-        raw, kept = (_rank_correlation(one[known].double(), even[known]) for one in (values, lifted))
-    low, high = lifted[known].quantile(torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
-    said = [] if raw != raw else [f"rank correlation with uniform attention: {what} {raw:+.2f}, lift {kept:+.2f}"]
+        raw_correlation, lift_correlation = (
+            _rank_correlation(map_[is_defined].double(), even[is_defined]) for map_ in (values, lifted)
+        )
+    low, high = lifted[is_defined].quantile(torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
+    notes = (
+        []
+        if raw_correlation != raw_correlation
+        else [f"rank correlation with uniform attention: {what} {raw_correlation:+.2f}, lift {lift_correlation:+.2f}"]
+    )
     if high - low < FLAT * high:
-        said.append("THE LIFT IS FLAT: nothing here but what uniform attention gives")
-    elif abs(kept) > ORDERED:
-        said.append("THE LIFT STILL GOES BY THE ORDER OF THE POSITIONS: it says little of what is at them")
-    return "; ".join(said)
+        notes.append("THE LIFT IS FLAT: nothing beyond uniform attention")
+    elif abs(lift_correlation) > ORDERED:
+        notes.append("THE LIFT STILL FOLLOWS POSITION ORDER: it says little about the content of the positions")
+    return "; ".join(notes)
 
 
 FLAT = 0.05
@@ -176,11 +186,11 @@ ORDERED = 0.8
 """A lift that has a stronger rank correlation with the baseline orders positions, and not what is at them."""
 
 
-def _rank_correlation(one: Tensor, other: Tensor) -> float:
+def _rank_correlation(first: Tensor, second: Tensor) -> float:
     """Spearman's; NaN where one is constant."""
     import pandas as pd
 
-    return float(pd.Series(one.numpy()).corr(pd.Series(other.numpy()), method="spearman"))
+    return float(pd.Series(first.numpy()).corr(pd.Series(second.numpy()), method="spearman"))
 
 
 def _down(layers: tuple[EvenLayer, ...], values: Float[Tensor, "example row pos"]) -> Tensor:
@@ -198,13 +208,13 @@ def _sums(
     """
     length = values.shape[-1]
     if bool((stop == length).all()):  # every row from the start on
-        at = start[:, None].clamp(max=length - 1).expand_as(values)
-        return values.flip(-1).cumsum(dim=-1).flip(-1).gather(-1, at)
-    total, size, level, left = torch.zeros_like(values), 1, values, stop - start
-    while size <= int(left.max()):
-        takes = (left & size) > 0
-        at = start.clamp(max=length - 1)[:, None].expand_as(values)
-        total += level.gather(-1, at) * takes[:, None]  # level: the sum of the `size` values from a position on
+        index = start[:, None].clamp(max=length - 1).expand_as(values)
+        return values.flip(-1).cumsum(dim=-1).flip(-1).gather(-1, index)
+    total, size, level, remaining = torch.zeros_like(values), 1, values, stop - start
+    while size <= int(remaining.max()):
+        takes = (remaining & size) > 0
+        index = start.clamp(max=length - 1)[:, None].expand_as(values)
+        total += level.gather(-1, index) * takes[:, None]  # level: the sum of the `size` values from a position on
         start = start + size * takes
         level = level + torch.nn.functional.pad(level[..., size:], (0, min(size, length)))
         size *= 2

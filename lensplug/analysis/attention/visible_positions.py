@@ -35,15 +35,15 @@ def visible(
     """
     cfg: Any = getattr(cache.model, "cfg", None)
     real = mask.to(attention.device).bool()
-    at = torch.arange(mask.shape[1], device=real.device)
-    allowed = torch.ones(len(at), len(at), dtype=torch.bool, device=real.device)
+    positions = torch.arange(mask.shape[1], device=real.device)
+    allowed = torch.ones(len(positions), len(positions), dtype=torch.bool, device=real.device)
     if getattr(cfg, "attention_dir", "causal") == "causal":
-        allowed = at <= at[:, None]
+        allowed = positions <= positions[:, None]
     if getattr(cfg, "use_local_attn", False) and cfg.attn_types[layer] == "local":
-        allowed = allowed & (at > at[:, None] - cfg.window_size)
-    seen = (allowed | (attention > 0)) & real[:, None] & real[:, :, None]
+        allowed = allowed & (positions > positions[:, None] - cfg.window_size)
+    is_visible = (allowed | (attention > 0)) & real[:, None] & real[:, :, None]
     within = looks_ahead_within(cache)
     for span in modality.spans if modality is not None and within else ():
         if span.modality == within:
-            seen[span.example, span.start : span.stop, span.start : span.stop] = True
-    return seen
+            is_visible[span.example, span.start : span.stop, span.start : span.stop] = True
+    return is_visible

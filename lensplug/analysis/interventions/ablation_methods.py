@@ -29,10 +29,10 @@ class EmbeddingStatistics:
 
     def add(self, embeds: Float[Tensor, "batch pos d_model"], chosen: Bool[Tensor, "batch pos"]) -> None:
         """Take in a batch; sums in double precision."""
-        own = embeds[chosen].double().cpu()
-        self.count += len(own)
-        self.total = self.total + own.sum(dim=0)
-        self.squares = self.squares + own.square().sum(dim=0)
+        vectors = embeds[chosen].double().cpu()
+        self.count += len(vectors)
+        self.total = self.total + vectors.sum(dim=0)
+        self.squares = self.squares + vectors.square().sum(dim=0)
 
     @property
     def mean(self) -> Float[Tensor, " d_model"]:
@@ -76,13 +76,13 @@ def mean(given: Ablation) -> Variant:
 
 def noise(given: Ablation) -> Variant:
     """Gaussian noise with the modality's mean and standard deviation in each dimension."""
-    drawn = torch.randn(given.inputs.embeds.shape, generator=given.generator, dtype=torch.float64)
-    return _replaced(given, given.statistics.mean + given.statistics.standard_deviation * drawn)
+    standard_normal = torch.randn(given.inputs.embeds.shape, generator=given.generator, dtype=torch.float64)
+    return _replaced(given, given.statistics.mean + given.statistics.standard_deviation * standard_normal)
 
 
-def _replaced(given: Ablation, vectors: Tensor) -> Variant:
-    embeds = given.inputs.embeds
-    return in_place(given.inputs, torch.where(given.chosen[..., None], vectors.to(embeds), embeds))
+def _replaced(ablation: Ablation, vectors: Tensor) -> Variant:
+    embeds = ablation.inputs.embeds
+    return in_place(ablation.inputs, torch.where(ablation.chosen[..., None], vectors.to(embeds), embeds))
 
 
 EmbeddingMethod = Literal["remove", "zero", "mean", "noise"]

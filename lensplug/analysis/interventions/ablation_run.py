@@ -39,11 +39,11 @@ class Example:
     """A prompt, its media, and the answer that is looked for."""
 
     text: str
-    """Plain words; the chat template is applied."""
+    """Plain text; the chat template is applied."""
     answer: Label
     """A word as the model would write it, or the ids of its tokens."""
     images: Any = ()
-    """A list, or a single one; likewise the sounds and the videos."""
+    """A list, or a single image; the same for sounds and videos."""
     audio: Any = ()
     keep: str = ""
     """A part of the text that the control (and an ablation of the text) leaves alone, such as the question."""
@@ -83,17 +83,17 @@ class AblationRun:
 
     def _gather_statistics(self) -> None:
         """Mean and spread of the embeddings of the modality, and of what the control draws from."""
-        for _, own, inputs in self._batches("reading embeddings"):
-            self.statistics["ablated"].add(inputs.embeds, self._chosen(own, inputs))
-            self.statistics["control"].add(inputs.embeds, self._candidates(own, inputs))
+        for _, examples, inputs in self._batches("reading embeddings"):
+            self.statistics["ablated"].add(inputs.embeds, self._chosen(examples, inputs))
+            self.statistics["control"].add(inputs.embeds, self._candidates(examples, inputs))
 
     def outcome(self, answers: Sequence[tuple[int, ...]]) -> Outcome:
         """Run every example under the three conditions, and score these answers."""
         if self.method in NEED_STATISTICS or self.method in AT_THE_INPUT:
             self._gather_statistics()
         parts: list[list[Tensor]] = []
-        for _, own, inputs in self._batches("ablating"):
-            variants, ablated = self._three_conditions(own, inputs)
+        for _, examples, inputs in self._batches("ablating"):
+            variants, ablated = self._three_conditions(examples, inputs)
             each = [self._scored(variant, answers) for variant in variants]
             scores, top = (torch.stack(list(kind)) for kind in zip(*each, strict=True))
             parts.append([scores, top, ablated])
@@ -105,14 +105,14 @@ class AblationRun:
         """The log-probability of each answer behind a prompt, and the token that the model would write first."""
         first = self._last_logits(variant, 1)[:, 0]
         log_first = first.log_softmax(dim=-1)
-        scores = log_first[:, [own[0] for own in answers]]
-        for index, own in enumerate(answers):
-            if len(own) > 1:
-                rows = self._last_logits(self._continued(variant, own[:-1]), len(own) - 1).log_softmax(dim=-1)
-                scores[:, index] += rows[:, torch.arange(len(own) - 1), list(own[1:])].sum(dim=-1)
+        scores = log_first[:, [answer[0] for answer in answers]]
+        for index, answer in enumerate(answers):
+            if len(answer) > 1:
+                rows = self._last_logits(self._continued(variant, answer[:-1]), len(answer) - 1).log_softmax(dim=-1)
+                scores[:, index] += rows[:, torch.arange(len(answer) - 1), list(answer[1:])].sum(dim=-1)
         return scores, first.argmax(dim=-1)
 
-    def _continued(self, variant: MultimodalInput | Variant, written: Sequence[int]) -> Variant:
+    def _continued(self, variant: MultimodalInput | Variant, answer_tokens: Sequence[int]) -> Variant:
         """A prompt with the first tokens of an answer behind it; prompts are padded at the left."""
         if variant.decoder_inputs:
             raise LensplugError(
@@ -121,44 +121,44 @@ class AblationRun:
                 " pieces differ."
             )
         batch = len(variant.embeds)
-        tokens = torch.tensor([list(written)], device=variant.embeds.device)
+        tokens = torch.tensor([list(answer_tokens)], device=variant.embeds.device)
         embeds = self.lens.core.decoder.embed_tokens(tokens).detach().to(variant.embeds).expand(batch, -1, -1)
         mask = torch.cat([variant.attention_mask, torch.ones_like(tokens).expand(batch, -1)], dim=1)
         return Variant(torch.cat([variant.embeds, embeds], dim=1), mask)
 
     def _three_conditions(
-        self, own: Sequence[Example], inputs: MultimodalInput
+        self, examples: Sequence[Example], inputs: MultimodalInput
     ) -> tuple[list[Any], Int[Tensor, "condition batch"]]:
         """What is run with the modality, without it, and under the control; how many positions each lost."""
         in_place: EmbeddingMethod = "mean" if self.method == "silence" or self.method == "blank" else self.method
-        chosen = self._chosen(own, inputs)
-        control = self._draw(self._candidates(own, inputs), chosen.sum(dim=1))
+        chosen = self._chosen(examples, inputs)
+        control = self._draw(self._candidates(examples, inputs), chosen.sum(dim=1))
         if self.method in AT_THE_INPUT:
-            without = self._prepare([_without_medium(example, self.modality) for example in own])
+            without = self._prepare([_without_medium(example, self.modality) for example in examples])
         else:
             without = self._ablated(inputs, chosen, in_place, "ablated")
-        counts = [torch.zeros(len(own), dtype=torch.long), chosen.sum(dim=1).cpu(), control.sum(dim=1).cpu()]
+        counts = [torch.zeros(len(examples), dtype=torch.long), chosen.sum(dim=1).cpu(), control.sum(dim=1).cpu()]
         return [inputs, without, self._ablated(inputs, control, in_place, "control")], torch.stack(counts)
 
     def _batches(self, doing: str) -> Iterator[tuple[int, Sequence[Example], Any]]:
         for start in range(0, len(self.examples), self.batch_size):
-            own = self.examples[start : start + self.batch_size]
+            examples = self.examples[start : start + self.batch_size]
             self.progress(f"{doing}, example {start + 1} of {len(self.examples)}")
-            yield start, own, self._prepare(own)
+            yield start, examples, self._prepare(examples)
 
-    def _prepare(self, own: Sequence[Example]) -> Any:
+    def _prepare(self, examples: Sequence[Example]) -> Any:
         media: dict[str, Any] = {}
         for name in ("images", "audio", "videos"):
-            given = [list(getattr(example, name)) for example in own]
-            if any(given):
-                media[name] = given
-        return self.lens.prepare([example.text for example in own], **media)
+            media_of_examples = [list(getattr(example, name)) for example in examples]
+            if any(media_of_examples):
+                media[name] = media_of_examples
+        return self.lens.prepare([example.text for example in examples], **media)
 
     def _ablated(self, inputs: MultimodalInput, chosen: Tensor, method: EmbeddingMethod, which: str) -> Variant:
         return METHODS[method](Ablation(self.lens, inputs, chosen, self.statistics[which], self.generator))
 
     def _last_logits(self, inputs: MultimodalInput | Variant, count: int) -> Float[Tensor, "batch count d_vocab"]:
-        """Logits at the last positions alone: a row for every position would be gigabytes that nobody reads."""
+        """Logits at the last positions only: rows for all positions would be gigabytes."""
         model = self.lens.model
         with torch.no_grad():
             residual = model(inputs, stop_at_layer=model.cfg.n_layers)
@@ -167,54 +167,59 @@ class AblationRun:
             raise LensplugError("the model gives NaN: in fp16 attention can overflow; use bfloat16 or float32.")
         return logits
 
-    def _chosen(self, own: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
+    def _chosen(self, examples: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
         if self.modality == "text":
-            return self._text(own, inputs)
+            return self._text(examples, inputs)
         chosen: Tensor = inputs.modality.mask(self.modality)
-        for example, row in zip(own, chosen, strict=True):
+        for example, row in zip(examples, chosen, strict=True):
             if not bool(row.any()):
                 raise LensplugError(f"the example {example.text!r} has no {self.modality}: there is nothing to ablate.")
         return chosen
 
-    def _candidates(self, own: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
+    def _candidates(self, examples: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
         """Where the control draws from."""
         if self.modality != "text":
-            return self._text(own, inputs)
+            return self._text(examples, inputs)
         media: Tensor = torch.zeros_like(inputs.attention_mask, dtype=torch.bool)
         for name in ("image", "video", "audio"):
             media |= inputs.modality.mask(name)
         return media
 
-    def _text(self, own: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
+    def _text(self, examples: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
         """The words of the prompts: without special tokens, what the chat template adds, and `Example.keep`."""
         ordinary = inputs.modality.mask("text") & ~inputs.modality.special
         words = torch.zeros_like(ordinary)
-        for row, (example, texts) in enumerate(zip(own, inputs.str_tokens, strict=True)):
+        for row, (example, texts) in enumerate(zip(examples, inputs.str_tokens, strict=True)):
             ids = inputs.tokens[row].tolist()
-            where, kept = (find_text(text, texts, ids, self.lens.tokenizer) for text in (example.text, example.keep))
-            if example.keep and kept is None:
-                raise LensplugError(f"{example.keep!r}, to be kept, does not stand in the prompt {example.text!r}.")
+            where, protected = (
+                find_text(text, texts, ids, self.lens.tokenizer) for text in (example.text, example.keep)
+            )
+            if example.keep and protected is None:
+                raise LensplugError(f"{example.keep!r}, to be kept, does not occur in the prompt {example.text!r}.")
             words[row, list(where if where is not None else range(len(texts)))] = True
-            words[row, list(kept or ())] = False
+            words[row, list(protected or ())] = False
         chosen: Tensor = ordinary & words
         return chosen
 
     def _draw(self, candidates: Bool[Tensor, "batch pos"], counts: Tensor) -> Bool[Tensor, "batch pos"]:
         """So many of the candidates of each example, at random."""
-        drawn = torch.rand(candidates.shape, generator=self.generator).to(candidates.device)
-        rank = drawn.masked_fill(~candidates, 2.0).argsort(dim=1).argsort(dim=1)
+        random_order = torch.rand(candidates.shape, generator=self.generator).to(candidates.device)
+        rank = random_order.masked_fill(~candidates, 2.0).argsort(dim=1).argsort(dim=1)
         return candidates & (rank < counts[:, None])
 
 
 def _without_medium(example: Example, modality: str) -> Example:
-    """The same prompt with silence of the same length, or grey pictures or frames of the same size."""
+    """The same prompt with silence of the same length, or grey images or frames of the same size."""
     if modality == "audio":
         sounds = [load_sound(sound) for sound in example.audio]
         silent = [(torch.zeros_like(sound.waveform), sound.sampling_rate) for sound in sounds]
         return replace(example, audio=silent)
     if modality == "video":
         videos = [load_video(video) for video in example.videos]
-        return replace(example, videos=[replace(one, frames=torch.full_like(one.frames, 128)) for one in videos])
+        return replace(
+            example,
+            videos=[replace(each_video, frames=torch.full_like(each_video.frames, 128)) for each_video in videos],
+        )
     sizes = [load_image(image).size for image in example.images]
     blank = [Image.fromarray(np.full((height, width, 3), 128, np.uint8)) for width, height in sizes]
     return replace(example, images=blank)

@@ -106,9 +106,9 @@ class ActivationPatching(Result):
 
         That is, where the two prompts differ by no more than rounding explains (`rounding`).
         """
-        way = self.clean - self.corrupt
-        way = way.masked_fill(way.abs() <= self.rounding, torch.nan)[:, None, None, None]
-        return (self.values - self.corrupt[:, None, None, None]) / way
+        effect = self.clean - self.corrupt
+        effect = effect.masked_fill(effect.abs() <= self.rounding, torch.nan)[:, None, None, None]
+        return (self.values - self.corrupt[:, None, None, None]) / effect
 
     @checked
     def groups_of(self, example: int = 0) -> list[int]:
@@ -126,8 +126,10 @@ class ActivationPatching(Result):
         check_example(example, len(self.values))
         if self.by != "position":
             raise LensplugError(f"this was patched by {self.by}: an overlay needs by='position'.")
-        own = self.groups[example]
-        rows = self.recovered[example, :, :, 0][:, own.clamp(min=0)].masked_fill(own < 0, torch.nan)
+        group_of_position = self.groups[example]
+        rows = self.recovered[example, :, :, 0][:, group_of_position.clamp(min=0)].masked_fill(
+            group_of_position < 0, torch.nan
+        )
         return {f"layer {layer}": row for layer, row in zip(self.layers, rows, strict=True)}
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -166,12 +168,12 @@ def activation_patching(
 ) -> ActivationPatching:
     """Put clean activations into the corrupt run, one place at a time.
 
-    Clean, corrupt and patched runs are all made in one way: at the speed of SDPA, or, where the target is a function or
-    patterns are patched, with the whole patterns. Two prompts between which there is nothing to recover then differ by
-    rounding alone, which is taken to be, at most, eps x scale x sqrt(2 x layers + 1): eps of the model's dtype (at
-    least that of float32, in which norms are computed), of each of the additions that make the residual stream, whose
-    errors add up as those of a random walk do; scale is the largest logit that is read, or of a function its value. In
-    fp32 that is a few 1e-5 of a logit of 20, in bfloat16 half a logit: there smaller effects cannot be told from none.
+    Clean, corrupt and patched runs use the same attention: SDPA, or full patterns if the target is a function or
+    patterns are patched. Two prompts without an effect then differ by rounding only, which is bounded by eps x scale x
+    sqrt(2 x layers + 1): eps is that of the model's dtype (at least float32's, in which norms are computed), once per
+    addition to the residual stream, with errors that accumulate like a random walk; scale is the largest logit read, or
+    the value of a target function. In fp32 that is a few 1e-5 for a logit of 20, in bfloat16 half a logit: smaller
+    effects cannot be distinguished from zero.
 
     Args:
         lens: From `lensplug.load`, `wrap` or `tiny`.
@@ -209,9 +211,9 @@ def activation_patching(
     )
     assert logits is not None
     value_of_clean = of_clean(logits)
-    kept = {name: _moved(cache[name], aligned, (2, 3) if pattern else (1,)) for name in names}
-    heads = 1 if by == "position" else kept[names[0]].shape[1 if pattern else 2]
-    places = _Places(torch.stack([own.of_position for own in merged]), chosen, heads)
+    clean_activations = {name: _moved(cache[name], aligned, (2, 3) if pattern else (1,)) for name in names}
+    heads = 1 if by == "position" else clean_activations[names[0]].shape[1 if pattern else 2]
+    places = _Places(torch.stack([groups_of_example.of_position for groups_of_example in merged]), chosen, heads)
     setter = _Setter(places.groups, pattern=pattern, one_head=by != "position")
     values: list[Float[Tensor, " example"]] = []
 
@@ -224,7 +226,7 @@ def activation_patching(
         begun = perf_counter()
         value_of_corrupt = of_corrupt(model(corrupt))
         announce("activation_patching", len(table), perf_counter() - begun, shorter="groups=, layers=")
-        patching.generic_activation_patch(model, corrupt, kept, metric, setter, activation, index_df=table)
+        patching.generic_activation_patch(model, corrupt, clean_activations, metric, setter, activation, index_df=table)
     convention = f"clean {activation} into corrupt by {by}, {of_corrupt.in_words}"
     return ActivationPatching(
         values=places.laid_out(values),
@@ -232,7 +234,7 @@ def activation_patching(
         corrupt=value_of_corrupt,
         rounding=torch.maximum(of_clean.scale, of_corrupt.scale) * _rounding(model.cfg),
         groups=places.groups,
-        labels=tuple(tuple(own.names) for own in merged),
+        labels=tuple(tuple(groups_of_example.names) for groups_of_example in merged),
         layers=tuple(chosen),
         activation=activation,
         by=by,
@@ -258,18 +260,18 @@ class _Measured:
             self._of, self.rows, self.in_words = terms.of, terms.rows, f"logit at position {position}"
 
     def __call__(self, logits: Float[Tensor, "batch row d_vocab"]) -> Float[Tensor, " example"]:
-        found = torch.as_tensor(self._of(logits)).detach().float().cpu().reshape(-1)
-        if len(found) not in (1, self._examples):
+        values = torch.as_tensor(self._of(logits)).detach().float().cpu().reshape(-1)
+        if len(values) not in (1, self._examples):
             raise LensplugError(
-                f"the target makes {len(found)} numbers of {self._examples} example(s), expected one, or one for each."
+                f"the target makes {len(values)} numbers of {self._examples} example(s), expected one, or one for each."
             )
-        if bool(found.isnan().any()):
+        if bool(values.isnan().any()):
             raise LensplugError("the target is NaN: in fp16 attention scores can overflow; use bfloat16 or float32.")
-        found = found.expand(self._examples)
+        values = values.expand(self._examples)
         if not bool(self.scale.any()):
-            read = found if self.rows is None else logits.detach().float().cpu().flatten(1).abs().amax(dim=1)
-            self.scale = read.abs()
-        return found
+            magnitudes = values if self.rows is None else logits.detach().float().cpu().flatten(1).abs().amax(dim=1)
+            self.scale = magnitudes.abs()
+        return values
 
 
 def _rounding(cfg: Any) -> float:
@@ -301,13 +303,13 @@ class _Places:
 
     def laid_out(self, values: Sequence[Float[Tensor, " example"]]) -> Float[Tensor, "example layer group head"]:
         """What the runs of the table gave; NaN where an example has no such group."""
-        there = self._there
-        shape = (len(there), len(self.layers), there.shape[1], self.heads)
-        found = torch.full(shape, torch.nan, dtype=torch.float32)
-        found[:, :, there.any(dim=0)] = torch.stack(list(values), dim=1).view(
-            len(there), len(self.layers), -1, self.heads
+        is_present = self._there
+        shape = (len(is_present), len(self.layers), is_present.shape[1], self.heads)
+        table_values = torch.full(shape, torch.nan, dtype=torch.float32)
+        table_values[:, :, is_present.any(dim=0)] = torch.stack(list(values), dim=1).view(
+            len(is_present), len(self.layers), -1, self.heads
         )
-        return found.masked_fill(~there[:, None, :, None], torch.nan)
+        return table_values.masked_fill(~is_present[:, None, :, None], torch.nan)
 
 
 @dataclass(frozen=True)
@@ -321,8 +323,8 @@ class _Setter:
     def __call__(self, corrupted: Tensor, index: Sequence[int], clean: Tensor) -> Tensor:
         _, group, head = index
         at_position, at_head = (2, 1) if self.pattern else (1, 2)
-        here = (self.of_position == group).to(corrupted.device)
-        where = here.view(_along(corrupted, 0, at_position))
+        in_group = (self.of_position == group).to(corrupted.device)
+        where = in_group.view(_along(corrupted, 0, at_position))
         if self.one_head:
             heads = torch.arange(corrupted.shape[at_head], device=corrupted.device)
             where = where & (heads == head).view(_along(corrupted, at_head))
@@ -335,12 +337,12 @@ def _along(tensor: Tensor, *axes: int) -> list[int]:
 
 
 def _moved(activation: Tensor, aligned: Int[Tensor, "batch pos"], axes: Sequence[int]) -> Tensor:
-    """A clean activation with its positions in the places of the corrupt prompt; 0 where that has padding."""
-    known = aligned.to(activation.device)
+    """A clean activation rearranged to the positions of the corrupt prompt; 0 at its padding."""
+    source_positions = aligned.to(activation.device)
     for axis in axes:
         shape = list(activation.shape)
-        shape[axis] = known.shape[1]
-        index = known.view([size if at in (0, axis) else 1 for at, size in enumerate(shape)])
+        shape[axis] = source_positions.shape[1]
+        index = source_positions.view([size if dimension in (0, axis) else 1 for dimension, size in enumerate(shape)])
         activation = activation.gather(axis, index.clamp(min=0).expand(shape)).masked_fill(index < 0, 0)
     return activation
 
@@ -350,16 +352,18 @@ def _groups(groups: Merge, by: str, corrupt: Any) -> list[Groups]:
     if by == "head":
         if groups is not None:
             raise LensplugError("by='head' patches all positions: leave groups out, or use by='head_and_position'.")
-        return [Groups(own.long() - 1, ["all positions"]) for own in mask]
+        return [Groups(groups_of_example.long() - 1, ["all positions"]) for groups_of_example in mask]
     merged = position_groups(groups, mask, modality=corrupt.modality.to("cpu"), str_tokens=corrupt.str_tokens)
-    kept = [
-        own.only(real.bool()) if groups is None else Groups(own.of_position.masked_fill(real == 0, -1), own.names)
-        for own, real in zip(merged, mask, strict=True)
+    patched_groups = [
+        groups_of_example.only(real.bool())
+        if groups is None
+        else Groups(groups_of_example.of_position.masked_fill(real == 0, -1), groups_of_example.names)
+        for groups_of_example, real in zip(merged, mask, strict=True)
     ]
-    for example, own in enumerate(kept):
-        if not bool((own.of_position >= 0).any()):
+    for example, groups_of_example in enumerate(patched_groups):
+        if not bool((groups_of_example.of_position >= 0).any()):
             raise LensplugError(f"no position of example {example} is in a group: there is nothing to patch.")
-    return kept
+    return patched_groups
 
 
 def _refuse_bad_options(activation: Activation, by: PatchedPlaces) -> None:

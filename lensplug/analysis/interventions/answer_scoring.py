@@ -7,7 +7,7 @@ An answer of several tokens has the log-probability of each, given the prompt an
   those whose later pieces follow from the first.
 - "first": log p up to the piece that tells an answer from all others, and nothing behind it.
 
-Of answers that are one token each all three are the same.
+For answers of one token each, all three are equal.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def answer_tokens(label: Label, tokenizer: Any, vocabulary: int) -> tuple[int, .
         ids = tokenizer(label, add_special_tokens=False)["input_ids"]
     else:
         ids = [label] if isinstance(label, int) else list(label)
-    if not ids or not all(isinstance(one, int) and 0 <= one < vocabulary for one in ids):
+    if not ids or not all(isinstance(token, int) and 0 <= token < vocabulary for token in ids):
         raise LensplugError(f"the answer {label!r} is no text, token id from 0 to {vocabulary - 1}, or list of these.")
     return tuple(ids)
 
@@ -52,8 +52,12 @@ def scored_pieces(answers: Sequence[tuple[int, ...]], scoring: str) -> list[tupl
     if scoring != "first":
         return list(answers)
     pieces = []
-    for own in answers:
-        others = [other for other in answers if other != own]
-        enough = (n for n in range(1, len(own) + 1) if all(other[:n] != own[:n] for other in others))
-        pieces.append(own[: next(enough, len(own))])
+    for answer in answers:
+        other_answers = [other_answer for other_answer in answers if other_answer != answer]
+        enough = (
+            n
+            for n in range(1, len(answer) + 1)
+            if all(other_answer[:n] != answer[:n] for other_answer in other_answers)
+        )
+        pieces.append(answer[: next(enough, len(answer))])
     return pieces

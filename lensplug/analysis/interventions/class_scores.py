@@ -26,11 +26,11 @@ class ClassScores:
     def of(cls, target: Int[Tensor, " example"], predicted: Int[Tensor, " example"], classes: int) -> ClassScores:
         """Counted over examples."""
         right = torch.bincount(target[predicted == target], minlength=classes).double()
-        given, support = (torch.bincount(each, minlength=classes) for each in (predicted, target))
+        n_predicted, support = (torch.bincount(each, minlength=classes) for each in (predicted, target))
         return cls(
-            precision=right / given.clamp(min=1),
+            precision=right / n_predicted.clamp(min=1),
             recall=right / support.clamp(min=1),
-            f1=2 * right / (given + support).clamp(min=1),
+            f1=2 * right / (n_predicted + support).clamp(min=1),
             support=support,
         )
 

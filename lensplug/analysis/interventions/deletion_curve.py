@@ -85,7 +85,7 @@ class DeletionCurve(Result):
 
     @property
     def random_interval(self) -> Float[Tensor, "example 2"]:
-        """Between which areas 95% of random orders lie (mean and 1.96 standard deviations); NaN for fewer than two."""
+        """The 95% range of areas of random orders (mean ± 1.96 standard deviations); NaN for fewer than two."""
         areas = torch.trapezoid(self.random, self.fractions, dim=-1)
         if areas.shape[1] < 2:
             return torch.full((len(areas), 2), torch.nan)
@@ -151,7 +151,7 @@ def deletion_curve(
             mask `[example pos]`.
         steps: In how many equal steps.
         draws: How many random orders; 0 for none (for other maps of examples whose random orders are known).
-        seed: Of the random orders.
+        seed: Random seed of the orders.
         batch_size: How many variants run at once, of all examples together.
 
     Raises:
@@ -171,7 +171,7 @@ def deletion_curve(
     if (variants := (2 + draws) * (steps + 1)) > MOST_VARIANTS:
         raise LensplugError(f"steps={steps} and draws={draws} make {variants} runs of each example: take fewer.")
     terms = terms_of(target, position, inputs, lens.tokenizer, lens.model.cfg.d_vocab_out)
-    chosen, what = _among(among, inputs)
+    chosen, deleted_name = _among(among, inputs)
     values = values.to(chosen.device).float()
     if bool((values.isnan() & chosen).any()):
         raise LensplugError("relevance is NaN at positions that are to be deleted: give among= a mask of those it has.")
@@ -186,8 +186,8 @@ def deletion_curve(
         deleted.append((rank[:, None] < cuts.to(rank.device)[None, :, None]).flatten(0, 1))  # [order-step pos]
     curves = _log_probabilities(lens, inputs, torch.stack(deleted), chosen, terms, batch_size)
     stacked = curves.reshape(len(inputs), 2 + draws, steps + 1)
-    read = "over the answer" if isinstance(target, Written | MultimodalInput) else f"at position {position}"
-    convention = f"{what} hidden from attention and replaced by their mean, nats {read}"
+    where_read = "over the answer" if isinstance(target, Written | MultimodalInput) else f"at position {position}"
+    convention = f"{deleted_name} hidden from attention and replaced by their mean, nats {where_read}"
     return DeletionCurve(
         fractions=fractions,
         most_first=stacked[:, 0],
@@ -200,13 +200,15 @@ def deletion_curve(
 
 def _among(among: Where, inputs: MultimodalInput) -> tuple[Bool[Tensor, "example pos"], str]:
     """The positions that are deleted, and what they are called."""
-    own = mask_at(among, inputs, inputs.tokens.shape, "among").to(inputs.tokens.device)
-    chosen, names = own & inputs.attention_mask.bool(), named(among)
-    what = "chosen positions" if names is None else f"{' and '.join(names)} positions"
+    requested = mask_at(among, inputs, inputs.tokens.shape, "among").to(inputs.tokens.device)
+    chosen, names = requested & inputs.attention_mask.bool(), named(among)
+    description = "chosen positions" if names is None else f"{' and '.join(names)} positions"
     if not bool(chosen.any(dim=1).all()):
         example = int((~chosen.any(dim=1)).nonzero()[0])
-        raise LensplugError(f"example {example} has no {what} to delete: it has {', '.join(inputs.modality.names)}.")
-    return chosen, what
+        raise LensplugError(
+            f"example {example} has no {description} to delete: it has {', '.join(inputs.modality.names)}."
+        )
+    return chosen, description
 
 
 def _orders(
@@ -245,14 +247,14 @@ def _log_probabilities(
     begun = perf_counter()
     for some in batches:
         if len(results) == 1:
-            one = perf_counter() - begun
-            announce("deletion_curve", len(batches) - 1, one, shorter="steps=, draws=")
-        example, gone = some[:, 0], some[:, 1:].bool()
-        own = Terms(*(part[example.to(part.device)] for part in (terms.rows, terms.ids, terms.weights)))
-        changed = torch.where(gone[:, :, None], mean[example, None], inputs.embeds[example])
-        logits = lens.logits_at(in_place(inputs, changed, example), own.rows, hidden=gone)
-        results.append(own.of(logits.float().log_softmax(dim=-1)).cpu())
-    found = torch.cat(results)
-    if bool(found.isnan().any()):
+            seconds_per_batch = perf_counter() - begun
+            announce("deletion_curve", len(batches) - 1, seconds_per_batch, shorter="steps=, draws=")
+        example, is_deleted = some[:, 0], some[:, 1:].bool()
+        terms_of_batch = Terms(*(part[example.to(part.device)] for part in (terms.rows, terms.ids, terms.weights)))
+        changed = torch.where(is_deleted[:, :, None], mean[example, None], inputs.embeds[example])
+        logits = lens.logits_at(in_place(inputs, changed, example), terms_of_batch.rows, hidden=is_deleted)
+        results.append(terms_of_batch.of(logits.float().log_softmax(dim=-1)).cpu())
+    results_found = torch.cat(results)
+    if bool(results_found.isnan().any()):
         raise LensplugError("the model gives NaN: use bfloat16 or float32.")
-    return found[which.cpu()].reshape(deleted.shape[:2])
+    return results_found[which.cpu()].reshape(deleted.shape[:2])

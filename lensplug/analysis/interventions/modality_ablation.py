@@ -72,7 +72,7 @@ class ModalityAblation(Result):
     examples: tuple[str, ...]
     """The prompts."""
     classes: tuple[str, ...]
-    """The answers that were told apart."""
+    """The closed set of answers."""
     target: Int[Tensor, " example"]
     """The class that is right."""
     predicted: Int[Tensor, "condition example"]
@@ -240,7 +240,7 @@ def modality_ablation(
         scoring: How an answer of several tokens is scored: "sum" of the log-probabilities of its tokens, their "mean",
             or "first": up to the piece that tells it from the other classes (`answers`).
         batch_size: How many prompts run at once.
-        seed: Of the control's positions and of the noise.
+        seed: Random seed of the control's positions and of the noise.
         progress: Called with a few words before each batch.
 
     Raises:
@@ -248,27 +248,30 @@ def modality_ablation(
             the method is not known or is not for this modality.
     """
     _refuse_bad_options(examples, modality, method, batch_size)
-    given = list(classes) if classes is not None else [example.answer for example in examples]
+    given_labels = list(classes) if classes is not None else [example.answer for example in examples]
     vocabulary = int(lens.model.cfg.d_vocab_out)
-    tokens = {answer_tokens(one, lens.tokenizer, vocabulary): answer_name(one, lens.tokenizer) for one in given}
+    tokens = {
+        answer_tokens(label, lens.tokenizer, vocabulary): answer_name(label, lens.tokenizer) for label in given_labels
+    }
     answers, names = list(tokens), tuple(tokens.values())
-    named = [
-        one if isinstance(one, str) else answer_name(one, lens.tokenizer) for one in dict.fromkeys(map(_key, given))
+    class_names = [
+        label if isinstance(label, str) else answer_name(label, lens.tokenizer)
+        for label in dict.fromkeys(map(_key, given_labels))
     ]
-    if len(named) > len(names) or len(set(names)) < len(names):
-        raise LensplugError(f"two of the classes {', '.join(named)} are the same tokens, or look the same.")
-    own = [answer_tokens(example.answer, lens.tokenizer, vocabulary) for example in examples]
-    unknown = [example.answer for example, one in zip(examples, own, strict=True) if one not in tokens]
+    if len(class_names) > len(names) or len(set(names)) < len(names):
+        raise LensplugError(f"two of the classes {', '.join(class_names)} are the same tokens, or look the same.")
+    correct_tokens = [answer_tokens(example.answer, lens.tokenizer, vocabulary) for example in examples]
+    unknown = [example.answer for example, label in zip(examples, correct_tokens, strict=True) if label not in tokens]
     if unknown:
-        raise LensplugError(f"the answer {unknown[0]!r} is none of the classes {', '.join(names)}.")
+        raise LensplugError(f"the answer {unknown[0]!r} is not one of the classes {', '.join(names)}.")
 
-    target = torch.tensor([answers.index(one) for one in own])
+    target = torch.tensor([answers.index(label) for label in correct_tokens])
     pieces = scored_pieces(answers, scoring)
     run = AblationRun(lens, examples, modality, method, torch.Generator().manual_seed(seed), batch_size, progress)
     outcome = run.outcome(pieces)
-    lengths = torch.tensor([len(one) for one in pieces]) if scoring == "mean" else 1
+    lengths = torch.tensor([len(label) for label in pieces]) if scoring == "mean" else 1
     scores = outcome.scores / lengths
-    what = f"{modality} by {method}"
+    ablation = f"{modality} by {method}"
     control = "positions of media" if modality == "text" else "positions of text"
     return ModalityAblation(
         examples=tuple(example.text for example in examples),
@@ -285,7 +288,7 @@ def modality_ablation(
         provenance=Provenance.of_model(
             lens.model,
             "modality_ablation",
-            f"{what}; control: as many {control}",
+            f"{ablation}; control: as many {control}",
             options={"seed": seed, "scoring": scoring, "classes": names},
         ),
         scoring=scoring,

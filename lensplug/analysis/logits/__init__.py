@@ -1,1 +1,1 @@
-"""Analyses that read the residual stream in words."""
+"""Analyses that unembed the residual stream."""

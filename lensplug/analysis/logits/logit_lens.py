@@ -191,26 +191,30 @@ def logit_lens(
     batch, length = residual_shape(cache, needed_by="logit_lens")
     mask = attended(cache, (batch, length), attention_mask, torch.device("cpu"), positions=positions)
     everywhere = torch.arange(length).expand(batch, -1)
-    at = everywhere if positions is None else resolve_positions(positions, mask)
-    chosen = [one.flatten(0, 1) for one in read_residuals(cache, names, at, needed_by="logit_lens")]  # [row d_model]
+    positions_read = everywhere if positions is None else resolve_positions(positions, mask)
+    residuals = read_residuals(cache, names, positions_read, needed_by="logit_lens")
+    chosen = [residual.flatten(0, 1) for residual in residuals]  # [row d_model]
     vocabulary = model.unembed.W_U.shape[1]
     if not 1 <= top_k <= vocabulary:
         raise LensplugError(f"top_k is {top_k}, expected 1 to {vocabulary}.")
-    given = _target(target, at, vocabulary, getattr(model, "tokenizer", None))
+    target_ids = _target(target, positions_read, vocabulary, getattr(model, "tokenizer", None))
 
-    flat = None if given is None else given.flatten()
-    kept, followed = _numbers(model, chosen, flat, top_k, final_norm, chunk_bytes)
-    by_entry = {name: value.view(*at.shape, *value.shape[1:]).transpose(1, 2) for name, value in kept.items()}
+    flat = None if target_ids is None else target_ids.flatten()
+    statistics_by_name, followed = _numbers(model, chosen, flat, top_k, final_norm, chunk_bytes)
+    by_entry = {
+        name: value.view(*positions_read.shape, *value.shape[1:]).transpose(1, 2)
+        for name, value in statistics_by_name.items()
+    }
     cross = by_entry.pop("cross")
     by_entry["kl_to_last"] = (cross - cross[:, -1:]).clamp(min=0)  # the last layer's cross-entropy is its own entropy
     tokenizer = getattr(model, "tokenizer", None)
     convention = "final norm with each layer's own statistics" if final_norm else "raw residual, no final norm"
     return LogitLens(
         **by_entry,
-        target=followed.reshape(at.shape),
-        positions=at.cpu(),
+        target=followed.reshape(positions_read.shape),
+        positions=positions_read.cpu(),
         top_texts=_texts(by_entry["top_tokens"], tokenizer),
-        target_texts=token_texts(followed.reshape(at.shape), tokenizer),
+        target_texts=token_texts(followed.reshape(positions_read.shape), tokenizer),
         length=length,
         provenance=Provenance.of(cache, "logit_lens", convention),
     )
@@ -286,16 +290,16 @@ def _numbers(
         few = min(few, max(1, CACHE_BYTES // (4 * vocabulary)))
     many = max(1, (budget - 2 * few) * entries // (entries + 2))
     place = W_U.new_empty(min(many, positions * entries), vocabulary)  # fresh memory costs a tenth of the product
-    kept: dict[str, Tensor] = {}
+    statistics_by_name: dict[str, Tensor] = {}
     followed = torch.empty(positions, dtype=torch.long)
     with torch.no_grad():
         for rows in chunks(positions, max(1, many // entries)):
-            here = torch.stack([one[rows] for one in residuals], dim=1)
+            chunk = torch.stack([residual[rows] for residual in residuals], dim=1)
             # All entries in one product where they fit: each reads the whole unembedding, which for few rows takes
             # longer than the rest. The last layer comes first: the others are compared with it.
             for group in reversed(list(chunks(entries, many))):
-                x = here[:, group].flatten(0, 1)
-                logits = unembed(model, x, final_norm=final_norm, out=place[: len(x)]).view(len(here), -1, vocabulary)
+                x = chunk[:, group].flatten(0, 1)
+                logits = unembed(model, x, final_norm=final_norm, out=place[: len(x)]).view(len(chunk), -1, vocabulary)
                 if group.stop == entries:
                     last = logits[:, -1]
                     p_last = last.float().softmax(dim=-1)
@@ -303,34 +307,35 @@ def _numbers(
                     followed[rows] = target_here.cpu()
                 numbers = statistics(logits, p_last, target_here, top_k=top_k, few=few)
                 for name, value in numbers.items():
-                    # Into one tensor for each number: small results that stay would lie between the large buffers that
+                    # One tensor per statistic: many small results would be allocated between the large buffers that
                     # come and go, and the heap could not use their place again.
-                    if name not in kept:
-                        kept[name] = value.new_empty(positions, entries, *value.shape[2:], device="cpu")
-                    kept[name][rows, group] = value
-    return kept, followed
+                    if name not in statistics_by_name:
+                        statistics_by_name[name] = value.new_empty(positions, entries, *value.shape[2:], device="cpu")
+                    statistics_by_name[name][rows, group] = value
+    return statistics_by_name, followed
 
 
 def _target(
-    target: str | int | Tensor | None, at: Int[Tensor, "batch position"], vocabulary: int, tokenizer: Any
+    target: str | int | Tensor | None, positions: Int[Tensor, "batch position"], vocabulary: int, tokenizer: Any
 ) -> Int[Tensor, "batch position"] | None:
     if target is None:
         return None
     ids = torch.as_tensor(single_token(target, tokenizer) if isinstance(target, str) else target)
-    if ids.ndim == 1 and len(ids) == len(at):
+    if ids.ndim == 1 and len(ids) == len(positions):
         ids = ids[:, None]
     if (
         ids.ndim > 2
-        or (ids.ndim > 0 and ids.shape[0] != len(at))
-        or (ids.ndim == 2 and ids.shape[1] not in (1, at.shape[1]))
+        or (ids.ndim > 0 and ids.shape[0] != len(positions))
+        or (ids.ndim == 2 and ids.shape[1] not in (1, positions.shape[1]))
     ):
         raise LensplugError(
-            f"target has the shape {list(ids.shape)}, expected one id, [{len(at)}] or {list(at.shape)} (example,"
+            f"target has the shape {list(ids.shape)}, expected one id, [{len(positions)}] or {list(positions.shape)}"
+            " (example,"
             " position)."
         )
     if ids.is_floating_point() or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
         raise LensplugError(f"target ids must be whole numbers from 0 to {vocabulary - 1}, got {ids.tolist()}.")
-    return ids.expand(at.shape)
+    return ids.expand(positions.shape)
 
 
 def _model(cache: ActivationCache) -> Any:

@@ -183,8 +183,8 @@ def _check(
 def _answer(inputs: MultimodalInput, query: int, example: int) -> dict[str, Any]:
     """The token that a query position predicts: the next one; after the last position it is not known."""
     texts = inputs.str_tokens[example]
-    known = query + 1 < len(texts)
-    return {"text": shown(texts[query + 1]) if known else "(next)", "raw": texts[query + 1] if known else "",
+    is_known = query + 1 < len(texts)
+    return {"text": shown(texts[query + 1]) if is_known else "(next)", "raw": texts[query + 1] if is_known else "",
             "query": query}  # fmt: skip
 
 

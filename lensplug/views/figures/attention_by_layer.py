@@ -66,9 +66,9 @@ def attention_by_layer(
         heads = "mean of all heads" if head == "mean" else f"head {head}"
         title, notes = f"Where {row_name} attends in each layer", f"fraction of its attention, {heads}"
     else:
-        shown = "the raw share" if raw else LIFT_EXPLAINED
+        quantity = "the raw share" if raw else LIFT_EXPLAINED
         title = f"Rollout into {row_name} up to each layer"
-        notes = f"{result.provenance.convention}. Shown: {shown}; {result.beyond_order(example, row=row)}"
+        notes = f"{result.provenance.convention}. Shown: {quantity}; {result.beyond_order(example, row=row)}"
     fig = heatmap(
         values, [str(layer) for layer in layers], numbered(texts, range(len(texts))), title=title, notes=notes,
         hover="layer %{y}, <b>%{x}</b>", height=100 + 22 * len(layers), scale=scale,

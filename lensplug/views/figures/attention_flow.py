@@ -43,13 +43,13 @@ def attention_flow(
         names.append(modality.partition("+")[0] or "text")
         texts.append(visible(label) + (f", {len(members)} positions" if len(members) > 1 else ""))
     raw = raw or result.uniform is None
-    shown, unit = (result.values, "maximum flow") if raw else (result.lift, LIFT)
-    shown, unit = (result.normalized, "share of the flows") if normalized else (shown, unit)
+    drawn_values, unit = (result.values, "maximum flow") if raw else (result.lift, LIFT)
+    drawn_values, unit = (result.normalized, "share of the flows") if normalized else (drawn_values, unit)
     notes = result.provenance.convention
     if result.uniform is not None:
         notes += f". Shown: {LIFT_EXPLAINED if unit == LIFT else unit}; {result.beyond_order(example)}"
     return bars(
-        shown[example], names, texts,
+        drawn_values[example], names, texts,
         title=f"Flow into position {int(result.row[example])}", notes=notes, unit=unit,
         axis="group" if result.upper_bound else "position",
     )  # fmt: skip

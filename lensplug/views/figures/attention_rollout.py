@@ -58,17 +58,17 @@ def attention_rollout(
     if isinstance(result, GradientRollout):
         if raw:
             raise LensplugError("raw=True is for attention_rollout: a gradient rollout has no lift. Leave raw out.")
-        shown, unit = result.relevance, "relevance"
+        drawn_values, unit = result.relevance, "relevance"
     else:
-        shown, unit = (result.values, "share") if raw else (result.lift, LIFT)
+        drawn_values, unit = (result.values, "share") if raw else (result.lift, LIFT)
         notes += f". Shown: {'the raw share' if raw else LIFT_EXPLAINED}; {result.beyond_order(example, row=row)}"
-    names = ["text"] * shown.shape[2] if inputs is None else inputs.modality.position_names[example]
-    raw_texts = texts_for(shown.shape[2], inputs=inputs, str_tokens=str_tokens, example=example)
+    names = ["text"] * drawn_values.shape[2] if inputs is None else inputs.modality.position_names[example]
+    raw_texts = texts_for(drawn_values.shape[2], inputs=inputs, str_tokens=str_tokens, example=example)
     texts = [visible(text) if text else "" for text in raw_texts]
     position = int(result.rows[example, row])
     row_name = f"{texts[position]} (position {position})" if texts[position] else f"position {position}"
     title = f"{'Gradient rollout' if isinstance(result, GradientRollout) else 'Rollout'} into {row_name}"
-    return bars(shown[example, row], names, texts, title=title, notes=notes, unit=unit)
+    return bars(drawn_values[example, row], names, texts, title=title, notes=notes, unit=unit)
 
 
 def bars(

@@ -55,16 +55,16 @@ def comparison(
         LensplugError: If the result has no such number, modality or example, or names are not one per result.
     """
     number = result.number(number)
-    shown = result.names if names is None else tuple(names)
-    if len(shown) != len(result.names):
+    result_names = result.names if names is None else tuple(names)
+    if len(result_names) != len(result.names):
         raise LensplugError(f"names is {names!r}, expected {len(result.names)}, one for each result.")
     for down, across in MAPS:
         # A rollout with a single row is one line of numbers: bars show it better than a map.
         if {down, across} <= set(result.labels) and (
             across == "head" or result.table[[down, across]].nunique().min() > 1
         ):
-            return _maps(result, number, shown, (down, across), modality, example)
-    return _bars(result, number, shown)
+            return _maps(result, number, result_names, (down, across), modality, example)
+    return _bars(result, number, result_names)
 
 
 def _maps(
@@ -151,10 +151,10 @@ def _chosen(result: Comparison, modality: str | None, example: int) -> tuple[pd.
     table, suffix = result.table, ""
     if "modality" in result.labels:
         present = list(dict.fromkeys(table.modality))
-        shown = modality or next((name for name in ("audio", "image") if name in present), present[0])
-        if shown not in present:
-            raise LensplugError(f"modality is {shown!r}, this comparison has {', '.join(present)}.")
-        table, suffix = table[table.modality == shown], f" on {shown}"
+        chosen_modality = modality or next((name for name in ("audio", "image") if name in present), present[0])
+        if chosen_modality not in present:
+            raise LensplugError(f"modality is {chosen_modality!r}, this comparison has {', '.join(present)}.")
+        table, suffix = table[table.modality == chosen_modality], f" on {chosen_modality}"
     if "example" in result.labels:
         examples = table.example.nunique()
         if not 0 <= example < examples:

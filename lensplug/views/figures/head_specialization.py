@@ -189,8 +189,8 @@ def _scaled(
     limit = max(1.0, math.ceil(float(logs.abs().max()))) if len(logs) else 1.0
     steps = [limit * part for part in (-1, -0.5, 0, 0.5, 1)]
     bar |= {"title": {"text": "x chance"}, "tickvals": steps, "ticktext": [f"{2**step:.3g}" for step in steps]}
-    shown = values.clamp(min=2**-limit).log2()
-    return shown, {"colorscale": DIVERGING, "zmin": -limit, "zmax": limit, "colorbar": bar, "showscale": True}
+    logs_clamped = values.clamp(min=2**-limit).log2()
+    return logs_clamped, {"colorscale": DIVERGING, "zmin": -limit, "zmax": limit, "colorbar": bar, "showscale": True}
 
 
 def _written(values: Float[Tensor, "layer head"], reading: str, heads: int) -> list[list[str]]:

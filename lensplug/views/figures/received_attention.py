@@ -60,7 +60,9 @@ def received_attention(
     fig.add_trace(_band(names, shown_positions.tolist(), upright=True), row=1, col=1)
     fig.add_trace(_band(names, shown_positions.tolist(), upright=False), row=2, col=2)
     for name in dict.fromkeys(names):
-        positions_of_name = [i for i, other in zip(shown_positions.tolist(), names, strict=True) if other == name]
+        positions_of_name = [
+            i for i, position_name in zip(shown_positions.tolist(), names, strict=True) if position_name == name
+        ]
         fig.add_trace(
             go.Bar(
                 x=positions_of_name, y=[round(float(values[i]), 4) for i in positions_of_name],
@@ -103,10 +105,10 @@ def _matrix(result: ReceivedAttention, example: int, positions: list[int], size:
     """The matrix as block means; masked entries are left empty."""
     blocks = block_means(result.matrix[example][positions][:, positions], size)
     is_visible = (result.matrix if result.visible is None else result.visible)[example][positions][:, positions]
-    shown = blocks.masked_fill(block_means(is_visible.float(), size) == 0, torch.nan)
+    drawn_blocks = blocks.masked_fill(block_means(is_visible.float(), size) == 0, torch.nan)
     middles = [sum(part) / len(part) for part in (positions[i : i + size] for i in range(0, len(positions), size))]
     return go.Heatmap(
-        z=[[round(v, 3) if v == v else None for v in row] for row in shown.tolist()], x=middles, y=middles,
+        z=[[round(v, 3) if v == v else None for v in row] for row in drawn_blocks.tolist()], x=middles, y=middles,
         colorscale=[[0, "#f7f6f3"], [0.4, "#9ec3d8"], [1, "#12355b"]],
         colorbar={"thickness": 10, "y": 1, "yanchor": "top", "len": 0.7},
         hovertemplate="position %{y} attends to %{x}: %{z:.3f}<extra></extra>",

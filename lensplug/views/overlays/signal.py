@@ -242,10 +242,11 @@ def _lane(
     real = values[~padding & ~values.isnan()]
     low, high = (float(real.min()), float(real.max())) if len(real) else (0.0, 0.0)
     half = (high - low) / 2 or 1.0
-    times, shown = _points(values)
-    scaled = ((shown - (high + low) / 2) / half).clamp(-1, 1)
+    times, drawn_values = _points(values)
+    scaled = ((drawn_values - (high + low) / 2) / half).clamp(-1, 1)
     return go.Scatter(
-        x=[round(time.of(step), 5) for step in times], y=(lane - 0.42 * scaled).numpy(), customdata=shown.numpy(),
+        x=[round(time.of(step), 5) for step in times], y=(lane - 0.42 * scaled).numpy(),
+        customdata=drawn_values.numpy(),
         mode="lines", line={"width": 1.1, "color": LINES[lane % 2]}, showlegend=False,
         hovertemplate=f"{name}, {time.unit} %{{x:.4~g}}: %{{customdata:.4~g}}<extra></extra>",
     )  # fmt: skip

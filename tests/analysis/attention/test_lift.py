@@ -222,7 +222,7 @@ def test_a_lift_that_is_order_says_so():
     scores = -0.3 * (at[:, None] - at[None]).abs()
     pattern = scores.masked_fill(at[None] > at[:, None], -torch.inf).softmax(dim=-1)
     said = attention_rollout(cache_of_patterns([pattern[None, None]] * 6), rows=-1).beyond_order()
-    assert "STILL GOES BY THE ORDER" in said
+    assert "STILL FOLLOWS POSITION ORDER" in said
     assert "STILL" not in attention_rollout(cache_of_patterns(causal_patterns(4, 1, 1, 20)), rows=-1).beyond_order()
 
 

@@ -218,7 +218,7 @@ def test_tables_by_hand():
         ((1, "audio", "remove", "odds"), "scoring is 'odds', expected 'sum', 'mean' or 'first'"),
         (([analysis.Example("How?", [], audio=[])], "audio"), r"the answer \[\] is no text, token id from 0 to"),
         (([analysis.Example("How?", 10**6, audio=[])], "audio"), "the answer 1000000 is no text"),
-        (([analysis.Example("How?", "Happy", keep="Why?")], "text"), r"'Why\?', to be kept, does not stand in"),
+        (([analysis.Example("How?", "Happy", keep="Why?")], "text"), r"'Why\?', to be kept, does not occur in"),
     ],
 )
 def test_refuses(lens, arguments, message):
@@ -230,7 +230,7 @@ def test_refuses(lens, arguments, message):
 
 
 def test_refuses_an_answer_that_is_no_class(lens):
-    with pytest.raises(lensplug.LensplugError, match="is none of the classes Yes, No"):
+    with pytest.raises(lensplug.LensplugError, match="is not one of the classes Yes, No"):
         analysis.modality_ablation(lens, examples("sound", 1), "audio", classes=["Yes", "No"])
 
 
