@@ -25,27 +25,27 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(PROPERTIES), help="a property; all by default")
     parser.add_argument("--case", type=int, help="one case of it, with its traceback")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    given = parser.parse_args()
-    if given.case is not None:
-        return one_case(given)
-    print(f"seed {given.seed}", flush=True)
+    arguments = parser.parse_args()
+    if arguments.case is not None:
+        return one_case(arguments)
+    print(f"seed {arguments.seed}", flush=True)
     began = time.perf_counter()
-    rows = {name: Row(name) for name in shared_out(given.cases, given.only)}
-    with ProcessPoolExecutor(given.processes, get_context("spawn"), initializer=one_thread) as pool:
-        for done in as_completed([pool.submit(run_task, *task) for task in _tasks(given)]):
-            row = done.result()
+    rows = {name: Row(name) for name in shared_out(arguments.cases, arguments.only)}
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn"), initializer=one_thread) as pool:
+        for finished in as_completed([pool.submit(run_task, *task) for task in _tasks(arguments)]):
+            row = finished.result()
             rows[row.name].add(row)
             for message in row.messages:
                 print(f"{row.name}: {message}", flush=True)
     print_table(list(rows.values()))
-    print(f"{time.perf_counter() - began:.0f} s on {given.processes} processes, seed {given.seed}")
+    print(f"{time.perf_counter() - began:.0f} s on {arguments.processes} processes, seed {arguments.seed}")
     return int(any(row.failures for row in rows.values()))
 
 
-def _tasks(given: argparse.Namespace) -> list[tuple[str, range, int, int]]:
+def _tasks(arguments: argparse.Namespace) -> list[tuple[str, range, int, int]]:
     return [
-        (name, range(start, min(start + CHUNK, cases)), given.seed, given.models)
-        for name, cases in shared_out(given.cases, given.only).items()
+        (name, range(start, min(start + CHUNK, cases)), arguments.seed, arguments.models)
+        for name, cases in shared_out(arguments.cases, arguments.only).items()
         for start in range(0, cases, CHUNK)
     ]
 

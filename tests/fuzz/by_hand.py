@@ -36,22 +36,22 @@ def mixture(
         attention[:, exclude] = 0
     mixed = np.eye(length)
     for query, row in enumerate(attention):
-        kept = _without_smallest(row, discard)
-        if kept.sum() > 0:
-            mixed[query] = (1 - weight[query]) * kept / kept.sum() + weight[query] * np.eye(length)[query]
+        largest = _without_smallest(row, discard)
+        if largest.sum() > 0:
+            mixed[query] = (1 - weight[query]) * largest / largest.sum() + weight[query] * np.eye(length)[query]
     return mixed
 
 
 def _without_smallest(row: np.ndarray, share: float) -> np.ndarray:
     above = np.sort(row[row > 0])
-    gone = int(np.floor(len(above) * share))
-    if not gone:
+    n_dropped = int(np.floor(len(above) * share))
+    if not n_dropped:
         return row
     if abs(len(above) * share - round(len(above) * share)) < 1e-4:
         raise Undecided
-    if 0 < (above[gone] - above[gone - 1]) < NEAR * above[gone]:
+    if 0 < (above[n_dropped] - above[n_dropped - 1]) < NEAR * above[n_dropped]:
         raise Undecided
-    return np.where(row >= above[gone], row, 0.0)
+    return np.where(row >= above[n_dropped], row, 0.0)
 
 
 def even_mixture(
@@ -67,8 +67,8 @@ def even_mixture(
     plain = mixture(attention, residual=0.0, discard=discard, exclude=exclude)
     mixed = np.eye(len(attention))
     for query, row in enumerate(np.array(attention, dtype=float)):
-        left = row if exclude is None else np.delete(row, exclude)
-        if left.sum() == 0:
+        remaining = row if exclude is None else np.delete(row, exclude)
+        if remaining.sum() == 0:
             continue  # it keeps itself
         others = seen[query].copy()
         even = np.zeros(len(row))
@@ -83,8 +83,8 @@ def even_mixture(
 def product(mixtures: Sequence[np.ndarray]) -> np.ndarray:
     """Last ... first."""
     result = np.eye(len(mixtures[0]))
-    for own in mixtures:
-        result = own @ result
+    for mixture_of_layer in mixtures:
+        result = mixture_of_layer @ result
     return result
 
 
@@ -102,17 +102,17 @@ def relevance(own: Sequence[np.ndarray], normalize: bool) -> np.ndarray:
     for cam in own:
         R = R + cam @ R
         if normalize:
-            rest = R - identity
-            total = rest.sum(-1, keepdims=True)
-            R = np.divide(rest, total, out=np.zeros_like(rest), where=total > 0) + identity
+            off_identity = R - identity
+            total = off_identity.sum(-1, keepdims=True)
+            R = np.divide(off_identity, total, out=np.zeros_like(off_identity), where=total > 0) + identity
     return R
 
 
 def causal(length: int, window: int | None = None) -> np.ndarray:
     """Which keys a query may see in a causal layer, `[query key]`."""
-    at = np.arange(length)
-    seen = at[None] <= at[:, None]
-    return seen if window is None else seen & (at[None] > at[:, None] - window)
+    positions = np.arange(length)
+    is_visible = positions[None] <= positions[:, None]
+    return is_visible if window is None else is_visible & (positions[None] > positions[:, None] - window)
 
 
 def softmax(values: np.ndarray) -> np.ndarray:

@@ -61,20 +61,22 @@ class Case:
 
     def close(self, found: Any, expected: Any, allowed: float, what: str) -> None:
         """Refuse a difference larger than `allowed`; NaN is equal to NaN, infinity to itself."""
-        one, other = (_array(value) for value in (found, expected))
-        if one.shape != other.shape:
-            raise Differs(f"{what}: shape {one.shape}, expected {other.shape}")
-        if not one.size:
+        first, second = (_array(value) for value in (found, expected))
+        if first.shape != second.shape:
+            raise Differs(f"{what}: shape {first.shape}, expected {second.shape}")
+        if not first.size:
             return
         with np.errstate(invalid="ignore"):
-            off = np.where((one == other) | (np.isnan(one) & np.isnan(other)), 0.0, np.abs(one - other))
+            off = np.where((first == second) | (np.isnan(first) & np.isnan(second)), 0.0, np.abs(first - second))
         worst = float(np.nan_to_num(off, nan=np.inf).max())
         self.error = max(self.error, worst)
         self.share = max(self.share, worst / allowed if worst else 0.0)
         if not worst <= allowed:
             at = np.unravel_index(int(np.nan_to_num(off, nan=np.inf).argmax()), off.shape)
             place = list(map(int, at))
-            raise Differs(f"{what} at {place}: {one[at]!r}, expected {other[at]!r}, off by {worst:.3g} > {allowed:.3g}")
+            raise Differs(
+                f"{what} at {place}: {first[at]!r}, expected {second[at]!r}, off by {worst:.3g} > {allowed:.3g}"
+            )
 
     def same(self, found: Any, expected: Any, what: str) -> None:
         """Refuse any difference: of whole numbers, texts, copies."""

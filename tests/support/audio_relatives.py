@@ -28,7 +28,7 @@ TEMPLATE = (
 
 def _tokenizer(token: str) -> Any:
     tokenizer = build_tokenizer()
-    special = [AddedToken(one, special=True, normalized=False) for one in (token, "<start>", "<stop>")]
+    special = [AddedToken(text, special=True, normalized=False) for text in (token, "<start>", "<stop>")]
     tokenizer.add_tokens(special, special_tokens=True)
     return tokenizer
 
@@ -123,13 +123,13 @@ class HandMadeVoxtral:
 
     def __call__(self, text: Any, audio: Any = None, **options: Any) -> dict[str, Any]:
         features, waiting = [], []
-        for one in audio or []:
+        for waveform in audio or []:
             kwargs = {"padding": True, "truncation": False, "pad_to_multiple_of": 480000, "return_tensors": "pt"}
-            own = hf.VoxtralProcessor._retrieve_input_features(
-                self, [np.asarray(one)], 3000, sampling_rate=16000, **kwargs
+            windows = hf.VoxtralProcessor._retrieve_input_features(
+                self, [np.asarray(waveform)], 3000, sampling_rate=16000, **kwargs
             )
-            features.append(own)
-            waiting.append(self.audio_token * (375 * len(own)))
+            features.append(windows)
+            waiting.append(self.audio_token * (375 * len(windows)))
         texts = []
         for prompt in [text] if isinstance(text, str) else text:
             parts = prompt.split(self.audio_token)

@@ -55,17 +55,17 @@ def gemma3() -> Any:
 def qwen_prompts(*lengths: int) -> dict[str, Tensor]:
     """For each length so many words, an image of 2 x 4 positions among them; padded at the left."""
     image = torch.tensor([302, *[IMAGE] * 8, 303])
-    given = _prompts(image, lengths)
+    prompts = _prompts(image, lengths)
     pixels = torch.randn(32 * len(lengths), 3 * 2 * 4 * 4, generator=torch.Generator().manual_seed(1))
     grid = torch.tensor([[1, 4, 8]] * len(lengths))
-    return {**given, "pixel_values": pixels, "image_grid_thw": grid, "mm_token_type_ids": _types(given)}
+    return {**prompts, "pixel_values": pixels, "image_grid_thw": grid, "mm_token_type_ids": _types(prompts)}
 
 
 def gemma_prompts(*lengths: int) -> dict[str, Tensor]:
     """The same with an image of 4 positions."""
-    given = _prompts(torch.full((4,), IMAGE), lengths)
+    prompts = _prompts(torch.full((4,), IMAGE), lengths)
     pixels = torch.randn(len(lengths), 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    return {**given, "pixel_values": pixels, "token_type_ids": _types(given)}
+    return {**prompts, "pixel_values": pixels, "token_type_ids": _types(prompts)}
 
 
 FAMILIES: dict[str, tuple[Callable[[], Any], Callable[..., dict[str, Tensor]]]] = {
@@ -104,5 +104,5 @@ def _prompts(image: Tensor, lengths: tuple[int, ...]) -> dict[str, Tensor]:
     return {"input_ids": tokens, "attention_mask": mask}
 
 
-def _types(given: dict[str, Tensor]) -> Tensor:
-    return (given["input_ids"] == IMAGE).long()
+def _types(prompts: dict[str, Tensor]) -> Tensor:
+    return (prompts["input_ids"] == IMAGE).long()

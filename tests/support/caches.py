@@ -91,8 +91,8 @@ def padded(rows: Sequence[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
     length = max(map(len, rows))
 
     def pad(row: Tensor) -> Tensor:
-        rest = length - len(row)
-        return torch.nn.functional.pad(row, (rest, 0) if left else (0, rest))
+        n_padding = length - len(row)
+        return torch.nn.functional.pad(row, (n_padding, 0) if left else (0, n_padding))
 
     return torch.stack([pad(row) for row in rows]), torch.stack([pad(torch.ones_like(row)) for row in rows])
 
@@ -115,8 +115,8 @@ def cache_of_patterns(patterns: Sequence[Tensor], model: Any = None, **changes: 
     if model is None:  # analyses of patterns read no more of it
         form = {"n_layers": len(patterns), "n_heads": patterns[0].shape[1], "dtype": torch.float32, **changes}
         model = SimpleNamespace(cfg=SimpleNamespace(model_name="text-model", **form))
-    named = {f"blocks.{layer}.attn.hook_pattern": pattern for layer, pattern in enumerate(patterns)}
-    cache = ActivationCache(named, model)
+    tensors = {f"blocks.{layer}.attn.hook_pattern": pattern for layer, pattern in enumerate(patterns)}
+    cache = ActivationCache(tensors, model)
     cache.attention_mask = torch.stack([pattern.sum(dim=(1, 3)) != 0 for pattern in patterns]).any(dim=0).long()
     return cache
 
@@ -152,12 +152,12 @@ class LiveMemory(TorchDispatchMode):
         self.live: dict[object, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = (*args, *(kwargs or {}).values())  # out= is a keyword
-        old = {tensor.untyped_storage().data_ptr() for tensor in given if isinstance(tensor, torch.Tensor)}
+        inputs = (*args, *(kwargs or {}).values())  # out= is a keyword
+        known_storages = {tensor.untyped_storage().data_ptr() for tensor in inputs if isinstance(tensor, torch.Tensor)}
         out = func(*args, **(kwargs or {}))
         if isinstance(out, torch.Tensor) and out.shape[-1:] == (self.vocabulary,):
             storage = out.untyped_storage()
-            if storage.data_ptr() not in old:
+            if storage.data_ptr() not in known_storages:
                 key = object()
                 self.live[key] = storage.nbytes()
                 weakref.finalize(storage, self.live.pop, key)

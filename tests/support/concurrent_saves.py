@@ -32,16 +32,16 @@ def write(save: Callable[[str, Path], Any], target: Path, letter: str, count: in
             told.put("saved")
 
 
-def read(target: Path, told: Any, done: Any) -> None:
+def read(target: Path, messages: Any, done: Any) -> None:
     """Read until all is written; a page is whole if it ends, and has all its letters, one as the other."""
     while not done.is_set():
         try:
             html = target.read_text(encoding="utf-8")
         except FileNotFoundError:
             continue  # not yet there
-        letter = next((one for one in "QXZJ" if one * 10 in html), "")
-        whole = bool(letter) and letter * PAGE in html and html.rstrip().endswith("</html>")
-        told.put("read" if whole else "broken")
+        letter = next((candidate for candidate in "QXZJ" if candidate * 10 in html), "")
+        is_complete = bool(letter) and letter * PAGE in html and html.rstrip().endswith("</html>")
+        messages.put("read" if is_complete else "broken")
 
 
 def as_page(text: str, target: Path) -> None:
@@ -61,25 +61,25 @@ def as_text(text: str, target: Path) -> None:
 def run(save: Callable[[str, Path], Any], saves: int, writers: int = 4, readers: int = 2) -> dict[str, Any]:
     """How many saves and reads there were, and what came of each; what lies in the folder afterwards."""
     context = multiprocessing.get_context("fork")
-    told, done = context.Queue(), context.Event()
+    messages, finished = context.Queue(), context.Event()
     with tempfile.TemporaryDirectory() as folder:
         save("", Path(folder) / "first.html")  # imports are made once, before the processes part
         target = Path(folder) / "page.html"
         writing = [
-            context.Process(target=write, args=(save, target, letter, saves // writers, told))
+            context.Process(target=write, args=(save, target, letter, saves // writers, messages))
             for letter in "QXZJ"[:writers]
         ]
-        reading = [context.Process(target=read, args=(target, told, done)) for _ in range(readers)]
+        reading = [context.Process(target=read, args=(target, messages, finished)) for _ in range(readers)]
         for process in [*reading, *writing]:
             process.start()
         outcome: Counter[str] = Counter()
-        while any(process.is_alive() for process in [*reading, *writing]) or not told.empty():
+        while any(process.is_alive() for process in [*reading, *writing]) or not messages.empty():
             if not any(process.is_alive() for process in writing):
-                done.set()
+                finished.set()
             with suppress(Empty):
-                outcome[told.get(timeout=0.05)] += 1
-        left = sorted({path.name for path in Path(folder).iterdir()} - {"first.html", "page.html"})
-    return {**outcome, "left": left}
+                outcome[messages.get(timeout=0.05)] += 1
+        leftovers = sorted({path.name for path in Path(folder).iterdir()} - {"first.html", "page.html"})
+    return {**outcome, "left": leftovers}
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     outcome = run(as_text if options.as_text else as_page, options.saves)
     print(json.dumps(outcome))
-    sys.exit(bool(outcome.get("broken") or outcome["left"] or any(one.startswith("died") for one in outcome)))
+    sys.exit(bool(outcome.get("broken") or outcome["left"] or any(key.startswith("died") for key in outcome)))
 
 
 if __name__ == "__main__":

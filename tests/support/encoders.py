@@ -36,12 +36,12 @@ CONFIGS: dict[str, Any] = {
 
 
 def model(name: str, attention: str = "eager") -> Any:
-    made = randomise(getattr(hf, name)._from_config(CONFIGS[name](), attn_implementation=attention), seed=3)
+    encoder = randomise(getattr(hf, name)._from_config(CONFIGS[name](), attn_implementation=attention), seed=3)
     with torch.no_grad():
-        for part, parameter in made.named_parameters():
+        for part, parameter in encoder.named_parameters():
             if part.endswith((".query.weight", ".q_proj.weight")):
                 parameter.mul_(3)  # attention that is far from flat
-    return made
+    return encoder
 
 
 def batch(name: str, *, left: bool = False) -> dict[str, Tensor]:

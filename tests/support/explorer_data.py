@@ -55,7 +55,7 @@ def said_of(positions: torch.Tensor, layers: int, *, top_k: int, vocabulary: int
     probabilities = torch.rand(*shape[:-1], top_k + 1, generator=generator)
     probabilities = (probabilities / probabilities.sum(-1, keepdim=True))[..., :top_k].sort(-1, descending=True).values
     measure, followed = torch.zeros(shape[:-1]), torch.zeros(1, len(positions), dtype=torch.long)
-    texts = [[[[text(one) for one in k] for k in at] for at in entry] for entry in ids.tolist()]
+    texts = [[[[text(token) for token in k] for k in at_position] for at_position in entry] for entry in ids.tolist()]
     return LogitLens(
         top_tokens=ids, top_probabilities=probabilities, target=followed, rank=measure.long(), log_probability=measure,
         entropy=measure, kl_to_last=measure, positions=positions[None], top_texts=texts,
@@ -78,7 +78,12 @@ def random_results(
         values = (1.5 * torch.randn(shape, generator=generator)).exp()
         values[..., 0] = values.sum(-1) / 2
     values = values * (torch.arange(shape[-1]) <= queries[0][:, None])
-    looked = AttentionFrom(values / values.sum(-1, keepdim=True), queries, provenance("attention_from"))
-    said = said_of(positions, layers, top_k=top_k, vocabulary=vocabulary, text=text, seed=seed)
+    attention = AttentionFrom(values / values.sum(-1, keepdim=True), queries, provenance("attention_from"))
+    logit_lens = said_of(positions, layers, top_k=top_k, vocabulary=vocabulary, text=text, seed=seed)
     noise = torch.randint(0, 256, (48, 48, 3), generator=generator, dtype=torch.uint8).numpy()
-    return said, looked, inputs, Image.fromarray(noise).resize((grid.width, grid.height), Image.Resampling.BICUBIC)
+    return (
+        logit_lens,
+        attention,
+        inputs,
+        Image.fromarray(noise).resize((grid.width, grid.height), Image.Resampling.BICUBIC),
+    )

@@ -79,7 +79,7 @@ def runs(lens: Any, inputs: Any) -> dict[str, Callable[[], Any]]:
 
 def state(lens: Any) -> dict[str, Any]:
     """All that a run could leave behind: attributes, hooks, weights, modes, classes, configuration, the lock."""
-    found: dict[str, Any] = {}
+    snapshot: dict[str, Any] = {}
     for which, model in (("hf", lens.hf_model), ("tl", lens.model)):
         for path, module in model.named_modules():
             place = f"{which}.{path}"
@@ -88,42 +88,45 @@ def state(lens: Any) -> dict[str, Any]:
                     continue
                 held: Any
                 if isinstance(value, dict):  # hooks, parameters, submodules, a bridge's registry
-                    held = [(key, id(own)) for key, own in value.items()]
+                    content = [(key, id(value_of_key)) for key, value_of_key in value.items()]
                 elif isinstance(value, list | tuple | set):
-                    held = [own if isinstance(own, int | str | bool) else id(own) for own in value]
+                    content = [
+                        value_of_key if isinstance(value_of_key, int | str | bool) else id(value_of_key)
+                        for value_of_key in value
+                    ]
                 else:
-                    held = value if isinstance(value, int | str | bool | type(None)) else id(value)
-                found[f"{place}.{name}"] = held
+                    content = value if isinstance(value, int | str | bool | type(None)) else id(value)
+                snapshot[f"{place}.{name}"] = content
             if isinstance(getattr(module, "__dict__", {}).get("_patches_in_force"), tuple):
                 edits = module.__dict__["_patches_in_force"]
-                found[f"{place} patches"] = [(id(edit), [id(one) for one in edit.holders]) for edit in edits]
-            found[f"{place} class"] = [(name, id(value)) for name, value in vars(type(module)).items()]
+                snapshot[f"{place} patches"] = [(id(edit), [id(holder) for holder in edit.holders]) for edit in edits]
+            snapshot[f"{place} class"] = [(name, id(value)) for name, value in vars(type(module)).items()]
         for path, parameter in model.named_parameters():
             summed = parameter.detach().double()
-            found[f"{which}.{path} weight"] = (float(summed.sum()), float((summed**2).sum()), parameter.data_ptr())
-            found[f"{which}.{path} mode"] = (parameter.requires_grad, parameter.grad is None)
-    found["configuration"] = str(lens.hf_model.config.to_dict())
-    found["attention"] = lens.core.decoder.config._attn_implementation
-    found["modes"] = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype())
-    found["placeholders as words"] = placeholders._AS_WORDS.get()
-    found["lock"] = _free(lens)
-    return found
+            snapshot[f"{which}.{path} weight"] = (float(summed.sum()), float((summed**2).sum()), parameter.data_ptr())
+            snapshot[f"{which}.{path} mode"] = (parameter.requires_grad, parameter.grad is None)
+    snapshot["configuration"] = str(lens.hf_model.config.to_dict())
+    snapshot["attention"] = lens.core.decoder.config._attn_implementation
+    snapshot["modes"] = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype())
+    snapshot["placeholders as words"] = placeholders._AS_WORDS.get()
+    snapshot["lock"] = _free(lens)
+    return snapshot
 
 
 def _free(lens: Any) -> bool:
     """Whether another thread gets its turn."""
-    got: list[bool] = []
+    acquired: list[bool] = []
 
     def ask() -> None:
         lock: Any = turn(lens.core.decoder.config)
-        got.append(lock.acquire(timeout=5))
-        if got[0]:
+        acquired.append(lock.acquire(timeout=5))
+        if acquired[0]:
             lock.release()
 
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
-    return got[0]
+    return acquired[0]
 
 
 class Interrupt:
@@ -209,13 +212,14 @@ def interrupted(
         for case in range(count // len(engines)):
             chance = random.Random(f"{seed}-{engine}-{case}")
             name, kind = chance.choice(list(ways)), chance.choice(KINDS)
-            what = _interrupt(lens, ways[name], lines[name], kind, chance)
+            outcome_text = _interrupt(lens, ways[name], lines[name], kind, chance)
             outcome.cases += 1
-            outcome.interrupted += bool(what)
-            outcome.by_kind[what.split(" ")[0] or "none"] += 1
+            outcome.interrupted += bool(outcome_text)
+            outcome.by_kind[outcome_text.split(" ")[0] or "none"] += 1
             if changed := _difference(before, state(lens)):
                 outcome.left.append(
-                    f"seed {seed} {engine} case {case}: {name}, {kind.__name__} {what}: {changed[:3]} ({len(changed)})"
+                    f"seed {seed} {engine} case {case}: {name}, {kind.__name__} {outcome_text}: {changed[:3]}"
+                    f" ({len(changed)})"
                 )
                 break  # all that follows would differ too
     return outcome

@@ -32,21 +32,21 @@ def where(secret: str, data: bytes) -> list[str]:
         secret: In lower case, so that what differs in case alone is found too.
         data: What is passed on.
     """
-    wanted = [secret.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")]
-    return [way for way, layer in layers(data) if any(form in layer.lower() for form in wanted)]
+    encodings = [secret.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")]
+    return [path for path, layer in layers(data) if any(form in layer.lower() for form in encodings)]
 
 
 def layers(data: bytes) -> Iterator[tuple[str, bytes]]:
     """What is given, and all that can be decoded from it, each once, with the way to it."""
-    left, seen = [("raw", data)], set()
-    while left:
-        way, layer = left.pop()
-        if layer in seen or way.count(">") > DEEPEST:
+    waiting, visited = [("raw", data)], set()
+    while waiting:
+        path, layer = waiting.pop()
+        if layer in visited or path.count(">") > DEEPEST:
             continue
-        seen.add(layer)
-        yield way, layer
+        visited.add(layer)
+        yield path, layer
         if sha256(layer).digest() not in LIBRARIES:
-            left += [(f"{way} > {name}", inner) for name, inner in _decoded(layer)]
+            waiting += [(f"{path} > {name}", inner) for name, inner in _decoded(layer)]
 
 
 def _decoded(data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -64,12 +64,12 @@ def _decoded(data: bytes) -> Iterator[tuple[str, bytes]]:
     if b"&" in data:
         yield "html", html.unescape(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
     if ESCAPE.search(data):
-        yield "json", ESCAPE.sub(lambda found: chr(int(found[1], 16)).encode("utf-8", "surrogatepass"), data)
+        yield "json", ESCAPE.sub(lambda match: chr(int(match[1], 16)).encode("utf-8", "surrogatepass"), data)
     if re.search(rb"%[0-9a-fA-F]{2}", data):
         yield "url", unquote_to_bytes(data)
-    for found in BASE64.findall(data):
+    for match in BASE64.findall(data):
         try:
-            yield "base64", b64decode(found + b"=" * (-len(found.rstrip(b"=")) % 4))
+            yield "base64", b64decode(match + b"=" * (-len(match.rstrip(b"=")) % 4))
         except NotBase64:
             pass
 

@@ -24,8 +24,8 @@ def four_colours(width: int = 64, height: int = 48) -> np.ndarray:
 def corners(pixels: Any) -> list[str]:
     """The names of the colours: above left, above right, below left, below right."""
     names = {RED: "red", GREEN: "green", BLUE: "blue", WHITE: "white"}
-    found = np.asarray(pixels)[[6, 6, -7, -7], [6, -7, 6, -7]].astype(int)
-    return [names[min(names, key=lambda own: np.abs(np.array(own) - one).sum())] for one in found]
+    colors = np.asarray(pixels)[[6, 6, -7, -7], [6, -7, 6, -7]].astype(int)
+    return [names[min(names, key=lambda name: np.abs(np.array(name) - color).sum())] for color in colors]
 
 
 def tone(seconds: float = 1.0, rate: int = 16000, hertz: int = 300) -> np.ndarray:
@@ -61,9 +61,9 @@ def write_video(
         if pixel_ratio is not None:
             stream.codec_context.sample_aspect_ratio = pixel_ratio
         heard = None if sound is None else container.add_stream("aac", rate=16000, layout="mono")
-        for pixels, at in zip(frames, pts, strict=True):
+        for pixels, time_ms in zip(frames, pts, strict=True):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = at, Fraction(1, 1000)
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if sound is not None:
@@ -94,10 +94,10 @@ def write_sound(
 def turn(path: Path, degrees: int, *, mirrored: bool = False) -> Path:
     """Write into an mp4, as telephones do, that players turn it clockwise: the matrix of its track header."""
     content = bytearray(path.read_bytes())
-    at = content.index(b"tkhd") + 4 + 40  # behind version, times, id, duration, layer, group and volume
+    offset = content.index(b"tkhd") + 4 + 40  # behind version, times, id, duration, layer, group and volume
     a, b, c, d = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
     if mirrored:  # left and right, before it is turned
         a, b = -a, -b
-    content[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    content[offset : offset + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
     return path

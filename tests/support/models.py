@@ -81,13 +81,13 @@ def hook_points(model: nn.Module) -> dict[str, Any]:
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """What a TransformerLens model holds under every name, and every hook on every hook point."""
-    own = {name: value for name, value in model.__dict__.items() if name not in MARKS}
-    held = {name: dict(value) if isinstance(value, dict) else value for name, value in own.items()}
+    attributes = {name: value for name, value in model.__dict__.items() if name not in MARKS}
+    content = {name: dict(value) if isinstance(value, dict) else value for name, value in attributes.items()}
     hooks = {
         name: (list(point.fwd_hooks), list(point.bwd_hooks), list(point._forward_hooks))
         for name, point in hook_points(model).items()
     }
-    return {"held": held, "modules": list(model._modules.items()), "hooks": hooks}
+    return {"held": content, "modules": list(model._modules.items()), "hooks": hooks}
 
 
 def three_prompts(lens):
@@ -151,8 +151,8 @@ TEXT_CORES: dict[str, tuple[str, dict[str, Any]]] = {
 def text_model(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A plain language model, `LlamaForCausalLM` for "Llama"; also any id of `TEXT_CORES`."""
     if name in TEXT_CORES:
-        name, own = TEXT_CORES[name]
-        changes = {**own, **changes}
+        name, defaults = TEXT_CORES[name]
+        changes = {**defaults, **changes}
     return randomise(getattr(hf, f"{name}ForCausalLM")(text_config(name, **changes)), seed)
 
 

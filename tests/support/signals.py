@@ -70,7 +70,7 @@ FILES = {
 
 def start(arguments: list[str], out: Path, scratch: Path) -> subprocess.Popen[str]:
     """A command, in a process group of its own."""
-    command = [sys.executable, "-m", "lensplug", *(one.replace("OUT", str(out)) for one in arguments)]
+    command = [sys.executable, "-m", "lensplug", *(argument.replace("OUT", str(out)) for argument in arguments)]
     environment = {**os.environ, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
     pipes: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
@@ -81,8 +81,8 @@ def seconds(arguments: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         with start(arguments, Path(folder), Path(folder)) as process:
-            _, said = process.communicate()
-            assert process.returncode == 0, said
+            _, stderr = process.communicate()
+            assert process.returncode == 0, stderr
         return time.perf_counter() - began
 
 
@@ -97,20 +97,20 @@ def interrupted(
         training: A folder with what an audio-LLaMA training leaves.
         lasts: Up to which second a command is interrupted; measured where nobody knows.
     """
-    known, outcome = commands(training), Outcome()
-    lengths = {name: lasts(name, arguments) for name, arguments in known.items()}
+    known_commands, outcome = commands(training), Outcome()
+    lengths = {name: lasts(name, arguments) for name, arguments in known_commands.items()}
     for case in range(count):
         chance = random.Random(f"{seed}-{case}")
-        name, number = [*known][case % len(known)], chance.choice([*SENT])
+        name, number = [*known_commands][case % len(known_commands)], chance.choice([*SENT])
         moment, again = chance.uniform(0, lengths[name]), chance.choice([None, None, chance.uniform(0, 0.05)])
         with tempfile.TemporaryDirectory() as folder:
             out, scratch = Path(folder) / "out", Path(folder) / "scratch"
             out.mkdir()
             scratch.mkdir()
-            old = chance.random() < 0.5 and name == "report"
-            if old:
+            with_old_file = chance.random() < 0.5 and name == "report"
+            if with_old_file:
                 (out / "report.html").write_text("old")
-            with start(known[name], out, scratch) as process:
+            with start(known_commands[name], out, scratch) as process:
                 time.sleep(moment)
                 process.send_signal(number)
                 sent = time.perf_counter()
@@ -118,13 +118,13 @@ def interrupted(
                     time.sleep(again)
                     process.send_signal(number)
                 try:
-                    _, said = process.communicate(timeout=60)
+                    _, stderr = process.communicate(timeout=60)
                 except subprocess.TimeoutExpired:
                     process.kill()
-                    said = "it went on for a minute"
+                    stderr = "it went on for a minute"
             took = time.perf_counter() - sent
-            end, wrong = _end(process.returncode, said, number)
-            wrong += _left(name, out, finished=end == "finished", old=old)
+            end, wrong = _end(process.returncode, stderr, number)
+            wrong += _left(name, out, finished=end == "finished", old=with_old_file)
             wrong += [f"{one.name} was left in /tmp" for one in scratch.iterdir()]
         outcome.ends[f"{name}: {end}"] += 1
         if end == "by the signal":
@@ -134,35 +134,35 @@ def interrupted(
     return outcome
 
 
-def _end(code: int, said: str, number: signal.Signals) -> tuple[str, list[str]]:
+def _end(code: int, stderr: str, number: signal.Signals) -> tuple[str, list[str]]:
     """How it ended, and what was wrong with that."""
     if code == 0:
         return "finished", []
-    if code == -number and not said:
+    if code == -number and not stderr:
         return "before it began", []  # by the system, while the interpreter started
-    if number == signal.SIGINT and "KeyboardInterrupt" in said and WATCHED not in said:
+    if number == signal.SIGINT and "KeyboardInterrupt" in stderr and WATCHED not in stderr:
         return "before it began", []  # by the interpreter, which knows no other way there
     expected = SENT[number]
-    return "by the signal", [] if (code, said) == expected else [f"exit code {code}, said {said[-1500:]!r}"]
+    return "by the signal", [] if (code, stderr) == expected else [f"exit code {code}, said {stderr[-1500:]!r}"]
 
 
 def _left(name: str, out: Path, *, finished: bool, old: bool) -> list[str]:
     """What lies where the command wrote that should not, or not so."""
-    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    wrong = [f"{one} was left" for one in found - FILES[name]]
+    present = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    wrong = [f"{name_of_file} was left" for name_of_file in present - FILES[name]]
     if name == "convert-audio-llama":
-        if found and found != FILES[name]:
-            wrong.append(f"half a model: {sorted(found)}")
-        if found:
+        if present and present != FILES[name]:
+            wrong.append(f"half a model: {sorted(present)}")
+        if present:
             from safetensors import safe_open
 
             safe_open(out / "converted" / "model.safetensors", "pt")  # refuses what is cut
-    for page in (out / one for one in found if one.endswith(".html")):
+    for page in (out / name_of_file for name_of_file in present if name_of_file.endswith(".html")):
         text = page.read_text(encoding="utf-8")
         if not (text.rstrip().endswith("</html>") or (old and not finished and text == "old")):
             wrong.append(f"{page.name} is not whole")
-    if finished and found != FILES[name]:
-        wrong.append(f"finished, and wrote {sorted(found)}")
+    if finished and present != FILES[name]:
+        wrong.append(f"finished, and wrote {sorted(present)}")
     return wrong
 
 

@@ -29,31 +29,33 @@ def scores_of_an_ablation_are_counts(case: Case) -> None:
     pictures = [scene(32, 32, case.integer(0, 10**6)) for _ in range(case.integer(1, 4))]
     prompt = case.one_of(["What is the color? Answer single word.", "The color?"])
     answers = [case.one_of(COLOURS) for _ in pictures]
-    examples = [analysis.Example(prompt, own, images=[picture]) for own, picture in zip(answers, pictures, strict=True)]
+    examples = [
+        analysis.Example(prompt, answer, images=[picture]) for answer, picture in zip(answers, pictures, strict=True)
+    ]
     method = case.one_of(["remove", "zero", "mean"])
     found = analysis.modality_ablation(
         lens, examples, modality="image", method=method, classes=COLOURS, batch_size=case.integer(1, 4)
     )
-    ids = {own: lens.tokenizer.convert_tokens_to_ids(lens.tokenizer.tokenize(own))[0] for own in COLOURS}
-    for example, (own, picture) in enumerate(zip(answers, pictures, strict=True)):
+    ids = {answer: lens.tokenizer.convert_tokens_to_ids(lens.tokenizer.tokenize(answer))[0] for answer in COLOURS}
+    for example, (answer, picture) in enumerate(zip(answers, pictures, strict=True)):
         inputs = lens.prepare(prompt, images=[picture])
         with torch.no_grad():
             logits = lens.hf_model(**inputs.model_inputs, use_cache=False).logits[0, -1]
         allowed = 4 * rounding(torch.float32, through_layers(lens.model.cfg, inputs.tokens.shape[1]), logits)
-        expected = logits.double().log_softmax(-1)[ids[own]]
+        expected = logits.double().log_softmax(-1)[ids[answer]]
         case.close(found.log_probability[0, example], expected, allowed, "log-probability with the image")
         if method == "remove":
-            kept = ~inputs.modality.mask("image")[0]
+            is_kept = ~inputs.modality.mask("image")[0]
             with torch.no_grad():
                 bare = lens.hf_model.lm_head(
-                    lens.hf_model.model.language_model(inputs_embeds=inputs.embeds[:, kept]).last_hidden_state
+                    lens.hf_model.model.language_model(inputs_embeds=inputs.embeds[:, is_kept]).last_hidden_state
                 )[0, -1]
-            expected = bare.double().log_softmax(-1)[ids[own]]
+            expected = bare.double().log_softmax(-1)[ids[answer]]
             case.close(found.log_probability[1, example], expected, allowed, "log-probability without it")
         three = torch.tensor([logits[ids[name]] for name in COLOURS]).topk(2)
         if float(three.values[0] - three.values[1]) > allowed:
             case.same(int(found.predicted[0, example]), int(three.indices[0]), "answer with the image")
-    right = np.array([COLOURS.index(own) for own in answers])
+    right = np.array([COLOURS.index(answer) for answer in answers])
     predicted = found.predicted.numpy()
     for index, condition in enumerate(CONDITIONS):
         case.close(

@@ -16,20 +16,20 @@ from lensplug import analysis
 
 @holds(weight=6)
 def logit_lens_is_the_models_norm_and_head(case: Case) -> None:
-    own, lens, given, inputs = drawn(case)
-    places, meant = asked(case, given)
+    wrapped, lens, batch, inputs = drawn(case)
+    places, meant = asked(case, batch)
     final_norm, top_k = case.chance(0.6), case.integer(1, 6)
     chosen = {"residual_positions": places} if case.chance() else {}
     _, cache = lens.run_with_cache(inputs, needs=analysis.logit_lens, **chosen)
-    vocabulary = own.config.vocab_size
+    vocabulary = wrapped.config.vocab_size
     target = case.one_of([None, case.integer(0, vocabulary - 1)])
     budget = case.one_of([2**28, 4 * vocabulary])
     found = analysis.logit_lens(
         cache, positions=places, top_k=top_k, target=target, final_norm=final_norm, chunk_bytes=budget
     )
-    logits = _logits(own, given, meant, final_norm)  # [example entry position vocabulary]
+    logits = _logits(wrapped, batch, meant, final_norm)  # [example entry position vocabulary]
     scale = np.abs(logits).max()
-    slack = own.allowed(given.mask.shape[1], scale)
+    slack = wrapped.allowed(batch.mask.shape[1], scale)
     case.same(found.positions, np.array(meant), "positions")
     log_p = by_hand.log_softmax(logits)
     last = np.argmax(logits[:, -1], axis=-1)
@@ -57,32 +57,32 @@ def logit_lens_is_the_models_norm_and_head(case: Case) -> None:
         case.close(found.kl_to_last[index], kl, wide, "divergence from the last layer")
 
 
-def _logits(own, given, meant, final_norm) -> np.ndarray:
+def _logits(wrapped, batch, meant, final_norm) -> np.ndarray:
     """By Hugging Face's own modules, in double precision but for the norm; the last hidden state is normed already."""
-    outputs, layers = reference(own, given), own.config.num_hidden_layers
+    outputs, layers = reference(wrapped, batch), wrapped.config.num_hidden_layers
     last: list[torch.Tensor] = []
-    block = own.reference.model.layers[-1]
+    block = wrapped.reference.model.layers[-1]
     hook = block.register_forward_hook(lambda _, __, out: last.append(out[0] if isinstance(out, tuple) else out))
     try:
-        reference(own, given)
+        reference(wrapped, batch)
     finally:
         hook.remove()
     streams = [*outputs.hidden_states[:layers], last[0].view_as(outputs.hidden_states[0])]
     with torch.no_grad():
-        entries = torch.stack([own.reference.model.norm(one) if final_norm else one for one in streams], dim=1)
+        entries = torch.stack([wrapped.reference.model.norm(one) if final_norm else one for one in streams], dim=1)
         at = torch.tensor(meant)[:, None, :, None].expand(-1, entries.shape[1], -1, entries.shape[3])
         chosen = entries.gather(2, at).double()
-        return (chosen @ own.reference.lm_head.weight.double().T).numpy()
+        return (chosen @ wrapped.reference.lm_head.weight.double().T).numpy()
 
 
 @holds(weight=1)
 def the_last_entry_is_the_models_output(case: Case) -> None:
-    own, lens, given, inputs = drawn(case)
+    wrapped, lens, batch, inputs = drawn(case)
     logits, cache = lens.run_with_cache(inputs, needs=analysis.logit_lens)
     found = analysis.logit_lens(cache, positions=-1)
-    expected = reference(own, given).logits[torch.arange(len(given.mask)), given.last].double()
+    expected = reference(wrapped, batch).logits[torch.arange(len(batch.mask)), batch.last].double()
     best = expected.log_softmax(-1).gather(-1, found.target)
-    allowed = own.allowed(given.mask.shape[1], expected) + rounding(torch.float32, expected.shape[-1])
+    allowed = wrapped.allowed(batch.mask.shape[1], expected) + rounding(torch.float32, expected.shape[-1])
     case.close(found.log_probability[:, -1], best, 2 * allowed, "log-probability of the answer")
     case.same(found.rank[:, -1], np.ones_like(found.rank[:, -1].numpy()), "rank of the answer")
     case.close(found.kl_to_last[:, -1], np.zeros(found.kl_to_last[:, -1].shape), 2 * allowed, "divergence from itself")
