@@ -48,7 +48,7 @@ from lensplug.validation.masks import Mask
 
 @dataclass(frozen=True)
 class Config:
-    """What analyses read of a model's configuration, in TransformerLens's words."""
+    """The part of a model's configuration that analyses read, under TransformerLens's names."""
 
     n_layers: int
     n_heads: int
@@ -59,7 +59,7 @@ class Config:
 
 @dataclass(frozen=True)
 class AttentionsOnly:
-    """Stands where a cache has its model: it has a configuration and nothing else."""
+    """A stand-in for a cache's model, with a configuration and nothing else."""
 
     cfg: Config
 
@@ -135,7 +135,7 @@ def grads_from_attentions(attentions: Any, *, target: Any = None) -> ActivationC
 
 
 def _retained(layers: list[Tensor]) -> list[Tensor]:
-    """What a backward pass left."""
+    """Gradients retained by a backward pass."""
     # Asked of a tensor that keeps none, .grad warns.
     retained = [layer.grad if layer.retains_grad or layer.is_leaf else None for layer in layers]
     missing = [index for index, gradient in enumerate(retained) if gradient is None]
@@ -167,7 +167,7 @@ def _differentiated(target: Any, layers: list[Tensor]) -> list[Tensor]:
 
 
 def _each(tokens: Any) -> Sequence[Sequence[Any]]:
-    """The texts of each example; of one they may come alone."""
+    """The texts of each example; for one example, a flat list is accepted."""
     rows: Any = [tokens] if isinstance(tokens, Sequence) and len(tokens) and isinstance(tokens[0], str) else tokens
     if isinstance(tokens, str) or not isinstance(rows, Sequence) or not all(isinstance(row, Sequence) for row in rows):
         raise LensplugError(f"tokens is {described(tokens)}, expected the text of each position, for each example.")

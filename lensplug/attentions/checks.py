@@ -1,4 +1,4 @@
-"""What can be read as self attention of every layer, and what cannot: refused with what to do instead.
+"""Checks that tensors are self-attention patterns of every layer; others are refused with advice.
 
 All attention tensors look alike. Rows that do not sum to 1, undeclared padding, or a decoder's cross-attention would
 give smooth but meaningless rollouts.

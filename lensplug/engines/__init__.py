@@ -1,4 +1,4 @@
-"""How a LanguageCore becomes a TransformerLens model, one file for each way.
+"""Engines: build a TransformerLens model from a LanguageCore, one file per engine.
 
 `hooked_transformer` (TransformerLens 3.x) and `bridge` (3.x and 4.x) compute Llama, Qwen2, Mistral and Qwen3 cores
 exactly, under the same names of hooks.
@@ -78,7 +78,7 @@ def attention_rows(
     each_block: EachBlock | None = None,
     each_gradient: EachGradient | None = None,
 ) -> AbstractContextManager[Any]:
-    """While it lasts, a model of that engine makes scores and patterns of these query rows only, and runs fast.
+    """A scope in which a model computes scores and patterns at these query rows only, with SDPA for the output.
 
     Args:
         engine: A key of `ENGINES`.
@@ -100,7 +100,7 @@ def attention_rows(
 
 
 def checkpointed(model: Any) -> AbstractContextManager[Any]:
-    """While it lasts, a backward pass through a model of either engine computes its blocks again, and keeps less."""
+    """A scope with gradient checkpointing of the blocks, for either engine."""
     from lensplug.patches.both.checkpointed_blocks import CheckpointedBlocks
 
     context: AbstractContextManager[Any] = in_force(CheckpointedBlocks(model))

@@ -1,4 +1,4 @@
-"""A deep copy of two models whose weights are the same memory, so that those of the copies are, too.
+"""Deep copies of two models that share weights, such that the copies share theirs too.
 
 `copy.deepcopy` gives each parameter its own memory, which separates parameters that are views of each other. An edit of
 one copy would then not reach the other, and memory would double.

@@ -23,21 +23,21 @@ def attention_rows(
     each_block: EachBlock | None = None,
     each_gradient: EachGradient | None = None,
 ) -> Patch:
-    """While it is applied, attention runs at the speed of SDPA, and only these query rows have scores and patterns."""
+    """A patch under which attention runs at the speed of SDPA, with scores and patterns at these query rows only."""
     from lensplug.patches.hooked_transformer.attention_rows import AttentionRows
 
     return AttentionRows(model, rows, hidden=hidden, each_block=each_block, each_gradient=each_gradient)
 
 
 def decoding(model: Any, prompt: Any) -> Any:
-    """The steps of one answer, behind a key-value cache."""
+    """The decoding steps of one answer, with a key-value cache."""
     from lensplug.patches.both.decoding import HookedDecoding
 
     return HookedDecoding(model, prompt)
 
 
 def unwatched_blocks(model: Any) -> Patch:
-    """While it is applied, blocks that no hook sees run without their hook points."""
+    """A patch under which blocks without hooks run without their hook points."""
     from lensplug.patches.hooked_transformer.unwatched_blocks import UnwatchedBlocks
 
     return UnwatchedBlocks(model)

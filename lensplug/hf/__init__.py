@@ -1,1 +1,1 @@
-"""What is Hugging Face's: the language core of a model, the seam before it, prompts and conversations."""
+"""Hugging Face models: the language core of a model, the seam before it, prompts and conversations."""

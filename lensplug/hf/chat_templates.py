@@ -71,7 +71,7 @@ def _words(reply: dict[str, str]) -> str:
 
 
 def _template(processor: Any) -> str | None:
-    """The one that is rendered where none is named."""
+    """The template that is used if none is named."""
     template = getattr(processor, "chat_template", None)
     if isinstance(template, dict):
         template = template.get("default")
@@ -79,5 +79,5 @@ def _template(processor: Any) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """Special tokens as texts: a list of them stays one."""
+    """Special tokens as texts; lists stay lists."""
     return [str(item) for item in value] if isinstance(value, list | tuple) else str(value)

@@ -108,7 +108,7 @@ def with_media(prompt: str | Conversation, counts: Mapping[str, int]) -> Convers
 
 
 def messages(conversation: Conversation, *, as_text: bool, sounds: Iterator[Any] | None = None) -> list[dict[str, Any]]:
-    """What a chat template takes.
+    """The input of a chat template.
 
     Args:
         conversation: Turns.
@@ -204,7 +204,7 @@ def _read_part(part: Any) -> tuple[str, Any]:
 
 
 def _medium(name: str, medium: Any) -> Any:
-    """What a part holds, as `lensplug.media` loads it: bytes of what is encoded."""
+    """The medium of a part, in a form that `lensplug.media` loads; encoded media as bytes."""
     if isinstance(medium, Mapping) and name.endswith(("_url", "input_audio")):  # OpenAI's form
         name, medium = next(((key, medium[key]) for key in ("url", "data") if key in medium), (name, medium))
     if not isinstance(medium, str):

@@ -106,7 +106,7 @@ class LanguageCore(CoreParts):
 
 @contextmanager
 def sdpa(core: LanguageCore) -> Iterator[None]:
-    """The decoder attends by `scaled_dot_product_attention` inside, as before outside; other threads wait."""
+    """A scope in which the decoder uses `scaled_dot_product_attention`; other threads wait."""
     config = core.decoder.config
     with turn(config):
         before = config._attn_implementation
@@ -121,7 +121,7 @@ def sdpa(core: LanguageCore) -> Iterator[None]:
 
 
 def name_of(hf_model: Any) -> str:
-    """What a model is called in results: its name on the hub, its folder's, or its class."""
+    """The name of a model in results: its name on the hub, its folder's name, or its class."""
     return public_name(str(getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__))
 
 

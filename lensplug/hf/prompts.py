@@ -1,4 +1,4 @@
-"""From what a user has to what a processor returned: words and media, in the model's own prompt form.
+"""From text and media to processor outputs, in the model's own prompt format.
 
 `prepare` applies the chat template, checks that media and placeholders match, and runs the processor. It is reached
 through the lens; `inputs.encode` takes it from there.
@@ -99,7 +99,7 @@ def prepare(
 
 
 def _run(processor: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the processor makes of its inputs; what its files make it raise, of whatever class, in one sentence."""
+    """The processor's outputs; any exception from its files becomes one readable error."""
     name = type(processor).__name__
     try:
         outputs: Mapping[str, Any] = processor(**arguments)
@@ -116,7 +116,7 @@ def _run(processor: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _arguments(processor: Any, texts: Sequence[str], media: Media, heard: Sequence[Sequence[Sound]]) -> dict[str, Any]:
-    """What the processor is called with."""
+    """The arguments for the processor."""
     # Padding at the left: the last position of every prompt is then the one that writes its answer.
     of_text: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
     arguments: dict[str, Any] = {**of_text, "return_tensors": "pt"}
@@ -175,13 +175,13 @@ def encoder_rate(processor: Any) -> int:
 
 
 def has_chat_template(processor: Any) -> bool:
-    """Whether prompts are wrapped as a user's turn: a base model has no such form."""
+    """Whether the model has a chat template; a base model has none."""
     tokenizer = getattr(processor, "tokenizer", None)
     return bool(getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None))
 
 
 def as_the_model_reads(processor: Any, text: str, *, images: Any, videos: Any, audio: Any) -> str:
-    """A prompt as a model without a chat template takes it: a placeholder for each medium before it.
+    """A prompt for a model without chat template: with a placeholder for each medium before it.
 
     Left as it is where the model has a template, or the prompt holds placeholders.
     """

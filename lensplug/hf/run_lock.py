@@ -78,7 +78,7 @@ def refuse_training(model: Any, name: str) -> None:
 
 
 class Turns(Patch):
-    """While applied, what is called on a TransformerLens model waits for other threads that run it."""
+    """While applied, calls of a TransformerLens model wait for other threads that run it."""
 
     def __init__(self, model: Any, config: Any) -> None:
         """Keep `model`; nothing is changed before `apply`.
@@ -117,7 +117,7 @@ class _Waiting:
 
     @property
     def __self__(self) -> Any:
-        """Whose method it is."""
+        """The object that the method belongs to."""
         return getattr(self._method, "__self__", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -42,7 +42,7 @@ def counterparts(clean: MultimodalInput, corrupt: MultimodalInput) -> Int[Tensor
 
 
 def _refuse_other_grids(clean: ModalityMap, corrupt: ModalityMap, example: int) -> None:
-    """As many tokens, but cut otherwise: a wide image and a tall one."""
+    """Refuse images with equal numbers of tokens but different grids: a wide and a tall one."""
     for place in [place for place in corrupt.grids if place[0] == example and place in clean.grids]:
         corrupt_grid, clean_grid = corrupt.grids[place], clean.grids[place]
         boxes, clean_boxes = (

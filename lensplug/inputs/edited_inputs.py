@@ -29,7 +29,7 @@ FEATURE_SIZES = {"image": ("image_grid_thw",), "video": ("video_grid_thw", "seco
 
 @dataclass(frozen=True)
 class Variant:
-    """What the core receives, and nothing more. Goes wherever tokens go."""
+    """The input of a core, without metadata. Accepted wherever tokens are."""
 
     embeds: Float[Tensor, "batch pos d_model"]
     attention_mask: Int[Tensor, "batch pos"]
@@ -42,7 +42,7 @@ def in_place(
     embeds: Float[Tensor, "variant pos d_model"],
     examples: Int[Tensor, " variant"] | None = None,
 ) -> Variant:
-    """Other embeddings in the same places.
+    """The same inputs with other embeddings.
 
     Args:
         inputs: From `prepare` or `encode`.

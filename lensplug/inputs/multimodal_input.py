@@ -1,4 +1,4 @@
-"""From what a processor returned to what the language core receives: `MultimodalInput`.
+"""From processor outputs to the input of the language core: `MultimodalInput`.
 
 `encode` runs the full model up to its decoder, on what `prompts.prepare` or the user's own call of the processor
 gave. It is reached through the lens.
@@ -42,7 +42,7 @@ MEDIA_FEATURES = {
 
 @dataclass(frozen=True, eq=False)
 class MultimodalInput:
-    """What the language core receives, and which position is what. Goes wherever tokens go."""
+    """The input of the language core, with its modality map. Accepted wherever tokens are."""
 
     embeds: Float[Tensor, "batch pos d_model"]
     """Text, image and audio merged, as the full model merges them."""
@@ -149,7 +149,7 @@ class MultimodalInput:
         generated: Bool[Tensor, "batch new"],
         str_tokens: list[list[str]],
     ) -> MultimodalInput:
-        """The same input with an answer behind it; where `generated` is False there is padding."""
+        """The same input with an answer appended; positions where `generated` is False are padding."""
         return replace(
             self,
             embeds=torch.cat([self.embeds, embeds], dim=1),
@@ -261,7 +261,7 @@ def encode(
 
 
 def _say_what_is_not_heard(layout: MediaLayout) -> None:
-    """Hugging Face's processors cut off in silence what is too long for an encoder."""
+    """Warn about sounds that are too long for the encoder: Hugging Face's processors truncate them silently."""
     cut = {place: line for place, line in layout.timelines.items() if line.heard_s is not None}
     lost = [
         f"{line.heard_s:.1f} s of the {line.duration_s:.1f} s of sound {index} of example {example}"

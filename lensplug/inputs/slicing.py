@@ -173,7 +173,7 @@ def _labels_of(modality: ModalityMap, examples_kept: Int[Tensor, " example"]) ->
 
 
 def _first_labels(modality: ModalityMap, stop: int) -> ModalityMap:
-    """Geometry goes with the media that are whole."""
+    """Geometry is kept for complete media only."""
 
     def whole(geometry: Mapping[tuple[int, int], Any], kind: MediumName) -> dict[tuple[int, int], Any]:
         is_beyond = modality.mask(kind)[:, stop:]

@@ -44,7 +44,7 @@ ATTENTION = {"eager": True, "sdpa": True, "flash_attention_2": "flash_attn_2", "
 
 
 def known_device(device: Any) -> torch.device:
-    """The device that is meant; of None "cuda" if there is one, else "cpu".
+    """The device; for None, "cuda" if available, else "cpu".
 
     Raises:
         LensplugError: If there is none of that name here.
@@ -69,7 +69,7 @@ def known_device(device: Any) -> torch.device:
 
 
 def known_dtype(dtype: Any) -> str | torch.dtype:
-    """The dtype that is meant, "auto" for the checkpoint's.
+    """The dtype; "auto" for the checkpoint's.
 
     Raises:
         LensplugError: If it is none of weights.

@@ -1,4 +1,4 @@
-"""What `lensplug.wrap` is given: what may be taken for a model or its processor is refused before anything is made."""
+"""Checks of the arguments of `lensplug.wrap`: mistaken models and processors are refused first."""
 
 from __future__ import annotations
 

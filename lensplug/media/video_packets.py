@@ -1,4 +1,4 @@
-"""What the packets of a video tell of its frames before any is decoded: how many, when, where decoding can begin."""
+"""Frame count, times and key frames of a video, read from its packets before any frame is decoded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORTHWHILE = 48
 
 @dataclass(frozen=True)
 class Packets:
-    """In the order of the file."""
+    """Packets in file order."""
 
     track: Track
     """Presentation times of the expected frames."""
@@ -31,11 +31,11 @@ class Packets:
     """Whether decoding can begin anywhere but at the beginning."""
 
     def key_of(self, pts: int) -> int:
-        """Where decoding must begin for a frame."""
+        """The key frame at which decoding must begin for a frame."""
         return self.key_pts[bisect_right(self.key_pts, pts) - 1]
 
     def n_between(self, pts: int, later: int) -> int:
-        """How many frames a jump leaves out."""
+        """The number of frames that a seek skips."""
         return bisect_right(self.pts, later) - bisect_right(self.pts, pts)
 
 

@@ -1,4 +1,4 @@
-"""Videos as users have them: files, or frames (with how many there are in a second)."""
+"""Loading videos: files, or frames (with a frame rate)."""
 
 from __future__ import annotations
 

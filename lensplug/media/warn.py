@@ -1,4 +1,4 @@
-"""Warnings that name the line of the user, however deep in the package they arise."""
+"""Warnings attributed to the user's line of code, however deep in the package they arise."""
 
 from __future__ import annotations
 

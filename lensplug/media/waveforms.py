@@ -28,7 +28,7 @@ class Mono:
     """The mean of channels, block by block, and checks once all blocks were read."""
 
     def __init__(self) -> None:
-        """No block has been there."""
+        """Start without blocks."""
         self._loudest, self._unusable = 0.0, 0
         self._of_channels, self._of_mean, self._n_channels = 0.0, 0.0, 1
 
@@ -49,7 +49,7 @@ class Mono:
         return mixed
 
     def judge(self) -> None:
-        """Say what is wrong with all of it.
+        """Check the complete signal.
 
         Raises:
             LensplugError: If it is not finite, or larger than samples are.

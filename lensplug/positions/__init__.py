@@ -1,1 +1,1 @@
-"""Which position is what, and how a user says which: modalities, indices, words, tokens, groups."""
+"""What each position is, and how users select positions: modalities, indices, words, tokens, groups."""

@@ -20,11 +20,11 @@ from lensplug.validation.masks import Mask, as_mask
 
 @runtime_checkable
 class HasModality(Protocol):
-    """Inputs that say which position is what: `MultimodalInput`."""
+    """Inputs with a modality map: `MultimodalInput`."""
 
     @property
     def modality(self) -> ModalityMap:
-        """Which position is what."""
+        """The modality map."""
 
     @property
     def tokens(self) -> Int[Tensor, "batch pos"]:
@@ -46,7 +46,7 @@ Where = PositionsName | Mask
 
 
 def modality_of(given: Any, name: str = "modality") -> ModalityMap:
-    """The map of modalities, of itself or of the inputs that have it.
+    """The modality map, passed directly or as part of inputs.
 
     Raises:
         LensplugError: If it is neither.

@@ -1,4 +1,4 @@
-"""Positions pooled into groups that a person can read: each word alone, image tokens by region, sounds by time.
+"""Positions pooled into readable groups: text tokens one by one, image tokens by region, sounds by time.
 
 Attention between thousands of image tokens cannot be drawn, nor read, nor searched for flows. When a pattern is
 pooled, a group of key positions gets the sum of their attention, a group of query positions the mean of theirs, so

@@ -1,4 +1,4 @@
-"""Positions as users say them, to indices: counted from the front, or from the last that is not padding."""
+"""Resolve positions to indices: counted from the front, or from the last that is not padding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Positions = int | Sequence[int] | Int[Tensor, "..."]
 
 
 def watched_rows(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch 1"]:
-    """The last position of every example, padding or not: what is looked at where no row is kept.
+    """The last position of every example, padding or not: the row to watch if no row is cached.
 
     Attention rows that are not cached still reveal whether a hook edits patterns, which would have no effect.
     """
@@ -53,7 +53,7 @@ def resolve_position(
 def resolve_positions(
     positions: Positions, attention_mask: Int[Tensor, "batch pos"], *, name: str = "positions"
 ) -> Int[Tensor, "batch position"]:
-    """Positions of every example as indices from the left, in the order given.
+    """Positions of every example as indices from the left, in the given order.
 
     Args:
         positions: The same for every example, or a tensor with a row for each.
@@ -87,7 +87,7 @@ def counted_from_the_end(positions: Positions) -> bool:
 
 
 def _whole_numbers(positions: Any, device: torch.device, name: str) -> Int[Tensor, ...]:
-    """What was given as a tensor of whole numbers."""
+    """The positions as a tensor of whole numbers."""
     try:
         numbers = torch.as_tensor(positions, device=device)
     except (TypeError, ValueError, RuntimeError) as error:

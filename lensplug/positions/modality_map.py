@@ -1,4 +1,4 @@
-"""Which position is what: text, image, video, audio, generated or pad.
+"""The modality map: the modality of each position (text, image, video, audio, generated or pad).
 
 A `ModalityMap` is created with the inputs and passed with the `ActivationCache` to every analysis.
 It knows nothing of models: labels on positions, spans of one medium, and the geometry of each medium.
@@ -182,7 +182,7 @@ class ModalityMap:
 
     @checked
     def audio_timeline(self, media_index: int = 0, example: int = 0) -> AudioTimeline | None:
-        """When the tokens of a sound are heard, in its seconds; None for a family without geometry.
+        """When the tokens of a sound are heard, in seconds of the sound; None for a family without geometry.
 
         Raises:
             LensplugError: If there is no such sound.

@@ -1,1 +1,1 @@
-"""How a number was made: which model, which weights, which versions."""
+"""The origin of a number: model, weights and versions."""

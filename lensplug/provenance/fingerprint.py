@@ -50,7 +50,7 @@ def remember(model: Any, hf_model: nn.Module, decoder: Any, head: Any) -> None:
 
 
 def made_of(model: Any) -> Origin | None:
-    """What a lens has noted of its model; None for one that TransformerLens made alone."""
+    """The origin recorded for a lens's model; None for one that TransformerLens built by itself."""
     return _ORIGINS.get(model) if isinstance(model, nn.Module) else None
 
 

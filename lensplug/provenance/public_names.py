@@ -1,4 +1,4 @@
-"""What a model is called where others read it: results and pages are shared, and hold no path of anybody's."""
+"""The name of a model in shared results and pages, which contain no local paths."""
 
 from __future__ import annotations
 

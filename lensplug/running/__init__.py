@@ -1,1 +1,1 @@
-"""Running a core: what is kept, gradients, answers, memory, and the comparison with the full model."""
+"""Running a core: caching, gradients, generation, memory, and the parity check with the full model."""

@@ -1,4 +1,4 @@
-"""Running a core and keeping what an analysis reads, and nothing else: rows of patterns, some residuals, some logits.
+"""Run a core and cache only what an analysis reads: rows of patterns, some residuals, some logits.
 
 `MultimodalLens.run_with_cache` is the way here. TransformerLens's own cache keeps whole activations; of a prompt with
 an image most of them are never read.
@@ -41,13 +41,13 @@ PositionsOrModality = Positions | PositionsName | Sequence[PositionsName]
 
 @runtime_checkable
 class Needs(Protocol):
-    """An analysis, as far as running is concerned: it says which hooks it reads."""
+    """An analysis, as seen by the runner: it says which hooks it reads."""
 
     needs: Callable[[str], bool]
 
 
 Needed = Needs | str | Sequence[Needs | str] | Callable[..., Any] | None
-"""Analyses, or their names; a function that is none is refused with the list of them."""
+"""Analyses, or their names; other functions are refused with the list of analyses."""
 
 
 @dataclass(frozen=True)

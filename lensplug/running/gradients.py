@@ -1,4 +1,4 @@
-"""Gradients of one number, usually a token's logit, with respect to what the core computed on its way there.
+"""Gradients of one number, usually a token's logit, with respect to the core's activations.
 
 Idea: the merged embeddings go in as a leaf that requires a gradient, every parameter is frozen for the length of
 the call, and the activations that are kept are the very tensors the rest of the pass is computed from. One
@@ -124,7 +124,7 @@ def _checked(scalar: Any) -> Tensor:
 
 
 def _gradients(scalar: Tensor, activations: dict[str, Tensor], embeds: Tensor) -> dict[str, Tensor]:
-    """The gradient with respect to each activation that is kept, zeros for one that the scalar does not depend on."""
+    """The gradient with respect to each cached activation; zeros if the scalar does not depend on it."""
     floats = {name: value for name, value in activations.items() if value.is_floating_point()}
     # The embeddings' gradient passes through every layer: a score that overflowed is seen in it even where
     # TransformerLens turned its row of the pattern into zeros.

@@ -1,4 +1,4 @@
-"""Names of hooks as users say them, and as they are; those that a model does not have are refused before anything runs.
+"""Resolve hook names and short forms; unknown names are refused before anything runs.
 
 TransformerLens's short form will do: "resid_post" is `blocks.N.hook_resid_post` of every layer, ("resid_post", 3) that
 of one, ("scale", 3, "ln1") says which of a block's norms.

@@ -114,12 +114,12 @@ class Estimate:
 
     @property
     def kept(self) -> int:
-        """What stays."""
+        """Bytes that stay cached."""
         return sum(self.by_hook.values()) + self.logits
 
     @property
     def total(self) -> int:
-        """The most that is there at once."""
+        """Peak memory of the run."""
         return self.kept + self.working
 
     def refuse_too_large(self) -> None:
@@ -238,7 +238,7 @@ class _Sizes:
         return self.plan.device is None and before in self.plan.names
 
     def _width(self, name: str) -> int:
-        """Numbers at each position."""
+        """Numbers per position."""
         if "_norm." in name:  # of queries or keys, for each head
             heads_here = self.cfg.n_heads if "q_norm" in name else self.kv_heads
             return int(heads_here * (1 if name.endswith("hook_scale") else self.cfg.d_head))
@@ -246,7 +246,7 @@ class _Sizes:
 
     @cached_property
     def _widths(self) -> dict[str, int]:
-        """Numbers at each position, by kind of hook."""
+        """Numbers per position, by kind of hook."""
         cfg, heads, kv_heads = self.cfg, self.cfg.n_heads, self.kv_heads
         return {
             **dict.fromkeys((*RESIDUALS, "hook_attn_out", "hook_mlp_out", "hook_in", "hook_normalized"), cfg.d_model),

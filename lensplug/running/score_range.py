@@ -1,4 +1,4 @@
-"""Whether attention scores stay within the range of float16, without making all of them.
+"""Whether attention scores stay within the range of float16, without computing all of them.
 
 The product of a query and a key is no larger than that of their lengths: where the longest query and key of a head stay
 below the range no score leaves it, and nothing else is computed. Elsewhere the scores are made in fp32, some rows at a

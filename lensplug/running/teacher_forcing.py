@@ -1,4 +1,4 @@
-"""An answer that the user gives, in place of one that the model writes.
+"""Teacher forcing: an answer passed by the user instead of a generated one.
 
 What did the model look at when it came to write "Red", and what would make it likelier? With the answer behind the
 prompt, labelled "generated", every analysis of an answer of `lens.generate` works on it. Its words are tokenised as
@@ -64,7 +64,7 @@ def behind(
     tokens: Int[Tensor, "batch new"],
     generated: Bool[Tensor, "batch new"],
 ) -> MultimodalInput:
-    """Prompt and answer as one input; where `generated` is False there is padding."""
+    """Prompt and answer as one input; positions where `generated` is False are padding."""
     with torch.inference_mode(False), torch.no_grad():
         embeds = core.decoder.embed_tokens(tokens).detach()
     answered = inputs.appended(tokens, embeds, generated, token_texts(tokens, tokenizer))

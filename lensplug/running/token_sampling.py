@@ -1,4 +1,4 @@
-"""Hugging Face's own way of choosing tokens, over the steps of a wrapped core.
+"""Token sampling with Hugging Face's own code, over the decoding steps of a wrapped core.
 
 What `generate` of transformers knows (the likeliest token or one by chance, penalties, forbidden words, stop strings,
 the end) is its own code here. It asks the core for logits, and knows nothing of TransformerLens.
@@ -50,7 +50,7 @@ def settings(
     given: dict[str, Any],
     stop_strings: str | Sequence[str] | None,
 ) -> GenerationConfig:
-    """How an answer is written: the model's own `generation_config`, and what was given in its place.
+    """Generation settings: the model's own `generation_config`, overridden by the caller's options.
 
     What it asks for and is not followed (beams, several answers, sampling that was not asked for) is named in a
     warning.

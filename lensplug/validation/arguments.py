@@ -39,7 +39,7 @@ PLAIN: dict[Any, str] = {
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, which refuses arguments of other types than it says before it does anything.
+    """Decorate a function so that it refuses arguments of other types than annotated, before it does anything.
 
     Raises:
         LensplugError: When it is called: an argument is of another type, is missing, or is unknown.
@@ -107,7 +107,7 @@ def check_example(example: int, n_examples: int) -> None:
 
 
 def described(value: Any) -> str:
-    """What was given, in few words."""
+    """A short description of a value."""
     if isinstance(value, Tensor | np.ndarray):
         kind = "tensor" if isinstance(value, Tensor) else "NumPy array"
         dtype = str(value.dtype).removeprefix("torch.")
@@ -207,7 +207,7 @@ def _in_words(hint: Any) -> str:
 
 
 def _choices_in_words(members: list[Any]) -> str:
-    """What may be chosen by name, as it is typed, and then what else will do."""
+    """The choices by name, as typed, followed by the other accepted types."""
     choices = [repr(name) for member in members if typing.get_origin(member) is Literal for name in member.__args__]
     others = [_kind_in_words(member) for member in members if typing.get_origin(member) is not Literal]
     *first, last = dict.fromkeys([*choices, *sorted(others, key=lambda words: words == "None")])

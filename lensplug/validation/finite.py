@@ -1,4 +1,4 @@
-"""Numbers that are not finite are refused where they arise: the maps they give look like any other.
+"""Refuse NaN and infinity where they arise: maps computed from them look like any other.
 
 TransformerLens turns the rows of a pattern that are NaN into zeros, so that scores which overflow (fp16 ends at 65,504)
 and NaN in what comes in give finite logits and plausible maps. Watched are therefore what comes in, the attention
@@ -35,7 +35,7 @@ def refuse_not_finite(name: str, value: Float[Tensor, ...], hint: str) -> None:
 
 @contextmanager
 def refuse_overflow(model: Any, attention_mask: Int[Tensor, "batch pos"], *, each_score: bool) -> Iterator[None]:
-    """While it lasts, look at what a model computes; afterwards, raise if attended positions were not finite.
+    """A scope that watches a model's activations, and raises at its end if attended positions were not finite.
 
     Scores of minus infinity are masks, also where a hook set them. A pass over scores and one over the last residual:
     the flags stay on their device until the end.
