@@ -86,7 +86,7 @@ def state(lens: Any) -> dict[str, Any]:
             for name, value in vars(module).items():
                 if name in BOOKS:
                     continue
-                held: Any
+                content: Any
                 if isinstance(value, dict):  # hooks, parameters, submodules, a bridge's registry
                     content = [(key, id(value_of_key)) for key, value_of_key in value.items()]
                 elif isinstance(value, list | tuple | set):
