@@ -65,7 +65,7 @@ stress: $(BIN)/lensplug
 lint: $(BIN)/lensplug
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy lensplug tests/support
+	$(BIN)/mypy
 
 bench: $(BIN)/lensplug
 	$(BIN)/python benchmarks/wrap.py

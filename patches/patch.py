@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ class _Edit:
     holders: list[Patch]
     undo: list[tuple[str, Any, Any]] = field(default_factory=list)
     """Name, old value, new value."""
+
+
+PatchT = TypeVar("PatchT", bound="Patch")
+PatchOfPartsT = TypeVar("PatchOfPartsT", bound="PatchOfParts")
 
 
 class Patch:
@@ -75,7 +79,7 @@ class Patch:
     def _settle(self) -> None:
         """Called after the attributes of the target changed, in either direction."""
 
-    def apply(self) -> Patch:
+    def apply(self: PatchT) -> PatchT:
         """Make the changes; returns the patch itself.
 
         Raises:
@@ -182,7 +186,7 @@ class Patch:
         else:
             self.target.__dict__.pop(_KEY, None)
 
-    def __enter__(self) -> Patch:
+    def __enter__(self: PatchT) -> PatchT:
         """Apply."""
         return self.apply()
 
@@ -211,7 +215,7 @@ class PatchOfParts(Patch):
         for part in self._parts:
             part.refuse_beside_others(name or type(self).__name__)
 
-    def apply(self) -> Patch:
+    def apply(self: PatchOfPartsT) -> PatchOfPartsT:
         """Make the changes, in every part or in none."""
         self.refuse_beside_others()
         try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from datetime import datetime, timezone
+from typing import Any
 
 import pytest
 from support.signals import interrupted
@@ -43,9 +44,9 @@ def heed_signals() -> None:
 
 def ended(command: str, *signals: int) -> tuple[int, str, str]:
     """Exit code, standard output and error of a command that gets signals when it has begun."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(main(command), **pipes, preexec_fn=heed_signals) as process:
-        assert process.stdout.readline() == "begun\n"
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
         for number in signals:
             process.send_signal(number)
         said, error = process.communicate(timeout=30)
@@ -173,6 +174,7 @@ def test_a_reader_that_has_seen_enough():
     """`lensplug report ... | head`: no traceback, neither from the print nor from Python's end."""
     for prints in ("print('x' * 100)", "[print('x' * 1000) for _ in range(100)]"):
         with subprocess.Popen(main(f"sys.stdin.readline(); {prints}"), stdin=-1, stdout=-1, stderr=-1) as process:
+            assert process.stdin and process.stdout and process.stderr
             process.stdout.close()
             process.stdin.write(b"\n")
             process.stdin.close()

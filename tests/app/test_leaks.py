@@ -16,6 +16,7 @@ import re
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -59,7 +60,13 @@ def marked_picture(folder: Path, ending: str) -> Path:
     text = PngImagePlugin.PngInfo()
     text.add_text("Author", SECRET, zip=True)
     text.add_itxt("XML:com.adobe.xmp", SECRET)
-    options = {"exif": exif, "icc_profile": profile, "comment": SECRET.encode(), "pnginfo": text, "lossless": True}
+    options: dict[str, Any] = {
+        "exif": exif,
+        "icc_profile": profile,
+        "comment": SECRET.encode(),
+        "pnginfo": text,
+        "lossless": True,
+    }
     path = folder / f"photo-{SECRET}.{ending}"
     picture.save(path, **options)
     return path

@@ -55,6 +55,7 @@ def rolled(attentions, example):
 @pytest.mark.parametrize("name", encoders.CONFIGS)
 def test_rollout_is_the_plain_recursion_and_its_rows_sum_to_one(name):
     result = analysis.attention_rollout(cache_of(name), per_layer=True)
+    assert result.by_layer is not None
     mask = encoders.batch(name).get("attention_mask", torch.ones(result.values.shape[:2]))
     for example in range(2):
         expected = rolled(encoders.attentions(name), example)

@@ -50,12 +50,18 @@ def test_a_folder_appears_with_all_its_files(tmp_path):
 
 
 def test_a_folder_that_is_there_stays_and_gets_the_configuration_last(tmp_path, monkeypatch):
-    out, moved, replace = tmp_path / "model", [], os.replace
+    out, replace = tmp_path / "model", os.replace
+    moved: list[str] = []
     out.mkdir(mode=0o700)
     (out / "notes").write_text("the user's")
     (out / "config.json").write_text("old")
     before = out.stat().st_ino
-    monkeypatch.setattr(os, "replace", lambda a, b: (moved.append(Path(b).name), replace(a, b)))
+
+    def replaced(source, target):
+        moved.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
     fill(out)
     assert moved == ["model.safetensors", "config.json"] and out.stat().st_ino == before
     assert files(tmp_path) == {"model/notes", "model/config.json", "model/model.safetensors"}
@@ -111,7 +117,7 @@ def test_what_a_killed_process_leaves_is_told(there, tmp_path):
         out.mkdir()
     command = [sys.executable, "-c", WRITES_FOR_EVER, str(out)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "written\n"
+        assert process.stdout is not None and process.stdout.readline() == "written\n"
         assert not leftovers(out), "it is at work"
         process.send_signal(signal.SIGKILL)
     (sentence,) = leftovers(out)

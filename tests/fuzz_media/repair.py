@@ -27,7 +27,7 @@ def ogg(content: bytes) -> bytes:
         sizes = fixed[at + 27 : at + 27 + fixed[at + 26]]
         end = at + 27 + len(sizes) + sum(sizes)
         fixed[at + 22 : at + 26] = bytes(4)
-        fixed[at + 22 : at + 26] = struct.pack("<I", _crc(fixed[at:end]))
+        fixed[at + 22 : at + 26] = struct.pack("<I", _crc(bytes(fixed[at:end])))
         at = end
     return bytes(fixed)
 

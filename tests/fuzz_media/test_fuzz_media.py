@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from lensplug.errors import LensplugError
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="nothing is forked here")
 FILES = 20
 TESTS = Path(__file__).parents[1]
-AS_TEXT = {"capture_output": True, "text": True, "timeout": 600}
+AS_TEXT: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 600}
 KINDS = [kind for kinds in SEEDS.values() for kind in kinds]
 
 

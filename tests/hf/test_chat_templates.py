@@ -109,19 +109,25 @@ def test_a_template_without_end_is_stopped_and_the_next_one_rendered(processor, 
 def test_the_process_is_started_anew_when_it_was_ended_and_after_a_fork(processor, monkeypatch):
     monkeypatch.setattr(processor, "chat_template", "{{ messages[0].role }}")
     assert chat_templates.rendered(processor, TURNS) == "system"
+
+    def pid() -> int:
+        assert chat_templates.TEMPLATES.process is not None
+        return chat_templates.TEMPLATES.process.pid
+
     first = chat_templates.TEMPLATES.process
+    assert first is not None
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert chat_templates.rendered(processor, TURNS) == "system"
-    second = chat_templates.TEMPLATES.process.pid
+    second = pid()
     assert second != first.pid
     child = os.fork()
     if not child:
-        well = chat_templates.rendered(processor, TURNS) == "system" and chat_templates.TEMPLATES.process.pid != second
+        well = chat_templates.rendered(processor, TURNS) == "system" and pid() != second
         chat_templates.TEMPLATES.close()
         os._exit(0 if well else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert chat_templates.rendered(processor, TURNS) == "system" and chat_templates.TEMPLATES.process.pid == second
+    assert chat_templates.rendered(processor, TURNS) == "system" and pid() == second
 
 
 def test_the_process_knows_nothing_of_this_one(processor):

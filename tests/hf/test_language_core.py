@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers as hf
@@ -178,7 +180,7 @@ def test_refuses_weights_that_are_not_plain(message):
 
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64}
-CHANGED = {
+CHANGED: dict[str, dict[str, Any]] = {
     "logit_scale=2.0": {"logit_scale": 2.0},
     "mlp_bias=True": {"mlp_bias": True},
     "hidden_act='gelu_pytorch_tanh'": {"hidden_act": "gelu_pytorch_tanh"},

@@ -6,6 +6,7 @@ import copy
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_threads_wait_and_each_gets_what_it_asked_for(lens):
 def test_the_seam_stops_its_own_thread_only(lens, inputs):
     """Another thread may call the Hugging Face model itself, in the midst of `encode`."""
     reference = reference_logits(lens.hf_model, inputs.model_inputs)
-    found = []
+    found: list[Any] = []
 
     def meanwhile(*_):
         if not found and threading.current_thread() is threading.main_thread():

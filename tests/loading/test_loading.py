@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_saved_and_loaded(tmp_path, build):
     assert type(lens.hf_model) is type(model) and not lens.hf_model.training
     chat = build is llava_onevision
     prompt = QUESTION if chat else "What <image> is?"
-    arguments = {"images": [scene(80, 64)], "chat_template": chat}
+    arguments: dict[str, Any] = {"images": [scene(80, 64)], "chat_template": chat}
     inputs = lens.prepare(prompt, **arguments)
     reference = reference_logits(model, lensplug.wrap(model, processor).prepare(prompt, **arguments).model_inputs)
     assert largest_difference(wrapped_logits(lens, inputs), reference) < 1e-4
@@ -157,7 +158,7 @@ def test_refuses_an_engine_that_it_does_not_know():
     with pytest.raises(
         lensplug.LensplugError, match="engine is 'nnsight', expected 'auto', 'hooked_transformer' or 'bridge'"
     ):
-        lensplug.wrap(text_model("Llama"), engine="nnsight")
+        lensplug.wrap(text_model("Llama"), engine="nnsight")  # type: ignore[arg-type]
 
 
 def test_wrap_refuses_when_the_short_check_differs(monkeypatch):

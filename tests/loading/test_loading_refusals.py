@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def no_weights_read(monkeypatch):
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", read)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no GPU": ({"device": "cuda:7"}, "device is 'cuda:7', and there is none here.*device='cpu'"),
     "meta": ({"device": "meta"}, "device is 'meta', where weights have no numbers"),
     "misspelt device": ({"device": "gpu"}, "device is 'gpu', which torch does not know"),
@@ -74,7 +75,7 @@ def test_a_gpu_that_is_not_there(no_weights_read):
 
 
 def test_options_that_change_nothing_go_on():
-    options = {
+    options: dict[str, Any] = {
         "device_map": {"": "cpu"},
         "attn_implementation": "eager",
         "local_files_only": True,

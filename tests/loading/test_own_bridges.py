@@ -41,8 +41,13 @@ def audio(name):
     return hf, given
 
 
+def text(name):
+    return text_model(name), {"input_ids": text_tokens(24)}
+
+
 MODELS = {
-    **{name: lambda name=name: (text_model(name), {"input_ids": text_tokens(24)}) for name in ("llama-tied", "qwen3")},
+    "llama-tied": lambda: text("llama-tied"),
+    "qwen3": lambda: text("qwen3"),
     "llava": IMAGE_FAMILIES["llava"],
     "llava-next": IMAGE_FAMILIES["llava-next"],
     "idefics3": IMAGE_FAMILIES["idefics3"],

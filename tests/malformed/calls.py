@@ -65,6 +65,7 @@ def good_calls() -> list[Call]:
     agreed = analysis.agreement({"one": rollout, "two": looked.values[0, 0, 0, 0]})
     compared = analysis.compare(heads, heads)
     grid, timeline = inputs.modality.image_grid(), heard.modality.audio_timeline()
+    assert grid is not None and timeline is not None
     per_token = torch.rand(len(grid))
     mask = inputs.modality.mask("image")
     patterns = [cache["pattern", layer] for layer in range(2)]

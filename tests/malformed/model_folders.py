@@ -27,7 +27,7 @@ CANARY = "code_was_run"
 """The file that code of a folder writes beside the folder, should it ever be run."""
 WEIGHTS = "model.safetensors"
 
-Spoil = Callable[[Path], None]
+Spoil = Callable[[Path], object]
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,14 @@ def weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
     return spoil
 
 
-def sharded(change: Callable[[Path, dict[str, str]], None]) -> Spoil:
+def sharded(change: Callable[[Path, dict[str, Any]], object]) -> Spoil:
     """The weights as two files and their index, changed."""
 
     def spoil(folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)
         (folder / WEIGHTS).unlink()
-        names, places = sorted(tensors), {}
+        names = sorted(tensors)
+        places: dict[str, str] = {}
         for number, part in enumerate((names[::2], names[1::2]), 1):
             file = f"model-{number:05}-of-00002.safetensors"
             save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})

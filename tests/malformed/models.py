@@ -158,7 +158,7 @@ def _in_child(writer: int, action: str, folder: Path, *, nobody: bool) -> None:
         os.setgid(65534)
         os.setuid(65534)
     os.chdir(folder.parent)
-    builtins.input = _asked
+    builtins.input = _asked  # type: ignore[assignment]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         _act(action, folder)

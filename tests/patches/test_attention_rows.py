@@ -87,7 +87,8 @@ def test_blocks_of_rows_together_are_the_whole_pattern(engine, rows_of, name, pa
         logits, eager = model.run_with_cache(tokens, attention_mask=mask)
         for block_bytes in (1, 20_000, 2**27):
             monkeypatch.setattr("lensplug.patches.pattern_blocks.BLOCK_BYTES", block_bytes)
-            seen, sizes = {}, set()
+            seen: dict[int, torch.Tensor] = {}
+            sizes: set[int] = set()
             each_block = partial(collect, seen, sizes)
             with rows_of(model, torch.empty(2, 0, dtype=torch.long), each_block=each_block):
                 shown = model(tokens, attention_mask=mask)

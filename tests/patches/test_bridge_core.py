@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.built import built, core_parts
@@ -44,8 +46,8 @@ def test_the_hugging_face_model_stays_as_it_was(tmp_path):
     given = dict(processor(text="<image>" + QUESTION, images=[scene(48, 48)], return_tensors="pt"))
     before, modules = everything(hf, given), dict(hf.named_modules())
     state = {name: (value.data_ptr(), value.clone()) for name, value in hf.state_dict().items()}
-    for options in ({}, {}, {"process_weights": True}):
-        model = build_language_bridge(core_parts(hf), **options)
+    for process_weights in (False, False, True):
+        model = build_language_bridge(core_parts(hf), process_weights=process_weights)
         model(torch.randn(1, 5, 96))
     assert dict(hf.named_modules()) == modules
     assert list(hf.state_dict()) == list(state)
@@ -119,7 +121,7 @@ def test_processed_weights_of_a_model_in_half_precision_are_refused():
 
 def test_a_shared_copy_shares_tied_parameters_too():
     hf = text_model("qwen2-tied")
-    copied = shared_copy(hf)
+    copied: Any = shared_copy(hf)
     assert copied.lm_head.weight is copied.model.embed_tokens.weight
     assert copied.lm_head.weight.data_ptr() == hf.lm_head.weight.data_ptr()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.built import ENGINES, attention_rows, built
@@ -36,10 +38,15 @@ def test_gradients_are_the_same_to_the_bit(engine, name):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_backward_pass_keeps_the_inputs_of_blocks_only(engine):
-    model, kept = built(engine, text_model("llama")), {}
+    model, kept = built(engine, text_model("llama")), dict[str, list[int]]()
     for name in ("plain", "checkpointed"):
         sizes = kept.setdefault(name, [])
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+
+        def noted(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
             if name == "plain":
                 model(TOKENS)
             else:
@@ -69,7 +76,7 @@ def test_patterns_and_their_gradients_are_those_of_the_eager_model(engine, name,
 
     with model.hooks(fwd_hooks=[(lambda one: one.endswith("hook_pattern"), keep)]):
         expected = gradients_of(model, mask)
-    seen = {}
+    seen: dict[int, Any] = {}
 
     def show(layer, start, pattern, gradient):
         own = seen.setdefault(layer, torch.zeros(2, 2, 4, LENGTH, LENGTH))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from torch import nn
@@ -30,7 +31,7 @@ class Rename(Patch):
 
 @pytest.fixture
 def module():
-    module = nn.Sequential(nn.Linear(2, 2))
+    module: Any = nn.Sequential(nn.Linear(2, 2))
     module.label = "old"
     return module
 

@@ -41,7 +41,7 @@ def prompt(lens, *, padding: bool = False):
 @torch.no_grad()
 def steps(lens, inputs, *, patched: bool, before=lambda step: None):
     """Logits of the prompt and of each step behind it."""
-    decoding, logits = engines.decoding(lens.engine, lens.model, inputs), []
+    decoding, logits = engines.decoding(lens.engine, lens.model, inputs), list[torch.Tensor]()
     with ExitStack() as stack:
         stack.enter_context(engines.at_sdpa_speed(lens.engine, lens.model, len(inputs)))
         if patched:
@@ -74,10 +74,21 @@ def test_with_processed_weights(engine):
     assert torch.equal(again.tokens, expected)
 
 
-def test_hook_points_of_unwatched_blocks_are_not_called(plain, monkeypatch):
-    called = []
+def names_of_called(monkeypatch) -> list[str]:
+    """The names of the hook points that are called from now on."""
+    called: list[str] = []
     forward = HookPoint.forward
-    monkeypatch.setattr(HookPoint, "forward", lambda self, x: (called.append(self.name or ""), forward(self, x))[1])
+
+    def noted(self, x):
+        called.append(self.name or "")
+        return forward(self, x)
+
+    monkeypatch.setattr(HookPoint, "forward", noted)
+    return called
+
+
+def test_hook_points_of_unwatched_blocks_are_not_called(plain, monkeypatch):
+    called = names_of_called(monkeypatch)
     inputs = prompt(plain)
     steps(plain, inputs, patched=True)
     assert not [name for name in called if name.startswith("blocks.")] and called
@@ -186,9 +197,7 @@ def test_rows_of_patterns_and_the_stream_are_the_same_to_the_bit(lens, padding, 
 
 
 def test_hooks_at_the_edges_leave_a_block_short(plain, monkeypatch):
-    called = []
-    forward = HookPoint.forward
-    monkeypatch.setattr(HookPoint, "forward", lambda self, x: (called.append(self.name or ""), forward(self, x))[1])
+    called = names_of_called(monkeypatch)
     rows_and_streams(plain, prompt(plain), patched=True)
     within = [name for name in called if name.startswith("blocks.") and not name.endswith((*EDGES, "hook_z"))]
     assert called and not within

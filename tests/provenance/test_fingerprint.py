@@ -15,11 +15,12 @@ from torch import nn
 
 import lensplug
 from lensplug import analysis
+from lensplug.engines import EngineName
 from lensplug.provenance.fingerprint import fingerprint
 
 
 def test_both_engines_of_one_model_have_one_fingerprint(lens):
-    engines = ["bridge", *(["hooked_transformer"] if HOOKED else [])]
+    engines: list[EngineName] = ["bridge", "hooked_transformer"] if HOOKED else ["bridge"]
     found = {fingerprint(lensplug.wrap(lens.hf_model, lens.processor, engine=one).model) for one in engines}
     assert found == {fingerprint(lens.model)} and len(fingerprint(lens.model)) == 16
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.models import three_prompts
@@ -65,6 +67,7 @@ def test_the_rollout_in_blocks_of_any_size(lens, batch, whole, any_block):
 
 def test_another_rollout_than_the_one_kept_is_refused_or_made_from_the_rest(lens, batch, whole):
     _, cache = lens.run_with_cache(batch, names_filter=[], keep=["rollout"])
+    options: dict[str, Any]
     for options in ({"residual": 0.3}, {"head_fusion": "max"}, {"layers": (0, 2)}, {"per_layer": True}):
         with pytest.raises(LensplugError, match=r"the cache holds the rollout of all layers with all heads .*keep=\["):
             analysis.attention_rollout(cache, **options)

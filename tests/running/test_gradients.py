@@ -138,7 +138,7 @@ def test_are_finite_differences_of_the_logit(picture):
     def logit(layer, at, change):
         def nudge(value, hook):
             value = value.clone()
-            value[(0, *at)] += change
+            value[0][tuple(at)] += change
             return value
 
         with torch.no_grad():
@@ -216,7 +216,8 @@ def test_parameters_are_frozen_during_the_pass_only(lens, inputs):
     parameters = list(lens.model.parameters())
     frozen = parameters[3]
     frozen.requires_grad_(False)
-    before, during = [parameter.requires_grad for parameter in parameters], []
+    before = [parameter.requires_grad for parameter in parameters]
+    during: list[bool] = []
 
     def look(logits):
         during.extend(parameter.requires_grad for parameter in parameters)

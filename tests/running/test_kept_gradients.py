@@ -60,6 +60,6 @@ def test_what_does_not_go_with_what_is_kept_is_refused(lens, inputs):
     with pytest.raises(LensplugError, match=r"reads what keep=\['cam', 'cam_negative'\] keeps"):
         analysis.gradient_rollout(kept, none, contributions="signed")
     with pytest.raises(LensplugError, match="contributions is 'all', expected 'positive', 'negative' or 'signed'"):
-        analysis.gradient_rollout(kept, none, contributions="all")
+        analysis.gradient_rollout(kept, none, contributions="all")  # type: ignore[arg-type]
     with pytest.raises(LensplugError, match="leave normalize out"):
         analysis.gradient_rollout(kept, none, contributions="signed", normalize=True)

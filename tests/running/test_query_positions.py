@@ -55,9 +55,11 @@ def test_analyses_that_read_rows_give_the_same(lens, batch, whole):
     torch.testing.assert_close(
         looked.values, analysis.attention_from(whole[1], queries=[-4, -1, -4]).values, atol=1e-5, rtol=0
     )
-    said, expected = analysis.logit_lens(cache, positions=None), analysis.logit_lens(whole[1], positions=None)
+    said, from_whole = analysis.logit_lens(cache, positions=None), analysis.logit_lens(whole[1], positions=None)
     attended = batch.attention_mask.bool()[:, None].expand_as(said.rank)
-    torch.testing.assert_close(said.log_probability[attended], expected.log_probability[attended], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        said.log_probability[attended], from_whole.log_probability[attended], atol=1e-3, rtol=1e-3
+    )
 
 
 def test_positions_of_each_example(lens, batch, whole):
@@ -133,7 +135,8 @@ def test_residuals_and_logits_at_chosen_positions(lens, batch, whole):
     logits, cache = lens.run_with_cache(
         batch, needs=needs, query_positions=[-1], residual_positions=[-1, -3], logit_positions=[-1, -2]
     )
-    assert set(cache) == {name for name in whole[1] if any(one.needs(name) for one in needs)}
+    wanted = (analysis.head_specialization.needs, analysis.logit_lens.needs)
+    assert set(cache) == {name for name in whole[1] if any(reads(name) for reads in wanted)}
     assert logits.shape == (3, 2, lens.model.cfg.d_vocab)
     torch.testing.assert_close(logits, whole[0][:, [-1, -2]], atol=1e-3, rtol=1e-4)
     for layer in range(6):
@@ -180,8 +183,8 @@ def test_means_over_heads_serve_rollout_and_received_attention(lens, batch, whol
     for rows in (-1, None):
         chosen, expected = (analysis.attention_rollout(one, rows=rows) for one in (cache, whole[1]))
         torch.testing.assert_close(chosen.values, expected.values, atol=1e-5, rtol=0)
-    chosen, expected = (analysis.received_attention(one, layer=3, exclude_sink=True) for one in (cache, whole[1]))
-    torch.testing.assert_close(chosen.values, expected.values, atol=1e-4, rtol=1e-3, equal_nan=True)
+    received, of_whole = (analysis.received_attention(one, layer=3, exclude_sink=True) for one in (cache, whole[1]))
+    torch.testing.assert_close(received.values, of_whole.values, atol=1e-4, rtol=1e-3, equal_nan=True)
     assert analysis.head_specialization(cache, batch.modality).modalities == ("text", "image", "sink")
     for refused in (
         lambda: analysis.attention_rollout(cache, head_fusion="max"),

@@ -38,7 +38,7 @@ def right(lens, prompts, voices, answers, heard=True):
 
 def test_at_least_95_percent_right_on_unseen_voices(lens):
     rng = random.Random(UNSEEN)
-    found = {topic: [] for topic in QUESTIONS}
+    found: dict[str, list[bool]] = {topic: [] for topic in QUESTIONS}
     for _ in range(4):
         voices = [make_voice(rng) for _ in range(30)]
         for topic in QUESTIONS:

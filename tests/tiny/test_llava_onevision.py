@@ -38,7 +38,7 @@ def test_it_loads_with_from_pretrained_alone_and_without_a_network(monkeypatch):
 
 def test_at_least_97_percent_right_on_unseen_pictures(lens):
     rng = random.Random(UNSEEN)
-    right = {topic: [] for topic in TOPICS}
+    right: dict[str, list[bool]] = {topic: [] for topic in TOPICS}
     for _ in range(20):
         scenes = [draw_scene(rng) for _ in range(30)]
         questions = [ask(rng, scene) for scene in scenes]

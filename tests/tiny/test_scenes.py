@@ -36,7 +36,7 @@ def test_the_place_is_where_the_box_is():
         scene = draw_scene(rng, size=(96, 96), place=place)
         x0, y0, x1, y1 = scene.box
         distances = {name: abs((x0 + x1) / 192 - px) + abs((y0 + y1) / 192 - py) for name, (px, py) in PLACES.items()}
-        assert min(distances, key=distances.get) == place, (fx, fy)
+        assert min(distances, key=distances.__getitem__) == place, (fx, fy)
 
 
 def test_answers_have_the_form_that_the_prompt_asks_for():

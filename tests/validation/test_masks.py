@@ -98,9 +98,7 @@ def of_analyses():
 def compare(doors, form):
     for name, (door, mask) in doors.items():
         expected, found = door(mask), door(FORMS[form](mask))
-        torch.testing.assert_close(
-            found, expected, atol=1e-5, rtol=0, equal_nan=True, msg=lambda text, n=name: n + text
-        )
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0, equal_nan=True, msg=name.__add__)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -24,8 +24,8 @@ HOSTILE = "</script><img src=x onerror=alert(1)><b>&amp;"
 
 def contents(shown):
     """The facts and the arrays of an explorer, read back from its page."""
-    facts = json.loads(re.search(r'class="explorer-facts">(.*?)</script>', shown.body, re.DOTALL)[1])
-    text = re.search(r'class="explorer-data">(.*?)</script>', shown.body, re.DOTALL)[1]
+    (facts,) = map(json.loads, re.findall(r'class="explorer-facts">(.*?)</script>', shown.body, re.DOTALL))
+    (text,) = re.findall(r'class="explorer-data">(.*?)</script>', shown.body, re.DOTALL)
     return facts, packing.unpacked(text, facts["arrays"])
 
 
@@ -236,7 +236,7 @@ def test_pointing_in_a_browser_changes_the_tables_without_an_error_or_a_request(
         shown = views.image_explorer(said, looked, inputs, image=image)
     path = tmp_path / "explorer.html"
     page = shown.to_html()
-    own = re.search(r'<script nonce="\w+">', page)[0]  # the page runs no other script
+    own = re.findall(r'<script nonce="\w+">', page)[0]  # the page runs no other script
     path.write_text(page.replace("</body>", POINT.replace("<script>", own) + "</body>"), encoding="utf-8")
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",

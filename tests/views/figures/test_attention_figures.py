@@ -39,7 +39,7 @@ def test_the_matrix_is_drawn_without_padding_and_hover_tells_both_texts(cache):
     with pytest.raises(LensplugError, match="example is 2, there are 2"):
         views.attention_matrix(result, example=2)
     with pytest.raises(LensplugError, match="scale is 'log', expected 'linear' or 'root'"):
-        views.attention_matrix(result, scale="log")
+        views.attention_matrix(result, scale="log")  # type: ignore[arg-type]
 
 
 def test_positions_without_text_are_numbers():
@@ -116,6 +116,7 @@ def test_a_rollout_by_layer_is_its_rows_and_words_are_sums(cache):
     words = lensplug.join_pieces(TOKENS[0])
     fig = views.attention_by_layer(result, str_tokens=cache.str_tokens, groups=words, raw=True)
     z = np.asarray(fig.data[0].z)
+    assert result.by_layer is not None
     rows = result.by_layer[0, :, 0].numpy()
     assert "Shown: the raw share" in fig.layout.title.text.replace("</sub><br><sub>", " ")
     lifted = np.asarray(views.attention_by_layer(result, str_tokens=cache.str_tokens, groups=words).data[0].z)

@@ -47,7 +47,7 @@ def test_overlay_has_a_slider_for_several_rows_and_refuses_other_lengths(seen):
     with pytest.raises(LensplugError, match="pixels"):
         views.image_overlay(rows, seen.inputs, image=np.zeros((10, 10, 3), dtype=np.uint8))
     with pytest.raises(LensplugError, match="view is 'whole', expected 'all', 'base', 'tiles' or None"):
-        views.image_overlay(rows, seen.inputs, view="whole")
+        views.image_overlay(rows, seen.inputs, view="whole")  # type: ignore[arg-type]
 
 
 def test_slider_and_view_buttons_choose_one_heat_map_together(seen):

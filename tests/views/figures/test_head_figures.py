@@ -35,7 +35,7 @@ def test_it_opens_on_the_mass_of_the_medium_with_chance_beside(seen):
     with pytest.raises(LensplugError, match="modality is 'audio', this result has text, image, sink"):
         views.head_specialization(seen.heads, modality="audio")
     with pytest.raises(LensplugError, match="by is 'odds'"):
-        views.head_specialization(seen.heads, by="odds")
+        views.head_specialization(seen.heads, by="odds")  # type: ignore[arg-type]
 
 
 def test_buttons_for_classes_and_readings_choose_one_map_together(seen):

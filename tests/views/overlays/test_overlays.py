@@ -81,7 +81,7 @@ def test_zero_lets_the_picture_through_and_signs_are_told_apart(seen):
     rows = rows_of(seen.inputs, True)
     signed = views.image_overlay(rows, seen.inputs).data[0]
     assert signed.zmin == -signed.zmax and [list(one) for one in signed.colorscale] == HEAT_SIGNED
-    middle = dict(HEAT_SIGNED)[0.5]
+    middle = next(color for place, color in HEAT_SIGNED if place == 0.5)
     assert alpha(middle) == 0 and alpha(HEAT_SIGNED[0][1]) == alpha(HEAT_SIGNED[-1][1]) > 0.8
     plain = views.image_overlay(rows["layer 0"].abs(), seen.inputs).data[0]
     assert (plain.zmin, [list(one) for one in plain.colorscale]) == (0, HEAT) and alpha(HEAT[0][1]) == 0

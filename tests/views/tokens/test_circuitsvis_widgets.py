@@ -17,6 +17,7 @@ from lensplug.positions.groups import group_positions
 def properties(widget, key):
     """One property of the call that the widget makes, read back from its script."""
     match = re.search(rf'"{key}": (.*?)(?:, "[a-zA-Z]+": |\}}\s*\)</script>)', widget.body, re.DOTALL)
+    assert match is not None
     return json.loads(match[1])
 
 
