@@ -42,7 +42,8 @@ def test_shares_of_attention_open_on_the_mean_of_both_views(seen):
     looked = analysis.attention_from(seen.cache)
     for shares in (looked, looked.by_position(), seen.rollout.by_position(raw=True)):
         assert views.image_overlay(shares, seen.inputs).layout.updatemenus[0].buttons[0].label == "mean of both"
-    relevance = dataclasses.replace(seen.rollout, relevance=seen.rollout.values)
+    rollout = seen.rollout
+    relevance = analysis.GradientRollout(rollout.values, rollout.values, rollout.rows, rollout.provenance)
     for other in (seen.rollout, relevance, torch.randn(seen.inputs.tokens.shape[1]), 3 * seen.rollout.values[0, 0]):
         assert views.image_overlay(other, seen.inputs).layout.updatemenus[0].buttons[0].label != "mean of both"
 
