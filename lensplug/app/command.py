@@ -10,6 +10,7 @@ from lensplug.app import interrupts
 
 def main() -> None:
     """Run the command line; a signal at any moment ends it in one line (`lensplug.app.interrupts`)."""
+    _open_what_is_closed()
     interrupts.watch()
     code: object = 0
     try:
@@ -34,3 +35,13 @@ def main() -> None:
     if interrupts.came():
         interrupts.end()
     sys.exit(code)  # type: ignore[arg-type]
+
+
+def _open_what_is_closed() -> None:
+    """Give a command started with a closed stream (`>&-`) /dev/null in its place.
+
+    Else the first file that is opened, perhaps a page, takes the number of the stream and gets what is printed to it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in order: the lowest free number is taken
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))

@@ -182,6 +182,17 @@ def test_a_reader_that_has_seen_enough():
         assert (process.returncode, said) == (1, b"")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_does_not_become_the_first_file_that_is_opened(closed, tmp_path):
+    """What a command prints, and what a library in C prints on its own, would be written into that file."""
+    prints = "print('out'); print('error', file=sys.stderr); [os.write(number, b'!') for number in (1, 2)]"
+    page = tmp_path / "page.html"
+    command = main(f"file = open({str(page)!r}, 'w'); file.write('page'); file.flush(); {prints}")
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *command], capture_output=True, timeout=30)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert page.read_text() == "page"
+
+
 def test_importing_lensplug_changes_no_signal():
     code = """if True:
         import signal
