@@ -44,7 +44,7 @@ def test_what_is_no_size_is_refused(size):
         set_memory_limit(size)
     for other in (True, None, 1.5):
         with pytest.raises(LensplugError, match="size is .*, expected a text or a whole number"):
-            set_memory_limit(other)
+            set_memory_limit(other)  # type: ignore[arg-type]
 
 
 def test_the_environment_sets_the_limit_and_a_call_goes_before_it(monkeypatch):
@@ -190,7 +190,7 @@ def test_what_is_no_part_is_refused(start_s, end_s):
         load_sound((tone(), 16000), start_s=start_s, end_s=end_s)
     for what in ("0", True, float("nan")):
         with pytest.raises(LensplugError, match="start_s is .*, expected"):
-            load_sound((tone(), 16000), start_s=what)
+            load_sound((tone(), 16000), start_s=what)  # type: ignore[arg-type]
 
 
 def test_a_sound_of_few_samples_a_second_is_not_blown_up(limit):

@@ -42,7 +42,7 @@ def test_a_photograph_is_taken_as_the_processor_saw_it(tmp_path, family, orienta
                 inputs = wrapped.encode(outputs, images=given)
                 assert np.array_equal(np.asarray(inputs.images[0][0]), np.asarray(seen.convert("RGB")))
                 grid = inputs.modality.image_grid()
-                assert (grid.width, grid.height) == seen.size
+                assert grid is not None and (grid.width, grid.height) == seen.size
     assert corners(turned) != corners(image)
 
 

@@ -58,6 +58,7 @@ def test_behind_the_end_of_its_hearing_nothing_changes(name):
 @pytest.mark.parametrize("name", [name for name, hears in HEARS.items() if hears is not None])
 def test_a_warning_says_what_is_not_heard(name):
     hears = HEARS[name]
+    assert hears is not None
     match = rf"the model hears the first {hears} s of the {hears + 2} s of sound 0 of example 0: its processor cuts off"
     with pytest.warns(UserWarning, match=match) as warned:
         family(name).prepare("when?", audio=[(sound(hears + 2), 16000)])

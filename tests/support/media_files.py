@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from lensplug.geometry import VideoGrid
+from lensplug.media import Video
+
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 ORIENTATION = 0x0112
 
@@ -69,6 +72,13 @@ def write_video(
         if sound is not None:
             mux_sound(container, heard, sound, first=sound_pts)
     return path
+
+
+def times_of(video: Video | VideoGrid) -> list[float]:
+    """When each frame is on the screen, in seconds: known here."""
+    assert video.times_s is not None
+    times: list[float] = video.times_s.tolist()
+    return times
 
 
 def mux_sound(container: Any, stream: Any, waveform: np.ndarray, *, form: str = "fltp", first: int = 0) -> None:
