@@ -6,7 +6,7 @@ module: about twenty per block, whose overhead a GPU cannot hide when a step has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -97,12 +97,6 @@ def as_made(module: Any, kinds: Sequence[type]) -> bool:
 def _is_known(method: Any) -> bool:
     """Whether a method is that of a patch that computes the same as what it replaces."""
     return str(getattr(method, "__module__", "")).removeprefix("lensplug.patches.") in THE_SAME
-
-
-def gated(act: Callable[[Tensor], Tensor], pre: Tensor, linear: Tensor) -> Tensor:
-    """`act(pre) * linear`, written into the activation, which is not used elsewhere."""
-    post = act(pre)
-    return (post.clone() if post is pre else post).mul_(linear)
 
 
 def projected(x: Tensor, linear: Any) -> Tensor:

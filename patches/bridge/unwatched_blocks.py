@@ -28,7 +28,7 @@ from transformer_lens.model_bridge.generalized_components import (
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lensplug.patches.bridge.attention_rows import CACHES, attend
-from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, gated, projected, seen
+from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, projected, seen
 
 FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "use_hook_mlp_in")
 """Settings under which a block computes more."""
@@ -82,7 +82,10 @@ class _Block(UnwatchedBlock):
         middle = residual + attended
         x = _norm(block.ln2, middle)
         act = block.mlp.original_component.act_fn
-        mlp_output = projected(gated(act, projected(x, linears["gate"]), projected(x, linears["in"])), linears["out"])
+        # Written into the activation, which is not used elsewhere; its input is gone before the next is made.
+        post = act(projected(x, linears["gate"]))
+        post *= projected(x, linears["in"])
+        mlp_output = projected(post, linears["out"])
         return seen(block.hook_out, middle + (_norm(block.ln2_post, mlp_output) if self._around else mlp_output))
 
     def _attended(self, x: Tensor, position_embeddings: Any, attention_mask: Tensor | None, cache: Any) -> Tensor:

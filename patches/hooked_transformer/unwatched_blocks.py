@@ -30,7 +30,7 @@ from transformer_lens.utilities.tensors import get_offset_position_ids
 
 from lensplug.patches.modules import every_module
 from lensplug.patches.pattern_blocks import PatternBlocks
-from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, gated, seen
+from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, seen
 
 OTHERWISE = (
     "use_attn_in", "use_split_qkv_input", "use_attn_result", "use_hook_mlp_in", "use_normalization_before_and_after",
@@ -88,7 +88,9 @@ class _Block(UnwatchedBlock):
         middle = self._attended(_norm(block.ln1, residual), entry, attention_mask).add_(residual)
         middle = seen(block.hook_resid_mid, middle)
         mlp, x = block.mlp, _norm(block.ln2, middle)
-        post = gated(mlp.act_fn, F.linear(x, mlp.W_gate.T.contiguous()), F.linear(x, mlp.W_in.T.contiguous()))
+        # Written into the activation, which is not used elsewhere; its input is gone before the next is made.
+        post = mlp.act_fn(F.linear(x, mlp.W_gate.T.contiguous()))
+        post *= F.linear(x, mlp.W_in.T.contiguous())
         post += mlp.b_in
         return seen(block.hook_resid_post, F.linear(post, mlp.W_out.T.contiguous(), mlp.b_out).add_(middle))
 
