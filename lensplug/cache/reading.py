@@ -134,16 +134,22 @@ def read_rows(
     Raises:
         LensplugError: If a pattern is not there, or lacks one of the rows.
     """
-    held, found = known(cache, "query_positions"), None
+    cached_positions, index_in_cache = known(cache, "query_positions"), None
     for layer in layers:
-        if held is None:
-            pattern, found = read_pattern(cache, layer, needed_by=needed_by), index
+        if cached_positions is None:
+            pattern, index_in_cache = read_pattern(cache, layer, needed_by=needed_by), index
         else:
             pattern = _held(cache, _pattern(layer), needed_by=needed_by).float()
-            found = _among(held, index, needed_by=needed_by, name="query_positions") if found is None else found
-        at = found.to(pattern.device)[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])
-        rows = pattern.gather(2, at)
-        if held is not None:
+            index_in_cache = (
+                _among(cached_positions, index, needed_by=needed_by, name="query_positions")
+                if index_in_cache is None
+                else index_in_cache
+            )
+        row_index = index_in_cache.to(pattern.device)[:, None, :, None].expand(
+            -1, pattern.shape[1], -1, pattern.shape[3]
+        )
+        rows = pattern.gather(2, row_index)
+        if cached_positions is not None:
             _refuse_sums(_pattern(layer), rows.sum(dim=-1), rows.shape[-1])
         yield rows
 
@@ -156,13 +162,13 @@ def read_residuals(
     Raises:
         LensplugError: If one is not there, or lacks one of the positions.
     """
-    held = known(cache, "residual_positions")
-    found = index if held is None else None
+    cached_positions = known(cache, "residual_positions")
+    index_in_cache = index if cached_positions is None else None
     for name in names:
         residual = read(cache, name, needed_by=needed_by)
-        if found is None:
-            found = _among(held, index, needed_by=needed_by, name="residual_positions")
-        yield residual.gather(1, found.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1]))
+        if index_in_cache is None:
+            index_in_cache = _among(cached_positions, index, needed_by=needed_by, name="residual_positions")
+        yield residual.gather(1, index_in_cache.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1]))
 
 
 def residual_shape(cache: ActivationCache, *, needed_by: str) -> tuple[int, int]:

@@ -90,10 +90,7 @@ def state(lens: Any) -> dict[str, Any]:
                 if isinstance(value, dict):  # hooks, parameters, submodules, a bridge's registry
                     content = [(key, id(value_of_key)) for key, value_of_key in value.items()]
                 elif isinstance(value, list | tuple | set):
-                    content = [
-                        value_of_key if isinstance(value_of_key, int | str | bool) else id(value_of_key)
-                        for value_of_key in value
-                    ]
+                    content = [item if isinstance(item, int | str | bool) else id(item) for item in value]
                 else:
                     content = value if isinstance(value, int | str | bool | type(None)) else id(value)
                 snapshot[f"{place}.{name}"] = content

@@ -135,7 +135,7 @@ def test_hiding_does_hide(case):
 
 
 def test_what_to_give_in_place_of_an_additive_mask_is_said():
-    with pytest.raises(LensplugError, match="give hidden == 0"):
+    with pytest.raises(LensplugError, match="pass hidden == 0"):
         as_mask(torch.tensor([0.0, -torch.inf]), (2,), "hidden")
     mask = torch.zeros(2, 4).masked_fill(torch.tensor([[1, 0, 0, 0], [1, 1, 0, 1]]).bool(), 255).to(torch.uint8)
     assert torch.equal(as_mask(mask == 255, (2, None), "x"), mask > 0)

@@ -1,17 +1,17 @@
-// The explorer: what is pointed at and chosen, and the numbers that belong to it, handed to plotly and CircuitsVis.
-// Its numbers are those that packing.py wrote; this file reads them and draws nothing itself.
+// The explorer: keeps the selection and passes the numbers for it to plotly and CircuitsVis, which draw.
+// The numbers are those that packing.py wrote.
 (function () {
   "use strict";
   const KINDS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array };
   const ORANGE = [[0, "#ffffff"], [0.5, "#f6c992"], [1, "#dd6b20"]];
   const INK = "#22252a", SOFT = "#667080";
-  const PARTS = ["the whole image", "tiles", "newline tokens", "tokens without a place"];  // as TOTALS in explorer.py
-  const STEPS = 255;  // of what is always kept finely: probabilities, and attention to the prompt
+  const PARTS = ["the whole image", "tiles", "newline tokens", "tokens without a place"];  // as TOTALS in arrays.py
+  const STEPS = 255;  // quantisation of probabilities, and of attention to the prompt
 
-  // plotly reads a little HTML in its texts; a token must not be any.
+  // plotly interprets some HTML in its texts: tokens are escaped.
   const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  // CircuitsVis puts tokens into the page as HTML, and shows them as text in its tooltips. A word joiner behind
-  // what would begin a tag or an entity makes both show the same, and neither act on it.
+  // CircuitsVis inserts tokens as HTML, and shows them as text in tooltips. A word joiner after characters that
+  // would begin a tag or an entity makes both show the same text.
   const harmless = (text) => text.replace(/[<&]/g, "$&\u2060");
   const clipped = (text, length) => {
     const letters = [...text];
@@ -19,7 +19,7 @@
   };
   const percent = (share) => (share > 0 && share < 1e-5 ? "<0.001%" : `${Number((100 * share).toPrecision(3))}%`);
   const range = (n) => Array.from({ length: n }, (_, i) => i);
-  // Colour follows the square root: beside one patch that holds half of the attention, the others still differ.
+  // Color by the square root: next to one patch with half of the attention, the others still differ.
   const rooted = (shares, most) => {
     const z = shares.map((one) => one.map((share) => share === null ? null : Math.sqrt(share)));
     return { z, customdata: shares, zmin: 0, zmax: Math.sqrt(most) };
@@ -31,7 +31,7 @@
   async function open(root) {
     const find = (selector) => root.querySelector(selector);
     const facts = JSON.parse(find(".explorer-facts").textContent);
-    const { veil, font, mono } = facts.style;  // those of style.py
+    const { veil, font, mono } = facts.style;  // from style.py
     const buffer = await window.lensplug.unpack(find(".explorer-data").textContent);
     const data = {};
     for (const [name, { type, shape, at }] of Object.entries(facts.arrays)) {
@@ -45,7 +45,7 @@
     const state = { answer: 0, layer: facts.start.layer, head: facts.start.head, view: facts.start.view,
       hovered: null, pinned: facts.start.patch };
 
-    // Reading the numbers. Head -1 is the mean of all heads.
+    // Access to the numbers. Head -1 is the mean of all heads.
     const patch = () => state.hovered ?? state.pinned;
     const row = (layer, head) => (state.answer * layers + layer) * heads + head;
     const over = (head, value) => {
@@ -68,13 +68,13 @@
       return { text: texts[number], probability: (data.probability[at] / STEPS) ** 2 };
     };
     const drawn = (view, cell) => data.cells[(view === "tiles" ? rows * columns : 0) + cell] - 1;
-    const tokenAt = (cell) => {  // where both views are shown, tiles lie on top: they are finer
+    const tokenAt = (cell) => {  // if both views are shown, tiles are on top: they are finer
       const tile = state.view === "base" ? -1 : drawn("tiles", cell);
       return tile >= 0 || state.view === "tiles" ? tile : drawn("base", cell);
     };
     const edges = (token) => [...data.boxes.subarray(4 * token, 4 * token + 4)];
 
-    // In words.
+    // Descriptions.
     const headName = (layer, head) => `layer ${layer}, ${head < 0 ? `mean of ${heads} heads` : `head ${head}`}`;
     const answerName = () => `“${facts.answers[state.answer].text}”`;
     const patchName = (token) => {
@@ -117,7 +117,7 @@
       const parts = range(4).map((part) => ({ part, share: total(state.layer, state.head, part) }))
         .filter(({ part, share }) => share > 0 || (part === 2 && facts.newlines))
         .map(({ part, share }) => `${percent(share)} on ${PARTS[part]}`
-          + (part === 2 ? `, ${facts.newlines} of them, which only end rows` : ""));
+          + (part === 2 ? `, ${facts.newlines} of them, which only mark row ends` : ""));
       find(".seen h3").textContent = `Where ${name}${state.head < 0 ? "," : ""} looked`;
       find(".seen .said").textContent = `Fraction of attention on each patch, from where ${answerName()} was written; `
         + `colour by its square root. On the picture in all: ${percent(onPicture(state.layer, state.head))}`
@@ -160,7 +160,7 @@
         xaxis: axis({ title: { text: "most probable tokens, first to last", standoff: 4 }, tickvals: numbers }),
         yaxis: byLayer("after layer", 0),
       });
-      find(".lens .said").textContent = token === null ? "Point at a patch to see what each layer would say there."
+      find(".lens .said").textContent = token === null ? "Point at a patch to see its logit lens in each layer."
         : `Logit lens at ${patchName(token)}: the next token by the residual stream after each layer `
         + `(${facts.convention}). Colour is probability, from 0 (white) to 1 (orange).`;
     }
@@ -206,7 +206,7 @@
 
     function drawPrompt() {
       const values = facts.chips.map((_, chip) => Number(onChip(chip).toPrecision(3)));
-      // The first token and the picture often hold most of the mass: colour is full at the third, or words stay white.
+      // The first token and the image often hold most of the mass: color saturates at the third largest value.
       const full = Math.max(0.005, [...values].sort((a, b) => b - a)[2] ?? 1);
       const place = Object.assign(document.createElement("div"), { id: `${root.id}-tokens` });
       find(".tokens").replaceChildren(place);
@@ -227,8 +227,8 @@
       find("select").value = state.head;
     }
 
-    // Pointing is quick: only what changed is drawn, once for all changes of a moment. (Not at the next animation
-    // frame: a page that is not in front has none, and would stay behind.)
+    // Only what changed is redrawn, once for all changes within 10 ms. (Not at the next animation frame: background
+    // pages have none.)
     const LOOKING = ["answer", "layer", "head", "view"], POINTING = ["hovered", "pinned"];
     let changed = null;
     function draw() {
@@ -251,7 +251,7 @@
     const hover = (token) => change({ hovered: token });
     const pin = (token) => change({ pinned: token === state.pinned ? null : token, hovered: null });
     const between = (lines, value) => Math.max(0, lines.findLastIndex((line) => line <= value));
-    function choose(view) {  // what is pinned moves to the patch at the same place
+    function choose(view) {  // the pinned patch moves to the patch at the same place
       change({ view, hovered: null });
       if (state.pinned === null) return;
       const [x0, y0, x1, y1] = edges(state.pinned);
@@ -271,8 +271,8 @@
 
     draw();
     const cellOf = ({ points: [{ pointNumber: [y, x] }] }) => y * columns + x;
-    // plotly would keep every touch for itself, and a finger could not scroll from a plot. Without it a tap still
-    // comes to plotly, as a mouse that moves and clicks: it pins, and hovers nothing.
+    // plotly would capture every touch, and a finger could not scroll from a plot. Without touch events a tap still
+    // arrives as a mouse move and click: it pins and hovers nothing.
     let touched = false;
     for (const kind of ["pointerdown", "pointermove"]) {
       root.addEventListener(kind, (event) => { touched = event.pointerType === "touch"; }, { capture: true });
@@ -307,7 +307,7 @@
       resized = setTimeout(() => { changed = null; draw(); }, 80);
     }).observe(root);
     root.explorer = { state, facts, hover, pin, move, choose, change, attention, guess, total, plots };
-    window.lensplugExplorer ??= root.explorer;  // the first of the page, for a console or a test
+    window.lensplugExplorer ??= root.explorer;  // the first on the page, for a console or a test
   }
 
   for (const root of document.querySelectorAll(".explorer")) open(root).catch((error) => {

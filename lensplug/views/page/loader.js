@@ -1,8 +1,8 @@
 // The large scripts of a page (plotly, CircuitsVis) are kept as gzip in base64, a third of their size.
-// This inflates them, runs them, and then runs the small scripts that wait for them, all in the order of the page.
-// Written without modern syntax: a browser that is too old must still come as far as the sentence that says so.
+// This decompresses and runs them, and then runs the small scripts that wait for them, in page order.
+// Written without modern syntax, so that an old browser still reaches the message that says so.
 window.lensplug = {
-  // The bytes of a packed text. A stream made from a Blob: no request is made, and the content policy allows none.
+  // The bytes of a packed text. A stream from a Blob: the content policy allows no request.
   unpack: function (text) {
     var binary = atob(text.trim());
     var bytes = new Uint8Array(binary.length);
@@ -13,7 +13,7 @@ window.lensplug = {
 };
 
 (function () {
-  var nonce = document.currentScript.nonce; // by which the content policy knows the scripts of the page from others
+  var nonce = document.currentScript.nonce; // by which the content policy recognises the page's own scripts
   function run(code) {
     var script = document.createElement("script");
     script.nonce = nonce;
