@@ -185,7 +185,7 @@ def test_a_page_of_a_real_model_stays_under_8_mb_even_with_noise(tmp_path):
     back = packing.restored(arrays["attention"], arrays["largest"], facts["steps"])
     expected = looked.values[0, ..., at].permute(2, 0, 1, 3).numpy()
     assert np.abs(back - expected).max() <= 1.02 * expected.max() / facts["steps"]
-    assert f"attention in {facts['steps']} for each answer token" in shown.body
+    assert f"attention in {facts['steps']} steps for each answer token" in shown.body
 
 
 def test_a_notebook_frame_is_self_contained(made):
