@@ -26,7 +26,7 @@ def domain_neurons(result: DomainNeurons) -> go.Figure:
             marker={"color": COLORS[index % len(COLORS)]},
             hovertemplate=f"layer %{{y}}: %{{x}} neurons of {visible(name)}<extra></extra>",
         )  # fmt: skip
-    fig.update_layout(barmode="stack", bargap=0.15, showlegend=True)
+    fig.update_layout(barmode="stack", bargap=0.15, showlegend=True, legend={"traceorder": "normal"})
     fig.update_xaxes(title="neurons", rangemode="tozero", gridcolor="#eceef0", zeroline=False)
     fig.update_yaxes(title="layer", range=[len(layers) - 0.5, -0.5], dtick=1 if len(layers) <= 32 else 4)
     total = int(result.selected.any(dim=0).sum())
