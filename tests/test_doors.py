@@ -24,7 +24,7 @@ PUBLIC = {
     "lensplug.views": "Explorer Widget activation_patching agreement attention_by_layer attention_flow attention_heads"
     " attention_matrix attention_over_signal attention_rollout colored_tokens comparison deletion_curve"
     " domain_neurons draw group_positions head_specialization heads_by_layer image_explorer image_overlay"
-    " logit_lens modality_ablation modality_ribbon received_attention sound_overlay sound_player"
+    " logit_lens modality_ablation modality_ribbon neuron_activity received_attention sound_overlay sound_player"
     " video_overlay",
 }
 HEAVY = ("torch", "transformers", "transformer_lens", "pandas", "plotly", "torchvision")

@@ -22,6 +22,7 @@ from lensplug.analysis.interventions.deletion_curve import DeletionCurve
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
 from lensplug.analysis.logits.logit_lens import LogitLens
 from lensplug.analysis.neurons.domain_neurons import DomainNeurons
+from lensplug.analysis.neurons.neuron_activity import NeuronActivity
 from lensplug.errors import LensplugError
 from lensplug.views.figures.activation_patching import activation_patching
 from lensplug.views.figures.attention_by_layer import attention_by_layer
@@ -35,6 +36,7 @@ from lensplug.views.figures.head_specialization import head_specialization
 from lensplug.views.figures.heads_by_layer import heads_by_layer
 from lensplug.views.figures.logit_lens import logit_lens
 from lensplug.views.figures.modality_ablation import modality_ablation
+from lensplug.views.figures.neuron_activity import neuron_activity
 from lensplug.views.figures.received_attention import received_attention
 
 
@@ -66,4 +68,5 @@ draw.register(ModalityAblation, modality_ablation)
 draw.register(DeletionCurve, deletion_curve)
 draw.register(Agreement, agreement)
 draw.register(DomainNeurons, domain_neurons)
+draw.register(NeuronActivity, neuron_activity)
 draw.register(ActivationPatching, activation_patching)

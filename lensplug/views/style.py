@@ -7,6 +7,7 @@ from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import qualitative
 
 from lensplug.printable import printable
 
@@ -22,6 +23,8 @@ MODALITY_COLORS = {
     "nothing": "#ffffff",
 }
 """Colors of the modalities, and of what else a head can look at."""
+CATEGORIES = qualitative.Safe
+"""Of things without colors of their own; told apart with the three kinds of color blindness."""
 HEAT = [
     [0.0, "rgba(60, 40, 150, 0.0)"],
     [0.2, "rgba(60, 50, 160, 0.34)"],

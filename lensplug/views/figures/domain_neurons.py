@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import plotly.graph_objects as go
-from plotly.colors import qualitative
 
 from lensplug.analysis.neurons.domain_neurons import DomainNeurons
-from lensplug.views.style import figure, titled, visible
-
-COLORS = qualitative.Safe
-"""Told apart with the three kinds of colour blindness."""
+from lensplug.views.style import CATEGORIES, figure, titled, visible
 
 
 def domain_neurons(result: DomainNeurons) -> go.Figure:
@@ -23,7 +19,7 @@ def domain_neurons(result: DomainNeurons) -> go.Figure:
     for index, name in enumerate(result.domains):
         fig.add_bar(
             x=count[index].tolist(), y=layers, orientation="h", name=visible(name),
-            marker={"color": COLORS[index % len(COLORS)]},
+            marker={"color": CATEGORIES[index % len(CATEGORIES)]},
             hovertemplate=f"layer %{{y}}: %{{x}} neurons of {visible(name)}<extra></extra>",
         )  # fmt: skip
     fig.update_layout(barmode="stack", bargap=0.15, showlegend=True, legend={"traceorder": "normal"})

@@ -148,6 +148,13 @@ def test_domains_of_another_number_and_one_domain_are_refused(run, batch):
         analysis.neuron_activity(run, batch[0:1], domain="a")
 
 
+def test_the_figure_of_counts_has_a_line_for_each_domain_and_modality_that_occurred(run, batch):
+    activity = analysis.neuron_activity(run, batch, domain=("pictures", "pictures", "words"))
+    lines = {line.name: list(line.x) for line in views.draw(activity).data}
+    assert set(lines) == {"pictures, text", "pictures, image", "words, text"}
+    assert lines["pictures, image"] == pytest.approx(activity.probability("image")[0].mean(dim=-1).tolist())
+
+
 def test_the_figure_has_a_bar_for_each_domain():
     result = analysis.domain_neurons(counted(BY_HAND, domains=("<b>", "b", "c")), share=0.5, percentile=0.5)
     figure = views.draw(result)
