@@ -221,11 +221,13 @@ class _Sizes:
         else:
             attention = positions * (3 * cfg.n_heads + 4 * self.kv_heads) * cfg.d_head * item
             attention += 4 * self._rows(self.plan.query_positions) * cfg.n_heads * self.length * 4
+            blocks, masked = 0, 0
             if self.plan.reductions:
                 row = 4 * self.batch * cfg.n_heads * self.length * 4
-                attention += max(row, min(BLOCK_BYTES, row * self.length))
+                blocks = max(row, min(BLOCK_BYTES, row * self.length))
             if padded:  # a mask for SDPA, and shared keys and values for every head
-                attention += self.batch * self.length**2 * (2 + item) + 2 * positions * cfg.n_heads * cfg.d_head * item
+                masked = self.batch * self.length**2 * (2 + item) + 2 * positions * cfg.n_heads * cfg.d_head * item
+            attention += max(blocks, masked)  # blocks of rows are gone before SDPA begins
         return int(stream + max(mlp, attention))
 
     def _rows(self, rows: Tensor | None) -> int:
