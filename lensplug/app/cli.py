@@ -57,6 +57,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; cuda
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as in the checkpoint.")]
 
 
+Static = Annotated[bool, typer.Option("--static", help="Pages without scripts, drawn with matplotlib.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")]
 
 
@@ -65,6 +66,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("lensplug-demo"),
     seed: Annotated[int, typer.Option(help="Random seed of the image and the voice.")] = 3,
     device: Device = "cpu",
+    static: Static = False,
 ) -> None:
     """Run the tiny LLaVA-OneVision on an image and the tiny audio-LLaMA on a voice; write a page each, and an index."""
     import lensplug
@@ -73,6 +75,7 @@ def demo(
     from lensplug.views.page.page import Index
 
     with _steps() as step:
+        _need_what_draws(static)
         out = folder_to_write(out)
         for name in ("llava-onevision.html", "audio-llama.html", "index.html"):
             file_to_write(out / name)  # fails before anything is computed
@@ -80,12 +83,15 @@ def demo(
         lens = lensplug.tiny.llava_onevision(device=device)
         scene = draw_scene(random.Random(seed), size=(96, 96))
         image_report = _report(
-            lens, "What is the color? Answer single word.", out / "llava-onevision.html", step, images=[scene.image]
-        )
+            lens, "What is the color? Answer single word.", out / "llava-onevision.html", step, static,
+            images=[scene.image],
+        )  # fmt: skip
         step("loading the tiny audio-LLaMA")
         lens = lensplug.tiny.audio_llama(device=device)
         voice = make_voice(random.Random(seed), transcript=True)
-        voice_report = _report(lens, voice.prompt("feeling"), out / "audio-llama.html", step, audio=[voice.audio])
+        voice_report = _report(
+            lens, voice.prompt("feeling"), out / "audio-llama.html", step, static, audio=[voice.audio]
+        )
         entries = (
             ("llava-onevision.html", "A picture: tiny LLaVA-OneVision", _card(image_report)),
             ("audio-llama.html", "A voice: tiny audio-LLaMA", _card(voice_report)),
@@ -106,14 +112,16 @@ def report(
     device: Device = None,
     dtype: Dtype = "auto",
     trust_remote_code: RemoteCode = False,
+    static: Static = False,
 ) -> None:
     """Write one self-contained page on how a model answers a prompt with images, videos, sounds, or text only."""
     with _steps() as step:
+        _need_what_draws(static)
         out = file_to_write(out)  # fails now rather than after minutes
         media = _media(image, video, audio)
         lens = _load(model, device, dtype, step, trust_remote_code=trust_remote_code)
         _refuse_no_medium(lens, media)
-        _report(lens, prompt, out, step, **media)
+        _report(lens, prompt, out, step, static, **media)
 
 
 @app.command()
@@ -198,11 +206,21 @@ def _refuse_no_medium(lens: MultimodalLens, media: dict[str, Any]) -> None:
         raise LensplugError("there is no image, video or sound: pass --image FILE, --video FILE or --audio FILE.")
 
 
-def _report(lens: MultimodalLens, prompt: str, out: Path, step: Any, **media: Any) -> Report:
+def _need_what_draws(static: bool) -> None:
+    """Before anything is loaded."""
+    from lensplug.views.static.library import need_matplotlib
+
+    if static:
+        need_matplotlib()
+
+
+def _report(lens: MultimodalLens, prompt: str, out: Path, step: Any, static: bool, **media: Any) -> Report:
     from lensplug.app.report import report as make
 
     result = make(lens, prompt, progress=step, **media)
-    page_path = result.page.save(out)
+    if static:
+        step("drawing the pictures")
+    page_path = result.page.save(out, static=static)
     say(("Question:", "bold"), f" {prompt}")
     say(("Answer:", "bold"), f" {result.answer.text[0]}")
     say(f"It becomes the top token {result.settled}.")

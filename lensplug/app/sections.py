@@ -133,12 +133,13 @@ def _where_in_the_image(
     name, says = METHOD[relevance.provenance.analysis]
     return Section(
         "Where in the image" + _which(inputs, "image", index),
-        f"Left, {says}. Right, the attention of one layer from the position that predicts the answer, averaged over its"
-        " heads.",
+        f"First, {says}; then the attention of each layer from the position that predicts the answer, averaged over"
+        " its heads.",
         (
             views.image_overlay(relevance, inputs, media_index=index, title=name),
             views.image_overlay(attention, inputs, media_index=index, title="Attention by layer"),
         ),
+        interaction="Move the slider through the layers.",
     )
 
 
@@ -146,10 +147,11 @@ def _patch_by_patch(cache: ActivationCache, inputs: MultimodalInput, attention: 
     lens_at_patches = analysis.logit_lens(cache, positions=inputs.modality.image_positions(index))
     return Section(
         "Patch by patch" + _which(inputs, "image", index),
-        "Point at a patch to see its logit lens in each layer, and which heads attend to it from the position that"
-        " predicts the chosen answer token. Choose an answer token and a head to see where that head attends.",
+        "What the logit lens of each layer says at the patches, and which heads attend to them from the position that"
+        " predicts an answer token.",
         (views.image_explorer(lens_at_patches, attention, inputs, media_index=index),),
         wide=True,
+        interaction="Point at a patch; choose an answer token and a head to see where that head attends.",
     )
 
 
@@ -159,12 +161,13 @@ def _where_in_the_video(
     name, says = METHOD[relevance.provenance.analysis]
     return Section(
         "Where in the video" + _which(inputs, "video", index),
-        f"Move the slider through the frames. Left, {says}. Right, the attention of one layer from the position that"
-        " predicts the answer, averaged over its heads.",
+        f"First, {says}; then the attention of one layer from the position that predicts the answer, averaged over its"
+        " heads.",
         (
             views.video_overlay(relevance, inputs, media_index=index, title=name),
             views.video_overlay(attention, inputs, media_index=index, title="Attention by layer"),
         ),
+        interaction="Move the slider through the frames.",
     )
 
 
@@ -180,13 +183,14 @@ def _when_in_the_sound(inputs: MultimodalInput, relevance: PositionMap, attentio
     return Section(
         "When in the sound",
         f"First, {says}; then the attention of one layer from the position that predicts the answer, averaged over its"
-        " heads (move the slider). Each bar is as wide as the receptive field of its audio position.",
+        " heads. Each bar is as wide as the receptive field of its audio position.",
         (
             views.sound_player(inputs),
             views.sound_overlay(row, inputs, title=name),
             views.sound_overlay(attention, inputs, title="Attention by layer"),
         ),
         wide=True,
+        interaction="Move the slider through the layers.",
     )
 
 

@@ -105,6 +105,13 @@ def test_a_page_holds_no_secret(made):
     assert not where(SECRET, made.page.to_html().encode())
 
 
+def test_a_page_without_scripts_holds_no_secret_and_no_path(made):
+    pytest.importorskip("matplotlib")
+    page = made.page.to_html(static=True).encode()
+    for word in (SECRET, "matplotlib.org", str(ROOT).lower(), "dc:date"):
+        assert not where(word, page), word
+
+
 def test_no_result_holds_a_secret_in_any_form(made):
     parts = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
     for name, result in parts.items():

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from lensplug.views.explorer.arrays import (
     shown,
 )
 from lensplug.views.explorer.packing import json_for_script
+from lensplug.views.explorer.still import still_of
 from lensplug.views.overlays.image import grid_of, picture_of
 from lensplug.views.overlays.overlay import data_url
 from lensplug.views.page.embedded import Embedded
@@ -151,7 +152,8 @@ def image_explorer(
         f"{source.analysis}: {source.convention}" for source in (logit_lens.provenance, attention.provenance)
     ]
     versions = ", ".join(f"{name} {number}" for name, number in logit_lens.provenance.versions.items())
-    return Explorer(body, page_facts, (*conventions, f"{logit_lens.provenance.dtype}; {versions}"))
+    still = partial(still_of, logit_lens, weights, positions, inputs, picture, media_index, example)
+    return Explorer(body, page_facts, (*conventions, f"{logit_lens.provenance.dtype}; {versions}"), still=still)
 
 
 def _check(

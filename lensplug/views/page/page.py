@@ -8,6 +8,7 @@ run.
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -41,6 +42,8 @@ class Section:
     parts: tuple[Part, ...] = ()
     wide: bool = False
     """Parts one below the other instead of side by side."""
+    interaction: str = ""
+    """What to do with the figures; a page without scripts leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,17 @@ class Page:
     sections: tuple[Section, ...]
     provenance: tuple[str, ...] = field(default=())
 
-    def to_html(self) -> str:
-        """The page as HTML. Each script is included once; a content policy forbids requests and any other script."""
+    def to_html(self, *, static: bool = False) -> str:
+        """The page. Scripts are put in once; a content policy forbids every request, and every other script.
+
+        Args:
+            static: Without any script: pictures in place of what moves, for where scripts may not run.
+
+        Raises:
+            LensplugError: If it is to be static, and matplotlib is missing.
+        """
+        if static:
+            return self._static()
         parts = [part for section in self.sections for part in section.parts]
         embedded = list(dict.fromkeys(type(part) for part in parts if isinstance(part, Embedded)))
         tokens = bool(embedded) or any(isinstance(part, Widget) for part in parts)
@@ -69,14 +81,31 @@ class Page:
             roomy=bool(embedded),
         )
 
-    def save(self, path: str | Path) -> Path:
-        """Write the page; the file appears only once it is complete.
+    def _static(self) -> str:
+        from lensplug.views.static.library import need_matplotlib
+        from lensplug.views.static.parts import shades, shown  # what draws is imported when it is asked for
+
+        need_matplotlib()
+        style = _read("style.css") + _read("static.css") + shades()
+        rendered = [
+            [shown(part, 1000 if section.wide or len(section.parts) == 1 else 500) for part in section.parts]
+            for section in self.sections
+        ]
+        digest = b64encode(sha256(style.encode()).digest()).decode()  # no other style is taken
+        return _template("static.html").render(page=self, style=Markup(style), digest=digest, rendered=rendered)
+
+    def save(self, path: str | Path, *, static: bool = False) -> Path:
+        """Write the page; the file appears only when it is whole.
+
+        Args:
+            path: The file.
+            static: Without any script, as `to_html` makes it.
 
         Raises:
-            LensplugError: If it cannot be written there.
+            LensplugError: If it cannot be written there, or is to be static and matplotlib is missing.
         """
         target = file_to_write(path)  # fails before the page is rendered
-        return write_text(target, self.to_html())
+        return write_text(target, self.to_html(static=static))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from the installed package, and no token text can close the script element.
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,10 @@ class Widget:
     """HTML of a container and the call that fills it."""
     height: int = 420
     """Height of its frame in a notebook, in pixels."""
+    component: str = ""
+    """CircuitsVis's name of it."""
+    properties: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What it shows, as CircuitsVis takes it: a page without scripts draws it from these."""
 
     def to_html(self) -> str:
         """A page of its own that loads nothing."""
@@ -172,9 +177,12 @@ def _widget(component: Any, *, height: int) -> Widget:
             f"CircuitsVis {circuitsvis.__version__} writes components in a form that lensplug does not support."
         )
     identifier, element, properties = call.groups()
+    told = json.loads(properties)
     properties = properties.replace("<", "\\u003c")  # inside a JavaScript string: no text can end the script
     run = f'CircuitsVis.render("{identifier}", CircuitsVis.{element}, {properties})'
-    return Widget(f'<div class="circuitsvis"><div id="{identifier}"></div></div><script>{run}</script>', height)
+    return Widget(
+        f'<div class="circuitsvis"><div id="{identifier}"></div></div><script>{run}</script>', height, element, told
+    )
 
 
 def _rounded(values: Tensor) -> list[Any]:

@@ -182,7 +182,7 @@ def test_a_page_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     page = Page("t", (), ())
     target = tmp_path / "index.html"
     target.write_text("old")
-    monkeypatch.setattr(Page, "to_html", lambda self: 1 / 0)
+    monkeypatch.setattr(Page, "to_html", lambda self, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         page.save(target)
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]

@@ -1,0 +1,1 @@
+"""Figures of the views without a script: drawn with matplotlib, as pictures that a page holds (extra `static`)."""
