@@ -92,12 +92,12 @@ $(BIN_4)/lensplug: pyproject.toml
 	touch $@
 
 # A version without a wheel for this Python is no candidate: nothing is compiled.
-COMPILED := av igraph numpy pandas pillow psutil soxr torch torchvision
+COMPILED := av igraph matplotlib numpy pandas pillow psutil soxr torch torchvision
 $(BIN_LOWEST)/lensplug: pyproject.toml
 	$(PYTHON) -m venv $(VENV_LOWEST)
 	$(BIN_LOWEST)/python -m pip install --quiet uv
 	$(BIN_LOWEST)/uv pip install --quiet --python $(BIN_LOWEST)/python --resolution lowest-direct \
-		$(addprefix --only-binary=,$(COMPILED)) -e ".[hooked,audio,flow,video]"
+		$(addprefix --only-binary=,$(COMPILED)) -e ".[hooked,audio,flow,video,static]"
 	$(BIN_LOWEST)/uv pip install --quiet --python $(BIN_LOWEST)/python pytest pytest-xdist hypothesis networkx scikit-image
 	touch $@
 
