@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -24,7 +25,8 @@ pytest.importorskip("matplotlib")
 class Parsed(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.text = [], ""
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
