@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,7 +82,8 @@ def test_an_analysis_is_known_by_name_before_it_is_imported(monkeypatch):
     from lensplug.running.caching import _analyses
 
     monkeypatch.delitem(vars(lensplug.analysis), "logit_lens", raising=False)
-    assert [one.__name__ for one in _analyses("logit_lens")] == ["logit_lens"]
+    analyses: list[Any] = _analyses("logit_lens")
+    assert [one.__name__ for one in analyses] == ["logit_lens"]
 
 
 def test_the_version_is_said_once_for_the_package():

@@ -98,10 +98,11 @@ def test_patches_import_nothing_of_lensplug():
 
 def test_every_folder_is_installed():
     """`packages` in pyproject.toml is a list by hand: what it lacks works in a clone, and not where it is installed."""
-    listed = re.search(r"^packages = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)[1]
+    listed = re.search(r"^packages = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    assert listed
     folders = {
         path.parent for path in (ROOT / "lensplug").rglob("*.py") if path.relative_to(ROOT).parts[1] != "patches"
     }
     names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     names |= {".".join(("lensplug", *path.parent.relative_to(ROOT).parts)) for path in (ROOT / "patches").rglob("*.py")}
-    assert set(re.findall(r'"([\w.]+)"', listed)) == names
+    assert set(re.findall(r'"([\w.]+)"', listed[1])) == names

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ def batch(lens):
 
 
 def test_inputs_where_their_map_is_meant(cache, inputs):
-    calls = {
+    calls: dict[str, Callable[[Any], Any]] = {
         "head_specialization": lambda m: analysis.head_specialization(cache, m).mass,
         "attention_flow": lambda m: analysis.attention_flow(cache, groups="modality", modality=m).values,
         "flow names": lambda m: analysis.attention_flow(cache, groups="modality", modality=m).modalities,
@@ -201,5 +203,7 @@ def test_colored_tokens_of_a_lift_have_the_mean_of_a_region(cache, inputs):
     rollout = analysis.attention_rollout(cache, rows=-1)
     object.__setattr__(rollout, "lift", torch.ones_like(rollout.lift))
     body = views.colored_tokens(rollout, inputs).body
-    numbers = {float(one) for one in re.search(r'"values": \[([^\]]*)\]', body)[1].split(",")}
+    listed = re.search(r'"values": \[([^\]]*)\]', body)
+    assert listed
+    numbers = {float(one) for one in listed[1].split(",")}
     assert numbers == {1.0}

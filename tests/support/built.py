@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from lensplug.engines import EngineName
 from lensplug.patches.core_parts import CoreParts
 
 HOOKED = int(version("transformer-lens").split(".")[0]) < 4
 ONLY_HOOKED = "HookedTransformer ends with TransformerLens 3.9"
-ONE_ENGINE = os.environ.get("LENSPLUG_ENGINE")
+ONE_ENGINE = cast("EngineName | None", os.environ.get("LENSPLUG_ENGINE"))
 """What the tests run with wherever they do not ask for an engine; without it, what "auto" takes."""
 ENGINES = [
     pytest.param("hooked_transformer", marks=pytest.mark.skipif(not HOOKED, reason=ONLY_HOOKED)),
