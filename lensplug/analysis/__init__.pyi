@@ -21,6 +21,8 @@ from .interventions.activation_patching import ActivationPatching as ActivationP
 from .interventions.activation_patching import activation_patching as activation_patching
 from .interventions.deletion_curve import DeletionCurve as DeletionCurve
 from .interventions.deletion_curve import deletion_curve as deletion_curve
+from .interventions.grounding import Grounding as Grounding
+from .interventions.grounding import grounding as grounding
 from .interventions.modality_ablation import Example as Example
 from .interventions.modality_ablation import ModalityAblation as ModalityAblation
 from .interventions.modality_ablation import modality_ablation as modality_ablation

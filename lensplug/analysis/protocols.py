@@ -36,9 +36,15 @@ class Lens(Protocol):
         """The Hugging Face tokenizer."""
 
     def prepare(
-        self, text: Sequence[str], *, images: Any = None, videos: Any = None, audio: Any = None
+        self,
+        text: Sequence[str],
+        *,
+        images: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        answer: str | Sequence[str] | None = None,
     ) -> MultimodalInput:
-        """Prompts and their media to what the core receives."""
+        """Prompts, their media and given answers to what the core receives."""
 
     def without(self, inputs: MultimodalInput, positions: Mask) -> Variant:
         """The same prompts without some positions."""

@@ -19,6 +19,7 @@ from lensplug.analysis.attention.received_attention import ReceivedAttention
 from lensplug.analysis.compare import Comparison
 from lensplug.analysis.interventions.activation_patching import ActivationPatching
 from lensplug.analysis.interventions.deletion_curve import DeletionCurve
+from lensplug.analysis.interventions.grounding import Grounding
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
 from lensplug.analysis.logits.logit_lens import LogitLens
 from lensplug.analysis.neurons.domain_neurons import DomainNeurons
@@ -32,6 +33,7 @@ from lensplug.views.figures.attention_rollout import attention_rollout
 from lensplug.views.figures.comparison import comparison
 from lensplug.views.figures.deletion_curve import agreement, deletion_curve
 from lensplug.views.figures.domain_neurons import domain_neurons
+from lensplug.views.figures.grounding import grounding
 from lensplug.views.figures.head_specialization import head_specialization
 from lensplug.views.figures.heads_by_layer import heads_by_layer
 from lensplug.views.figures.logit_lens import logit_lens
@@ -68,5 +70,6 @@ draw.register(ModalityAblation, modality_ablation)
 draw.register(DeletionCurve, deletion_curve)
 draw.register(Agreement, agreement)
 draw.register(DomainNeurons, domain_neurons)
+draw.register(Grounding, grounding)
 draw.register(NeuronActivity, neuron_activity)
 draw.register(ActivationPatching, activation_patching)

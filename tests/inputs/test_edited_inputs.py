@@ -11,6 +11,7 @@ from support.models import largest_difference, llava_onevision, reference_logits
 
 import lensplug
 from lensplug import LensplugError, analysis
+from lensplug.analysis.interventions import ablation_run
 from lensplug.analysis.interventions.ablation_run import AblationRun, Example
 from lensplug.inputs.edited_inputs import in_place
 
@@ -157,7 +158,7 @@ def test_one_prompt_has_variants_as_two_have(lens, given):
 def test_ablation_of_the_image(lens, given, inputs, method, monkeypatch):
     examples = [Example(f"{index}", "a") for index in range(2)]
     run = AblationRun(lens, examples, "image", method, torch.Generator().manual_seed(0), 2, lambda doing: None)
-    monkeypatch.setattr(run, "_prepare", lambda own: inputs)
+    monkeypatch.setattr(ablation_run, "prepared", lambda lens, examples: inputs)
     monkeypatch.setattr(run, "_text", lambda own, inputs: inputs.modality.mask("text"))
     scores = run.outcome([(5,), (6,)]).scores[:, [0, 1], [0, 1]]  # of each example's own answer
     reference = reference_logits(lens.hf_model, given)[:, -1].log_softmax(-1)

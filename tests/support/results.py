@@ -49,6 +49,7 @@ def every_result(seed: int = 0) -> dict[str, Result]:
             lens, inputs, flipped, (answers[0], answers[1]), by="head", activation="z", layers=(2, 3)
         ),
         "modality_ablation": analysis.modality_ablation(lens, examples, "image"),
+        "grounding": analysis.grounding(lens, examples, "image"),
         "neuron_activity": activity,
         "domain_neurons": analysis.domain_neurons(activity, modality="image", share=0.1),
         "compare": analysis.compare(heads, heads),

@@ -133,8 +133,9 @@ class AblationRun:
         in_place: EmbeddingMethod = "mean" if self.method == "silence" or self.method == "blank" else self.method
         chosen = self._chosen(examples, inputs)
         control = self._draw(self._candidates(examples, inputs), chosen.sum(dim=1))
+        without: MultimodalInput | Variant
         if self.method in AT_THE_INPUT:
-            without = self._prepare([_without_medium(example, self.modality) for example in examples])
+            without = prepared(self.lens, [without_medium(example, self.modality) for example in examples])
         else:
             without = self._ablated(inputs, chosen, in_place, "ablated")
         counts = [torch.zeros(len(examples), dtype=torch.long), chosen.sum(dim=1).cpu(), control.sum(dim=1).cpu()]
@@ -144,15 +145,7 @@ class AblationRun:
         for start in range(0, len(self.examples), self.batch_size):
             examples = self.examples[start : start + self.batch_size]
             self.progress(f"{doing}, example {start + 1} of {len(self.examples)}")
-            yield start, examples, self._prepare(examples)
-
-    def _prepare(self, examples: Sequence[Example]) -> Any:
-        media: dict[str, Any] = {}
-        for name in ("images", "audio", "videos"):
-            media_of_examples = [list(getattr(example, name)) for example in examples]
-            if any(media_of_examples):
-                media[name] = media_of_examples
-        return self.lens.prepare([example.text for example in examples], **media)
+            yield start, examples, prepared(self.lens, examples)
 
     def _ablated(self, inputs: MultimodalInput, chosen: Tensor, method: EmbeddingMethod, which: str) -> Variant:
         return METHODS[method](Ablation(self.lens, inputs, chosen, self.statistics[which], self.generator))
@@ -208,7 +201,18 @@ class AblationRun:
         return candidates & (rank < counts[:, None])
 
 
-def _without_medium(example: Example, modality: str) -> Example:
+def prepared(lens: Lens, examples: Sequence[Example], *, with_answers: bool = False) -> MultimodalInput:
+    """The examples as one batch; with their answers behind the prompts, or without."""
+    media: dict[str, Any] = {}
+    for name in ("images", "audio", "videos"):
+        media_of_examples = [list(getattr(example, name)) for example in examples]
+        if any(media_of_examples):
+            media[name] = media_of_examples
+    answers: dict[str, Any] = {"answer": [example.answer for example in examples]} if with_answers else {}
+    return lens.prepare([example.text for example in examples], **media, **answers)
+
+
+def without_medium(example: Example, modality: str) -> Example:
     """The same prompt with silence of the same length, or grey images or frames of the same size."""
     if modality == "audio":
         sounds = [load_sound(sound) for sound in example.audio]

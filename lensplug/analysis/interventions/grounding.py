@@ -1,0 +1,195 @@
+"""Grounding: which words of an answer need what the model sees or hears.
+
+Method, for an answer t₁ … tₙ to a prompt with a medium:
+
+1. Read log p(tᵢ | prompt, medium, t₁ … tᵢ₋₁) for each token of the given answer, in one run.
+2. Replace the medium by one that says nothing (a grey image or frames of the same size, silence of the same length), so
+   that no position moves, and read the same again.
+3. difference[i] = log p(tᵢ | medium) - log p(tᵢ | blank medium), in nats: above 0 the medium made the token more
+   probable, 0 the words before it are enough, below 0 the medium spoke against it. The sum over an answer is its log
+   likelihood ratio.
+
+When to use it: for answers of several words, to tell words that the medium gave from words that the language model
+would have written in any case (candidates of hallucination), and over a data set.
+
+When not to use it: a blank medium is out of distribution as well, and another blank may give other numbers (compare
+`modality_ablation`, whose methods differ). Where the model already is certain, log-probabilities near 0 cannot rise.
+
+Example:
+    examples = [analysis.Example("What is the color? Answer single word.", "Red", images=[picture])]
+    result = analysis.grounding(lens, examples, "image")
+    result.difference                        # [example token]
+    views.grounding(result)
+    result.to_dataframe()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lensplug.analysis.interventions.ablation_run import Example, prepared, without_medium
+from lensplug.analysis.protocols import Lens
+from lensplug.analysis.result import Provenance, Result, refuse_other_making
+from lensplug.errors import LensplugError
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.positions.modality_map import MediumName
+from lensplug.validation.arguments import at_least, checked
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BLANK = {"image": "a grey image of the same size", "video": "grey frames", "audio": "silence of the same length"}
+"""What each medium is replaced by."""
+
+
+@dataclass(frozen=True, repr=False)
+class Grounding(Result):
+    """Log-probabilities of given answers, token by token, with a medium and with a blank one."""
+
+    label_columns = ("example", "index", "token")
+    main_number = "difference"
+
+    with_medium: Float[Tensor, "example token"]
+    """Log-probability of each token of the answer, in nats; NaN after the end of a shorter answer."""
+    with_blank: Float[Tensor, "example token"]
+    """The same with the blank medium."""
+    texts: tuple[tuple[str, ...], ...]
+    """The tokens of each answer."""
+    medium: str
+    provenance: Provenance
+
+    @property
+    def difference(self) -> Float[Tensor, "example token"]:
+        """With the medium minus with the blank one, in nats: what the medium adds to each token."""
+        return self.with_medium - self.with_blank
+
+    @property
+    def total(self) -> Float[Tensor, " example"]:
+        """The difference of the whole answer, in nats: its log likelihood ratio."""
+        return self.difference.nansum(dim=1)
+
+    @classmethod
+    @checked
+    def combine(cls, results: Sequence[Grounding]) -> Grounding:
+        """The answers of several results as one; shorter ones end with NaN.
+
+        Raises:
+            LensplugError: If they are of several models or options, or there is none.
+        """
+        refuse_other_making(results)
+        longest = max(result.with_medium.shape[1] for result in results)
+        joined: dict[str, Any] = {
+            name: torch.cat([_lengthened(getattr(result, name), longest) for result in results])
+            for name in ("with_medium", "with_blank")
+        }
+        return replace(results[0], texts=tuple(text for result in results for text in result.texts), **joined)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each example and token of its answer."""
+        import pandas as pd
+
+        difference = self.difference
+        return pd.DataFrame(
+            {
+                "example": example,
+                "index": index,
+                "token": token,
+                "log_probability": float(self.with_medium[example, index]),
+                "log_probability_blank": float(self.with_blank[example, index]),
+                "difference": float(difference[example, index]),
+            }
+            for example, tokens in enumerate(self.texts)
+            for index, token in enumerate(tokens)
+        )
+
+
+@checked
+def grounding(
+    lens: Lens,
+    examples: Sequence[Example],
+    medium: MediumName,
+    *,
+    batch_size: int = 8,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Grounding:
+    """Compare the log-probability of each token of given answers with that under a blank medium.
+
+    Args:
+        lens: From `lensplug.load`, `wrap` or `tiny`.
+        examples: Prompts with media, each with the answer (a text) whose tokens are looked at: a right answer, or what
+            `lens.generate` wrote.
+        medium: Which medium is replaced: "image", "video" or "audio".
+        batch_size: How many prompts run at once.
+        progress: Called with a few words before each batch.
+
+    Returns:
+        Log-probabilities `[example token]` under both.
+
+    Raises:
+        LensplugError: If there are no examples, one lacks the medium, or an answer is not a text.
+    """
+    at_least(1, batch_size=batch_size)
+    if not examples:
+        raise LensplugError("there are no examples.")
+    for example in examples:
+        if not isinstance(example.answer, str):
+            raise LensplugError(f"the answer {example.answer!r} is not a text: give the words of the answer.")
+    parts = []
+    for start in range(0, len(examples), batch_size):
+        progress(f"reading answers, example {start + 1} of {len(examples)}")
+        parts.append(_of_batch(lens, examples[start : start + batch_size], medium))
+    return Grounding.combine(parts)
+
+
+def _of_batch(lens: Lens, examples: Sequence[Example], medium: MediumName) -> Grounding:
+    inputs = prepared(lens, examples, with_answers=True)
+    for example, has_medium in zip(examples, inputs.modality.mask(medium).any(dim=1).tolist(), strict=True):
+        if not has_medium:
+            raise LensplugError(f"the example {example.text!r} has no {medium}: there is nothing to replace.")
+    blank = prepared(lens, [without_medium(example, medium) for example in examples], with_answers=True)
+    if not torch.equal(inputs.tokens, blank.tokens):
+        raise LensplugError(f"a blank {medium} has another number of positions here: no token could be compared.")
+    answered = inputs.modality.mask("generated")
+    positions, exists = _positions(answered)
+    texts = tuple(
+        tuple(text for text, chosen in zip(tokens, row, strict=True) if chosen)
+        for tokens, row in zip(inputs.str_tokens, answered.tolist(), strict=True)
+    )
+    return Grounding(
+        with_medium=_log_probabilities(lens, inputs, positions, exists),
+        with_blank=_log_probabilities(lens, blank, positions, exists),
+        texts=texts,
+        medium=medium,
+        provenance=Provenance.of_model(
+            lens.model, "grounding", f"log-probability of given answers; {medium} against {BLANK[medium]}"
+        ),
+    )
+
+
+def _positions(answered: Bool[Tensor, "batch pos"]) -> tuple[Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
+    """The positions of each answer's tokens in order, and which of these there are: answers differ in length."""
+    count = answered.sum(dim=1)
+    longest = int(count.max())
+    in_order = (~answered).long().argsort(dim=1, stable=True)[:, :longest]
+    exists = torch.arange(longest, device=count.device) < count[:, None]
+    return torch.where(exists, in_order, in_order[:, :1]), exists
+
+
+def _log_probabilities(
+    lens: Lens, inputs: MultimodalInput, positions: Int[Tensor, "batch token"], exists: Bool[Tensor, "batch token"]
+) -> Float[Tensor, "batch token"]:
+    """The log-probability of the token at each position, given what comes before it."""
+    logits = lens.logits_at(inputs, positions - 1)
+    tokens = inputs.tokens.gather(1, positions).to(logits.device)
+    chosen = logits.float().log_softmax(dim=-1).gather(2, tokens[..., None])[..., 0]
+    return chosen.cpu().masked_fill(~exists.cpu(), torch.nan)
+
+
+def _lengthened(values: Float[Tensor, "example token"], length: int) -> Float[Tensor, "example other"]:
+    return torch.nn.functional.pad(values, (0, length - values.shape[1]), value=torch.nan)

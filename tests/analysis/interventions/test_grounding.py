@@ -1,0 +1,110 @@
+"""Log-probabilities of given answers against those of the Hugging Face model, with the picture and with a grey one."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.built import ENGINES
+
+import lensplug
+from lensplug import LensplugError, analysis, views
+from lensplug.analysis import Example, Grounding
+from lensplug.tiny.scenes import draw_scene
+from lensplug.tiny.voices import make_voice
+
+QUESTION = "What is the color? Answer single word."
+PHRASE = "What is the color? Answer in a phrase."
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def lens(request):
+    made = lensplug.tiny.llava_onevision()
+    return lensplug.wrap(made.hf_model, made.processor, engine=request.param, check=False)
+
+
+def scene(color: str, size: tuple[int, int] = (48, 48)):
+    return draw_scene(random.Random(1), size=size, color=color).image
+
+
+def by_hugging_face(lens, example: Example, picture) -> list[float]:
+    """The log-probability of each token of the answer, from the whole model."""
+    inputs = lens.prepare(example.text, images=[picture], answer=example.answer)
+    of_prompt = lens.prepare(example.text, images=[picture]).model_inputs
+    given = {**of_prompt, "input_ids": inputs.tokens, "attention_mask": inputs.attention_mask}
+    with torch.no_grad():
+        logits = lens.hf_model(**given).logits[0].float().log_softmax(dim=-1)
+    answered = inputs.modality.mask("generated")[0].nonzero()[:, 0].tolist()
+    return [float(logits[position - 1, inputs.tokens[0, position]]) for position in answered]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_log_probabilities_are_those_of_the_whole_model(lens, batch_size):
+    """Answers of one and of three tokens, pictures of two sizes."""
+    examples = [
+        Example(QUESTION, "Red", images=[scene("red")]),
+        Example(PHRASE, "Blue square Red", images=[scene("blue", (96, 48))]),
+    ]
+    result = analysis.grounding(lens, examples, "image", batch_size=batch_size)
+    for index, example in enumerate(examples):
+        picture = example.images[0]
+        grey = Image.fromarray(np.full((picture.height, picture.width, 3), 128, np.uint8))
+        for values, seen in ((result.with_medium, picture), (result.with_blank, grey)):
+            expected = by_hugging_face(lens, example, seen)
+            assert len(result.texts[index]) == len(expected)
+            torch.testing.assert_close(values[index, : len(expected)], torch.tensor(expected), atol=2e-3, rtol=1e-4)
+            assert bool(values[index, len(expected) :].isnan().all())
+    assert len(result.texts[0]) < len(result.texts[1]) == result.with_medium.shape[1]
+
+
+def test_the_color_needs_the_picture(lens):
+    examples = [
+        Example(QUESTION, color.capitalize(), images=[scene(color)]) for color in ("red", "green")
+    ]  # of grey it says "Blue"
+    result = analysis.grounding(lens, examples, "image")
+    assert [texts[0] for texts in result.texts] == ["Red", "Green"]
+    assert float(result.difference[:, 0].min()) > 1
+    wrong = analysis.grounding(lens, [Example(QUESTION, "Blue", images=[scene("red")])], "image")
+    assert float(wrong.difference[0, 0]) < float(result.difference[:, 0].min())
+    torch.testing.assert_close(result.total, result.difference.nansum(dim=1))
+
+
+def test_a_sound_against_silence():
+    lens = lensplug.tiny.audio_llama()
+    voice = make_voice(random.Random(4), emotion="happy", transcript=False)
+    prompt = voice.prompt("sound")
+    answer = lens.generate(lens.prepare(prompt, audio=[voice.audio])).text[0]
+    result = analysis.grounding(lens, [Example(prompt, answer, audio=[voice.audio])], "audio")
+    assert float(result.difference[0, 0]) > 1
+
+
+def test_tables_combination_and_figure(lens):
+    examples = [Example(QUESTION, answer, images=[scene("red")]) for answer in ("Red", "Red square <b>")]
+    results = [analysis.grounding(lens, [example], "image") for example in examples]
+    both = Grounding.combine(results)
+    table = both.to_dataframe()
+    assert len(table) == sum(len(texts) for texts in both.texts)
+    assert table["difference"].tolist() == pytest.approx(
+        (table["log_probability"] - table["log_probability_blank"]).tolist(), abs=1e-5
+    )
+    figure = views.draw(both)
+    assert list(figure.data[0].y) == pytest.approx(both.difference[0, : len(both.texts[0])].tolist())
+    assert "&lt;b&gt;" in "".join(views.grounding(both, example=1).layout.xaxis.ticktext)
+
+
+@pytest.mark.parametrize(
+    ("examples", "medium", "message"),
+    [
+        ([], "image", "there are no examples"),
+        ([Example(QUESTION, "Red")], "image", "has no image: there is nothing to replace"),
+        ([Example(QUESTION, "Red", images=[scene("red")])], "audio", "has no audio: there is nothing to replace"),
+        ([Example(QUESTION, 5, images=[scene("red")])], "image", "the answer 5 is not a text"),
+        ([Example(QUESTION, "Red", images=[scene("red")])], "smell", "medium is 'smell', expected 'image'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(lens, examples, medium, message):
+    with pytest.raises(LensplugError, match=message):
+        analysis.grounding(lens, examples, medium)
