@@ -5,8 +5,10 @@ And the traps of a bridge, through the lens: what it shows of the embedding, of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from functools import cache as once
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from support.models import (
 
 import lensplug
 from lensplug import LensplugError, analysis
+from lensplug.analysis.interventions.ablation_run import AblatedModality
 
 FAMILIES = ["image", "sound"]
 both_engines = pytest.mark.skipif(not HOOKED, reason=ONLY_HOOKED)
@@ -67,7 +70,7 @@ def pair(family):
     return wrapped(family, "bridge"), wrapped(family, "hooked_transformer")
 
 
-def close(ours, theirs, name="", atol=1e-4):
+def close(ours, theirs, *, name="", atol=1e-4):
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype, name
     scale = max(1.0, float(theirs[theirs.isfinite()].abs().max())) if theirs.is_floating_point() else 1.0
     torch.testing.assert_close(ours, theirs, atol=atol * scale, rtol=0, msg=lambda text: f"{name}: {text}")
@@ -83,12 +86,12 @@ def attended(name, value, mask):
 @both_engines
 def test_the_same_hooks_and_activations(pair, batch):
     (logits, ours), (expected, theirs) = (lens.run_with_cache(batch) for lens in pair)
-    close(attended("", logits, batch.attention_mask), attended("", expected, batch.attention_mask), "logits")
+    close(attended("", logits, batch.attention_mask), attended("", expected, batch.attention_mask), name="logits")
     assert list(ours) == list(theirs)
     for name in theirs:
         if "rot_" in name:
             continue  # the bridge counts positions as Hugging Face does: only differences of positions are the same
-        close(*(attended(name, one[name], batch.attention_mask) for one in (ours, theirs)), name)
+        close(*(attended(name, one[name], batch.attention_mask) for one in (ours, theirs)), name=name)
 
 
 @both_engines
@@ -97,11 +100,11 @@ def test_the_same_rows_and_reductions(pair, batch):
     kept = {"needs": [], "keep": ["rollout", "modality_mass", "head_mean"], "logit_positions": [-1]}
     for chosen in (options, kept):
         (logits, ours), (expected, theirs) = (lens.run_with_cache(batch, **chosen) for lens in pair)
-        close(logits, expected, "logits")
+        close(logits, expected, name="logits")
         assert list(ours) == list(theirs)
         for name in theirs:
             if "rot_" not in name:
-                close(*(attended(name, one[name], batch.attention_mask) for one in (ours, theirs)), name)
+                close(*(attended(name, one[name], batch.attention_mask) for one in (ours, theirs)), name=name)
 
 
 @both_engines
@@ -112,9 +115,9 @@ def test_the_same_gradients(pair, batch):
         )
         assert list(ours) == list(theirs) and list(our_grads) == list(their_grads)
         for name in theirs:
-            close(*(attended(name, one[name], batch.attention_mask) for one in (ours, theirs)), name)
+            close(*(attended(name, one[name], batch.attention_mask) for one in (ours, theirs)), name=name)
         for name in their_grads:
-            close(*(attended(name, one[name], batch.attention_mask) for one in (our_grads, their_grads)), name)
+            close(*(attended(name, one[name], batch.attention_mask) for one in (our_grads, their_grads)), name=name)
             assert bool(our_grads[name].any()) or "blocks.2" in name or "blocks.5" in name, name
 
 
@@ -122,7 +125,7 @@ GRADIENTS = ("hook_embed", "hook_resid_mid", "hook_q", "hook_z", "ln2.hook_norma
 """Not of ln1: HookedTransformer computes that once each for queries, keys and values, and shows one at a time."""
 
 
-ANALYSES = {
+ANALYSES: dict[str, Callable[[Any, Any], Any]] = {
     "head_specialization": lambda cache, inputs: analysis.head_specialization(cache, inputs.modality),
     "attention_from": lambda cache, inputs: analysis.attention_from(cache, queries=-1),
     "attention_matrix": lambda cache, inputs: analysis.attention_matrix(cache, layer=1),
@@ -145,7 +148,7 @@ def test_the_same_results(pair, batch, name):
     for field in fields(theirs):
         one, other = getattr(ours, field.name), getattr(theirs, field.name)
         if isinstance(other, torch.Tensor) and other.is_floating_point():
-            close(one.nan_to_num(), other.nan_to_num(), field.name)
+            close(one.nan_to_num(), other.nan_to_num(), name=field.name)
             compared += 1
         elif isinstance(other, torch.Tensor):
             assert torch.equal(one, other), field.name
@@ -171,6 +174,8 @@ def test_the_same_gradient_rollout_and_deletion_curve(pair, family):
 def test_the_same_answers_and_ablations(pair, family, batch):
     ours, theirs = (lens.generate(batch, max_new_tokens=5) for lens in pair)
     assert torch.equal(ours.tokens, theirs.tokens) and len(ours.tokens.unique()) > 2
+    kind: AblatedModality
+    media: dict[str, Any]
     if family == "sound":
         question, kind, media = "How does the speaker sound?", "audio", {"audio": [(sounds(0.7)[0], 16000)]}
     else:
@@ -191,11 +196,11 @@ def test_the_same_answers_and_ablations(pair, family, batch):
 def test_the_same_with_processed_weights(family, batch):
     lenses = [wrapped(family, engine, process_weights=True) for engine in ("bridge", "hooked_transformer")]
     (logits, ours), (expected, theirs) = (lens.run_with_cache(batch) for lens in lenses)
-    close(attended("", logits, batch.attention_mask), attended("", expected, batch.attention_mask), "logits")
+    close(attended("", logits, batch.attention_mask), attended("", expected, batch.attention_mask), name="logits")
     assert list(ours) == list(theirs)
     for name in theirs:
         if "rot_" not in name and "unembed.hook_in" not in name:
-            close(*(attended(name, one[name], batch.attention_mask) for one in (ours, theirs)), name)
+            close(*(attended(name, one[name], batch.attention_mask) for one in (ours, theirs)), name=name)
 
 
 @both_engines
@@ -300,7 +305,7 @@ def test_scores_that_overflow_half_precision_are_noticed_in_a_bridge():
     with pytest.raises(LensplugError, match="holds NaN"):
         analysis.attention_rollout(cache)
     logits, cache = lens.run_with_cache(inputs, query_positions=[-1])
-    assert bool(logits.isfinite().all())
+    assert logits is not None and bool(logits.isfinite().all())
     assert analysis.attention_from(cache, queries=-1).values.isfinite().all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_reductions_with_another_default_dtype(lens, inputs, keep):
 
 def test_patching_with_another_default_dtype(lens, inputs):
     corrupt = lens.prepare(QUESTION, images=[scene(96, 48, seed=5)])
-    options = {"groups": torch.zeros(inputs.tokens.shape[1]).long(), "layers": (0, 1)}
+    options: dict[str, Any] = {"groups": torch.zeros(inputs.tokens.shape[1]).long(), "layers": (0, 1)}
     try:
         usual = analysis.activation_patching(lens, inputs, corrupt, 5, **options)
         torch.set_default_dtype(torch.float64)

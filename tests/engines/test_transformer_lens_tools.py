@@ -68,9 +68,9 @@ def test_pieces_of_inputs_are_those_of_tokens(lens, pair):
     assert torch.equal(clean[0:1].expand(3, -1).embeds, clean.embeds[:1].expand(3, -1, -1))
     assert bool((clean == clean).all()) and not bool((clean == pair[1]).all())
     assert lens.check(clean[0:1]).agrees
-    for key in ((slice(None), slice(3, 5)), 1.5, "image", (0, 1), slice("a")):
+    for unknown in ((slice(None), slice(3, 5)), 1.5, "image", (0, 1), slice("a")):
         with pytest.raises(LensplugError, match=r"inputs\[.*\] is not known"):
-            clean[key]
+            clean[unknown]
 
 
 def test_tokens_with_placeholders_are_refused_by_each(lens, one, engine):
