@@ -17,8 +17,9 @@ from torch import Tensor
 
 import lensplug
 from fuzz.case import Case
+from lensplug.engines import EngineName
 
-ENGINES = ("hooked_transformer", "bridge") if HOOKED else ("bridge",)
+ENGINES: tuple[EngineName, ...] = ("hooked_transformer", "bridge") if HOOKED else ("bridge",)
 WINDOWS = (None, 2, 3, 5, 9)
 
 

@@ -13,9 +13,11 @@ from support.tolerances import rounding, through_layers
 import lensplug
 from fuzz.case import Case, holds
 from lensplug import analysis
+from lensplug.analysis.interventions.ablation_run import Method
+from lensplug.analysis.interventions.modality_ablation import Condition
 
 COLOURS = ("Red", "Blue", "Green", "Yellow")
-CONDITIONS = ("with", "without", "control")
+CONDITIONS: tuple[Condition, ...] = ("with", "without", "control")
 
 
 @once
@@ -32,7 +34,7 @@ def scores_of_an_ablation_are_counts(case: Case) -> None:
     examples = [
         analysis.Example(prompt, answer, images=[picture]) for answer, picture in zip(answers, pictures, strict=True)
     ]
-    method = case.one_of(["remove", "zero", "mean"])
+    method: Method = case.one_of(["remove", "zero", "mean"])
     found = analysis.modality_ablation(
         lens, examples, modality="image", method=method, classes=COLOURS, batch_size=case.integer(1, 4)
     )

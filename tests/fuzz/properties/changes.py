@@ -15,6 +15,7 @@ from fuzz.case import Case, holds
 from fuzz.properties.core import drawn
 from fuzz.wrapped import Prompts, Wrapped, encoded
 from lensplug import analysis
+from lensplug.analysis.interventions.activation_patching import Activation, PatchedPlaces, StreamActivation
 
 
 def _measured(case: Case, batch: Prompts, vocabulary: int) -> tuple[Any, int, Callable[[Tensor], Tensor]]:
@@ -82,7 +83,7 @@ def _blind(wrapped: Wrapped, batch: Prompts, hidden: Tensor) -> bool:
     return not bool(seen.any(-1)[batch.real].all())
 
 
-STREAM = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+STREAM: tuple[StreamActivation, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 
 
 @holds(weight=2)
@@ -91,8 +92,8 @@ def activation_patching_is_a_loop_with_hooks(case: Case) -> None:
     tokens = torch.randint(0, wrapped.config.vocab_size, batch.tokens.shape, generator=case.generator)
     other = Prompts(tokens, batch.mask)
     target, position, read = _measured(case, batch, wrapped.config.vocab_size)
-    activation = case.one_of([*STREAM, "z"])
-    by = case.one_of(["position", "head", "head_and_position"]) if activation == "z" else "position"
+    activation: Activation = case.one_of([*STREAM, "z"])
+    by: PatchedPlaces = case.one_of(["position", "head", "head_and_position"]) if activation == "z" else "position"
     found = analysis.activation_patching(
         lens, clean, encoded(lens, other), target, activation=activation, by=by, position=position
     )

@@ -14,6 +14,7 @@ import lensplug
 from fuzz import by_hand
 from fuzz.case import Case, holds
 from lensplug import analysis
+from lensplug.analysis.attention.gradient_rollout import Contributions
 
 CLASSIFIERS = ("BertForSequenceClassification", "AlbertForSequenceClassification")
 NAMES = (*CLASSIFIERS, "RobertaModel", "ViTModel")
@@ -61,7 +62,9 @@ def attentions_of_encoders_are_a_cache(case: Case) -> None:
         own = [attention[example].double().numpy().mean(0) for attention in outputs.attentions]
         first = int(np.argmax(row)) if exclude else None
         expected = by_hand.product([by_hand.mixture(one, exclude=first) for one in own])
-        least = min(float(np.delete(one, first, 1).sum(-1).min()) if exclude and len(row) > 1 else 1.0 for one in own)
+        least = min(
+            float(np.delete(one, first, 1).sum(-1).min()) if first is not None and len(row) > 1 else 1.0 for one in own
+        )
         at = row.astype(bool)
         if least > 1e-3:
             case.close(rollout.values[example][at], expected[at], _allowed(outputs.attentions) / least, "rollout")
@@ -74,7 +77,7 @@ def gradients_of_encoders_are_autograds(case: Case) -> None:
     target = outputs.logits[:, label].sum()
     grads = lensplug.grads_from_attentions(outputs.attentions, target=target)
     expected = torch.autograd.grad(target, outputs.attentions)
-    contributions = case.one_of(["positive", "negative", "signed"])
+    contributions: Contributions = case.one_of(["positive", "negative", "signed"])
     first = case.chance()
     found = analysis.gradient_rollout(cache, grads, contributions=contributions, rows=0, exclude_first=first)
     for layer, gradient in enumerate(expected):

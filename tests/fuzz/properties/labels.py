@@ -104,9 +104,9 @@ def groups_pool_sums_of_keys_and_means_of_queries(case: Case) -> None:
         count += 0 if kind == "pad" else -(-size // each)
     case.same(groups.of_position, expected, "groups")
     pattern = torch.rand(2, mask.shape[1], mask.shape[1], generator=case.generator)
-    members = [[at for at, own in enumerate(expected) if own == group] for group in range(count)]
+    positions = [[at for at, own in enumerate(expected) if own == group] for group in range(count)]
     own = pattern.double().numpy()
-    pooled = [[own[:, queries][:, :, keys].sum(-1).mean(-1) for keys in members] for queries in members]
+    pooled = [[own[:, queries][:, :, keys].sum(-1).mean(-1) for keys in positions] for queries in positions]
     allowed = rounding(torch.float32, 2 * mask.shape[1], mask.shape[1])
     case.close(groups.pool(pattern).permute(1, 2, 0), pooled, allowed, "pooled")
     kept = torch.rand(mask.shape[1], generator=case.generator) < 0.7

@@ -15,6 +15,7 @@ from support.tolerances import rounding
 from fuzz import by_hand
 from fuzz.case import Case, holds
 from lensplug import analysis
+from lensplug.analysis.attention.gradient_rollout import Contributions
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def rollout_is_the_product(case: Case) -> None:
         case.close(found.values[example], by_hand.product(own)[meant[example]], given.allowed, "rollout")
         if per_layer:
             for index in range(len(own)):
+                assert found.by_layer is not None
                 up_to = by_hand.product(own[: index + 1])[meant[example]]
                 case.close(found.by_layer[example, index], up_to, given.allowed, f"rollout up to entry {index}")
 
@@ -183,9 +185,9 @@ def maximum_flows(own: list[np.ndarray], source: int) -> np.ndarray:
             for key in np.flatnonzero(matrix[query]):
                 graph.add_edge((level, query), (level + 1, int(key)), capacity=float(matrix[query, key]))
     flows = np.zeros(length)
-    for key in range(length):
-        if (len(own), key) in graph and (0, source) in graph:
-            flows[key] = nx.maximum_flow_value(graph, (0, source), (len(own), key))
+    for sink in range(length):
+        if (len(own), sink) in graph and (0, source) in graph:
+            flows[sink] = nx.maximum_flow_value(graph, (0, source), (len(own), sink))
     return flows
 
 
@@ -233,7 +235,7 @@ def gradient_rollout_is_the_rule(case: Case) -> None:
     if case.chance(0.2):
         gradients[0][:] = 0
     held = {f"blocks.{layer}.attn.hook_pattern": gradient for layer, gradient in enumerate(gradients)}
-    contributions = case.one_of(["positive", "negative", "signed"])
+    contributions: Contributions = case.one_of(["positive", "negative", "signed"])
     normalize = contributions != "signed" and case.chance()
     asked, meant = rows_of(case, given)
     first = case.one_of([None, True, False])  # None: left out where attention is causal

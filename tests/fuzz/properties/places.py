@@ -15,6 +15,7 @@ from fuzz.case import Case, holds
 from lensplug.families.llava_onevision import image_grid
 from lensplug.families.whisper_windows import timeline
 from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
+from lensplug.geometry.image_grid import ViewName
 
 NAN = [math.nan] * 4
 
@@ -87,7 +88,7 @@ def pictures_are_painted_pixel_by_pixel(case: Case) -> None:
     grid = _random_grid(case)
     values = case.normal(len(grid))
     values[torch.rand(len(grid), generator=case.generator) < 0.1] = math.nan
-    view = case.one_of(["all", "base", "tiles"])
+    view: ViewName = case.one_of(["all", "base", "tiles"])
     boxes, known = grid.boxes.double().numpy(), ~values.isnan().numpy()
     total, covers = np.zeros((grid.height, grid.width)), np.zeros((grid.height, grid.width))
     spread = np.zeros((grid.height, grid.width))
@@ -108,7 +109,7 @@ def pictures_are_painted_pixel_by_pixel(case: Case) -> None:
 @holds(weight=3)
 def overlaps_are_areas(case: Case) -> None:
     grid = _random_grid(case)
-    view = case.one_of(["all", "base", "tiles"])
+    view: ViewName = case.one_of(["all", "base", "tiles"])
     chosen = np.any(_parts(grid, view, np.ones(len(grid), dtype=bool)) or [np.zeros(len(grid), dtype=bool)], axis=0)
     x0, y0 = case.real(-3, grid.width), case.real(-3, grid.height)
     region: Any = (x0, y0, x0 + case.real(0.1, grid.width), y0 + case.real(0.1, grid.height))
@@ -152,8 +153,10 @@ def frames_of_a_video_are_pictures(case: Case) -> None:
         case.same(found[index], alone.to_pixels(values[own], preserve_mass=mass), "a frame's picture")
         expected = alone.overlap(box) if chosen in (None, index) else torch.zeros(per_frame)
         case.same(overlaps[own], expected, "overlap in a frame")
-    case.same(grid.time_s[:-1], times.repeat_interleave(per_frame), "times")
-    case.same(bool(grid.time_s[-1].isnan()) and not bool(overlaps[-1]), True, "a newline has no place")
+    seconds = grid.time_s
+    assert seconds is not None
+    case.same(seconds[:-1], times.repeat_interleave(per_frame), "times")
+    case.same(bool(seconds[-1].isnan()) and not bool(overlaps[-1]), True, "a newline has no place")
 
 
 @once

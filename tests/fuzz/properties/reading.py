@@ -14,6 +14,7 @@ from support.tolerances import rounding
 from fuzz.case import Case, holds
 from fuzz.properties.mixing import Attention, attention
 from lensplug import ModalityMap, analysis
+from lensplug.analysis.attention.received_attention import RowScale
 from lensplug.positions.groups import Groups
 
 KINDS = ("text", "image", "video", "audio", "generated")
@@ -45,7 +46,7 @@ def head_specialization_is_sums_by_modality(case: Case) -> None:
     ]
     left = any(len(seen) > 1 for seen in seen_by)  # beside the sink
     sink = case.one_of(("apart", "counted", "out") if left else ("apart", "counted"))
-    options = {"sinks": None if sink == "counted" else "first", "exclude_sink": sink == "out"}
+    options: dict[str, Any] = {"sinks": None if sink == "counted" else "first", "exclude_sink": sink == "out"}
     found = analysis.head_specialization(prompt_batch.cache, kinds, query=query, **options)
     length = prompt_batch.mask.shape[1]
     for example, pattern in enumerate(zip(*prompt_batch.numpys, strict=True)):
@@ -88,7 +89,8 @@ def _of_entropy(mass: np.ndarray, length: int) -> float:
 def received_attention_is_the_mean_of_a_column(case: Case) -> None:
     prompt_batch = attention(case)
     layer, heads = _layer_and_heads(case, prompt_batch)
-    scale, sink = case.one_of(["row-max", "none"]), case.chance(0.4)
+    scale: RowScale = case.one_of(["row-max", "none"])
+    sink = case.chance(0.4)
     found = analysis.received_attention(prompt_batch.cache, layer=layer, head=heads, scale=scale, exclude_sink=sink)
     causal = prompt_batch.cache.model.cfg.attention_dir == "causal"
     for example in range(len(prompt_batch.mask)):
@@ -135,9 +137,9 @@ def attention_matrix_sums_over_keys_and_averages_queries(case: Case) -> None:
         names = list(dict.fromkeys(numbers[example][at] for at in real))
         case.same(found.texts[example], tuple(f"g{name}" for name in names), "names of groups")
         members = [[at for at in real if numbers[example][at] == name] for name in names]
-        expected = [[wrapped[np.ix_(queries, keys)].sum(1).mean() for keys in members] for queries in members]
+        pooled = [[wrapped[np.ix_(queries, keys)].sum(1).mean() for keys in members] for queries in members]
         case.close(
-            found.values[example, : len(names), : len(names)], expected, prompt_batch.allowed, "attention of groups"
+            found.values[example, : len(names), : len(names)], pooled, prompt_batch.allowed, "attention of groups"
         )
 
 
