@@ -58,11 +58,12 @@ def test_as_many_positions_as_placeholders(encoder, vectors):
     inputs = lens.prepare(["one and two", "none", "another"], audio=audio)
     for example, index, seconds in ((0, 0, 0.31), (0, 1, 0.8), (2, 0, 0.12)):
         line = inputs.modality.audio_timeline(index, example)
+        assert line is not None
         assert len(line) == len(inputs.modality.audio_positions(index, example))
         assert line.duration_s == pytest.approx(seconds)
     assert sum(len(line) for line in inputs.modality.timelines.values()) == int(inputs.modality.mask("audio").sum())
-    again = lens.encode(inputs.model_inputs)
-    assert again.modality.audio_timeline(1, 0).duration_s == pytest.approx(0.8, abs=0.01), "from the mask"
+    again = lens.encode(inputs.model_inputs).modality.audio_timeline(1, 0)
+    assert again is not None and again.duration_s == pytest.approx(0.8, abs=0.01), "from the mask"
 
 
 @torch.no_grad()
@@ -84,6 +85,7 @@ def test_changing_an_interval_changes_the_vectors_that_the_timeline_names(encode
         waveform = sound(seconds, trial)
         inputs = lens.encode(processed(processor, ["<audio>"], [waveform]))
         line = inputs.modality.audio_timeline()
+        assert line is not None
         named = rng.randrange(len(line))
         changed = waveform.copy()
         first, last = round(float(line.start_s[named]) * 16000), round(float(line.end_s[named]) * 16000)

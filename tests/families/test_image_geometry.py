@@ -30,7 +30,9 @@ def noise(height: int, width: int, seed: int) -> np.ndarray:
 
 def at_image(name: str, pixels: np.ndarray, *, attention: bool) -> tuple[Tensor, ImageGrid]:
     inputs = lens(name, attention=attention).prepare(QUESTION, images=[pixels])
-    return inputs.embeds[0, inputs.modality.image_positions()], inputs.modality.image_grid()
+    grid = inputs.modality.image_grid()
+    assert grid is not None
+    return inputs.embeds[0, inputs.modality.image_positions()], grid
 
 
 def pairs(name: str, count: int, *, attention: bool) -> Iterator[tuple[ImageGrid, Any, Tensor]]:

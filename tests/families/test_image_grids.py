@@ -43,10 +43,13 @@ def image_grid(name: str, height: int, width: int) -> ImageGrid:
         return anyres.anyres_grid(config, height, width)
     if name == "internvl":
         views = wrapped.processor._get_num_multimodal_tokens([(height, width)])["num_image_patches"][0]
-        return internvl.image_grid(config, settings_, height, width, positions=256 * views)
-    if name == "idefics3":
-        return idefics3.image_grid(config, settings_, height, width)
-    return llava.image_grid(config, settings_, height, width, class_token=name == "llava-full")
+        grid = internvl.image_grid(config, settings_, height, width, positions=256 * views)
+    elif name == "idefics3":
+        grid = idefics3.image_grid(config, settings_, height, width)
+    else:
+        grid = llava.image_grid(config, settings_, height, width, class_token=name == "llava-full")
+    assert grid is not None
+    return grid
 
 
 @pytest.mark.parametrize(("size", "name", "count"), [(s, n, c) for s, row in COUNTS.items() for n, c in row.items()])
@@ -54,7 +57,7 @@ def test_positions_of_real_sizes(size, name, count):
     height, width = size
     inputs = lens(name).prepare(QUESTION, images=[Image.new("RGB", (width, height), (90, 50, 30))])
     grid = inputs.modality.image_grid()
-    assert len(grid) == int(inputs.modality.mask("image").sum()) == count
+    assert grid is not None and len(grid) == int(inputs.modality.mask("image").sum()) == count
     expected = image_grid(name, height, width)
     assert torch.equal(grid.boxes.nan_to_num(-1), expected.boxes.nan_to_num(-1))
     assert torch.equal(grid.view, expected.view) and torch.equal(grid.newline, expected.newline)
@@ -142,14 +145,17 @@ def test_a_size_that_nobody_told_gives_no_grid_until_the_image_is_given(name):
     if name != "idefics3":  # its several runs could be several images
         assert modality.image_grid() is None
     told = lens(name).encode(outputs, images=[picture])
-    prepared = lens(name).prepare(QUESTION, images=[picture])
-    assert torch.equal(told.modality.image_grid().boxes.nan_to_num(), prepared.modality.image_grid().boxes.nan_to_num())
+    found = told.modality.image_grid()
+    prepared = lens(name).prepare(QUESTION, images=[picture]).modality.image_grid()
+    assert found is not None and prepared is not None
+    assert torch.equal(found.boxes.nan_to_num(), prepared.boxes.nan_to_num())
     assert told.images == ((picture,),)
 
 
 def test_other_settings_in_the_call_of_the_processor_are_noticed():
     outputs, picture = processed("internvl", crop_to_patches=False)
-    assert lens("internvl").encode(outputs, images=[picture]).modality.image_grid().views == ("base",)
+    grid = lens("internvl").encode(outputs, images=[picture]).modality.image_grid()
+    assert grid is not None and grid.views == ("base",)
     outputs, picture = processed("internvl", max_patches=3)
     assert lens("internvl").encode(outputs, images=[picture]).modality.image_grid() is None
     outputs, picture = processed("idefics3", do_image_splitting=False)
@@ -186,6 +192,7 @@ def test_llava_boxes_are_where_its_processor_puts_the_pixels(name, size):
     pixels = settings_([torch.stack([x, y, torch.ones_like(x)])], return_tensors="pt")["pixel_values"][0]
     seen = torch.nn.functional.avg_pool2d(pixels, 14).flatten(1).T
     grid = llava.image_grid(lens("llava").hf_model.config, settings_, height, width)
+    assert grid is not None
     inside = seen[:, 2] > 0.999  # all of the patch is image
     middles = (grid.boxes[:, :2] + grid.boxes[:, 2:]) / 2
     apart = (middles - seen[:, :2])[inside].abs().amax(dim=0)

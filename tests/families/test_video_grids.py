@@ -24,6 +24,7 @@ def clip(n_frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_a_video_has_its_frames_and_their_times():
     inputs = lens("llava-onevision").prepare(QUESTION, videos=[(clip(5, 90, 160), 2.5)])
     grid = inputs.modality.video_grid()
+    assert grid is not None and grid.times_s is not None and grid.time_s is not None
     assert inputs.modality.names == ("text", "video")
     assert len(grid) == int(inputs.modality.mask("video").sum()) == 5 * 14 * 14 + 1
     assert (grid.n_frames, grid.height, grid.width) == (5, 90, 160)
@@ -41,7 +42,7 @@ def test_painting_a_patch_of_a_frame_changes_the_positions_of_that_frame_whose_b
         frames = clip(3, rng.randint(60, 700), rng.randint(60, 700), seed)
         inputs = wrapped.prepare(QUESTION, videos=[frames])
         grid, at = inputs.modality.video_grid(), inputs.modality.video_positions()
-        assert grid.times_s is None and grid.time_s is None
+        assert grid is not None and grid.times_s is None and grid.time_s is None
         for token in rng.sample(range(len(grid) - 1), 20):
             box = torch.cat([grid.boxes[token, :2].ceil(), grid.boxes[token, 2:].floor()]).int().tolist()
             frame = int(grid.frame[token])
@@ -59,6 +60,7 @@ def test_painting_a_patch_of_a_frame_changes_the_positions_of_that_frame_whose_b
 
 def test_values_are_painted_on_their_frames_and_keep_their_mass():
     grid = lens("llava-onevision").prepare(QUESTION, videos=[clip(3, 50, 70)]).modality.video_grid()
+    assert grid is not None
     values = torch.rand(len(grid), generator=torch.Generator().manual_seed(0))
     heat = grid.to_pixels(values, preserve_mass=True)
     assert heat.shape == (3, 50, 70)
@@ -102,7 +104,8 @@ def test_without_the_video_its_positions_are_known_and_its_grid_is_not():
     outputs = wrapped.processor(text="<video>" + QUESTION, videos=[clip(2, 64, 48)], return_tensors="pt")
     modality = wrapped.encode(outputs).modality
     assert len(modality.video_positions()) == 2 * 196 + 1 and modality.video_grid() is None
-    assert wrapped.encode(outputs, videos=[clip(2, 64, 48)]).modality.video_grid().height == 64
+    grid = wrapped.encode(outputs, videos=[clip(2, 64, 48)]).modality.video_grid()
+    assert grid is not None and grid.height == 64
     with pytest.raises(LensplugError, match="video 0 of example 0 has 393 positions, its geometry 589"):
         wrapped.encode(outputs, videos=[clip(3, 64, 48)])
 
@@ -114,7 +117,8 @@ def test_a_file_given_to_encode_is_refused_for_its_frames_are_not_known(tmp_path
     with pytest.raises(LensplugError, match="which of its frames the processor saw is not known"):
         wrapped.encode(outputs, videos=[tmp_path / "clip.mp4"])
     for given in ([frames], [[frames]], frames):
-        assert wrapped.encode(outputs, videos=given).modality.video_grid().n_frames == 4
+        grid = wrapped.encode(outputs, videos=given).modality.video_grid()
+        assert grid is not None and grid.n_frames == 4
 
 
 def test_a_picture_is_no_video(tmp_path):
@@ -160,12 +164,12 @@ def test_a_file_is_sampled_evenly_with_the_time_of_each_frame(tmp_path, ending):
     write(tmp_path / f"clip.{ending}", 41, rate=10)
     video = load_video(tmp_path / f"clip.{ending}", num_frames=5)
     assert video.frames.shape == (5, 48, 64, 3)
-    assert video.times_s.tolist() == pytest.approx([0, 1, 2, 3, 4], abs=0.01)
+    assert video.times_s is not None and video.times_s.tolist() == pytest.approx([0, 1, 2, 3, 4], abs=0.01)
     assert video.frames.float().mean(dim=(1, 2, 3)).tolist() == pytest.approx([0, 50, 100, 150, 200], abs=6)
     assert len(load_video(tmp_path / f"clip.{ending}")) == 16
     assert len(load_video(tmp_path / f"clip.{ending}", num_frames=100)) == 41
-    inputs = lens("llava-onevision").prepare(QUESTION, videos=[tmp_path / f"clip.{ending}"])
-    assert inputs.modality.video_grid().n_frames == 16
+    grid = lens("llava-onevision").prepare(QUESTION, videos=[tmp_path / f"clip.{ending}"]).modality.video_grid()
+    assert grid is not None and grid.n_frames == 16
 
 
 PICTURES = [Image.new("RGB", (64, 48), (value, 0, 0)) for value in (0, 100, 200)]

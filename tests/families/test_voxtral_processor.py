@@ -89,7 +89,7 @@ def turn(text: str, *seconds: float) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
-CASES = {
+CASES: dict[str, list[tuple[float, ...]]] = {
     "one sound": [(0.7,)],
     "two sounds": [(0.7, 1.1)],
     "a batch": [(0.7,), (1.2,)],
