@@ -143,9 +143,9 @@ def _as(value: Any, member: Any) -> tuple[bool, Any]:
         value = _as_tensor(value, member)
     if typing.get_origin(member) is tuple and isinstance(value, list):
         value = tuple(value)
-    if isinstance(value, list | tuple) and _lists_choices(member):  # all of it: beartype looks at one entry
+    if isinstance(value, list | tuple) and typing.get_origin(member) is Sequence:
         inside = typing.get_args(member)[0]
-        return all(is_bearable(entry, inside) for entry in value), value
+        return all(is_bearable(entry, inside) for entry in value), value  # each: beartype looks at one, by chance
     return is_bearable(value, member), value
 
 

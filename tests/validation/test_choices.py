@@ -141,3 +141,13 @@ def test_every_entry_of_a_list_of_names_is_looked_at():
     for _ in range(20):  # beartype looks at one entry, by chance
         with pytest.raises(LensplugError, match="^an entry of which is 'c', expected 'a' or 'b'.$"):
             admitted(["a", "b", "a", "c"], hint, "which")
+
+
+def test_every_entry_of_a_list_is_looked_at():
+    entries = [*range(2000), "one"]
+    for place in (0, 1000, 2000):
+        entries[place], entries[2000 if place < 2000 else 0] = "one", 0
+        with pytest.raises(LensplugError, match="positions is the list"):
+            admitted(entries, Sequence[int], "positions")
+        entries[place] = 0
+    assert admitted(entries, Sequence[int], "positions") is entries
