@@ -32,10 +32,13 @@ from lensplug.validation.arguments import described
 class Kept(Protocol):
     """A reduction at work in one run."""
 
-    named: Mapping[str, Tensor]
-    """What is in the cache afterwards, by name."""
-    noted: Mapping[str, Any]
-    """Attributes of the cache that say how it was made."""
+    @property
+    def named(self) -> Mapping[str, Tensor]:
+        """What is in the cache afterwards, by name."""
+
+    @property
+    def noted(self) -> Mapping[str, Any]:
+        """Attributes of the cache that say how it was made."""
 
     def __call__(self, layer: int, start: int, pattern: Tensor) -> None:
         """One block of rows, `[batch head row key]` in fp32 from query `start` on.
