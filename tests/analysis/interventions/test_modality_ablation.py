@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 import lensplug
 from lensplug import ModalityMap, MultimodalInput, analysis
 from lensplug.analysis.interventions.ablation_methods import METHODS, Ablation, EmbeddingStatistics
+from lensplug.analysis.interventions.ablation_run import Method
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
 from lensplug.analysis.result import Provenance
 from lensplug.hf.language_core import LanguageCore
@@ -49,11 +51,17 @@ def ablation(embeds, mask, chosen, statistics, *, seed):
 class OnPlain:
     """A lens whose core is given embeddings and padding alone."""
 
-    model = engine = prepare = logits_at = logits_only = run_with_cache = tokenizer = None  # nothing is run
+    model = tokenizer = None
+    engine = "none"
     core = LanguageCore(None, torch.nn.Linear(1, 1), SimpleNamespace(model_type="llama"), "plain", {})
 
     def without(self, inputs, positions):
         return edited_inputs.without(None, self.core, inputs, positions)
+
+    def _never(self, *args: Any, **options: Any) -> Any:
+        raise AssertionError("nothing is run")
+
+    prepare = logits_at = logits_only = run_with_cache = _never
 
 
 def ran(method, own):
@@ -264,12 +272,13 @@ def test_a_character_of_several_tokens_is_found():
 def test_answers_of_several_tokens_are_scored_as_hugging_face_scores_prompt_and_answer(lens, scoring):
     """The full model on the embeddings of prompt and answer, one prompt at a time."""
     embed = lens.hf_model.get_input_embeddings()
-    classes = ["Happy", "Happy and sad", [5, 6, 7], 9]
+    classes: list[Any] = ["Happy", "Happy and sad", [5, 6, 7], 9]
     own = [
         analysis.Example(one.text, answer, audio=one.audio)
         for one, answer in zip(examples("sound", 4), classes, strict=True)
     ]
     result = analysis.modality_ablation(lens, own, "audio", classes=classes, scoring=scoring, batch_size=3)
+    assert result.scores is not None and result.predicted is not None
     ids = [
         lens.tokenizer(one, add_special_tokens=False)["input_ids"] if isinstance(one, str) else one for one in classes
     ]
@@ -338,10 +347,11 @@ def test_videos_are_ablated():
     own = [analysis.Example("What is the color? Answer single word.", "Red", videos=[(frames, 2)])]
     inputs = lens.prepare(own[0].text, videos=[(frames, 2)])
     grey = lens.prepare(own[0].text, videos=[([scene.image.point(lambda _: 128)] * 2, 2)])
-    for method, embeds in (
-        ("zero", inputs.embeds.masked_fill(inputs.modality.mask("video")[..., None], 0)),
-        ("blank", grey.embeds),
-    ):
+    expected_embeds: dict[Method, torch.Tensor] = {
+        "zero": inputs.embeds.masked_fill(inputs.modality.mask("video")[..., None], 0),
+        "blank": grey.embeds,
+    }
+    for method, embeds in expected_embeds.items():
         result = analysis.modality_ablation(lens, own, "video", method)
         with torch.no_grad():
             logits = lens.hf_model(inputs_embeds=embeds).logits[0, -1].log_softmax(-1)
