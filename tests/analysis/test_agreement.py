@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -56,11 +58,12 @@ def test_results_with_one_map():
 
 
 def test_what_cannot_be_compared_is_refused(maps):
-    for given, options, message in (
+    cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({"one": maps["one"]}, {}, "at least two methods"),
         ({**maps, "short": maps["one"][:5]}, {}, "different numbers of positions"),
         (maps, {"positions": torch.arange(40) < 2}, "2 positions are left"),
         (maps, {"positions": torch.arange(9) < 2}, r"positions has the shape \[9\]"),
-    ):
+    ]
+    for given, options, message in cases:
         with pytest.raises(LensplugError, match=message):
             analysis.agreement(given, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -118,5 +119,6 @@ def test_refuses_what_is_not_the_same(two):
         analysis.compare(received(0), longer)
     with pytest.raises(lensplug.LensplugError, match="'mass' is no number of received_attention: it has received"):
         analysis.compare(received(0), received(1)).largest(number="mass")
+    frozen: Any = analysis.compare(received(0), received(1))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        analysis.compare(received(0), received(1)).analysis = "x"
+        frozen.analysis = "x"

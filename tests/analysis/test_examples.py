@@ -20,7 +20,7 @@ SECTIONS = ("When to use it:", "When not to use it:", "Example:")
 def docstrings() -> dict[str, str]:
     """Name -> docstring of each module that defines an analysis or `heads_by_layer`."""
     found = {}
-    public = set(analysis.__all__) | {"heads_by_layer"}
+    public = set(dir(analysis)) | {"heads_by_layer"}
     for path in sorted(FOLDER.rglob("*.py")):
         if path.stem in public:
             found[path.stem] = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -31,7 +31,7 @@ DOCSTRINGS = docstrings()
 
 
 def test_every_analysis_is_here():
-    functions = {name for name in analysis.__all__ if name == name.lower()}
+    functions = {name for name in dir(analysis) if name == name.lower()}
     assert set(DOCSTRINGS) == functions | {"heads_by_layer"}
 
 

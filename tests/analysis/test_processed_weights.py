@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from support.built import ENGINES
@@ -23,7 +26,7 @@ def pair(request, lens, inputs):
     return lenses, [one.run_with_cache(inputs)[1] for one in lenses]
 
 
-READ = {
+READ: dict[str, Callable[[Any, Any], Any]] = {
     "raw lens": lambda cache, m: analysis.logit_lens(cache, target=5, final_norm=False),
     "lens": lambda cache, m: analysis.logit_lens(cache, target=5),
     "heads": analysis.head_specialization,
@@ -66,7 +69,7 @@ def test_what_is_run_is_the_same_or_refused(pair, lens, inputs, picture):
     first, second = (analysis.modality_ablation(one, own, "image", "zero") for one in lenses)
     assert torch.allclose(first.log_probability, second.log_probability, atol=1e-4)
     other = lens.prepare("What is the color? Answer single word.", images=[picture.transpose(1)])
-    options = {"layers": (0, 0), "groups": [analysis_groups(inputs)]}
+    options: dict[str, Any] = {"layers": (0, 0), "groups": [analysis_groups(inputs)]}
     found = [analysis.activation_patching(one, inputs, other, (5, 6), **options) for one in lenses]
     assert torch.allclose(found[0].values, found[1].values, atol=1e-3)
     with pytest.raises(LensplugError, match="the logit of a single token .* process_weights=False"):

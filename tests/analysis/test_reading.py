@@ -125,10 +125,10 @@ def test_a_cache_without_batch_axis_gives_the_same():
         for rows in (None, [-1, 2]):
             one, other = (attention_rollout(cache, rows=rows) for cache in (without, with_batch))
             assert torch.equal(one.values, other.values) and torch.equal(one.rows, other.rows)
-        one, other = (head_specialization(cache, map_of(ids), query=-2) for cache in (without, with_batch))
-        assert torch.equal(one.mass, other.mass) and torch.equal(one.chance, other.chance)
-        one, other = (logit_lens(cache, positions=[-1, 0]) for cache in (without, with_batch))
-        assert torch.equal(one.log_probability, other.log_probability) and one.top_texts == other.top_texts
+        heads, same = (head_specialization(cache, map_of(ids), query=-2) for cache in (without, with_batch))
+        assert torch.equal(heads.mass, same.mass) and torch.equal(heads.chance, same.chance)
+        logits, equal = (logit_lens(cache, positions=[-1, 0]) for cache in (without, with_batch))
+        assert torch.equal(logits.log_probability, equal.log_probability) and logits.top_texts == equal.top_texts
 
 
 def test_layers_are_counted_by_the_model_else_by_the_names():

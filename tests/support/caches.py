@@ -75,7 +75,7 @@ def _bridged(form: dict[str, Any]) -> Any:
     return build_bridge_from_module(hf, type(hf).__name__, hf_config=config, model_name=form["model_name"])
 
 
-ROTARY = {
+ROTARY: dict[str, Any] = {
     "normalization_type": "RMS", "positional_embedding_type": "rotary", "rotary_dim": 8,
     "gated_mlp": True, "act_fn": "silu", "final_rms": True,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_what_is_refused():
         analysis.attention_from(cache, queries=5)
     with pytest.raises(LensplugError, match="padding"):
         analysis.attention_from(cache, queries=0, attention_mask=torch.tensor([[0, 1, 1, 1, 1]]))
-    result = analysis.attention_from(cache)
+    result: Any = analysis.attention_from(cache)
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.values = None
     assert "AttentionFrom(values [1, 1, 2, 1, 5]" in repr(result)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ WORKED = torch.tensor([[1, 0, 0], [0.34375, 0.65625, 0], [0.31, 0.24, 0.45]])
 
 def plain(patterns: list[torch.Tensor], residual: float = 0.5, fusion: str = "mean") -> np.ndarray:
     """The recursion of the paper in numpy, in double precision: `[example row pos]`."""
-    fuse = {"mean": np.mean, "max": np.max, "min": np.min}[fusion]
+    fuse: Any = {"mean": np.mean, "max": np.max, "min": np.min}[fusion]
     length = patterns[0].shape[-1]
     product = np.broadcast_to(np.eye(length), (len(patterns[0]), length, length))
     for pattern in patterns:
@@ -197,10 +199,12 @@ def test_every_option_is_what_a_plain_loop_gives(options):
     expected = reference(patterns, **options)
     cache = cache_of_patterns(patterns)
     result = attention_rollout(cache, per_layer=True, **options)
+    assert result.by_layer is not None
     np.testing.assert_allclose(result.by_layer.numpy(), expected, atol=1e-6)
     np.testing.assert_allclose(result.values.numpy(), expected[:, -1], atol=1e-6)
     np.testing.assert_allclose(expected.sum(axis=-1), 1, atol=1e-9)
     last = attention_rollout(cache, rows=[-1, 3], per_layer=True, **options)
+    assert last.by_layer is not None
     np.testing.assert_allclose(last.by_layer.numpy(), expected[:, :, [8, 3]], atol=1e-6)
     assert attention_rollout(cache, **options).by_layer is None
     assert float(np.abs(expected[:, -1] - plain(patterns)).max()) > 0.01, "this test can fail"
@@ -321,7 +325,12 @@ def test_a_padded_batch_without_its_first_position_equals_each_example_alone():
     model = text_model()
     rows = [tokens(1, n, seed=n)[0] for n in (5, 9)]
     ids, mask = padded(rows, left=True)
-    options = {"exclude_first": True, "discard": 0.3, "residual": "measured", "head_fusion": "value_weighted"}
+    options: dict[str, Any] = {
+        "exclude_first": True,
+        "discard": 0.3,
+        "residual": "measured",
+        "head_fusion": "value_weighted",
+    }
     every = attention_rollout(run(model, ids, mask)[1], attention_mask=mask, **options)
     for example, row in enumerate(rows):
         own = mask[example].bool()
@@ -338,6 +347,7 @@ def test_equal_weights_at_the_edge_are_all_kept():
 def test_the_table_of_every_layer():
     cache = cache_of_patterns(causal_patterns(layers=3, batch=2, heads=1, length=4))
     result = attention_rollout(cache, rows=[0, -1], per_layer=True, layers=(1, 2))
+    assert result.by_layer is not None
     table = result.to_dataframe()
     assert len(table) == 2 * 2 * 2 * 4 and set(table["layer"]) == {1, 2}
     at = (table["example"] == 1) & (table["layer"] == 2) & (table["row"] == 3) & (table["pos"] == 2)

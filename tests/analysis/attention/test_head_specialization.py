@@ -123,13 +123,14 @@ def test_mass_chance_and_the_readings_by_hand():
     torch.testing.assert_close(result.entropy[0, 0, 0], torch.tensor([0, image, 0]), check_dtype=False)
     assert math.isnan(result.entropy[0, 1, 0, 1])  # nothing to be even about
     assert result.labels == [["mixed"], ["text"]] and result.prefers == [["sink"], ["text"]]
-    assert result.top("image", k=1) == [(0, 0, pytest.approx(0.2))]
+    first: list[Any] = [(0, 0, pytest.approx(0.2))]
+    assert result.top("image", k=1) == first
     assert result.top("image", k=5, by="ratio") == [(0, 0, pytest.approx(0.5)), (1, 0, 0.0)]
     assert result.top("sink", k=1, by="preference")[0][2] == pytest.approx(odds[2])
     with pytest.raises(LensplugError, match="'audio', this result has text, image, sink"):
         result.top("audio")
     with pytest.raises(LensplugError, match="by is 'odds', expected 'mass', 'preference' or 'ratio'"):
-        result.top("image", by="odds")
+        result.top("image", by="odds")  # type: ignore[arg-type]
 
 
 def test_a_head_that_has_all_or_nothing_is_as_far_from_chance_as_the_clamp():
@@ -416,10 +417,12 @@ def test_the_views_of_an_image_by_hand():
     pattern = last_row([[0.1, 0.05, 0.15, 0.2, 0.25, 0.2, 0.05]])
     result = head_specialization(cache_of_patterns([pattern]), modality)
     assert result.views == ("base", "tiles", "newline")
+    assert result.view_mass is not None and result.view_chance is not None
     torch.testing.assert_close(result.view_mass[0, 0, 0], torch.tensor([0.2, 0.45, 0.2]), check_dtype=False)
     torch.testing.assert_close(result.view_chance[0, 0], torch.tensor([2 / 7, 2 / 7, 1 / 7]), check_dtype=False)
     torch.testing.assert_close(result.view_mass.sum(dim=-1), result.mass[..., 1])
     without = head_specialization(cache_of_patterns([pattern]), modality, exclude_sink=True)
+    assert without.view_mass is not None
     torch.testing.assert_close(without.view_mass[0, 0, 0], torch.tensor([2, 4.5, 2]) / 9, check_dtype=False)
     lines = result.by_layer()
     assert lines.classes == ("text", "image", "sink", "image: base", "image: tiles", "image: newline")
@@ -435,8 +438,10 @@ def test_an_image_that_begins_the_prompt_keeps_its_first_patch_where_nothing_is_
     modality = gridded(torch.tensor([[*[IMAGE] * 3, 2]]), [0, 0, 1], [False, False, False])
     cache = cache_of_patterns([torch.full((1, 1, 4, 4), 0.25)])
     result = head_specialization(cache, modality, sinks=None)
+    without = head_specialization(cache, modality)
+    assert result.view_mass is not None and without.view_mass is not None
     assert result.mass[0, 0, 0].tolist() == [0.25, 0.75] and result.view_mass[0, 0, 0].tolist() == [0.5, 0.25]
-    assert head_specialization(cache, modality).view_mass[0, 0, 0].tolist() == [0.25, 0.25]
+    assert without.view_mass[0, 0, 0].tolist() == [0.25, 0.25]
 
 
 @pytest.fixture(scope="module")

@@ -259,6 +259,7 @@ def test_flows_are_held_against_the_flow_of_uniform_attention(options):
         keeps = np.where(attention.any(axis=1), residual, 1.0)[:, None]
         even.append((1 - keeps) * mixed + keeps * np.eye(7))
     expected = [flow_by_hand(even, 6, sink) for sink in range(7)]
+    assert result.uniform is not None and result.lift is not None
     np.testing.assert_allclose(result.uniform[0, 1:].numpy(), expected[1:], atol=1e-6)
     np.testing.assert_allclose(result.lift[0, 1:].numpy(), (result.values / result.uniform)[0, 1:].numpy())
     assert bool(result.lift[0, 0].isnan())

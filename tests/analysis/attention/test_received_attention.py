@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_zeros_that_were_seen_count():
     matrix = torch.tensor([[1, 0, 0], [1, 0, 0], [0.5, 0, 0.5]])
     result = analysis.received_attention(one_head(matrix))
     assert result.values[0].tolist() == [1.0, 0.0, 1.0] and result.count[0].tolist() == [3, 2, 1]
-    assert result.visible[0].tolist() == torch.ones(3, 3).tril().bool().tolist()
+    assert result.visible is not None and result.visible[0].tolist() == torch.ones(3, 3).tril().bool().tolist()
 
 
 ENCODER = torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
@@ -175,7 +176,7 @@ def test_the_convention_names_layer_heads_and_scale():
 
 
 def test_the_result_cannot_be_changed():
-    result = analysis.received_attention(one_head(A1))
+    result: Any = analysis.received_attention(one_head(A1))
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.layer = 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -92,9 +94,11 @@ def test_adding_a_constant_to_the_logits_changes_no_relevance():
 
     lens = lensplug.tiny.llava_onevision()
     inputs = lens.prepare("What is the color? Answer single word.", images=[scene(96, 96)])
-    runs = [
-        lens.run_with_gradients(inputs, target=lambda logits, add=add: (logits + add)[0, -1, 7])[1:] for add in (0, 1e3)
-    ]
+
+    def target(add: float) -> Callable[[Tensor], Tensor]:
+        return lambda logits: (logits + add)[0, -1, 7]
+
+    runs = [lens.run_with_gradients(inputs, target=target(add))[1:] for add in (0, 1e3)]
     one, other = (gradient_rollout(*run, rows=-1).relevance for run in runs)
     torch.testing.assert_close(one, other)
     assert bool(one.any())

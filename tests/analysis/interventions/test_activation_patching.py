@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from transformer_lens import patching
 
 import lensplug
-from lensplug import Groups, LensplugError, analysis, views
+from lensplug import Groups, LensplugError, MultimodalInput, analysis, views
 from lensplug.inputs.aligned_positions import counterparts
 from lensplug.positions.tokens import single_token
 from lensplug.tiny.scenes import draw_scene
@@ -19,6 +20,9 @@ from lensplug.tiny.voices import make_voice
 
 COLOR, SHAPE = "What is the color? Answer single word.", "What is the shape? Answer single word."
 PAIR = ("Red", "Blue")
+
+Pair = tuple[MultimodalInput, MultimodalInput]
+"""Clean and corrupt."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,7 @@ def test_equals_transformer_lens(lens, activation, by, theirs):
     assert float(values.std()) > 1e-3, "this test can fail"
 
 
-def test_all_positions_bring_the_clean_answer_back(lens, pair):
+def test_all_positions_bring_the_clean_answer_back(lens, pair: Pair):
     clean, corrupt = pair
     together = torch.zeros(corrupt.tokens.shape[1], dtype=torch.long)
     for activation in ("resid_pre", "resid_mid", "resid_post"):
@@ -96,7 +100,7 @@ def test_between_two_that_are_the_same_there_is_nothing_to_recover(lens, dtype):
     groups = torch.zeros(red.tokens.shape[1], dtype=torch.long)
     for target in (PAIR, lambda logits: logits[:, -1, :5].float().softmax(dim=-1)[:, 3]):
         for activation in ("resid_post", "pattern"):
-            options = {"groups": groups, "activation": activation, "layers": (0, 0)}
+            options: dict[str, Any] = {"groups": groups, "activation": activation, "layers": (0, 0)}
             same = analysis.activation_patching(own, red, red, target, **options)
             assert bool(same.recovered.isnan().all()) and bool(same.values.isfinite().all())
             if target == PAIR:
@@ -105,8 +109,8 @@ def test_between_two_that_are_the_same_there_is_nothing_to_recover(lens, dtype):
     images = [[[picture("red")], [picture(color)]] for color in ("red", "blue")]
     clean, corrupt = (own.prepare([COLOR, COLOR + " Now."], images=each) for each in images)
     groups = torch.where(corrupt.modality.mask("image"), 0, -1)
-    found = analysis.activation_patching(own, clean, corrupt, PAIR, groups=groups, layers=(0, 1)).recovered
-    assert bool(found[0].isnan().all()) and bool(found[1].isfinite().all()), "one identical pair of two"
+    recovered = analysis.activation_patching(own, clean, corrupt, PAIR, groups=groups, layers=(0, 1)).recovered
+    assert bool(recovered[0].isnan().all()) and bool(recovered[1].isfinite().all()), "one identical pair of two"
     first = first_of(own.prepare([COLOR, COLOR + " Now." * 3], images=images[0]))
     groups = torch.where(first.modality.mask("image"), 0, -1)
     assert first.tokens.shape[1] > red.tokens.shape[1]
@@ -125,7 +129,7 @@ def first_of(batch):
     )  # fmt: skip
 
 
-def test_what_rounding_explains_is_the_scale_of_the_logits(lens, pair):
+def test_what_rounding_explains_is_the_scale_of_the_logits(lens, pair: Pair):
     """By hand: 2^-23 x the largest logit that is read x sqrt(2 layers + 1)."""
     found = analysis.activation_patching(lens, *pair, PAIR, groups=torch.zeros(pair[0].tokens.shape[1]).long())
     largest = max(float(lens.run_with_cache(one, logit_positions=[-1])[0].abs().max()) for one in pair)
@@ -159,11 +163,13 @@ def test_image_positions_carry_the_colour_and_not_the_shape(lens, size):
 def test_a_padded_batch_is_its_examples(lens):
     prompts = [COLOR, "What is the color? Answer in a phrase."]
     sizes = [(48, 48), (48, 48)]
-    batch = [lens.prepare(prompts, images=[[picture(color, size)] for size in sizes]) for color in ("red", "blue")]
-    unequal = analysis.activation_patching(lens, *batch, PAIR, groups="modality", layers=(0, 0))
+    reds, blues = (
+        lens.prepare(prompts, images=[[picture(color, size)] for size in sizes]) for color in ("red", "blue")
+    )
+    unequal = analysis.activation_patching(lens, reds, blues, PAIR, groups="modality", layers=(0, 0))
     for activation in ("resid_pre", "pattern"):
-        groups = torch.where(batch[1].modality.mask("image"), 0, -1)
-        found = analysis.activation_patching(lens, *batch, PAIR, groups=groups, activation=activation)
+        groups = torch.where(blues.modality.mask("image"), 0, -1)
+        found = analysis.activation_patching(lens, reds, blues, PAIR, groups=groups, activation=activation)
         for example, prompt in enumerate(prompts):
             clean, corrupt = (lens.prepare(prompt, images=[picture(color)]) for color in ("red", "blue"))
             own = torch.where(corrupt.modality.mask("image"), 0, -1)
@@ -178,11 +184,13 @@ def test_a_padded_batch_is_its_examples(lens):
                 assert len(views.activation_patching(unequal, example=example).data[0].x) == count
     assert len(unequal.labels[0]) < len(unequal.labels[1]) == unequal.values.shape[2]
     assert len(unequal.to_dataframe()) == sum(map(len, unequal.labels))
-    total = analysis.activation_patching(lens, *batch, lambda logits: logits[0, -1, 5], groups=groups, layers=(0, 0))
+    total = analysis.activation_patching(
+        lens, reds, blues, lambda logits: logits[0, -1, 5], groups=groups, layers=(0, 0)
+    )
     assert total.values.shape[0] == 2 and torch.equal(total.values[0], total.values[1])
 
 
-def test_groups_keep_their_numbers(lens, pair):
+def test_groups_keep_their_numbers(lens, pair: Pair):
     """Also where they come in another order in the prompt, or one has no position."""
     image = pair[1].modality.mask("image")[0]
     numbers, none = torch.where(image, 4, 2), torch.where(image, -1, 0)
@@ -197,9 +205,9 @@ def test_groups_keep_their_numbers(lens, pair):
     found = analysis.activation_patching(lens, *pair, PAIR, groups=named, layers=(0, 0))
     assert found.labels == (("the picture", "words"),)
     assert float(found.recovered[0, 0, 0, 0]) == pytest.approx(1, abs=1e-4), "though words come first"
-    several = [lens.prepare([COLOR] * 2, images=[[picture(color)]] * 2) for color in ("red", "blue")]
+    reds, blues = (lens.prepare([COLOR] * 2, images=[[picture(color)]] * 2) for color in ("red", "blue"))
     each = torch.stack([torch.where(image, 1, 0), none])
-    found = analysis.activation_patching(lens, *several, PAIR, groups=each, layers=(0, 0))
+    found = analysis.activation_patching(lens, reds, blues, PAIR, groups=each, layers=(0, 0))
     assert float(found.recovered[0, 0, 1, 0]) == pytest.approx(1, abs=1e-4) and bool(found.values[1, 0, 1].isnan())
 
 
@@ -241,8 +249,8 @@ def test_between_two_sounds():
     views.sound_overlay(found.by_position()["layer 0"].nan_to_num(), corrupt)
 
 
-def test_the_target_may_be_a_function_of_all_logits(lens, pair):
-    options = {"groups": torch.where(pair[1].modality.mask("image"), 0, -1), "layers": (0, 1)}
+def test_the_target_may_be_a_function_of_all_logits(lens, pair: Pair):
+    options: dict[str, Any] = {"groups": torch.where(pair[1].modality.mask("image"), 0, -1), "layers": (0, 1)}
     word = analysis.activation_patching(lens, *pair, PAIR, **options)
     function = analysis.activation_patching(lens, *pair, difference(lens), **options)
     torch.testing.assert_close(function.values, word.values, atol=2e-4, rtol=0)
@@ -253,7 +261,7 @@ def test_the_target_may_be_a_function_of_all_logits(lens, pair):
         analysis.activation_patching(lens, *pair, lambda logits: logits.mean() * torch.nan, **options)
 
 
-def test_the_table_and_the_pictures(lens, pair):
+def test_the_table_and_the_pictures(lens, pair: Pair):
     regions = views.group_positions(pair[1].modality, pair[1].str_tokens, blocks=1)
     by_position = analysis.activation_patching(lens, *pair, PAIR, layers=(0, 1), groups=[regions])
     table = by_position.to_dataframe()
@@ -294,12 +302,12 @@ def test_the_table_and_the_pictures(lens, pair):
         ({"position": 999}, "out of range|position"),
     ],
 )
-def test_bad_options_are_refused(lens, pair, options, said):
+def test_bad_options_are_refused(lens, pair: Pair, options, said):
     with pytest.raises(LensplugError, match=said):
         analysis.activation_patching(lens, *pair, PAIR, **options)
 
 
-def test_what_cannot_be_aligned_is_refused(lens, pair):
+def test_what_cannot_be_aligned_is_refused(lens, pair: Pair):
     _, corrupt = pair
     nothing = torch.full((corrupt.tokens.shape[1],), -1)
     with pytest.raises(LensplugError, match="nothing to patch"):

@@ -20,6 +20,7 @@ from transformer_lens import ActivationCache
 
 import lensplug
 from lensplug.analysis import LogitLens, logit_lens
+from lensplug.analysis.logits.logit_lens import Measure
 from lensplug.errors import LensplugError
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -227,13 +228,14 @@ def test_a_target_is_a_word_an_id_or_a_tensor():
     logits, cache = run(model, tokens(2, 5))
     log_p = logits.log_softmax(dim=-1)
     ids = torch.tensor([[1, 3, 2], [2, 0, 1]])
-    for target, expected in [
+    targets: list[tuple[Any, torch.Tensor]] = [
         ("green", torch.full((2, 3), 2)),
         (2, torch.full((2, 3), 2)),
         (torch.tensor(2), torch.full((2, 3), 2)),
         (torch.tensor([1, 3]), torch.tensor([[1] * 3, [3] * 3])),
         (ids, ids),
-    ]:
+    ]
+    for target, expected in targets:
         result = logit_lens(cache, positions=[0, 3, -1], target=target)
         assert torch.equal(result.target, expected)
         at = log_p[:, [0, 3, 4]].gather(-1, expected[..., None])[..., 0]
@@ -343,20 +345,21 @@ def test_positions_of_each_example_are_a_tensor():
 def test_values_by_position_for_overlays():
     _, cache = run(text_model(), tokens(2, 9), names_filter=logit_lens.needs)
     result = logit_lens(cache, positions=[2, 5], target=3)
-    for measure, expected in (
-        ("probability", result.log_probability.exp()),
-        ("log_probability", result.log_probability),
-        ("rank", result.rank.float()),
-        ("reciprocal_rank", 1 / result.rank),
-        ("entropy", result.entropy),
-        ("kl_to_last", result.kl_to_last),
-    ):
+    measures: dict[Measure, torch.Tensor] = {
+        "probability": result.log_probability.exp(),
+        "log_probability": result.log_probability,
+        "rank": result.rank.float(),
+        "reciprocal_rank": 1 / result.rank,
+        "entropy": result.entropy,
+        "kl_to_last": result.kl_to_last,
+    }
+    for measure, expected in measures.items():
         rows = result.by_position(1, measure=measure)
         assert list(rows) == ["embed", "layer 0", "layer 1", "layer 2"]
         for entry, row in enumerate(rows.values()):
             assert row.shape == (9,) and row.isnan().sum() == 7
             assert torch.equal(row[[2, 5]], expected[1, entry])
     with pytest.raises(LensplugError, match="measure is 'loss', expected 'probability'"):
-        result.by_position(measure="loss")
+        result.by_position(measure="loss")  # type: ignore[arg-type]
     with pytest.raises(LensplugError, match="example is 2, there are 2"):
         result.by_position(2)
