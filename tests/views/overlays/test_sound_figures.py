@@ -189,10 +189,13 @@ def test_comparison_of_rollouts_and_lenses_are_maps(heard):
 
 def test_a_large_comparison_stays_small(heard):
     size = 600
-    rollout = analysis.attention_rollout(heard.cache)
+    provenance = analysis.attention_rollout(heard.cache).provenance
     values, rows = torch.rand(1, size, size), torch.arange(size)[None]
     large = analysis.compare(
-        *[dataclasses.replace(rollout, values=values * scale, rows=rows, even=()) for scale in (1, 2)]
+        *[
+            analysis.GradientRollout(values=values * scale, relevance=values * scale, rows=rows, provenance=provenance)
+            for scale in (1, 2)
+        ]
     )
     fig = views.draw(large)
     assert np.asarray(fig.data[0].z).shape == (120, 120) and "blocks of 5" in fig.layout.title.text
