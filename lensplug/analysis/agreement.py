@@ -29,7 +29,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lensplug.analysis.result import Provenance, Result, one_row
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result, one_row
 from lensplug.errors import LensplugError
 from lensplug.positions.by_modality import Modality, Where, mask_at, modality_of, named
 from lensplug.validation.arguments import check_example, checked

@@ -10,24 +10,28 @@ field has an entry for each position: prepare those in one batch, or read values
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import torch
 from jaxtyping import AbstractArray
 from torch import Tensor
 
-from lensplug.analysis.result import Result, refuse_other_making
+from lensplug.analysis.provenance import Made, refuse_other_making
 from lensplug.errors import LensplugError
 
-AnyResult = TypeVar("AnyResult", bound=Result)
+AnyResult = TypeVar("AnyResult")
 EXAMPLE = "example"
 """The name of the axis."""
 
 
-def combined(results: Sequence[AnyResult]) -> AnyResult:
+def combined(results: Sequence[AnyResult], example_depth: Mapping[str, int]) -> AnyResult:
     """The examples of all results as one result.
+
+    Args:
+        results: Of one class.
+        example_depth: Field of texts -> how deep in it the examples are.
 
     Raises:
         LensplugError: If they are of several analyses, models or options, have no examples, or differ in another axis.
@@ -37,8 +41,8 @@ def combined(results: Sequence[AnyResult]) -> AnyResult:
     first, kind = results[0], type(results[0])
     if not any(example_axis(hint) is not None for hint in get_type_hints(kind, localns=_names()).values()):
         raise LensplugError(f"a {kind.__name__} has no examples to be combined: combine the results it was made of.")
-    refuse_other_making(results)
-    joined = _joined_fields(results, kind.__name__, kind.example_depth)
+    refuse_other_making(cast("Sequence[Made]", results))
+    joined = _joined_fields(results, kind.__name__, example_depth)
     return replace(first, **joined)  # type: ignore[type-var]  # every result is a dataclass
 
 
@@ -51,7 +55,7 @@ def example_axis(hint: Any) -> int | None:
     return None
 
 
-def _joined_fields(parts: Sequence[Any], kind: str, depths: Any) -> dict[str, Any]:
+def _joined_fields(parts: Sequence[Any], kind: str, depths: Mapping[str, int]) -> dict[str, Any]:
     hints = get_type_hints(type(parts[0]), localns=_names())
     names = [field_.name for field_ in fields(parts[0]) if field_.name not in ("provenance", "provenances")]
     return {

@@ -36,7 +36,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.result import Provenance, Result, refuse_other_making
+from lensplug.analysis.provenance import Provenance, refuse_other_making
+from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
 from lensplug.printable import printable
 from lensplug.validation.arguments import at_least, checked

@@ -13,7 +13,7 @@ from support.caches import ROTARY, cache_of_patterns, causal_patterns, run, text
 
 from lensplug import LensplugError, analysis
 from lensplug.analysis import HeadSpecialization
-from lensplug.analysis.result import Provenance
+from lensplug.analysis.provenance import Provenance
 from lensplug.positions.modality_map import ModalityMap
 
 AUDIO = 90

@@ -11,7 +11,7 @@ from support.caches import ROTARY, cache_of_patterns, causal_patterns, padded, r
 from transformer_lens import ActivationCache
 
 from lensplug.analysis import attention_flow, attention_rollout, head_specialization, logit_lens
-from lensplug.analysis.result import Provenance
+from lensplug.analysis.provenance import Provenance
 from lensplug.cache.reading import attended, n_layers
 from lensplug.errors import LensplugError
 from lensplug.positions.modality_map import ModalityMap

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from lensplug.analysis import AttentionFrom, LogitLens
-from lensplug.analysis.result import Provenance
+from lensplug.analysis.provenance import Provenance
 from lensplug.geometry import ImageGrid
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.modality_map import ModalityMap

@@ -45,7 +45,8 @@ from lensplug.analysis.attention.layered_graph import LayeredGraph
 from lensplug.analysis.attention.resolve_groups import Merge
 from lensplug.analysis.attention.uniform_attention import EvenLayer, beyond_order, even_layer, lift
 from lensplug.analysis.protocols import needs
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import attended, n_layers, refuse_other_map
 from lensplug.errors import LensplugError

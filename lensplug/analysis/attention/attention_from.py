@@ -32,7 +32,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.analysis.protocols import needs
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import attended, n_layers, pattern_shape, read_rows
 from lensplug.errors import LensplugError

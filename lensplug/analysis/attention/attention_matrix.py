@@ -34,7 +34,8 @@ from torch import Tensor
 
 from lensplug.analysis.attention.single_layer import Head, read_layer
 from lensplug.analysis.protocols import needs
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import attended, texts_of
 from lensplug.errors import LensplugError

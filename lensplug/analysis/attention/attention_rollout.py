@@ -42,7 +42,8 @@ from lensplug.analysis.attention.cached_mixing import layer_range, read_fused, r
 from lensplug.analysis.attention.rollout_rows import chosen_rows, row_names, rows_table
 from lensplug.analysis.attention.uniform_attention import EvenLayer, beyond_order, even_layer, lift, rolled_out
 from lensplug.analysis.protocols import needs
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result
 from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.cache.reading import attended, n_layers, read, read_kept
 from lensplug.errors import LensplugError

@@ -49,7 +49,8 @@ from torch import Tensor
 from lensplug.analysis.attention.rollout_rows import chosen_rows, row_names, rows_table
 from lensplug.analysis.processed_weights import refuse_centred_logits
 from lensplug.analysis.protocols import needs
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import attended, n_layers, read, read_pattern
 from lensplug.errors import LensplugError

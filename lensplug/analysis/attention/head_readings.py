@@ -22,7 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.analysis.attention.heads_by_layer import HeadsByLayer, looks_at, standard_error
-from lensplug.analysis.result import Provenance, Result, refuse_other_making
+from lensplug.analysis.provenance import Provenance, refuse_other_making
+from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
 from lensplug.positions.modality_map import MODALITIES
 from lensplug.reductions.modality_mass import VIEWS

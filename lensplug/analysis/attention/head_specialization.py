@@ -38,7 +38,7 @@ from torch import Tensor
 
 from lensplug.analysis.attention.head_readings import CLAMP, CLASSES, SINK, HeadSpecialization
 from lensplug.analysis.protocols import needs
-from lensplug.analysis.result import Provenance
+from lensplug.analysis.provenance import Provenance
 from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.cache.reading import looks_ahead_within, n_layers, pattern_shape, read_kept, read_rows, refuse_other_map
 from lensplug.errors import LensplugError

@@ -26,7 +26,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

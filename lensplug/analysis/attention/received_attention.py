@@ -36,7 +36,8 @@ from torch import Tensor
 from lensplug.analysis.attention.single_layer import Head, OneLayer, read_layer
 from lensplug.analysis.attention.visible_positions import visible
 from lensplug.analysis.protocols import needs
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import attended, refuse_other_map, texts_of
 from lensplug.errors import LensplugError

@@ -56,7 +56,8 @@ from lensplug.analysis.attention.resolve_groups import Merge, position_groups
 from lensplug.analysis.interventions.runtime_warning import announce
 from lensplug.analysis.processed_weights import refuse_centred_logits
 from lensplug.analysis.protocols import Lens
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
 from lensplug.inputs.aligned_positions import counterparts
 from lensplug.inputs.logit_targets import Target, terms_of

@@ -40,7 +40,8 @@ from torch import Tensor
 
 from lensplug.analysis.interventions.runtime_warning import announce
 from lensplug.analysis.protocols import Lens
-from lensplug.analysis.result import Provenance, Result, one_row
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result, one_row
 from lensplug.errors import LensplugError
 from lensplug.inputs.edited_inputs import in_place
 from lensplug.inputs.logit_targets import LogitTarget, Terms, Written, terms_of

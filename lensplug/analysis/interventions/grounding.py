@@ -35,7 +35,8 @@ from torch import Tensor
 
 from lensplug.analysis.interventions.ablation_run import Example, prepared, without_medium
 from lensplug.analysis.protocols import Lens
-from lensplug.analysis.result import Provenance, Result, refuse_other_making
+from lensplug.analysis.provenance import Provenance, refuse_other_making
+from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.modality_map import MediumName

@@ -49,7 +49,8 @@ from lensplug.analysis.interventions.ablation_run import Example as Example
 from lensplug.analysis.interventions.answer_scoring import Label, Scoring, answer_name, answer_tokens, scored_pieces
 from lensplug.analysis.interventions.class_scores import ClassScores
 from lensplug.analysis.protocols import Lens
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
 from lensplug.validation.arguments import checked
 

@@ -40,7 +40,8 @@ from torch import Tensor
 from lensplug.analysis.logits.logit_statistics import CACHE_BYTES, chunks, statistics
 from lensplug.analysis.processed_weights import raw_unembedding
 from lensplug.analysis.protocols import needs
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import attended, n_layers, read_residuals, residual_shape
 from lensplug.errors import LensplugError

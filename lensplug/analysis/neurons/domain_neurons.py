@@ -36,7 +36,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.analysis.neurons.neuron_activity import NeuronActivity
-from lensplug.analysis.result import Provenance, Result
+from lensplug.analysis.provenance import Provenance
+from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
 from lensplug.positions.modality_map import ModalityName
 from lensplug.validation.arguments import checked

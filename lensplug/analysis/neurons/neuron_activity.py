@@ -32,7 +32,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.analysis.protocols import needs
-from lensplug.analysis.result import Provenance, Result, refuse_other_making
+from lensplug.analysis.provenance import Provenance, refuse_other_making
+from lensplug.analysis.result import Result
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import n_layers, read
 from lensplug.errors import LensplugError

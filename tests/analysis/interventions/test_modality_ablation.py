@@ -15,7 +15,7 @@ from lensplug import ModalityMap, MultimodalInput, analysis
 from lensplug.analysis.interventions.ablation_methods import METHODS, Ablation, EmbeddingStatistics
 from lensplug.analysis.interventions.ablation_run import Method
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
-from lensplug.analysis.result import Provenance
+from lensplug.analysis.provenance import Provenance
 from lensplug.hf.language_core import LanguageCore
 from lensplug.inputs import edited_inputs
 from lensplug.positions.tokens import find_text

@@ -13,12 +13,13 @@ from support.built import ENGINES
 import lensplug
 from lensplug import LensplugError, analysis, views
 from lensplug.analysis import NeuronActivity
+from lensplug.analysis.provenance import Provenance
 
 
 def counted(probability, positions: int = 100, domains=("a", "b", "c")) -> NeuronActivity:
     """Activity with these probabilities, [layer neuron domain], in one modality."""
     fired = (torch.tensor(probability).permute(2, 0, 1) * positions).round().long()[:, None]
-    made = analysis.result.Provenance("neuron_activity", "model", "float32", "", {})
+    made = Provenance("neuron_activity", "model", "float32", "", {})
     return NeuronActivity(
         fired, torch.full((len(domains), 1), positions), tuple(domains), ("image",), len(domains), made
     )

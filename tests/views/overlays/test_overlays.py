@@ -10,7 +10,7 @@ import torch
 from support.painted import painted
 
 from lensplug import analysis, views
-from lensplug.analysis.result import Provenance
+from lensplug.analysis.provenance import Provenance
 from lensplug.views.style import DIVERGING, HEAT, HEAT_SIGNED
 
 
