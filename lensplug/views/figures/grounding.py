@@ -26,7 +26,7 @@ def grounding(result: Grounding, *, example: int = 0) -> go.Figure:
     both = [(float(result.with_medium[example, i]), float(result.with_blank[example, i])) for i in range(len(tokens))]
     fig = figure(
         go.Bar(
-            x=list(range(len(tokens))), y=difference.tolist(), customdata=both,
+            x=list(range(len(tokens))), y=difference.tolist(), width=0.7, customdata=both,
             marker={"color": [DIVERGING[-1][1] if value >= 0 else DIVERGING[0][1] for value in difference.tolist()]},
             hovertemplate=(
                 "%{y:+.3f} nats: %{customdata[0]:.3f} with the " + result.medium + ", %{customdata[1]:.3f} without"
@@ -36,6 +36,7 @@ def grounding(result: Grounding, *, example: int = 0) -> go.Figure:
         title="", height=360,
     )  # fmt: skip
     fig.update_xaxes(tickvals=list(range(len(tokens))), ticktext=[visible(token) for token in tokens], title="token")
+    fig.update_xaxes(range=[-0.6, max(len(tokens), 8) - 0.4])  # one token is no wall
     fig.update_yaxes(title="difference in log-probability (nats)", gridcolor="#eceef0", zerolinecolor="#9a9ea6")
     total = float(result.total[example])
     notes = (
