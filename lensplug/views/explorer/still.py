@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
@@ -12,6 +11,7 @@ from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.views.explorer.arrays import shown
 from lensplug.views.overlays.image import grid_of, image_overlay
 from lensplug.views.page.embedded import Still
+from lensplug.views.static.states import evenly
 
 LAYERS, PATCHES, ENTRIES = 4, 8, 9
 """The most layers, patches and entries of the logit lens that are shown."""
@@ -28,7 +28,7 @@ def still_of(
 ) -> Still:
     """The layers evenly spread, the patches that have most attention on average over layers and heads."""
     mean = looked[0].mean(dim=1)
-    layers = _evenly(len(mean), LAYERS)
+    layers = evenly(len(mean), LAYERS)
     figure = image_overlay(
         {f"layer {layer}": mean[layer] for layer in layers}, inputs, image=picture, media_index=media_index,
         example=example, title="Attention of the answer's first token",
@@ -36,7 +36,7 @@ def still_of(
     grid = grid_of(inputs, media_index, example)
     mass = mean.mean(dim=0)[positions].masked_fill(~grid.placed, -1)
     most = mass.topk(min(PATCHES, int(grid.placed.sum()))).indices.tolist()
-    columns = _evenly(len(logit_lens.entries), ENTRIES)
+    columns = evenly(len(logit_lens.entries), ENTRIES)
     rows = []
     for patch in most:
         x0, y0, x1, y1 = (round(side) for side in grid.boxes[patch].tolist())
@@ -49,7 +49,3 @@ def still_of(
     )
     head = ("patch (pixels)", *(str(logit_lens.entries[index]) for index in columns))
     return Still(figure, head, tuple(rows), note)
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    return sorted(set(torch.linspace(0, count - 1, min(count, most)).round().int().tolist()))

@@ -10,24 +10,24 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from lensplug.errors import LensplugError
-from lensplug.views.static.words import PIXEL, are_numbers, formatted, numbers, plain
+from lensplug.views.static.plotly_values import PIXEL, are_numbers, formatted, numbers, plain
 
 
 @dataclass
 class Axis:
     """One direction of one pair of axes; those that match share names and extents."""
 
-    of: Any
+    layout: Any
     """Its layout in plotly."""
     names: dict[str, int] = field(default_factory=dict)
     extents: list[float] = field(default_factory=list)
 
     def at(self, values: Any, *, extent: bool = True) -> NDArray[np.float64]:
         """Where values lie along it: numbers as they are, names by their order."""
-        if self.of.type not in (None, "-", "linear", "category", "log"):
-            raise LensplugError(f"a static picture cannot draw an axis of the type {self.of.type!r}.")
+        if self.layout.type not in (None, "-", "linear", "category", "log"):
+            raise LensplugError(f"a static picture cannot draw an axis of the type {self.layout.type!r}.")
         values = numbers(values) if isinstance(values, dict) else list(values)
-        if self.of.type == "category" or not are_numbers(values):
+        if self.layout.type == "category" or not are_numbers(values):
             placed = np.array([self.names.setdefault(str(value), len(self.names)) for value in values], dtype=float)
         else:
             placed = numbers(values)
@@ -44,16 +44,16 @@ class Axis:
 
     def limits(self, *, margin: bool) -> tuple[float, float]:
         """Its two ends, the first at the left or below."""
-        if self.of.range is not None and self.of.autorange in (None, False):
-            low, high = numbers(self.of.range).tolist()
+        if self.layout.range is not None and self.layout.autorange in (None, False):
+            low, high = numbers(self.layout.range).tolist()
             return low, high
         low, high = (min(self.extents), max(self.extents)) if self.extents else (0.0, 1.0)
-        if self.of.rangemode == "tozero":
+        if self.layout.rangemode == "tozero":
             low, high = min(low, 0.0), max(high, 0.0)
         room = 0.05 * (high - low) if margin else 0.0
         low, high = low - (room if low != 0 or not margin else 0), high + (room if high != 0 or not margin else 0)
         low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
-        return (high, low) if self.of.autorange == "reversed" else (low, high)
+        return (high, low) if self.layout.autorange == "reversed" else (low, high)
 
 
 class AllAxes:
@@ -89,19 +89,21 @@ def finish(ax: Any, across: Axis, down: Axis, *, maps: bool, bars: str | None) -
     """
     ax.set_xlim(*across.limits(margin=not maps and bars != "v"))
     ax.set_ylim(*down.limits(margin=not maps and bars != "h"))
-    for side, axis, of in (("x", across, ax.xaxis), ("y", down, ax.yaxis)):
-        layout, ticks = axis.of, _ticks(axis, getattr(ax, f"get_{side}lim")(), ax, side)
+    for side, axis, drawn_axis in (("x", across, ax.xaxis), ("y", down, ax.yaxis)):
+        layout, ticks = axis.layout, _ticks(axis, getattr(ax, f"get_{side}lim")(), ax, side)
         if layout.visible is False:
-            of.set_visible(False)
+            drawn_axis.set_visible(False)
             continue
         if ticks is not None:
-            of.set_ticks(ticks[0])
-            of.set_ticklabels(ticks[1], parse_math=False)
+            drawn_axis.set_ticks(ticks[0])
+            drawn_axis.set_ticklabels(ticks[1], parse_math=False)
         elif layout.tickformat:
             from matplotlib.ticker import FuncFormatter
 
             template = layout.tickformat
-            of.set_major_formatter(FuncFormatter(lambda value, _, template=template: formatted(value, template)))
+            drawn_axis.set_major_formatter(
+                FuncFormatter(lambda value, _, template=template: formatted(value, template))
+            )
         size = (layout.tickfont.size or 11) * PIXEL
         ax.tick_params(axis=side, labelsize=size, length=0, pad=3)
         if layout.tickangle:
@@ -109,19 +111,19 @@ def finish(ax: Any, across: Axis, down: Axis, *, maps: bool, bars: str | None) -
         if layout.showticklabels is False:
             ax.tick_params(axis=side, labelbottom=False, labelleft=False)
         if layout.title.text:
-            of.set_label_text(plain(layout.title.text), fontsize=12 * PIXEL, parse_math=False)
+            drawn_axis.set_label_text(plain(layout.title.text), fontsize=12 * PIXEL, parse_math=False)
         if layout.gridcolor and layout.showgrid is not False:
-            of.grid(True, color=layout.gridcolor, linewidth=0.8)
+            drawn_axis.grid(True, color=layout.gridcolor, linewidth=0.8)
     ax.set_axisbelow(True)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    if across.of.scaleanchor or down.of.scaleanchor:
+    if across.layout.scaleanchor or down.layout.scaleanchor:
         ax.set_aspect("equal", adjustable="box", anchor="NW")
 
 
 def _ticks(axis: Axis, ends: tuple[float, float], ax: Any, side: str) -> tuple[list[float], list[str]] | None:
     """Where ticks stand and what they say, where plotly's figure or the names tell it; as many as there is room for."""
-    layout = axis.of
+    layout = axis.layout
     if layout.tickvals is not None:
         values = axis.at(layout.tickvals, extent=False).tolist()
         texts = [plain(text) for text in (layout.ticktext if layout.ticktext is not None else layout.tickvals)]

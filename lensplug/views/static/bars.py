@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from lensplug.errors import LensplugError
 from lensplug.views.static.axes import Axis
-from lensplug.views.static.words import PIXEL, numbers, rgba
+from lensplug.views.static.plotly_values import PIXEL, numbers, rgba
 
 
 def draw_bars(ax: Any, traces: Sequence[go.Bar], across: Axis, down: Axis, layout: go.Layout) -> None:

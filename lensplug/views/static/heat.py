@@ -1,4 +1,4 @@
-"""Heat maps: cells between edges, a colour for each value, texts in the cells, and the bar that tells the colours."""
+"""Heat maps: cells between edges, a colour for each value, texts in the cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lensplug.errors import LensplugError
 from lensplug.views.static.axes import Axis
-from lensplug.views.static.words import PIXEL, numbers, plain, rgba
+from lensplug.views.static.plotly_values import PIXEL, numbers, plain, rgba
 
 RASTER = 400
 """From this many cells on, a picture of them is put into the drawing: it is smaller than as many shapes."""
@@ -44,7 +44,7 @@ def draw_heatmap(ax: Any, trace: go.Heatmap, across: Axis, down: Axis, layout: g
 
 
 def has_bar(trace: go.Heatmap) -> bool:
-    """Whether a bar beside the figure tells the colours of this trace."""
+    """Whether this trace has a color bar of its own."""
     return trace.coloraxis is None and trace.showscale is not False
 
 
@@ -72,8 +72,8 @@ def _edges(axis: Axis, at: Any, first: Any, step: Any, cells: int) -> NDArray[np
 def _scale(trace: go.Heatmap, layout: go.Layout, values: NDArray[np.float64]) -> tuple[Any, float, float]:
     """Colours, and the values that have the first and the last one."""
     if trace.coloraxis:
-        told = layout[trace.coloraxis]
-        scale, low, high, reverse = told.colorscale, told.cmin, told.cmax, told.reversescale
+        color_axis = layout[trace.coloraxis]
+        scale, low, high, reverse = color_axis.colorscale, color_axis.cmin, color_axis.cmax, color_axis.reversescale
     else:
         scale, low, high, reverse = trace.colorscale, trace.zmin, trace.zmax, trace.reversescale
     finite = values[np.isfinite(values)]

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from lensplug.errors import LensplugError
 from lensplug.views.static.axes import Axis
-from lensplug.views.static.words import PIXEL, numbers, rgba
+from lensplug.views.static.plotly_values import PIXEL, numbers, rgba
 
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}
 SYMBOLS = {"circle": "o", "square": "s", "diamond": "D", "cross": "P", "x": "X", "triangle-up": "^"}

@@ -16,8 +16,8 @@ from lensplug.errors import LensplugError
 from lensplug.views.overlays.sound import Player
 from lensplug.views.page.embedded import Embedded
 from lensplug.views.static.pictures import data_url_of
+from lensplug.views.static.plotly_values import plain
 from lensplug.views.static.states import states
-from lensplug.views.static.words import plain
 from lensplug.views.style import MODALITY_COLORS, figure
 from lensplug.views.tokens.circuitsvis_widgets import Widget
 
@@ -68,14 +68,14 @@ def _figure(part: go.Figure, width: int) -> list[Shown]:
         (name, _alternative(label, name, fig), data_url_of(_small(fig) if several else fig, width=width))
         for name, fig in drawn
     ]
-    said = []
+    controls = []
     if several:
         count = len(part.layout.sliders[0].steps)
-        said.append(
+        controls.append(
             f"a slider through {count} steps" + (f", {len(drawn)} of which are here" if len(drawn) < count else "")
         )
-    said += [f"buttons ({', '.join(plain(one.label) for one in menu.buttons)})" for menu in part.layout.updatemenus]
-    return [Shown(pictures=tuple(images), note=f"With scripts: {'; '.join(said)}." if said else "")]
+    controls += [f"buttons ({', '.join(plain(one.label) for one in menu.buttons)})" for menu in part.layout.updatemenus]
+    return [Shown(pictures=tuple(images), note=f"With scripts: {'; '.join(controls)}." if controls else "")]
 
 
 def _small(fig: go.Figure) -> go.Figure:
@@ -97,22 +97,23 @@ def _alternative(label: str, name: str, fig: go.Figure) -> str:
 
 @shown.register
 def _widget(part: Widget, width: int) -> list[Shown]:
-    told = part.properties
+    properties = part.properties
     if part.component == "ColoredTokens":
-        values = [float(value) for value in told["values"]]
+        values = [float(value) for value in properties["values"]]
         most = max((abs(value) for value in values), default=0.0) or 1.0
         words = tuple(
             (text.replace("\u2060", ""), f"{value:.4g}", _level(value / most))
-            for text, value in zip(told["tokens"], values, strict=True)
+            for text, value in zip(properties["tokens"], values, strict=True)
         )
         legend = tuple(
             (f"{at * most:.2g}", "", _level(at)) for at in ((-1, 0, 1) if min(values, default=0) < 0 else (0, 0.5, 1))
         )
         return [Shown(words=words), Shown(words=legend, note="The scale of the colors.")]
     if part.component == "AttentionHeads":
-        fig = _heads(np.asarray(told["attention"], dtype=float), told["tokens"], told["attentionHeadNames"])
+        tokens, names = properties["tokens"], properties["attentionHeadNames"]
+        fig = _heads(np.asarray(properties["attention"], dtype=float), tokens, names)
         note = "Rows look at columns; all heads have one scale. With scripts: each head large, each word to point at."
-        alt = f"Attention of {len(told['attentionHeadNames'])} heads between {len(told['tokens'])} tokens: heat maps"
+        alt = f"Attention of {len(names)} heads between {len(tokens)} tokens: heat maps"
         return [Shown(pictures=(("", alt, data_url_of(fig, width=1000)),), note=note)]
     raise LensplugError(f"a page without scripts cannot show CircuitsVis's {part.component!r}.")
 

@@ -13,7 +13,7 @@ from PIL import Image
 from lensplug.validation.arguments import checked
 from lensplug.views.static.draw import DPI, draw
 from lensplug.views.static.library import house_style
-from lensplug.views.static.words import PIXEL
+from lensplug.views.static.plotly_values import PIXEL
 
 NOTHING: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
 """A picture says neither when nor with what it was made."""
@@ -56,13 +56,13 @@ def data_url_of(figure: go.Figure, *, width: int = 860) -> tuple[str, int]:
     """A figure as an address that holds it, and its width on a page."""
     text = "" if figure.layout.images else svg(figure, width=width)
     if text and len(text) <= LARGEST:
-        wide = re.search(r'<svg[^>]* width="([\d.]+)pt"', text)
-        told = round(float(wide.group(1)) / PIXEL) if wide else width
-        return f"data:image/svg+xml;base64,{b64encode(text.encode()).decode()}", told
+        width_in_points = re.search(r'<svg[^>]* width="([\d.]+)pt"', text)
+        shown_width = round(float(width_in_points.group(1)) / PIXEL) if width_in_points else width
+        return f"data:image/svg+xml;base64,{b64encode(text.encode()).decode()}", shown_width
     data = _written(figure, width, "webp", dpi=1.5 * DPI, pil_kwargs={"quality": 84})
     with Image.open(BytesIO(data)) as picture:
-        told = round(picture.width / 1.5)
-    return f"data:image/webp;base64,{b64encode(data).decode()}", told
+        shown_width = round(picture.width / 1.5)
+    return f"data:image/webp;base64,{b64encode(data).decode()}", shown_width
 
 
 def _written(figure: go.Figure, width: int, kind: str, **options: Any) -> bytes:

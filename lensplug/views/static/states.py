@@ -19,11 +19,11 @@ def states(fig: go.Figure) -> list[tuple[str, go.Figure]]:
         return [("", fig)]
     steps = fig.layout.sliders[0].steps
     chosen = evenly(len(steps), MOST)
-    return [(str(steps[at].label), _at(fig, steps[at])) for at in chosen]
+    return [(str(steps[index].label), _at(fig, steps[index])) for index in chosen]
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """At most so many of `count` numbers from 0, the first and the last among them."""
+    """At most `most` of `count` numbers from 0, the first and the last among them."""
     if count <= most:
         return list(range(count))
     return sorted({round(at * (count - 1) / (most - 1)) for at in range(most)})

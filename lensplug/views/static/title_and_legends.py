@@ -1,4 +1,4 @@
-"""What stands around the axes: the title above, names of colours below it, bars of colours."""
+"""What is drawn around the axes: the title, the legend, and color bars."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import plotly.graph_objects as go
 
 from lensplug.views.static.heat import has_bar
 from lensplug.views.static.lines import DASHES
-from lensplug.views.static.words import PIXEL, formatted, plain, rgba
+from lensplug.views.static.plotly_values import PIXEL, formatted, plain, rgba
 
 Place = Callable[[float | int, float | int], tuple[float, float]]
 
 
 def add_bars_of_colors(figure: Any, meshes: Sequence[Any], layout: go.Layout, place: Place) -> None:
     """One bar for each heat map that has one, and for each colour axis that several share."""
-    told: set[str] = set()
+    drawn_axes: set[str] = set()
     for trace, ax, mesh in meshes:
         bar = trace.colorbar
         if trace.coloraxis:
-            if trace.coloraxis in told:
+            if trace.coloraxis in drawn_axes:
                 continue
-            told.add(trace.coloraxis)
+            drawn_axes.add(trace.coloraxis)
             bar = layout[trace.coloraxis].colorbar
         elif not has_bar(trace):
             continue
@@ -32,20 +32,20 @@ def add_bars_of_colors(figure: Any, meshes: Sequence[Any], layout: go.Layout, pl
 def _bar_of_colors(figure: Any, ax: Any, mesh: Any, bar: Any, place: Place) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    wide, tall = figure.get_size_inches() * figure.dpi
+    width, height = figure.get_size_inches() * figure.dpi
     thick, title = bar.thickness or 12, plain(bar.title.text)
     if bar.orientation == "h":
         edges = _edges(figure)
         start, end = place(0, 0)[0], place(1, 0)[0]
-        long = (bar.len or 1) / wide if bar.lenmode == "pixels" else (bar.len or 1) * (end - start)
+        long = (bar.len or 1) / width if bar.lenmode == "pixels" else (bar.len or 1) * (end - start)
         x = place(bar.x if bar.x is not None else 0.5, 0)[0] - (0 if bar.xanchor == "left" else long / 2)
         above = bar.yref != "container" and (bar.y is None or bar.y >= 1)
-        y = edges[1] + 22 / tall if above else edges[0] - (12 + thick) / tall
-        made = figure.colorbar(mesh, cax=figure.add_axes((x, y, long, thick / tall)), orientation="horizontal")
-        made.ax.xaxis.set_ticks_position("bottom")
+        y = edges[1] + 22 / height if above else edges[0] - (12 + thick) / height
+        color_bar = figure.colorbar(mesh, cax=figure.add_axes((x, y, long, thick / height)), orientation="horizontal")
+        color_bar.ax.xaxis.set_ticks_position("bottom")
         if title:
-            made.ax.set_xlabel(title, fontsize=11 * PIXEL, parse_math=False)
-        ticks = made.ax.xaxis
+            color_bar.ax.set_xlabel(title, fontsize=11 * PIXEL, parse_math=False)
+        ticks = color_bar.ax.xaxis
     else:
         at, low, high = ax.get_position(), place(0, 0)[1], place(0, 1)[1]
         if bar.len is None or bar.len >= 1:
@@ -53,17 +53,17 @@ def _bar_of_colors(figure: Any, ax: Any, mesh: Any, bar: Any, place: Place) -> N
         elif bar.yanchor == "top":
             high = place(0, bar.y if bar.y is not None else 1)[1]
             low = high - bar.len * (place(0, 1)[1] - low)
-        made = figure.colorbar(mesh, cax=figure.add_axes((at.x1 + 14 / wide, low, thick / wide, high - low)))
+        color_bar = figure.colorbar(mesh, cax=figure.add_axes((at.x1 + 14 / width, low, thick / width, high - low)))
         if title:
-            made.ax.set_ylabel(title, fontsize=11 * PIXEL, parse_math=False)
-        ticks = made.ax.yaxis
+            color_bar.ax.set_ylabel(title, fontsize=11 * PIXEL, parse_math=False)
+        ticks = color_bar.ax.yaxis
     ticks.set_major_locator(MaxNLocator(bar.nticks or 6))
     template = bar.tickformat
     ticks.set_major_formatter(FuncFormatter(lambda value, _: formatted(value, template or ".4g")))
-    made.ax.tick_params(labelsize=10 * PIXEL, length=2, width=0.5, pad=2)
-    made.outline.set_visible(False)
+    color_bar.ax.tick_params(labelsize=10 * PIXEL, length=2, width=0.5, pad=2)
+    color_bar.outline.set_visible(False)
     if bar.tickvals is not None:
-        made.set_ticks(list(bar.tickvals))
+        color_bar.set_ticks(list(bar.tickvals))
         ticks.set_ticklabels([plain(text) for text in (bar.ticktext or bar.tickvals)], parse_math=False)
 
 
@@ -73,9 +73,9 @@ def add_legend(figure: Any, traces: Sequence[Any], layout: go.Layout, place: Pla
     from matplotlib.patches import Patch
 
     named = [one for one in traces if not isinstance(one, go.Heatmap)]
-    told = layout.showlegend is not False and (len(named) > 1 or any(one.showlegend for one in named))
+    has_legend = layout.showlegend is not False and (len(named) > 1 or any(one.showlegend for one in named))
     handles: dict[str, Any] = {}
-    for one in named if told else []:
+    for one in named if has_legend else []:
         if one.showlegend is False or not one.name:
             continue
         if isinstance(one, go.Bar):
@@ -90,12 +90,12 @@ def add_legend(figure: Any, traces: Sequence[Any], layout: go.Layout, place: Pla
         handles.setdefault(plain(one.name), mark)
     if not handles:
         return
-    wide, tall = figure.get_size_inches() * figure.dpi
-    room = (place(1, 0)[0] - place(0, 0)[0]) * wide
+    width, height = figure.get_size_inches() * figure.dpi
+    room = (place(1, 0)[0] - place(0, 0)[0]) * width
     columns = max(1, int(room / (44 + 7 * max(map(len, handles)))))
     legend = figure.legend(
         list(handles.values()), list(handles), loc="lower left", ncols=columns, frameon=False, fontsize=11 * PIXEL,
-        bbox_to_anchor=(place(0, 0)[0], _edges(figure)[1] + 2 / tall), borderaxespad=0, borderpad=0.2,
+        bbox_to_anchor=(place(0, 0)[0], _edges(figure)[1] + 2 / height), borderaxespad=0, borderpad=0.2,
         handlelength=1.4, columnspacing=1.2,
     )  # fmt: skip
     for text in legend.get_texts():
@@ -104,20 +104,20 @@ def add_legend(figure: Any, traces: Sequence[Any], layout: go.Layout, place: Pla
 
 def add_title(figure: Any, layout: go.Layout, place: Place) -> None:
     """The title over everything, and its notes below it in smaller letters."""
-    tall = figure.get_size_inches()[1] * figure.dpi
+    height = figure.get_size_inches()[1] * figure.dpi
     lines = plain(layout.title.text).split("\n") if layout.title.text else []
     left = _edges(figure, side=True)[0]
-    y = _edges(figure)[1] + 10 / tall
+    y = _edges(figure)[1] + 10 / height
     for line in reversed(lines):
         first = line is lines[0]
         size = 15 if first else 11.5
         color = "#22252a" if first else "#4d5661"
         figure.text(left, y, line, fontsize=size * PIXEL, color=color, va="bottom", parse_math=False)
-        y += (size + 6) / tall
+        y += (size + 6) / height
 
 
 def _edges(figure: Any, *, side: bool = False) -> tuple[float, float]:
     """The lowest and highest (or leftmost and rightmost) place that anything is drawn at."""
     box = figure.get_tightbbox(figure.canvas.get_renderer())
-    wide, tall = figure.get_size_inches()
-    return (box.x0 / wide, box.x1 / wide) if side else (box.y0 / tall, box.y1 / tall)
+    width, height = figure.get_size_inches()
+    return (box.x0 / width, box.x1 / width) if side else (box.y0 / height, box.y1 / height)

@@ -1,4 +1,4 @@
-"""What lies over and under traces: pictures, shaded stretches, lines across, words."""
+"""Items of a layout, over and under the traces: images, shaded stretches, lines across, annotations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from lensplug.errors import LensplugError
-from lensplug.views.static.words import PIXEL, plain, rgba
+from lensplug.views.static.plotly_values import PIXEL, plain, rgba
 
 
 def draw_image(ax: Any, image: Any) -> None:
@@ -46,13 +46,13 @@ def draw_annotation(figure: Any, axes: dict[tuple[str, str], Any], note: Any, pl
     """Words at a place: of a pair of axes, or of the whole plot."""
     if note.showarrow:
         raise LensplugError("a static picture cannot draw an arrow.")
-    said = {
+    text_style = {
         "fontsize": (note.font.size or 12) * PIXEL, "parse_math": False, "zorder": 6,
         "ha": {"left": "left", "right": "right"}.get(note.xanchor, "center"),
         "va": {"top": "top", "bottom": "bottom"}.get(note.yanchor, "center"),
     }  # fmt: skip
     if note.xref == "paper" and note.yref == "paper":
-        figure.text(*place(note.x, note.y), plain(note.text), **said)
+        figure.text(*place(note.x, note.y), plain(note.text), **text_style)
         return
     name = str(note.xref).split(" ")[0], str(note.yref).split(" ")[0]
     if name not in axes:
@@ -61,7 +61,7 @@ def draw_annotation(figure: Any, axes: dict[tuple[str, str], Any], note: Any, pl
     from matplotlib.transforms import blended_transform_factory
 
     sides = [ax.transAxes if str(ref).endswith("domain") else ax.transData for ref in (note.xref, note.yref)]
-    ax.text(note.x, note.y, plain(note.text), transform=blended_transform_factory(*sides), **said)
+    ax.text(note.x, note.y, plain(note.text), transform=blended_transform_factory(*sides), **text_style)
 
 
 def names_of(shape: Any) -> tuple[str, str]:
