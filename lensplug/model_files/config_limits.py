@@ -37,6 +37,10 @@ MOST_ENTRIES = 10_000
 """Largest allowed length of a list in a processor config."""
 PIXELS = 64 << 20
 """Largest allowed number of pixels of one encoder input image."""
+LABELS = 1_000_000
+"""Largest allowed number of labels; transformers makes a name for each."""
+RATES = 1_000_000
+"""Largest allowed sampling rate of a processor, in Hz."""
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 HERE = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention",
         "grouped_mm", "batched_mm")  # fmt: skip
@@ -64,8 +68,12 @@ def refuse_config(path: Path) -> None:
         _refuse_implementation(path, key, value)
         if isinstance(value, float) and value != value:
             raise LensplugError(f"{str(path)!r} has {_dotted(key)} = NaN, expected a number.")
+        if name == "image_grid_pinpoints" and isinstance(value, list):
+            _refuse_pinpoints(path, key, value)
         if not isinstance(value, int) or isinstance(value, bool):
             continue
+        if name == "num_labels" and not 0 <= value <= LABELS:
+            raise LensplugError(f"{str(path)!r} has {_dotted(key)} = {value}, expected 0 to {LABELS}.")
         if COUNTS.search(name) and not 0 <= value <= MOST and "feature" not in name:
             raise LensplugError(f"{str(path)!r} has {_dotted(key)} = {value}, expected 0 to {MOST}.")
         if SIZES.search(name) and not COUNTS.search(name) and value > LARGEST:
@@ -92,6 +100,14 @@ def refuse_processor(path: Path) -> None:
             _refuse_class(path, name, value)
         if path.name not in PROCESSORS:
             continue
+        if name == "image_grid_pinpoints" and isinstance(value, list) and key[-1] == name:
+            _refuse_pinpoints(path, key, value)
+        if name == "sampling_rate" and not (
+            isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= RATES
+        ):
+            raise LensplugError(
+                f"{str(path)!r} has {_dotted(key)} = {_brief(value)}, expected a rate from 1 to {RATES} Hz."
+            )
         if isinstance(value, Mapping) and {"height", "width"} <= set(value):
             _refuse_picture(path, key, value["height"], value["width"])
         if isinstance(value, list) and len(value) > MOST_ENTRIES:
@@ -141,6 +157,18 @@ def _refuse_picture(path: Path, key: tuple[str, ...], height: Any, width: Any) -
         raise LensplugError(
             f"{str(path)!r} has {_dotted(key)} of height {_brief(height)} and width {_brief(width)}, expected at least"
             f" 1 each and {PIXELS >> 20} million pixels at most."
+        )
+
+
+def _refuse_pinpoints(path: Path, key: tuple[str, ...], pairs: list[Any]) -> None:
+    """Sizes of images that tiles are cut from."""
+    are_pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    sides = [side for pair in pairs for side in pair] if are_pairs else []
+    are_sizes = bool(sides) and all(type(side) is int and side > 0 for side in sides)
+    if not are_sizes or any(height * width > PIXELS for height, width in pairs):
+        raise LensplugError(
+            f"{str(path)!r} has {_dotted(key)} = {_brief(pairs)}, expected pairs of height and width in whole pixels,"
+            f" {PIXELS >> 20} million of them at most."
         )
 
 

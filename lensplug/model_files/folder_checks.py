@@ -11,16 +11,18 @@ from transformers.utils import hub
 from lensplug.errors import LensplugError
 from lensplug.model_files.config_limits import refuse_config, refuse_processor
 from lensplug.model_files.json_files import read_object, refuse_no_file
+from lensplug.model_files.tokenizer_limits import refuse_tokenizer
 from lensplug.model_files.weight_files import INDEX, PICKLED_INDEX, WeightFiles, of_index, wanted, weight_files
 
 CONFIG = "config.json"
 OF_PROCESSORS = (
     "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json",
 )  # fmt: skip
-JSON = ("tokenizer.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER = "tokenizer.json"
+JSON = ("generation_config.json", "special_tokens_map.json", "added_tokens.json")
 TEXTS = ("chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 ADAPTER = "adapter_config.json"
-SMALL = (CONFIG, *OF_PROCESSORS, *JSON, *TEXTS, ADAPTER)
+SMALL = (CONFIG, *OF_PROCESSORS, TOKENIZER, *JSON, *TEXTS, ADAPTER)
 """Every file but weights that transformers opens by its name."""
 SUFFIXES = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin", ".gguf", ".py")
 IF_THERE = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
@@ -73,6 +75,8 @@ def refuse_broken(folder: Path, name: str, *, may_have_adapter: bool = False) ->
     for file in OF_PROCESSORS:
         if (folder / file).exists():
             refuse_processor(folder / file)
+    if (folder / TOKENIZER).exists():
+        refuse_tokenizer(folder / TOKENIZER)
     for file in JSON:
         if (folder / file).exists():
             read_object(folder / file)

@@ -397,6 +397,22 @@ CASES: dict[str, Case] = {
     "tokenizer cut": Case("load", cut("tokenizer.json", 0.5), "tokenizer.json"),
     "tokenizer a page": Case("load", written("tokenizer.json", PAGE), "tokenizer.json.*HTML"),
     "tokenizer nested": Case("load", written("tokenizer.json", b'{"model":' * 100_000), "tokenizer.json"),
+    "tokenizer that doubles a letter forty times": Case(
+        "load", changed("tokenizer.json", "normalizer", to={
+            "type": "Sequence",
+            "normalizers": [{"type": "Replace", "pattern": {"String": "o"}, "content": "oo"}] * 40}),
+        "tokenizer.json.*normalizer that lengthen a text 1.1e.12 times",
+    ),
+    "tokenizer that puts a book before a text": Case(
+        "load", changed("tokenizer.json", "normalizer", to={"type": "Prepend", "prepend": "a" * 5_000_000}),
+        "tokenizer.json.*5000000 characters in normalizer.prepend",
+    ),
+    "tokenizer that draws tokens": Case(
+        "load", changed("tokenizer.json", "model", "dropout", to=0.9), "tokenizer.json.*model.dropout = 0.9"
+    ),
+    "labels without end": Case("load", config("num_labels", to=10**9), "num_labels = 1000000000"),
+    "tiles without end": Case("load", config("image_grid_pinpoints", to=[[10**8 - 1] * 2]), "image_grid_pinpoints"),
+    "tiles of nothing": Case("load", config("image_grid_pinpoints", to=[]), "image_grid_pinpoints"),
     "tokenizer of another type": Case("load", changed("tokenizer.json", "model", to={"type": "Sorcery"}), "tokenizer"),
     "tokenizer whose pattern backtracks": Case(
         "ask", several(
