@@ -66,8 +66,9 @@ def run_to_seam(hf_model: Any, core: LanguageCore, model_inputs: Mapping[str, An
             hf_model(**model_inputs, use_cache=False)
     except _Stop as reached:
         return _read(reached.kwargs, core, model_inputs.get("attention_mask"))
-    except (ValueError, RuntimeError, IndexError) as error:
-        raise LensplugError(f"{type(hf_model).__name__} refused its inputs: {error}") from error
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        why = str(error) if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}, {error}"
+        raise LensplugError(f"{type(hf_model).__name__} refused its inputs: {why}") from error
     raise LensplugError(f"{type(hf_model).__name__} never called its decoder: it has no seam to read.")
 
 
