@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from lensplug.analysis.result import Result
 from lensplug.analysis.saved_fields import FORMAT, HEADER, decoded
 from lensplug.errors import LensplugError
+from lensplug.files.destinations import expanded
 
 
 def read(path: str | Path) -> Result:
@@ -42,7 +43,7 @@ def read(path: str | Path) -> Result:
             way that this one does not read.
     """
     try:
-        with safe_open(str(Path(path).expanduser()), "pt") as file:
+        with safe_open(str(expanded(path)), "pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "null"))
             if not isinstance(header, dict):
                 raise _no_result(path, "it is a safetensors file without a result in its header")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lensplug.app import interrupts
 from lensplug.app.terminal import say, say_table, working
 from lensplug.errors import LensplugError
 from lensplug.files.writable import file_to_write, folder_to_write
@@ -108,7 +110,9 @@ def report(
     image: ImageFile = None,
     video: VideoFile = None,
     audio: AudioFile = None,
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("lensplug-report.html"),
+    out: Annotated[
+        str, typer.Option(help="The page to write; one that is there is replaced.")
+    ] = "lensplug-report.html",
     device: Device = None,
     dtype: Dtype = "auto",
     trust_remote_code: RemoteCode = False,
@@ -117,11 +121,12 @@ def report(
     """Write one self-contained page on how a model answers a prompt with images, videos, sounds, or text only."""
     with _steps() as step:
         _need_what_draws(static)
-        out = file_to_write(out)  # fails now rather than after minutes
+        page = file_to_write(out)  # fails now rather than after minutes
         media = _media(image, video, audio)
+        _refuse_input_as_output(page, model, media)
         lens = _load(model, device, dtype, step, trust_remote_code=trust_remote_code)
         _refuse_no_medium(lens, media)
-        _report(lens, prompt, out, step, static, **media)
+        _report(lens, prompt, page, step, static, **media)
 
 
 @app.command()
@@ -206,6 +211,15 @@ def _refuse_no_medium(lens: MultimodalLens, media: dict[str, Any]) -> None:
         raise LensplugError("there is no image, video or sound: pass --image FILE, --video FILE or --audio FILE.")
 
 
+def _refuse_input_as_output(page: Path, model: str, media: dict[str, list[Path]]) -> None:
+    """Nobody means to replace the image that the report is about, or a file of the model."""
+    inputs = [file for files in media.values() for file in files if file.exists()]
+    folder = Path(model)
+    is_of_model = folder.is_dir() and folder.resolve() in page.resolve().parents
+    if page.exists() and (is_of_model or any(page.samefile(file) for file in inputs)):
+        raise LensplugError(f"{str(page)!r} is read for the report and would be replaced by it: give another --out.")
+
+
 def _need_what_draws(static: bool) -> None:
     """Before anything is loaded."""
     from lensplug.views.static.library import need_matplotlib
@@ -278,3 +292,14 @@ def _steps() -> Iterator[Any]:
     except LensplugError as error:
         say(f"lensplug: {error}", error=True)
         raise typer.Exit(2) from None
+    except (typer.Exit, typer.Abort, OSError):
+        raise
+    except Exception as error:
+        if interrupts.came() or os.environ.get("LENSPLUG_TRACEBACK"):
+            raise
+        say(
+            f"lensplug: {type(error).__name__}, which was not foreseen: {error}. If the model's files are sound, it is"
+            " a fault of lensplug: please report it, with what LENSPLUG_TRACEBACK=1 prints.",
+            error=True,
+        )
+        raise typer.Exit(1) from None

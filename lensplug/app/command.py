@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -20,13 +21,13 @@ def main() -> None:
             app()
         except SystemExit as ended:
             code = ended.code
-        except BrokenPipeError:
-            code = 1
+        except OSError as error:
+            code = _output_is_gone(error)
         try:
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader has closed the pipe (`| head`); Python would flush again at shutdown
+        except OSError as error:  # Python would flush again at shutdown
+            code = code or _output_is_gone(error)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = code or 1
         interrupts.ignore()
     except BaseException:
         if not interrupts.came():
@@ -35,6 +36,19 @@ def main() -> None:
     if interrupts.came():
         interrupts.end()
     sys.exit(code)  # type: ignore[arg-type]
+
+
+def _output_is_gone(error: OSError) -> int:
+    """The exit code where what the command prints has nowhere to go; any other error is raised again.
+
+    A reader that has closed the pipe (`| head`) wants to hear nothing.
+    """
+    if isinstance(error, BrokenPipeError):
+        return 1
+    if error.errno != errno.ENOSPC:  # of files that lensplug writes it is a LensplugError
+        raise error
+    print(f"lensplug: what it prints cannot be written: {error.strerror}.", file=sys.stderr)
+    return 1
 
 
 def _open_what_is_closed() -> None:

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from lensplug.files.destinations import file_target, unwritten
+from lensplug.files.destinations import expanded, file_target, unwritten
 
 UNFINISHED = ".lensplug-unfinished-"
 """How the name of what is not whole yet begins; a process that was killed leaves it."""
@@ -47,7 +47,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     """
     with opened(path) as file:
         file.write(content)
-    return Path(path).expanduser()
+    return expanded(path)
 
 
 @contextmanager

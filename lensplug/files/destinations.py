@@ -30,7 +30,7 @@ def file_target(path: str | Path) -> Path:
     Raises:
         LensplugError: If the path is something else, or cannot be examined.
     """
-    target = Path(path).expanduser()
+    target = expanded(path)
     if not target.name or str(path).endswith(("/", os.sep)) or os.path.isdir(target):
         raise LensplugError(f"{str(path)!r} is a folder, and a file is to be written: give a name in it, such as"
                             f" {str(target / 'report.html')!r}.")  # fmt: skip
@@ -50,6 +50,18 @@ def file_target(path: str | Path) -> Path:
         kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
         raise LensplugError(f"{str(path)!r} is {kind}, and a file is to be written: give another path.")
     return target
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~user` written out.
+
+    Raises:
+        LensplugError: If there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise LensplugError(f"{str(path)!r} names a user who has no home here: give the path in full.") from error
 
 
 def refuse_planted_links(folder: Path, path: str | Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lensplug.errors import LensplugError
 from lensplug.files.atomic_write import Unfinished
-from lensplug.files.destinations import file_target, refuse_planted_links, unwritten
+from lensplug.files.destinations import expanded, file_target, refuse_planted_links, unwritten
 
 
 def file_to_write(path: str | Path) -> Path:
@@ -33,7 +33,7 @@ def folder_to_write(path: str | Path) -> Path:
     Raises:
         LensplugError: If it cannot be.
     """
-    target = Path(path).expanduser()
+    target = expanded(path)
     refuse_planted_links(target, path)
     if os.path.lexists(target) and not os.path.isdir(target):
         raise LensplugError(f"{str(path)!r} is a file, and a folder is to be written: give another path.")

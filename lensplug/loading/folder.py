@@ -20,7 +20,12 @@ def found(name: str | Path, *, subfolder: str = "", gguf_file: str | None = None
         LensplugError: If it is a path, and no such folder, or one that lacks something.
     """
     text = str(name)
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise LensplugError(
+            f"{text!r} could not be loaded: it names a user who has no home here. {EXPECTED}"
+        ) from error
     is_path = isinstance(name, Path) or text.startswith(("/", ".", "~")) or text.count("/") > 1
     if path.is_file():
         raise LensplugError(f"{text!r} could not be loaded: it is a file. Give the folder that it is in. {EXPECTED}")

@@ -1,6 +1,7 @@
 """The command line: what it prints and writes, and that errors are one sentence."""
 
 import random
+import shutil
 from types import SimpleNamespace
 
 import av
@@ -57,6 +58,45 @@ def test_demo_computes_nothing_where_a_page_cannot_be_written(tmp_path, name):
     result = run("demo", "--out", tmp_path)
     assert result.exit_code == 2 and "is a folder, and a file is to be written" in result.output
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["photo.png", "model/config.json"])
+def test_a_report_does_not_replace_what_it_is_about(tmp_path, photo, name):
+    shutil.copytree(MODEL, tmp_path / "model")
+    before = (tmp_path / name).read_bytes()
+    options = ("--model", tmp_path / "model", "--image", photo, "--prompt", "What?", "--out", tmp_path / name)
+    result = run("report", *options)
+    assert result.exit_code == 2 and "would be replaced by it: give another --out" in result.output
+    assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("~nobody-of-this-name/x.html", "who has no home here"),
+        ("nowhere/", "is a folder, and a file"),
+        ("", "is a folder"),
+    ],
+)
+def test_paths_that_are_no_file(out, message, photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("report", "--model", MODEL, "--image", photo, "--prompt", "What?", "--out", out)
+    assert result.exit_code == 2 and message in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+    result = run("check", "--model", "~nobody-of-this-name/m", "--image", photo)
+    assert result.exit_code == 2 and "has no home here" in result.output
+
+
+def test_what_was_not_foreseen_is_one_sentence(photo, monkeypatch):
+    def broken(*args, **options):
+        raise ZeroDivisionError("in \x1b[2J a model")
+
+    monkeypatch.setattr(lensplug, "load", broken)
+    result = run("check", "--model", MODEL, "--image", photo)
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    assert r"lensplug: ZeroDivisionError, which was not foreseen: in \x1b[2J a model." in result.output
+    monkeypatch.setenv("LENSPLUG_TRACEBACK", "1")
+    assert isinstance(run("check", "--model", MODEL, "--image", photo).exception, ZeroDivisionError)
 
 
 @pytest.mark.parametrize(("ending", "rate", "channels"), [("wav", 44100, 2), ("mp3", 16000, 1), ("flac", 8000, 1)])

@@ -193,13 +193,24 @@ def test_a_closed_stream_does_not_become_the_first_file_that_is_opened(closed, t
     assert page.read_text() == "page"
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_an_output_that_is_full():
+    """Neither a print nor the flush at the end is a traceback."""
+    for prints in ("print('x' * 100)", "[print('x' * 1000) for _ in range(100)]"):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(main(prints), stdout=full, stderr=subprocess.PIPE, text=True, timeout=30)
+        assert done.returncode == 1
+        assert done.stderr == "lensplug: what it prints cannot be written: No space left on device.\n"
+
+
 def test_importing_lensplug_changes_no_signal():
     code = """if True:
         import signal
         from lensplug.app import cli, command
         print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, signal.getsignal(signal.SIGTERM).name)
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, preexec_fn=heed_signals)
     assert done.stdout == "True SIG_DFL\n"
 
 
