@@ -47,7 +47,7 @@ def _output_is_gone(error: OSError) -> int:
         return 1
     if error.errno != errno.ENOSPC:  # of files that lensplug writes it is a LensplugError
         raise error
-    print(f"lensplug: what it prints cannot be written: {error.strerror}.", file=sys.stderr)
+    sys.stderr.write(f"lensplug: what it prints cannot be written: {error.strerror}.\n")
     return 1
 
 
