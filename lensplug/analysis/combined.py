@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from jaxtyping import AbstractArray
 from torch import Tensor
 
+from lensplug.analysis.field_hints import field_hints
 from lensplug.analysis.provenance import Made, refuse_other_making
 from lensplug.errors import LensplugError
 
@@ -39,7 +40,7 @@ def combined(results: Sequence[AnyResult], example_depth: Mapping[str, int]) -> 
     if not results:
         raise LensplugError("there are no results to be combined.")
     first, kind = results[0], type(results[0])
-    if not any(example_axis(hint) is not None for hint in get_type_hints(kind, localns=_names()).values()):
+    if not any(example_axis(hint) is not None for hint in field_hints(kind).values()):
         raise LensplugError(f"a {kind.__name__} has no examples to be combined: combine the results it was made of.")
     refuse_other_making(cast("Sequence[Made]", results))
     joined = _joined_fields(results, kind.__name__, example_depth)
@@ -56,7 +57,7 @@ def example_axis(hint: Any) -> int | None:
 
 
 def _joined_fields(parts: Sequence[Any], kind: str, depths: Mapping[str, int]) -> dict[str, Any]:
-    hints = get_type_hints(type(parts[0]), localns=_names())
+    hints = field_hints(type(parts[0]))
     names = [field_.name for field_ in fields(parts[0]) if field_.name not in ("provenance", "provenances")]
     return {
         name: _joined([getattr(part, name) for part in parts], hints[name], depths.get(name), f"{kind}.{name}")
@@ -103,10 +104,3 @@ def _equal(value: Any, other: Any) -> bool:
     if isinstance(value, Tensor) and isinstance(other, Tensor):
         return torch.equal(value, other)
     return type(value) is type(other) and bool(value == other)
-
-
-def _names() -> dict[str, Any]:
-    """What annotations name and only type checkers import."""
-    import pandas
-
-    return {"pd": pandas}

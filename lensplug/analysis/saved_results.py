@@ -18,11 +18,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from beartype.door import is_bearable
 from safetensors import SafetensorError, safe_open
 
+from lensplug.analysis.field_hints import field_hints
 from lensplug.analysis.result import Result
 from lensplug.analysis.saved_fields import FORMAT, HEADER, decoded
 from lensplug.errors import LensplugError
@@ -92,8 +93,7 @@ def _made(kind: type[Result], values: Mapping[str, Any], header: Mapping[str, An
             f"{str(path)!r} has a {kind.__name__} written by {_writer(header)}, whose fields are others ({differing}):"
             " open it with that version, or make it again."
         )
-    pandas = import_module("pandas")
-    hints = get_type_hints(kind, localns={"pd": pandas})
+    hints = field_hints(kind)
     for name, value in values.items():
         if not is_bearable(value, hints[name]):
             raise _no_result(path, f"its field {name!r} is not what a {kind.__name__} has there")
