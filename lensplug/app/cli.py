@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lensplug.app import interrupts
+from lensplug.app.output import output_is_gone
 from lensplug.app.terminal import say, say_table, working
 from lensplug.errors import LensplugError
 from lensplug.files.writable import file_to_write, folder_to_write
@@ -292,10 +293,10 @@ def _steps() -> Iterator[Any]:
     except LensplugError as error:
         say(f"lensplug: {error}", error=True)
         raise typer.Exit(2) from None
-    except (typer.Exit, typer.Abort, OSError):
+    except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        if interrupts.came() or os.environ.get("LENSPLUG_TRACEBACK"):
+        if output_is_gone(error) or interrupts.came() or os.environ.get("LENSPLUG_TRACEBACK"):
             raise
         say(
             f"lensplug: {type(error).__name__}, which was not foreseen: {error}. If the model's files are sound, it is"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 
 from lensplug.app import interrupts
+from lensplug.app.output import output_is_gone
 
 
 def main() -> None:
@@ -22,11 +22,11 @@ def main() -> None:
         except SystemExit as ended:
             code = ended.code
         except OSError as error:
-            code = _output_is_gone(error)
+            code = _code_without_output(error)
         try:
             sys.stdout.flush()
         except OSError as error:  # Python would flush again at shutdown
-            code = code or _output_is_gone(error)
+            code = code or _code_without_output(error)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         interrupts.ignore()
     except BaseException:
@@ -38,15 +38,15 @@ def main() -> None:
     sys.exit(code)  # type: ignore[arg-type]
 
 
-def _output_is_gone(error: OSError) -> int:
+def _code_without_output(error: OSError) -> int:
     """The exit code where what the command prints has nowhere to go; any other error is raised again.
 
     A reader that has closed the pipe (`| head`) wants to hear nothing.
     """
+    if not output_is_gone(error):
+        raise error
     if isinstance(error, BrokenPipeError):
         return 1
-    if error.errno != errno.ENOSPC:  # of files that lensplug writes it is a LensplugError
-        raise error
     sys.stderr.write(f"lensplug: what it prints cannot be written: {error.strerror}.\n")
     return 1
 

@@ -91,6 +91,13 @@ def test_what_was_not_foreseen_is_one_sentence(photo, monkeypatch):
     def broken(*args, **options):
         raise ZeroDivisionError("in \x1b[2J a model")
 
+    def unreadable(*args, **options):
+        raise PermissionError(13, "Permission denied", "weights")
+
+    monkeypatch.setattr(lensplug, "load", unreadable)
+    result = run("check", "--model", MODEL, "--image", photo)
+    assert result.exit_code == 1 and "PermissionError, which was not foreseen: [Errno 13]" in result.output
+
     monkeypatch.setattr(lensplug, "load", broken)
     result = run("check", "--model", MODEL, "--image", photo)
     assert result.exit_code == 1 and "Traceback" not in result.output
