@@ -87,7 +87,7 @@ def _samples(models: Sequence[nn.Module]) -> Iterator[Tensor]:
     Weights that are one piece of memory, as the engines share it, are read once. Module by module: a bridge's own
     `parameters()` leaves some out.
     """
-    read: set[tuple[int, int, torch.dtype]] = set()
+    read: set[tuple[torch.device, int, int, torch.dtype]] = set()
     for module in every_module(*models):
         for weight in module._parameters.values():
             if weight is None or weight.is_meta or not (numbers := weight.numel()):
@@ -96,7 +96,7 @@ def _samples(models: Sequence[nn.Module]) -> Iterator[Tensor]:
             if not _is_dense(weight):
                 index = torch.arange(0, numbers, step, device=weight.device)
                 yield weight[torch.unravel_index(index, weight.shape)]
-            elif (memory := (weight.data_ptr(), numbers, weight.dtype)) not in read:
+            elif (memory := (weight.device, weight.data_ptr(), numbers, weight.dtype)) not in read:
                 read.add(memory)  # a view: nothing is copied
                 yield weight.as_strided((-(-numbers // step),), (step,), weight.storage_offset())
 
