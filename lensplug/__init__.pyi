@@ -3,6 +3,7 @@ from . import audio_llama as audio_llama
 from . import media as media
 from . import patches as patches
 from . import reductions as reductions
+from . import statistics as statistics
 from . import tiny as tiny
 from . import views as views
 from .analysis.saved_results import read as read

@@ -16,7 +16,7 @@ import lensplug
 PUBLIC = {
     "lensplug": "Answer AudioTimeline Groups ImageGrid LensplugError LensplugWarning ModalityMap MultimodalInput"
     " MultimodalLens ParityReport Span VideoGrid analysis audio_llama cache_from_attentions"
-    " grads_from_attentions join_pieces load media patches read reductions tiny views wrap",
+    " grads_from_attentions join_pieces load media patches read reductions statistics tiny views wrap",
     "lensplug.analysis": "ActivationPatching Agreement AttentionFrom AttentionMatrix Comparison DeletionCurve"
     " DomainNeurons Example Flow GradientRollout Grounding HeadSpecialization HeadsByLayer LogitLens"
     " ModalityAblation NeuronActivity ReceivedAttention Rollout activation_patching agreement"
