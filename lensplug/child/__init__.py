@@ -2,7 +2,8 @@
 
 Untrusted model files can make Python run forever inside one call: a chat template that doubles a text, a regular
 expression with catastrophic backtracking. Threads cannot be stopped, processes can. A worker stays alive and answers
-one request after another (JSON lines), so that further requests cost less than a millisecond.
+one request after another (JSON lines), so that further requests cost less than a millisecond. Its limits are its own
+(`serving`): it ends itself where a request takes too long, and nothing has to be watched here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +52,21 @@ class Child:
         """
         with self.lock:
             process = self._running()
-            timer = threading.Timer(SECONDS, process.kill)
-            timer.start()
+            started = time.monotonic()
             try:
                 assert process.stdin is not None and process.stdout is not None
-                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.write(json.dumps([SECONDS, request]) + "\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
                 if not line.endswith("\n"):
                     raise ChildError("it ended")
             except BaseException as error:  # an interrupt too: half an answer would be taken for the next one's
-                timed_out = not timer.is_alive()
+                timed_out = time.monotonic() - started >= SECONDS
                 self.close()
                 if isinstance(error, OSError | ChildError):
                     ended = f"it ended, as for want of memory ({MEGABYTES} MB)"
                     raise ChildError(f"it took more than {SECONDS:.0f} seconds" if timed_out else ended) from error
                 raise
-            finally:
-                timer.cancel()
             return json.loads(line)
 
     def close(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -29,15 +31,23 @@ def begin() -> None:
 
 
 def serve(answer: Callable[[Any], Any]) -> None:
-    """Answer each line of the input with one of the output: {"answer": ...}, or {"error": the words, "kind": ...}."""
+    """Answer each line of the input, [seconds, request], with one: {"answer": ...}, or {"error": words, "kind": ...}.
+
+    The process ends if an answer takes longer than that.
+    """
     requests, answers = sys.stdin, sys.stdout
     sys.stdin = sys.stdout = None
+    nowhere = open(os.devnull, "w")  # noqa: SIM115,  open as long as the process is
     for line in requests:
         try:
-            reply = json.dumps({"answer": answer(json.loads(line))})
+            seconds, request = json.loads(line)
+            # A thread in C, which one long call of Python's, a regular expression's, does not keep from its end.
+            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+            reply = json.dumps({"answer": answer(request)})
         except MemoryError:
             reply = json.dumps({"error": "it takes more memory than it may", "kind": "MemoryError"})
         except Exception as error:  # noqa: BLE001
             reply = json.dumps({"error": str(error)[:2000], "kind": type(error).__name__})
+        faulthandler.cancel_dump_traceback_later()
         answers.write(reply + "\n")
         answers.flush()
