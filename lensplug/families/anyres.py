@@ -12,6 +12,7 @@ Follows `pack_image_features` of both models and their image processors in trans
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,21 +33,31 @@ def anyres_grid(config: Any, height: int, width: int, *, most: int | None = None
         width: Width of the original image.
         most: Tiles, in views, beyond which the grid is interpolated down; None: never.
     """
-    view_px, patch = config.vision_config.image_size, config.vision_config.patch_size
+    vision, pinpoints = config.vision_config, tuple(map(tuple, config.image_grid_pinpoints))
+    placed, view, newline = _positions(vision.image_size, vision.patch_size, pinpoints, height, width, most)
+    return ImageGrid(placed.clone(), view.clone(), newline.clone(), width, height)  # the kept ones stay as they are
+
+
+@lru_cache(maxsize=16)
+def _positions(
+    view_px: int, patch: int, pinpoints: tuple[tuple[int, int], ...], height: int, width: int, most: int | None
+) -> tuple[Float[Tensor, "token 4"], Int[Tensor, " token"], Bool[Tensor, " token"]]:
+    """Boxes, views and newlines of an image of this size; of a data set many images have the same."""
     side = view_px // patch
-    base = squeezed(height, width, view_px=view_px, side=side, cell_px=patch)
-    none = torch.zeros(len(base), dtype=torch.long)
-    parts = [(base, none, none.bool()), _tiles(config, height, width, side, most)]
-    all_boxes, view, newline = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return ImageGrid(all_boxes.float(), view, newline, width, height)
+    with torch.device("cpu"):  # whatever is the default where it is asked for first
+        base = squeezed(height, width, view_px=view_px, side=side, cell_px=patch)
+        none = torch.zeros(len(base), dtype=torch.long)
+        parts = [(base, none, none.bool()), _tiles(view_px, patch, pinpoints, height, width, most)]
+        placed, view, newline = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return placed.float(), view, newline
 
 
 def _tiles(
-    config: Any, height: int, width: int, side: int, most: int | None
+    view_px: int, patch: int, pinpoints: tuple[tuple[int, int], ...], height: int, width: int, most: int | None
 ) -> tuple[Float[Tensor, "token 4"], Int[Tensor, " token"], Bool[Tensor, " token"]]:
     """Boxes, views and newlines of the tiled part."""
-    view_px, patch = config.vision_config.image_size, config.vision_config.patch_size
-    canvas_h, canvas_w = select_best_resolution((height, width), config.image_grid_pinpoints)
+    side = view_px // patch
+    canvas_h, canvas_w = select_best_resolution((height, width), pinpoints)
     rows, columns = canvas_h // view_px * side, canvas_w // view_px * side
     # The image is scaled to fit the canvas and centred; the same rule, on features, says what is cut off.
     scaled_h, scaled_w = _fit(height, width, canvas_h, canvas_w)

@@ -240,3 +240,13 @@ def test_a_mixed_example_takes_no_grid_from_the_others():
 def test_a_batch_of_one_is_given_as_hugging_face_takes_it():
     outputs, picture = processed("llava")
     assert lens("llava").encode(outputs, images=[[picture]]).modality.image_grid() is not None
+
+
+@pytest.mark.parametrize("name", ["llava-next", "llava-onevision"])
+def test_a_grid_that_a_user_changes_is_not_that_of_the_next_image_of_its_size(name):
+    before = image_grid(name, 480, 640)
+    boxes, view, newline = before.boxes.clone(), before.view.clone(), before.newline.clone()
+    before.boxes.zero_(), before.view.zero_(), before.newline.zero_()
+    again = image_grid(name, 480, 640)
+    assert torch.equal(again.boxes.nan_to_num(), boxes.nan_to_num())
+    assert torch.equal(again.view, view) and torch.equal(again.newline, newline)
