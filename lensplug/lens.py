@@ -237,7 +237,7 @@ class MultimodalLens:
             names_filter: Which hooks to keep: a name, several, or a function of the name; all by default. Names may be
                 in TransformerLens's short form, "resid_post" for every layer, ("resid_post", 3) for one.
             needs: In its place, the analyses that will read the cache (or their names, "logit_lens"): keeps the hooks
-                that they say they need.
+                that they say they need. `functools.partial(analysis.activations, hook="z")` where options say what.
             keep: What to keep of attention patterns that are too large to keep, made in blocks of rows while the model
                 runs; single heads' patterns are then kept for `query_positions` only. By name, or a reduction of
                 `lensplug.reductions` with options:

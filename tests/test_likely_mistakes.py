@@ -103,7 +103,7 @@ def _either(name):
 
 @pytest.mark.parametrize("needs", ["logit_lense", ["head_specialization", "logit_lense"], analysis.deletion_curve])
 def test_what_is_no_analysis_of_a_cache_is_refused_with_the_list(lens, inputs, needs):
-    with pytest.raises(LensplugError, match="needs has .*names: attention_flow, .*logit_lens"):
+    with pytest.raises(LensplugError, match="needs has .*names: activations, attention_flow, .*logit_lens"):
         lens.run_with_cache(inputs, needs=needs)
 
 

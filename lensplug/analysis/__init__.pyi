@@ -32,3 +32,5 @@ from .neurons.domain_neurons import DomainNeurons as DomainNeurons
 from .neurons.domain_neurons import domain_neurons as domain_neurons
 from .neurons.neuron_activity import NeuronActivity as NeuronActivity
 from .neurons.neuron_activity import neuron_activity as neuron_activity
+from .probes.activations import Activations as Activations
+from .probes.activations import activations as activations

@@ -102,12 +102,39 @@ class Analysis(Protocol[P, R_co]):
         """Analyse."""
 
 
+@runtime_checkable
+class AnalysisWithOptions(Analysis[P, R_co], Protocol[P, R_co]):
+    """An analysis whose options say which hooks it reads; `needs` is for its defaults."""
+
+    needs_with: Callable[..., Callable[[str], bool]]
+    """Takes the options of a call; returns what `needs` is for them."""
+
+
 def needs(*endings: str) -> Callable[[Callable[P, R_co]], Analysis[P, R_co]]:
     """Mark an analysis with the hooks that it reads: those whose names end so, in every layer."""
 
     def mark(function: Callable[P, R_co]) -> Analysis[P, R_co]:
         analysis = cast("Analysis[P, R_co]", function)
         analysis.needs = lambda name: name.endswith(endings)
+        return analysis
+
+    return mark
+
+
+def needs_with(
+    reads: Callable[..., Callable[[str], bool]],
+) -> Callable[[Callable[P, R_co]], AnalysisWithOptions[P, R_co]]:
+    """Mark an analysis whose options say which hooks it reads.
+
+    `lens.run_with_cache(needs=functools.partial(analysis.activations, hook="z"))` keeps what it reads with these.
+
+    Args:
+        reads: Takes the options of a call, and returns a function of a hook's name: whether it is read.
+    """
+
+    def mark(function: Callable[P, R_co]) -> AnalysisWithOptions[P, R_co]:
+        analysis = cast("AnalysisWithOptions[P, R_co]", function)
+        analysis.needs, analysis.needs_with = reads(), reads
         return analysis
 
     return mark

@@ -10,7 +10,9 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -46,8 +48,9 @@ class Needs(Protocol):
     needs: Callable[[str], bool]
 
 
-Needed = Needs | str | Sequence[Needs | str] | Callable[..., Any] | None
-"""Analyses, or their names; other functions are refused with the list of analyses."""
+Needed = Needs | str | Sequence[Needs | str | partial[Any]] | Callable[..., Any] | None
+"""Analyses, their names, or `functools.partial(analysis, option=...)` where options say what is read; other functions
+are refused with the list of analyses."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,9 @@ def _analyses(needs: Any) -> list[Needs]:
         LensplugError: If one is no analysis of a cache.
     """
     several = needs if isinstance(needs, list | tuple | set) else [needs]
-    resolved = []
-    for analysis in several:
+    resolved: list[Needs] = []
+    for given in several:
+        analysis, options = (given.func, given.keywords) if isinstance(given, partial) else (given, {})
         function = _by_name().get(analysis.removeprefix("analysis.")) if isinstance(analysis, str) else analysis
         if not isinstance(function, Needs):
             public_analyses, called = (
@@ -177,7 +181,9 @@ def _analyses(needs: Any) -> list[Needs]:
                 f"needs has {called!r}, expected analyses of a cache, or their names:"
                 f" {', '.join(sorted(public_analyses))}.{hint}"
             )
-        resolved.append(function)
+        with_options = getattr(function, "needs_with", None) if options else None
+        needed: Any = function if with_options is None else SimpleNamespace(needs=with_options(**options))
+        resolved.append(needed)
     return resolved
 
 

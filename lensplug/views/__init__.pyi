@@ -2,6 +2,7 @@ from .draw import draw as draw
 from .explorer.explorer import Explorer as Explorer
 from .explorer.explorer import image_explorer as image_explorer
 from .figures.activation_patching import activation_patching as activation_patching
+from .figures.activations import activations as activations
 from .figures.attention_by_layer import attention_by_layer as attention_by_layer
 from .figures.attention_flow import attention_flow as attention_flow
 from .figures.attention_matrix import attention_matrix as attention_matrix

@@ -24,8 +24,10 @@ from lensplug.analysis.interventions.modality_ablation import ModalityAblation
 from lensplug.analysis.logits.logit_lens import LogitLens
 from lensplug.analysis.neurons.domain_neurons import DomainNeurons
 from lensplug.analysis.neurons.neuron_activity import NeuronActivity
+from lensplug.analysis.probes.activations import Activations
 from lensplug.errors import LensplugError
 from lensplug.views.figures.activation_patching import activation_patching
+from lensplug.views.figures.activations import activations
 from lensplug.views.figures.attention_by_layer import attention_by_layer
 from lensplug.views.figures.attention_flow import attention_flow
 from lensplug.views.figures.attention_matrix import attention_matrix
@@ -73,3 +75,4 @@ draw.register(DomainNeurons, domain_neurons)
 draw.register(Grounding, grounding)
 draw.register(NeuronActivity, neuron_activity)
 draw.register(ActivationPatching, activation_patching)
+draw.register(Activations, activations)

@@ -52,5 +52,6 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         "grounding": analysis.grounding(lens, examples, "image"),
         "neuron_activity": activity,
         "domain_neurons": analysis.domain_neurons(activity, modality="image", share=0.1),
+        "activations": analysis.activations(cache, inputs.modality, pool="image"),
         "compare": analysis.compare(heads, heads),
     }

@@ -32,8 +32,9 @@ CHOSEN = {
     "ModalityAblation.changes.condition", "ModalityAblation.confusion.condition",
     "ModalityAblation.only_with.condition", "ModalityAblation.per_class.condition",
     "ModalityAblation.transitions.condition", "views.attention_by_layer.head", "views.attention_by_layer.scale",
-    "domain_neurons.modality", "grounding.medium", "NeuronActivity.probability.modality",
-    "views.attention_matrix.scale", "views.head_specialization.by", "views.image_overlay.view",
+    "activations.hook", "activations.pool", "domain_neurons.modality", "grounding.medium",
+    "NeuronActivity.probability.modality", "views.attention_matrix.scale", "views.head_specialization.by",
+    "views.image_overlay.view",
 }  # fmt: skip
 """Every parameter of a public function that takes one of a few names."""
 

@@ -1,0 +1,1 @@
+"""Probes: classifiers of what activations hold."""
