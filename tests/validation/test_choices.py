@@ -10,7 +10,7 @@ from types import UnionType
 import pytest
 
 import lensplug
-from lensplug import LensplugError, analysis, reductions, views
+from lensplug import LensplugError, analysis, reductions, statistics, views
 from lensplug.geometry import ImageGrid
 from lensplug.validation.arguments import _hints, _members, admitted
 
@@ -33,15 +33,16 @@ CHOSEN = {
     "ModalityAblation.only_with.condition", "ModalityAblation.per_class.condition",
     "ModalityAblation.transitions.condition", "views.attention_by_layer.head", "views.attention_by_layer.scale",
     "activations.hook", "activations.pool", "domain_neurons.modality", "grounding.medium",
-    "NeuronActivity.probability.modality", "views.attention_matrix.scale", "views.head_specialization.by",
-    "views.image_overlay.view",
+    "NeuronActivity.probability.modality", "statistics.adjusted_p_values.correction",
+    "statistics.group_differences.correction", "statistics.paired_differences.correction",
+    "views.attention_matrix.scale", "views.head_specialization.by", "views.image_overlay.view",
 }  # fmt: skip
 """Every parameter of a public function that takes one of a few names."""
 
 
 def public_functions():
     """Name -> every function and method that users call."""
-    for prefix, module in (("", lensplug), ("", analysis), ("views.", views)):
+    for prefix, module in (("", lensplug), ("", analysis), ("statistics.", statistics), ("views.", views)):
         for name in dir(module):
             found = getattr(module, name)
             if inspect.isfunction(found):
