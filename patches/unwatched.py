@@ -7,13 +7,13 @@ module: about twenty per block, whose overhead a GPU cannot hide when a step has
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lensplug.patches.modules import every_module
 from lensplug.patches.patch import Patch, PatchOfParts
 from lensplug.patches.rows_of_blocks import RowsOfABlock
 
@@ -41,17 +41,18 @@ class UnwatchedBlock(Patch):
     replaced_for_rows: ClassVar[str]
     """The method of the block's attention that a patch which makes rows of patterns replaces."""
 
-    def __init__(self, block: Any, edges: Sequence[Any]) -> None:
+    def __init__(self, block: Any, modules: Sequence[nn.Module], edges: Sequence[Any]) -> None:
         """Keep the block; nothing is changed before `apply`.
 
         Args:
             block: The block.
+            modules: It and all modules in it.
             edges: Its hook points that `_short` calls.
         """
         super().__init__(block)
         patterns = (block.attn.hook_attn_scores, block.attn.hook_pattern)
         called = {*edges, *patterns}
-        self._hooks = _hooks_of([module for module in every_module(block) if module not in called])
+        self._hooks = _hooks_of([module for module in modules if module not in called])
         self._pattern_hooks = _hooks_of(patterns)
 
     def _changes(self) -> dict[str, Any]:
@@ -90,8 +91,15 @@ def as_made(module: Any, kinds: Sequence[type]) -> bool:
     """Whether a module has one of these classes, and no method that was replaced by a different computation."""
     if type(module) not in kinds:
         return False
-    replaced = [value for name, value in vars(module).items() if callable(value) and hasattr(type(module), name)]
-    return all(_is_known(method) for method in replaced)
+    attributes = vars(module)
+    replaced = [attributes[name] for name in attributes.keys() & _names_of(type(module))]
+    return all(_is_known(method) for method in replaced if callable(method))
+
+
+@lru_cache(maxsize=64)
+def _names_of(kind: type) -> frozenset[str]:
+    """What a class has, methods among it."""
+    return frozenset(dir(kind))
 
 
 def _is_known(method: Any) -> bool:

@@ -10,9 +10,11 @@ weight is in the unembedding and value biases are in the output biases. `made_of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -63,50 +65,62 @@ def fingerprint(model: Any) -> str:
         return ""
     origin = made_of(model)
     full = None if origin is None else origin.full()
-    by_device: dict[torch.device, list[Tensor]] = {}
-    each: set[bytes] = set()
     with torch.no_grad():
-        for samples in _samples([model] if full is None else [full, model]):
-            by_device.setdefault(samples.device, []).append(samples)
+        samples_by_device = _samples([model] if full is None else [full, model])
         # One copy to the processor for each device, not one for each weight.
-        for several in by_device.values():
-            numbers, start = torch.cat(several).float().cpu().numpy().tobytes(), 0
-            for samples in several:
-                stop = start + 4 * samples.shape[0]
-                each.add(sha256(numbers[start:stop]).digest())
-                start = stop
+        numbers = tuple(torch.cat(samples).float().cpu().numpy().tobytes() for samples in samples_by_device.values())
+    return _of_numbers(numbers, tuple(tuple(map(len, samples)) for samples in samples_by_device.values()))
+
+
+@lru_cache(maxsize=4)  # of a lens that runs again nothing but the numbers themselves is compared
+def _of_numbers(numbers: tuple[bytes, ...], counts: tuple[tuple[int, ...], ...]) -> str:
+    """The fingerprint of weights: for each device the numbers of them all in fp32, and how many are of each."""
+    each: set[bytes] = set()
+    for of_device, counts_of_device in zip(numbers, counts, strict=True):
+        stops = [4 * stop for stop in accumulate(counts_of_device)]
+        each |= {sha256(of_device[start:stop]).digest() for start, stop in zip([0, *stops], stops, strict=False)}
     # Zeros are left out: HookedTransformer has biases of zeros where the model has none. Sorted and each once: the
     # engines come by the weights in different orders, and by tied ones twice.
     each -= ZEROS
     return sha256(b"".join(sorted(each))).hexdigest()[:16] if each else ""
 
 
-def _samples(models: Sequence[nn.Module]) -> Iterator[Tensor]:
-    """Numbers sampled evenly from each weight, in memory order.
+def _samples(models: Sequence[nn.Module]) -> dict[torch.device, list[Tensor]]:
+    """Numbers sampled evenly from each weight, in memory order, by device.
 
     Weights that are one piece of memory, as the engines share it, are read once. Module by module: a bridge's own
     `parameters()` leaves some out.
     """
+    samples: dict[torch.device, list[Tensor]] = {}
     read: set[tuple[torch.device, int, int, torch.dtype]] = set()
     for module in every_module(*models):
-        for weight in module._parameters.values():
-            if weight is None or weight.is_meta or not (numbers := weight.numel()):
+        for weight in module._parameters.values() if module._parameters else ():
+            if weight is None:
+                continue
+            device, numbers = weight.device, weight.numel()
+            is_dense = weight.is_contiguous() or _is_dense(weight.shape, weight.stride())
+            memory = (device, weight.data_ptr(), numbers, weight.dtype)
+            if is_dense and memory in read or not numbers or device.type == "meta":
                 continue
             step = max(1, numbers // SAMPLES) | 1  # an odd step does not stay in one column of a matrix
-            if not _is_dense(weight):
-                index = torch.arange(0, numbers, step, device=weight.device)
-                yield weight[torch.unravel_index(index, weight.shape)]
-            elif (memory := (weight.device, weight.data_ptr(), numbers, weight.dtype)) not in read:
-                read.add(memory)  # a view: nothing is copied
-                yield weight.as_strided((-(-numbers // step),), (step,), weight.storage_offset())
+            if not is_dense:
+                index = torch.arange(0, numbers, step, device=device)
+                sample = weight[torch.unravel_index(index, weight.shape)]
+            elif step == weight.ndim == 1:
+                sample = weight  # of a norm or a bias all numbers
+            else:  # a view: nothing is copied
+                sample = weight.as_strided((-(-numbers // step),), (step,), weight.storage_offset())
+            if is_dense:
+                read.add(memory)
+            samples.setdefault(device, []).append(sample)
+    return samples
 
 
-def _is_dense(weight: Tensor) -> bool:
-    """Whether it fills its memory without a gap, whatever the order of its axes."""
-    if weight.is_contiguous():
-        return True
+@lru_cache(maxsize=1024)
+def _is_dense(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+    """Whether a weight fills its memory without a gap, whatever the order of its axes."""
     expected = 1
-    for stride, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
+    for stride, size in sorted(zip(strides, shape, strict=True)):
         if size > 1 and stride != expected:
             return False
         expected *= size

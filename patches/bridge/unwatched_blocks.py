@@ -28,6 +28,7 @@ from transformer_lens.model_bridge.generalized_components import (
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lensplug.patches.bridge.attention_rows import CACHES, attend
+from lensplug.patches.modules import every_module
 from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, projected, seen
 
 FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "use_hook_mlp_in")
@@ -49,7 +50,7 @@ class _Block(UnwatchedBlock):
     replaced_for_rows = "forward"
 
     def __init__(self, block: Any) -> None:
-        super().__init__(block, (block.hook_in, block.hook_out))
+        super().__init__(block, every_module(block), (block.hook_in, block.hook_out))
         self._around = "ln1_post" in block.submodules
         self._linears = {name: getattr(block.attn, name).original_component for name in ATTENTION}
         self._linears |= {name: getattr(block.mlp, name).original_component for name in MLP}

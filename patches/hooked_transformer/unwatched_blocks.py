@@ -12,11 +12,12 @@ Checked against TransformerLens 3.9, `TransformerBlock.forward` and `AbstractAtt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.components import (
     Attention,
@@ -48,7 +49,10 @@ class UnwatchedBlocks(Unwatched):
     def __init__(self, model: Any) -> None:
         """Keep `model`; nothing is changed before `apply`."""
         positions = _Positions()
-        super().__init__(model, [_Block(block, positions) for block in model.blocks if _is_known(block)])
+        modules_of_blocks = [(block, every_module(block)) for block in model.blocks]
+        super().__init__(
+            model, [_Block(block, modules, positions) for block, modules in modules_of_blocks if _is_known(block, modules)]
+        )
 
 
 class _Positions:
@@ -67,8 +71,8 @@ class _Block(UnwatchedBlock):
     relies_on = ("ln1", "attn", "ln2", "mlp")
     replaced_for_rows = "calculate_attention_scores"
 
-    def __init__(self, block: Any, positions: _Positions) -> None:
-        super().__init__(block, (block.hook_resid_pre, block.hook_resid_mid, block.hook_resid_post))
+    def __init__(self, block: Any, modules: Sequence[nn.Module], positions: _Positions) -> None:
+        super().__init__(block, modules, (block.hook_resid_pre, block.hook_resid_mid, block.hook_resid_post))
         self._positions = positions
 
     def _short(  # type: ignore[override]
@@ -195,8 +199,8 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
 
 
-def _is_known(block: Any) -> bool:
-    """Whether a block is as TransformerLens makes those of Llama and its relatives, on one device."""
+def _is_known(block: Any, modules: Sequence[nn.Module]) -> bool:
+    """Whether a block of these modules is as TransformerLens makes those of Llama and its relatives, on one device."""
     cfg = block.cfg
     attn: Any = getattr(block, "attn", None)
     mlp: Any = getattr(block, "mlp", None)
@@ -213,11 +217,11 @@ def _is_known(block: Any) -> bool:
         and (attn._attention_dir_override or cfg.attention_dir) == "causal"
         and cfg.original_architecture not in POST_NORMS
         and not any((getattr(cfg, name, None) or 0) > 0 for name in OTHERWISE)
-        and len(devices := {attn.rotary_cos.device, *_devices(block)}) == 1
+        and len(devices := {attn.rotary_cos.device, *_devices(modules)}) == 1
         and devices.pop().type != "mps"
     )
 
 
-def _devices(block: Any) -> set[torch.device]:
-    each = (module._parameters.values() for module in every_module(block))
-    return {weight.device for several in each for weight in several if weight is not None}
+def _devices(modules: Sequence[nn.Module]) -> set[torch.device]:
+    parameters = [module._parameters for module in modules if module._parameters]
+    return {weight.device for several in parameters for weight in several.values() if weight is not None}
