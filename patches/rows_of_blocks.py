@@ -6,13 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.patches.errors import LensplugError
+from lensplug.patches.hook_points import has_hooks, seen
 from lensplug.patches.masks import as_mask
 from lensplug.patches.patch import Patch, PatchOfParts
-from lensplug.patches.row_indices import as_rows, last_of
+from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
+from lensplug.patches.row_indices import as_rows, last_of, refuse_other_rows
 
 EachBlock = Callable[[int, int, Float[Tensor, "batch head row key"]], None]
 """Called with the layer, the first query position of a block of rows, and the pattern of the block."""
@@ -21,31 +24,94 @@ EachGradient = Callable[[int, int, Float[Tensor, "batch head row key"], Float[Te
 """The same, with the gradient with respect to the pattern."""
 
 
+class ChosenRows:
+    """The rows, for all blocks of a model: what is the same in each of them is worked out once."""
+
+    def __init__(self, rows: Int[Tensor, "batch row"]) -> None:
+        """From `as_rows`."""
+        self.rows, self.last = rows, last_of(rows)
+        self._unseen: dict[Any, Bool[Tensor, "example 1 row key"] | None] = {}
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self.rows.shape[1])
+
+    def scores(self, blocks: PatternBlocks) -> Float[Tensor, "batch head row key"]:
+        """The scores of the rows, nothing masked."""
+        index = self.rows.to(blocks.q.device)[:, None, :, None]
+        return blocks.scores(blocks.q.gather(2, index.expand(-1, blocks.q.shape[1], -1, blocks.q.shape[3])))
+
+    def masked(
+        self, scores: Float[Tensor, "batch head row key"], blocks: PatternBlocks
+    ) -> Float[Tensor, "batch head row key"]:
+        """The scores, minus infinity where a row does not look."""
+        unseen = self._unseen_of(blocks)
+        return scores if unseen is None else scores.masked_fill(unseen, -torch.inf)
+
+    def _unseen_of(self, blocks: PatternBlocks) -> Bool[Tensor, "example 1 row key"] | None:
+        """Where the rows do not look; None: they look everywhere, as the last one does."""
+        device = blocks.q.device
+        if blocks.mask is not None or blocks.padding is not None:
+            return ~blocks.seen(self.rows.to(device))
+        alike = (blocks.length, blocks.past, blocks.window, blocks.causal, device)
+        if alike not in self._unseen:
+            unseen = ~blocks.seen(self.rows.to(device))
+            self._unseen[alike] = unseen if bool(unseen.any()) else None
+        return self._unseen[alike]
+
+
 class RowsOfABlock(Patch):
     """The attention of one block."""
 
     def __init__(
         self,
         attn: Any,
-        rows: Int[Tensor, "batch row"],
+        chosen: ChosenRows,
         hidden: Bool[Tensor, "batch key"] | None,
         each_block: Callable[[int, Tensor], None] | None,
         each_gradient: Callable[[int, Tensor, Tensor], None] | None,
     ) -> None:
         """As `RowsOfBlocks`, of its layer."""
         super().__init__(attn)
-        self._rows, self._hidden, self._each_block, self._each_gradient = rows, hidden, each_block, each_gradient
-        self._last = last_of(rows)
+        self._chosen, self._hidden, self._each_block, self._each_gradient = chosen, hidden, each_block, each_gradient
 
     @property
     def shows_patterns(self) -> bool:
         """Whether rows of patterns are asked for, or are other than the model's own."""
         requests = (self._hidden, self._each_block, self._each_gradient)
-        return bool(self._rows.shape[1]) or any(request is not None for request in requests)
+        return bool(self._chosen) or any(request is not None for request in requests)
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
         """What the attention makes of rotated queries and keys, and values, as its own forward has them there."""
         raise NotImplementedError
+
+    def _shown(self, scores: Float[Tensor, "batch head row key"]) -> Float[Tensor, "batch head row key"]:
+        """The pattern of these scores, when the hooks of both have seen them.
+
+        Raises:
+            LensplugError: If a hook edits them.
+        """
+        scores_point, pattern_point = self.target.hook_attn_scores, self.target.hook_pattern
+        expected = pattern = scores.softmax(dim=-1).nan_to_num(0.0)
+        # Hooks may write into what they get.
+        if has_hooks(scores_point):
+            pattern = scores_point(scores.clone()).softmax(dim=-1).nan_to_num(0.0)
+        elif has_hooks(pattern_point):
+            pattern = expected.clone()
+        pattern = seen(pattern_point, pattern)
+        if pattern is not expected:
+            refuse_edits(pattern, expected)
+        return pattern
+
+    def _refuse_other(self, queries: int, keys: int, batch: int) -> None:
+        """Raise unless the rows are of what the model runs on.
+
+        A pass behind a key-value cache has the last positions only; rows and hidden ones are counted from the left of
+        all. Without rows, as `generate` runs, a cache is used.
+        """
+        if keys != queries and (self._chosen or self._hidden is not None):
+            raise LensplugError("attention rows are not known with a key-value cache: run the prompt in one piece.")
+        refuse_other_rows(self._chosen.rows, self._chosen.last, batch, queries)
 
     def _visible(self, keys: int) -> Bool[Tensor, "batch key"] | None:
         """Where a query may look; None: everywhere."""
@@ -55,7 +121,7 @@ class RowsOfABlock(Patch):
 
     def _options(self) -> dict[str, Any]:
         return {
-            "rows": self._rows,
+            "rows": self._chosen.rows,
             "hidden positions": self._hidden,
             "each_block": self._each_block,
             "each_gradient": self._each_gradient,
@@ -94,11 +160,11 @@ class RowsOfBlocks(PatchOfParts):
         """
         rows = as_rows(rows)
         hidden = None if hidden is None else as_mask(hidden, (len(rows), None), "hidden")
-        each = (each_block, each_gradient)
+        chosen, each = ChosenRows(rows), (each_block, each_gradient)
         super().__init__(
             model,
             [
-                self._of_block(block.attn, rows, hidden, *(callback and partial(callback, layer) for callback in each))
+                self._of_block(block.attn, chosen, hidden, *(callback and partial(callback, layer) for callback in each))
                 for layer, block in enumerate(model.blocks)
             ],
         )
@@ -106,13 +172,3 @@ class RowsOfBlocks(PatchOfParts):
     def _of_block(self, attn: Any, *given: Any) -> RowsOfABlock:
         """The patch of one block's attention; refuses what SDPA does not know."""
         raise NotImplementedError
-
-
-def refuse_behind_a_cache(queries: int, keys: int, rows: Int[Tensor, "batch row"], hidden: Tensor | None) -> None:
-    """Raise if rows or hidden positions were asked for, and a key-value cache holds a part of the positions.
-
-    Both are counted from the left of all positions; a pass behind a cache has the last ones only. Without rows, as
-    `generate` runs, a cache is used.
-    """
-    if keys != queries and (rows.shape[1] or hidden is not None):
-        raise LensplugError("attention rows are not known with a key-value cache: run the prompt in one piece.")

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lensplug.patches.hook_points import HOOKS
 from lensplug.patches.patch import Patch, PatchOfParts
 from lensplug.patches.rows_of_blocks import RowsOfABlock
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Where a module keeps its hooks."""
 THE_SAME = (
     "hooked_transformer.core", "hooked_transformer.attention_rows", "hooked_transformer.mlp_in_place",
     "bridge.attention_rows", "bridge.key_value_cache", "bridge.mlp_in_place", "bridge.padding", "bridge.resid_mid",
@@ -82,22 +81,18 @@ def _hooks_of(modules: Sequence[Any]) -> list[Any]:
     return [getattr(module, kind) for module in modules for kind in HOOKS]
 
 
-def seen(point: Any, value: Tensor) -> Tensor:
-    """What becomes of a value at a hook point, which is called only where it has a hook."""
-    return point(value) if any(getattr(point, kind) for kind in HOOKS[:2]) else value
-
-
 def as_made(module: Any, kinds: Sequence[type]) -> bool:
     """Whether a module has one of these classes, and no method that was replaced by a different computation."""
-    if type(module) not in kinds:
+    kind: Any = type(module)
+    if kind not in kinds:
         return False
     attributes = vars(module)
-    replaced = [attributes[name] for name in attributes.keys() & _names_of(type(module))]
+    replaced = [attributes[name] for name in attributes.keys() & _names_of(kind)]
     return all(_is_known(method) for method in replaced if callable(method))
 
 
 @lru_cache(maxsize=64)
-def _names_of(kind: type) -> frozenset[str]:
+def _names_of(kind: Any) -> frozenset[str]:
     """What a class has, methods among it."""
     return frozenset(dir(kind))
 

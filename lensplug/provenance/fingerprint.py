@@ -69,7 +69,7 @@ def fingerprint(model: Any) -> str:
         samples_by_device = _samples([model] if full is None else [full, model])
         # One copy to the processor for each device, not one for each weight.
         numbers = tuple(torch.cat(samples).float().cpu().numpy().tobytes() for samples in samples_by_device.values())
-    return _of_numbers(numbers, tuple(tuple(map(len, samples)) for samples in samples_by_device.values()))
+    return _of_numbers(numbers, tuple(tuple(map(Tensor.numel, samples)) for samples in samples_by_device.values()))
 
 
 @lru_cache(maxsize=4)  # of a lens that runs again nothing but the numbers themselves is compared

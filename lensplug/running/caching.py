@@ -26,6 +26,7 @@ from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.patches.both.temporary_hooks import temporary_hooks
 from lensplug.positions.by_modality import PositionsName, named, rows_at
 from lensplug.positions.indices import Positions, resolve_positions, watched_rows
+from lensplug.provenance.fingerprint import fingerprint
 from lensplug.reductions import Keep, Reduction
 from lensplug.validation.finite import refuse_overflow
 
@@ -121,16 +122,18 @@ def run_with_cache(
     model: Any, engine: engines.EngineName, inputs: MultimodalInput, plan: Plan
 ) -> tuple[Float[Tensor, ...] | None, LensCache]:
     """Logits and cache, without gradients; see `MultimodalLens.run_with_cache`."""
+    # Before the run: its weights and modules, just looked at, are then still in the processor's cache.
+    known: dict[str, Any] = {
+        "query_positions": plan.query_positions,
+        "residual_positions": plan.residual_positions,
+        "weights": fingerprint(model),
+    }
     accumulators = [accumulator.begin(inputs, model.cfg.n_layers, model.cfg.n_heads) for accumulator in plan.reductions]
 
     def each_block(layer: int, start: int, pattern: Float[Tensor, "batch head row key"]) -> None:
         for accumulator in accumulators:
             accumulator(layer, start, pattern)
 
-    cached_positions: dict[str, Any] = {
-        "query_positions": plan.query_positions,
-        "residual_positions": plan.residual_positions,
-    }
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(refuse_overflow(model, inputs.attention_mask, each_score=plan.query_positions is None))
         if plan.query_positions is not None:
@@ -142,12 +145,12 @@ def run_with_cache(
             stack.enter_context(engines.logit_rows(model, plan.logit_positions))
         if set(plan.others) <= {"return_type"}:
             logits, kept_here = _keeping(model, inputs, plan)
-            cache = LensCache.of(kept_here, model, inputs, **cached_positions)
+            cache = LensCache.of(kept_here, model, inputs, **known)
         else:
             elsewhere = {} if plan.device is None else {"device": plan.device}
             kept_names = set(plan.names).__contains__
             logits, library_cache = model.run_with_cache(inputs, names_filter=kept_names, **elsewhere, **plan.others)
-            cache = LensCache.of(library_cache.cache_dict, model, inputs, **cached_positions)
+            cache = LensCache.of(library_cache.cache_dict, model, inputs, **known)
             cache.has_batch_dim = library_cache.has_batch_dim
             if plan.query_positions is not None:
                 rows_kept = plan.query_positions.shape[1]

@@ -20,9 +20,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lensplug.patches.bridge.padding import seen_by
 from lensplug.patches.errors import LensplugError
-from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
-from lensplug.patches.row_indices import refuse_other_rows
-from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks, refuse_behind_a_cache
+from lensplug.patches.hook_points import seen
+from lensplug.patches.pattern_blocks import PatternBlocks
+from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks
 
 INPUT_FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
 """Settings of a bridge under which attention is computed head by head."""
@@ -82,8 +82,7 @@ class _BlockRows(RowsOfABlock):
         attention_mask: Tensor | None,
     ) -> Float[Tensor, "batch head pos d_head"]:
         """From queries, keys and values to the output of the heads."""
-        refuse_behind_a_cache(q.shape[2], k.shape[2], self._rows, self._hidden)
-        refuse_other_rows(self._rows, self._last, len(q), q.shape[2])
+        self._refuse_other(q.shape[2], k.shape[2], len(q))
         blocks = self._blocks(q, k, attention_mask)
         self._show_rows(blocks)
         if self._each_block is not None:
@@ -97,16 +96,11 @@ class _BlockRows(RowsOfABlock):
 
     def _show_rows(self, blocks: PatternBlocks) -> None:
         """Fire the hooks of scores and pattern with the rows."""
-        if not self._rows.shape[1]:  # nothing that could be edited, and no time spent on it
+        if self._chosen:
+            self._shown(self._chosen.masked(self._chosen.scores(blocks), blocks))
+        else:  # nothing that could be edited, and no time spent on it
             none = blocks.q.new_zeros(*blocks.q.shape[:2], 0, blocks.length)
-            self.target.hook_pattern(self.target.hook_attn_scores(none))
-            return
-        rows = self._rows.to(blocks.q.device)
-        row_index = rows[:, None, :, None].expand(-1, blocks.q.shape[1], -1, blocks.q.shape[3])
-        scores = blocks.scores(blocks.q.gather(2, row_index)).masked_fill(~blocks.seen(rows), -torch.inf)
-        before = scores.clone()  # hooks may write into what they get
-        pattern = self.target.hook_attn_scores(scores).softmax(dim=-1).nan_to_num(0.0)
-        refuse_edits(self.target.hook_pattern(pattern), before)
+            seen(self.target.hook_pattern, seen(self.target.hook_attn_scores, none))
 
 
 def attend(

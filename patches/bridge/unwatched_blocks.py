@@ -28,8 +28,9 @@ from transformer_lens.model_bridge.generalized_components import (
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lensplug.patches.bridge.attention_rows import CACHES, attend
+from lensplug.patches.hook_points import seen
 from lensplug.patches.modules import every_module
-from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, projected, seen
+from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, projected
 
 FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "use_hook_mlp_in")
 """Settings under which a block computes more."""

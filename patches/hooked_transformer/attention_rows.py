@@ -23,9 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.patches.errors import LensplugError
+from lensplug.patches.hook_points import seen
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
-from lensplug.patches.row_indices import refuse_other_rows
-from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks, refuse_behind_a_cache
+from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks
 
 
 class AttentionRows(RowsOfBlocks):
@@ -52,8 +52,8 @@ class _BlockRows(RowsOfABlock):
 
     def _changes(self) -> dict[str, Any]:
         return {
-            "calculate_attention_scores": self._scores,
-            "apply_causal_mask": self._masked,
+            "calculate_attention_scores": self._noted_scores,
+            "apply_causal_mask": self._noted_masked,
             "calculate_z_scores": self._z,
         }
 
@@ -65,22 +65,23 @@ class _BlockRows(RowsOfABlock):
         attention_mask: Int[Tensor, "batch key"] | None,
     ) -> Float[Tensor, "batch pos head d_head"]:
         """All of it, as the forward calls it."""
-        scores = self.target.hook_attn_scores(self._masked(self._scores(q, k), 0, attention_mask))
-        pattern = self.target.hook_pattern(scores.softmax(dim=-1).nan_to_num(0.0))
-        return self._z(v, pattern.to(v.dtype))
+        scores = self._masked(self._scores(q, k), 0, attention_mask)
+        if self._chosen:
+            self._shown(scores)
+        else:
+            seen(self.target.hook_pattern, seen(self.target.hook_attn_scores, scores))
+        return self._output(v)
 
     def _scores(
         self, q: Float[Tensor, "batch pos head d_head"], k: Float[Tensor, "batch key kv_head d_head"]
     ) -> Float[Tensor, "batch head row key"]:
-        refuse_behind_a_cache(q.shape[1], k.shape[1], self._rows, self._hidden)
-        refuse_other_rows(self._rows, self._last, *q.shape[:2])
+        self._refuse_other(q.shape[1], k.shape[1], len(q))
         window = self.target.cfg.window_size if self.target.attn_type == "local" else None
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         self._pattern = PatternBlocks(q, k, float(self.target.attn_scale), window)
-        if not self._rows.shape[1]:  # no time spent on what is empty
+        if not self._chosen:  # no time spent on what is empty
             return q.new_zeros(len(q), q.shape[1], 0, k.shape[2], dtype=torch.float32)
-        row_index = self._rows.to(q.device)[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])
-        return self._kept(self._pattern.scores(q.gather(2, row_index)))
+        return self._chosen.scores(self._pattern)
 
     def _masked(
         self,
@@ -92,27 +93,34 @@ class _BlockRows(RowsOfABlock):
         visible_masks = [mask.bool().to(scores.device) for mask in masks if mask is not None]
         padding = torch.stack(visible_masks).all(dim=0) if visible_masks else None
         self._pattern = replace(self._pattern, causal=True, padding=padding)
-        if not self._rows.shape[1]:
-            return scores
-        return self._kept(scores.masked_fill(~self._pattern.seen(self._rows.to(scores.device)), -torch.inf))
+        return self._chosen.masked(scores, self._pattern) if self._chosen else scores
 
     def _z(
         self, v: Float[Tensor, "batch key kv_head d_head"], pattern: Float[Tensor, "batch head row key"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        if self._rows.shape[1]:
-            refuse_edits(pattern, self._scores_kept)
-            del self._scores_kept
+        if self._chosen:
+            refuse_edits(pattern, self._scores_noted.softmax(dim=-1).nan_to_num(0.0))
+            del self._scores_noted
+        return self._output(v)
+
+    def _output(self, v: Float[Tensor, "batch key kv_head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
         of_rows, v = self._pattern, v.transpose(1, 2)
         del self._pattern
         if self._each_block is not None:
             for start, block in of_rows:
                 self._each_block(start, block)
         z = of_rows.attend(v) if self._each_gradient is None else of_rows.attend_and_show(v, self._each_gradient)
-        hooked: Tensor = self.target.hook_z(z.transpose(1, 2))
-        return hooked
+        return seen(self.target.hook_z, z.transpose(1, 2))
 
-    def _kept(self, scores: Tensor) -> Tensor:
-        self._scores_kept = scores.clone()  # hooks may write into what they get
+    def _noted_scores(self, *q_and_k: Tensor) -> Float[Tensor, "batch head row key"]:
+        return self._noted(self._scores(*q_and_k))
+
+    def _noted_masked(self, *scores_and_mask: Any) -> Float[Tensor, "batch head row key"]:
+        return self._noted(self._masked(*scores_and_mask))
+
+    def _noted(self, scores: Tensor) -> Tensor:
+        """What the forward goes on with: `_z` looks whether a hook has edited it."""
+        self._scores_noted = scores.clone()  # hooks may write into what they get
         return scores
 
 

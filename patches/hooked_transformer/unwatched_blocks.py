@@ -29,9 +29,10 @@ from transformer_lens.components import (
 )
 from transformer_lens.utilities.tensors import get_offset_position_ids
 
+from lensplug.patches.hook_points import seen
 from lensplug.patches.modules import every_module
 from lensplug.patches.pattern_blocks import PatternBlocks
-from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, seen
+from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made
 
 OTHERWISE = (
     "use_attn_in", "use_split_qkv_input", "use_attn_result", "use_hook_mlp_in", "use_normalization_before_and_after",
