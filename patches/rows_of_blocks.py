@@ -161,13 +161,12 @@ class RowsOfBlocks(PatchOfParts):
         rows = as_rows(rows)
         hidden = None if hidden is None else as_mask(hidden, (len(rows), None), "hidden")
         chosen, each = ChosenRows(rows), (each_block, each_gradient)
-        super().__init__(
-            model,
-            [
-                self._of_block(block.attn, chosen, hidden, *(callback and partial(callback, layer) for callback in each))
-                for layer, block in enumerate(model.blocks)
-            ],
-        )
+
+        def shown(layer: int) -> list[Any]:
+            return [callback and partial(callback, layer) for callback in each]
+
+        blocks = [self._of_block(block.attn, chosen, hidden, *shown(i)) for i, block in enumerate(model.blocks)]
+        super().__init__(model, blocks)
 
     def _of_block(self, attn: Any, *given: Any) -> RowsOfABlock:
         """The patch of one block's attention; refuses what SDPA does not know."""

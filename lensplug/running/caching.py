@@ -224,22 +224,24 @@ def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Ten
     )
     same_kind = {kind: [name for name in plan.names if name.endswith(kind)] for kind in cut}
     together: dict[str, Tensor] = {}
+    residual_index = None if plan.residual_positions is None else plan.residual_positions[:, :, None]
 
     def keep(activation: Tensor, hook: Any) -> None:
-        activation, kind = activation.detach(), hook.name.rpartition(".")[2]
-        device = plan.device or activation.device
+        kind = hook.name.rpartition(".")[2]
         if kind not in cut:
-            kept_here[hook.name] = activation.to(device)
+            activation = activation.detach()
+            kept_here[hook.name] = activation if plan.device is None else activation.to(plan.device)
             return
-        if kind in RESIDUALS and plan.residual_positions is not None:
-            row_index = plan.residual_positions.to(activation.device)[:, :, None].expand(-1, -1, activation.shape[-1])
-            activation = activation.gather(1, row_index)
+        if kind in RESIDUALS and residual_index is not None:
+            here = residual_index.to(activation.device)
+            activation = activation.gather(1, here.expand(-1, -1, activation.shape[-1]))
         elif plan.query_positions is not None:
             activation = activation[:, :, : plan.query_positions.shape[1]]
         names = same_kind[kind]
         if kind not in together:
-            together[kind] = torch.empty(len(names), *activation.shape, dtype=activation.dtype, device=device)
-        kept_here[hook.name] = together[kind][names.index(hook.name)].copy_(activation)
+            shape = (len(names), *activation.shape)
+            together[kind] = torch.empty(shape, dtype=activation.dtype, device=plan.device or activation.device)
+        kept_here[hook.name] = together[kind][names.index(hook.name)].copy_(activation.detach())
 
     with temporary_hooks(model, ((name, keep) for name in plan.names)):
         logits = model.forward(inputs, **plan.others)

@@ -50,10 +50,9 @@ class UnwatchedBlocks(Unwatched):
     def __init__(self, model: Any) -> None:
         """Keep `model`; nothing is changed before `apply`."""
         positions = _Positions()
-        modules_of_blocks = [(block, every_module(block)) for block in model.blocks]
-        super().__init__(
-            model, [_Block(block, modules, positions) for block, modules in modules_of_blocks if _is_known(block, modules)]
-        )
+        with_modules = [(block, every_module(block)) for block in model.blocks]
+        known = [_Block(block, modules, positions) for block, modules in with_modules if _is_known(block, modules)]
+        super().__init__(model, known)
 
 
 class _Positions:
