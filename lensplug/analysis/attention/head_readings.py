@@ -280,15 +280,15 @@ class HeadSpecialization(Result):
     def _spread(self, names: tuple[str, ...], views: tuple[str, ...]) -> HeadSpecialization:
         """The result extended by classes and views of other results, which are not visible here."""
         fields_of_union: dict[str, Any] = {
-            name: _wider(getattr(self, name), self.modalities, names) for name in ("mass", "chance", "entropy")
+            name: wider(getattr(self, name), self.modalities, names) for name in ("mass", "chance", "entropy")
         }
-        fields_of_union["largest"] = _wider(self.largest, self.modalities, names)
+        fields_of_union["largest"] = wider(self.largest, self.modalities, names)
         if views:
             without = self.mass.new_empty(*self.mass.shape[:3], 0)
             view_mass = without if self.view_mass is None else self.view_mass
             view_chance = without[:, :, 0] if self.view_chance is None else self.view_chance
-            fields_of_union["view_mass"] = _wider(view_mass, self.views, views)
-            fields_of_union["view_chance"] = _wider(view_chance, self.views, views)
+            fields_of_union["view_mass"] = wider(view_mass, self.views, views)
+            fields_of_union["view_chance"] = wider(view_chance, self.views, views)
         return replace(self, modalities=names, views=views, **fields_of_union)
 
 
@@ -297,9 +297,10 @@ def _column(values: Float[Tensor, "*axes"] | Int[Tensor, "*axes"]) -> Any:
     return (values.double() if values.is_floating_point() else values).flatten().numpy()
 
 
-def _wider(
+def wider(
     values: Float[Tensor, "*axes own"], present: tuple[str, ...], names: tuple[str, ...]
 ) -> Float[Tensor, "*axes name"]:
+    """Numbers of the classes that are present as numbers of all classes by name; NaN for the others."""
     wide = values.new_full((*values.shape[:-1], len(names)), math.nan)
     for index, name in enumerate(present):
         wide[..., names.index(name)] = values[..., index]

@@ -28,32 +28,30 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, cast
-
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lensplug.analysis.attention.classes_in_sight import (
+    EVERY,
+    Sinks,
+    allowed_positions,
+    parts_of_classes,
+    seen,
+    seen_ahead,
+    sink_positions,
+)
 from lensplug.analysis.attention.head_readings import CLAMP, CLASSES, SINK, HeadSpecialization
 from lensplug.analysis.protocols import needs
 from lensplug.analysis.provenance import Provenance
 from lensplug.cache.activation_cache import ActivationCache, known
-from lensplug.cache.reading import looks_ahead_within, n_layers, pattern_shape, read_kept, read_rows, refuse_other_map
+from lensplug.cache.reading import n_layers, pattern_shape, read_kept, read_rows, refuse_other_map
 from lensplug.errors import LensplugError
 from lensplug.positions.by_modality import Modality, modality_of
 from lensplug.positions.indices import Position, resolve_position
-from lensplug.positions.modality_map import ModalityMap, ModalityName
 from lensplug.reductions import names as hook_names
-from lensplug.reductions.modality_mass import PARTS, VIEWS, first_position, measure, parts, spread, views_of
+from lensplug.reductions.modality_mass import VIEWS, measure, parts, spread
 from lensplug.validation.arguments import checked
-
-SinkName = Literal["first", "special"]
-Sinks = SinkName | Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"] | None
-EVERY = (*CLASSES, *VIEWS)
-"""Whatever has readings: the classes, and the views of images."""
-SINKS = {"first": "the first position", "special": "the first position and the special tokens"}
 
 
 @needs("attn.hook_pattern")
@@ -87,19 +85,19 @@ def head_specialization(
     modality = modality_of(modality)
     mask, shape = modality.attention_mask, pattern_shape(cache, needed_by="head_specialization")
     refuse_other_map(cache, shape, modality)
-    sink_positions, sink_note = _sink_positions(sinks, mask, exclude_sink)
+    sink_mask, sink_note = sink_positions(sinks, mask, exclude_sink)
     index = resolve_position(query, mask, name="query")
-    ahead = _seen_ahead(cache, modality, index)
-    member = parts(modality, sink_positions)
-    is_present = (member & (_seen(cache, mask, index) | ahead)[:, None]).any(dim=-1).cpu()  # [example part]
-    parts_of_class = _made_of(modality, sinks)
+    ahead = seen_ahead(cache, modality, index)
+    member = parts(modality, sink_mask)
+    is_present = (member & (seen(cache, mask, index) | ahead)[:, None]).any(dim=-1).cpu()  # [example part]
+    parts_of_class = parts_of_classes(modality, sinks)
     in_sight = (parts_of_class & is_present[:, None]).any(dim=-1).any(dim=0).tolist()
     names, views = (tuple(name for name in order if in_sight[EVERY.index(name)]) for order in (CLASSES, VIEWS))
     names = tuple(name for name in names if not (exclude_sink and name == SINK))
     if not names:
         raise LensplugError(f"from query {query} nothing but the sink is in sight, and it is left out.")
-    part_attention = _given(cache, index, member, usual=sink_positions is None)
-    allowed = _allowed(cache, mask, index) | ahead[:, None]
+    part_attention = _given(cache, index, member, usual=sink_mask is None)
+    allowed = allowed_positions(cache, mask, index) | ahead[:, None]
     count = (member[:, None] & allowed[:, :, None]).sum(dim=-1).cpu()
     classes_and_views = (parts_of_class[:, [EVERY.index(name) for name in order]] for order in (names, views))
     mass, chance, entropy, largest, view_mass, view_chance = _readings(part_attention, count, *classes_and_views)
@@ -113,53 +111,6 @@ def head_specialization(
         mass, chance, entropy, largest, names, index.cpu(), provenance,
         views, view_mass if views else None, view_chance if views else None,
     )  # fmt: skip
-
-
-def _sink_positions(
-    sinks: Any, mask: Int[Tensor, "batch pos"], exclude_sink: bool
-) -> tuple[Bool[Tensor, "batch pos"] | None, str]:
-    """The positions passed as sinks, if any; and a description of what counts as a sink.
-
-    Raises:
-        LensplugError: If it cannot be a choice of sinks.
-    """
-    if sinks is None:
-        if exclude_sink:
-            raise LensplugError("exclude_sink leaves the sinks out, and sinks is None: say which, sinks='first'.")
-        return None, "no sink apart"
-    end = "left out" if exclude_sink else "are a class of their own"
-    if isinstance(sinks, str) and sinks in SINKS:
-        return None, f"sinks ({SINKS[sinks]}) {end}"
-    expected = f"expected 'first', 'special', None, or a mask of the shape {list(mask.shape)}"
-    try:
-        sink_mask = torch.as_tensor(sinks)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LensplugError(f"sinks is {sinks!r}, {expected}.") from error
-    if sink_mask.shape != mask.shape or not bool(((sink_mask == 0) | (sink_mask == 1)).all()):
-        raise LensplugError(
-            f"sinks has the shape {list(sink_mask.shape)}, {expected} that has 1 where a sink is, else 0."
-        )
-    return sink_mask.to(mask.device).bool() & mask.bool(), f"sinks ({int(sink_mask.sum())} positions given) {end}"
-
-
-def _made_of(modality: ModalityMap, sinks: Sinks) -> Bool[Tensor, "example every part"]:
-    """Which parts make up each of `EVERY`, in each example."""
-    special = isinstance(sinks, str) and sinks == "special"
-    part_names = {name: {name} for name in PARTS[2:]}
-    part_names |= {
-        "text": {"text"} if special else {"text", "special"},
-        "image": {"image", *VIEWS},
-        SINK: {"first", "special"} if special else {"first"},
-    }
-    every = torch.tensor([[part in part_names.get(name, ()) for part in PARTS] for name in EVERY])
-    membership = every.repeat(len(modality.labels), 1, 1)
-    if sinks is None:  # the first position counts with what it is
-        first, views = first_position(modality), dict(zip(VIEWS, views_of(modality), strict=True))
-        membership[:, EVERY.index(SINK)] = False
-        for name in part_names.keys() - {SINK}:
-            positions = views[name] if name in views else modality.mask(cast(ModalityName, name))
-            membership[:, EVERY.index(name), 0] = (positions & first).any(dim=1).cpu()
-    return membership
 
 
 def _given(
@@ -234,38 +185,3 @@ def _readings(
         (of_view / total_mass).masked_fill(hidden[:, :, None].expand(of_view.shape), undefined),
         (counted_views.double() / all_counted).masked_fill(hidden, undefined),
     )
-
-
-def _seen(
-    cache: ActivationCache, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
-) -> Bool[Tensor, "batch pos"]:
-    """The key positions that the model lets each query see: not padding, and not later."""
-    cfg: Any = getattr(cache.model, "cfg", None)
-    if getattr(cfg, "attention_dir", "causal") != "causal":
-        return mask.bool()
-    return mask.bool() & (torch.arange(mask.shape[1], device=mask.device) <= index[:, None])
-
-
-def _seen_ahead(
-    cache: ActivationCache, modality: ModalityMap, index: Int[Tensor, " batch"]
-) -> Bool[Tensor, "batch pos"]:
-    """The positions of the query's own image, where a model lets an image see itself whole (Gemma 3)."""
-    within = looks_ahead_within(cache)
-    ahead = torch.zeros_like(modality.attention_mask, dtype=torch.bool)
-    for span in modality.spans if within is not None else ():
-        if span.modality == within and span.start <= int(index[span.example]) < span.stop:
-            ahead[span.example, span.start : span.stop] = True
-    return ahead
-
-
-def _allowed(
-    cache: ActivationCache, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
-) -> Bool[Tensor, "batch layer pos"]:
-    """The key positions that each layer lets each query see."""
-    cfg: Any = getattr(cache.model, "cfg", None)
-    allowed = _seen(cache, mask, index)[:, None].expand(-1, n_layers(cache), -1)
-    if getattr(cfg, "use_local_attn", False):
-        near = torch.arange(mask.shape[1], device=mask.device) > index[:, None] - cfg.window_size
-        everywhere = torch.tensor([kind != "local" for kind in cfg.attn_types], device=mask.device)
-        allowed = allowed & (near[:, None] | everywhere[:, None])
-    return allowed

@@ -1,0 +1,106 @@
+"""Which positions make up each class (a modality, or the sink), and which of them a query sees, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from lensplug.analysis.attention.head_readings import CLASSES, SINK
+from lensplug.cache.activation_cache import ActivationCache
+from lensplug.cache.reading import looks_ahead_within, n_layers
+from lensplug.errors import LensplugError
+from lensplug.positions.modality_map import ModalityMap, ModalityName
+from lensplug.reductions.modality_mass import PARTS, VIEWS, first_position, views_of
+
+SinkName = Literal["first", "special"]
+Sinks = SinkName | Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"] | None
+EVERY = (*CLASSES, *VIEWS)
+"""Whatever has readings: the classes, and the views of images."""
+SINKS = {"first": "the first position", "special": "the first position and the special tokens"}
+
+
+def sink_positions(
+    sinks: Any, mask: Int[Tensor, "batch pos"], exclude_sink: bool
+) -> tuple[Bool[Tensor, "batch pos"] | None, str]:
+    """The positions passed as sinks, if any; and a description of what counts as a sink.
+
+    Raises:
+        LensplugError: If it cannot be a choice of sinks.
+    """
+    if sinks is None:
+        if exclude_sink:
+            raise LensplugError("exclude_sink leaves the sinks out, and sinks is None: say which, sinks='first'.")
+        return None, "no sink apart"
+    end = "left out" if exclude_sink else "are a class of their own"
+    if isinstance(sinks, str) and sinks in SINKS:
+        return None, f"sinks ({SINKS[sinks]}) {end}"
+    expected = f"expected 'first', 'special', None, or a mask of the shape {list(mask.shape)}"
+    try:
+        sink_mask = torch.as_tensor(sinks)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LensplugError(f"sinks is {sinks!r}, {expected}.") from error
+    if sink_mask.shape != mask.shape or not bool(((sink_mask == 0) | (sink_mask == 1)).all()):
+        raise LensplugError(
+            f"sinks has the shape {list(sink_mask.shape)}, {expected} that has 1 where a sink is, else 0."
+        )
+    return sink_mask.to(mask.device).bool() & mask.bool(), f"sinks ({int(sink_mask.sum())} positions given) {end}"
+
+
+def parts_of_classes(modality: ModalityMap, sinks: Sinks) -> Bool[Tensor, "example every part"]:
+    """Which parts make up each of `EVERY`, in each example."""
+    special = isinstance(sinks, str) and sinks == "special"
+    part_names = {name: {name} for name in PARTS[2:]}
+    part_names |= {
+        "text": {"text"} if special else {"text", "special"},
+        "image": {"image", *VIEWS},
+        SINK: {"first", "special"} if special else {"first"},
+    }
+    every = torch.tensor([[part in part_names.get(name, ()) for part in PARTS] for name in EVERY])
+    membership = every.repeat(len(modality.labels), 1, 1)
+    if sinks is None:  # the first position counts with what it is
+        first, views = first_position(modality), dict(zip(VIEWS, views_of(modality), strict=True))
+        membership[:, EVERY.index(SINK)] = False
+        for name in part_names.keys() - {SINK}:
+            positions = views[name] if name in views else modality.mask(cast(ModalityName, name))
+            membership[:, EVERY.index(name), 0] = (positions & first).any(dim=1).cpu()
+    return membership
+
+
+def seen(
+    cache: ActivationCache, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch pos"]:
+    """The key positions that the model lets each query see: not padding, and not later."""
+    cfg: Any = getattr(cache.model, "cfg", None)
+    if getattr(cfg, "attention_dir", "causal") != "causal":
+        return mask.bool()
+    return mask.bool() & (torch.arange(mask.shape[1], device=mask.device) <= index[:, None])
+
+
+def seen_ahead(
+    cache: ActivationCache, modality: ModalityMap, index: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch pos"]:
+    """The positions of the query's own image, where a model lets an image see itself whole (Gemma 3)."""
+    within = looks_ahead_within(cache)
+    ahead = torch.zeros_like(modality.attention_mask, dtype=torch.bool)
+    for span in modality.spans if within is not None else ():
+        if span.modality == within and span.start <= int(index[span.example]) < span.stop:
+            ahead[span.example, span.start : span.stop] = True
+    return ahead
+
+
+def allowed_positions(
+    cache: ActivationCache, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch layer pos"]:
+    """The key positions that each layer lets each query see."""
+    cfg: Any = getattr(cache.model, "cfg", None)
+    allowed = seen(cache, mask, index)[:, None].expand(-1, n_layers(cache), -1)
+    if getattr(cfg, "use_local_attn", False):
+        near = torch.arange(mask.shape[1], device=mask.device) > index[:, None] - cfg.window_size
+        everywhere = torch.tensor([kind != "local" for kind in cfg.attn_types], device=mask.device)
+        allowed = allowed & (near[:, None] | everywhere[:, None])
+    return allowed
