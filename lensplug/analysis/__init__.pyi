@@ -13,6 +13,8 @@ from .attention.gradient_rollout import gradient_rollout as gradient_rollout
 from .attention.head_readings import HeadSpecialization as HeadSpecialization
 from .attention.head_specialization import head_specialization as head_specialization
 from .attention.heads_by_layer import HeadsByLayer as HeadsByLayer
+from .attention.modality_null import ModalityNull as ModalityNull
+from .attention.modality_null import modality_null as modality_null
 from .attention.received_attention import ReceivedAttention as ReceivedAttention
 from .attention.received_attention import received_attention as received_attention
 from .compare import Comparison as Comparison

@@ -16,6 +16,7 @@ from .figures.head_specialization import head_specialization as head_specializat
 from .figures.heads_by_layer import heads_by_layer as heads_by_layer
 from .figures.logit_lens import logit_lens as logit_lens
 from .figures.modality_ablation import modality_ablation as modality_ablation
+from .figures.modality_null import modality_null as modality_null
 from .figures.neuron_activity import neuron_activity as neuron_activity
 from .figures.received_attention import received_attention as received_attention
 from .figures.ribbon import modality_ribbon as modality_ribbon

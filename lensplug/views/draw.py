@@ -15,6 +15,7 @@ from lensplug.analysis.attention.attention_rollout import Rollout
 from lensplug.analysis.attention.gradient_rollout import GradientRollout
 from lensplug.analysis.attention.head_readings import HeadSpecialization
 from lensplug.analysis.attention.heads_by_layer import HeadsByLayer
+from lensplug.analysis.attention.modality_null import ModalityNull
 from lensplug.analysis.attention.received_attention import ReceivedAttention
 from lensplug.analysis.compare import Comparison
 from lensplug.analysis.interventions.activation_patching import ActivationPatching
@@ -40,6 +41,7 @@ from lensplug.views.figures.head_specialization import head_specialization
 from lensplug.views.figures.heads_by_layer import heads_by_layer
 from lensplug.views.figures.logit_lens import logit_lens
 from lensplug.views.figures.modality_ablation import modality_ablation
+from lensplug.views.figures.modality_null import modality_null
 from lensplug.views.figures.neuron_activity import neuron_activity
 from lensplug.views.figures.received_attention import received_attention
 
@@ -60,6 +62,7 @@ def _rollout(result: Rollout) -> go.Figure:
 
 draw.register(HeadSpecialization, head_specialization)
 draw.register(HeadsByLayer, heads_by_layer)
+draw.register(ModalityNull, modality_null)
 draw.register(LogitLens, logit_lens)
 draw.register(Rollout, _rollout)
 draw.register(GradientRollout, attention_rollout)

@@ -35,6 +35,7 @@ def every_result(seed: int = 0) -> dict[str, Result]:
     return {
         "head_specialization": heads,
         "heads_by_layer": heads.by_layer(),
+        "modality_null": analysis.modality_null(cache, inputs.modality, shuffles=20),
         "logit_lens": analysis.logit_lens(cache, positions=-1),
         "attention_from": analysis.attention_from(cache),
         "attention_rollout": rollout,
