@@ -24,5 +24,6 @@ from .positions.modality_map import Span as Span
 from .positions.words import join_pieces as join_pieces
 from .running.generation import Answer as Answer
 from .running.parity import ParityReport as ParityReport
+from .study.study import Study as Study
 
 __version__: str

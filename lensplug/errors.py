@@ -1,6 +1,10 @@
-"""The one error class, `LensplugError`, and the one class of warnings, `LensplugWarning`."""
+"""The error class, `LensplugError`, a child of it, and the one class of warnings, `LensplugWarning`."""
 
 from lensplug.patches.errors import LensplugError as LensplugError
+
+
+class NotEnoughMemoryError(LensplugError):
+    """A run that would not fit into memory; half as many examples may."""
 
 
 class LensplugWarning(UserWarning):

@@ -19,6 +19,8 @@ from .attention.received_attention import ReceivedAttention as ReceivedAttention
 from .attention.received_attention import received_attention as received_attention
 from .compare import Comparison as Comparison
 from .compare import compare as compare
+from .group_differences import GroupDifferences as GroupDifferences
+from .group_means import GroupMeans as GroupMeans
 from .interventions.activation_patching import ActivationPatching as ActivationPatching
 from .interventions.activation_patching import activation_patching as activation_patching
 from .interventions.deletion_curve import DeletionCurve as DeletionCurve

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.combined import combined
+from lensplug.analysis.over_examples import OverExamples
 from lensplug.analysis.provenance import Provenance
 from lensplug.analysis.saved_fields import save_fields
 from lensplug.errors import LensplugError
@@ -33,6 +34,8 @@ class Result:
 
     label_columns: ClassVar[tuple[str, ...]] = ()
     """The columns of `to_dataframe` that say what is measured; `compare` aligns two results by them."""
+    axis_labels: ClassVar[Mapping[str, tuple[str, tuple[str, ...]]]] = {}
+    """Axis whose entries differ between examples -> the field that names them, and every name there is."""
     example_depth: ClassVar[Mapping[str, int]] = {}
     """Field of texts -> how deep in it the examples are: 0 where it has one entry for each (`combine`)."""
     main_number: ClassVar[str] = ""
@@ -83,6 +86,14 @@ class Result:
         `compare` takes differences example by example from it.
         """
         return {}
+
+    def over_examples(self) -> OverExamples:
+        """Numbers of each example in rows that all examples share, for statistics over a data set.
+
+        Raises:
+            LensplugError: If this result has none.
+        """
+        raise LensplugError(f"{type(self).__name__} has no numbers of each example that could be averaged.")
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each thing that is measured."""

@@ -37,7 +37,11 @@ def save_fields(result: Any, path: str | Path) -> Path:
     Raises:
         LensplugError: If it cannot be written there.
     """
-    target = file_to_write(path)
+    return write_bytes(file_to_write(path), to_bytes(result))
+
+
+def to_bytes(result: Any) -> bytes:
+    """A result as the bytes of a file."""
     tensors: dict[str, Tensor] = {}
     header = {
         "format": FORMAT,
@@ -45,7 +49,8 @@ def save_fields(result: Any, path: str | Path) -> Path:
         "kind": type(result).__name__,
         "fields": _fields_of(result, "", tensors),
     }
-    return write_bytes(target, save(tensors, metadata={HEADER: json.dumps(header, allow_nan=False)}))
+    content: bytes = save(tensors, metadata={HEADER: json.dumps(header, allow_nan=False)})
+    return content
 
 
 def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -73,15 +78,15 @@ def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return import_module("pandas").DataFrame(arrays)
 
 
-def _fields_of(value: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _fields_of(value: Any, prefix: str, tensors: dict[str, Tensor] | None) -> dict[str, Any]:
     return {
-        field_.name: _encoded(getattr(value, field_.name), prefix + field_.name, tensors) for field_ in fields(value)
+        field_.name: encoded(getattr(value, field_.name), prefix + field_.name, tensors) for field_ in fields(value)
     }
 
 
-def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON; tensors go under their names into `tensors`."""
-    if isinstance(value, Tensor):
+def encoded(value: Any, name: str = "", tensors: dict[str, Tensor] | None = None) -> Any:
+    """A value as JSON; tensors go under their names into `tensors`, where they may."""
+    if isinstance(value, Tensor) and tensors is not None:
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
     if isinstance(value, float) and not math.isfinite(value):
@@ -89,13 +94,15 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        items = [_encoded(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
+        items = [encoded(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, Mapping):
-        return {"mapping": {str(key): _encoded(item, f"{name}.{key}", tensors) for key, item in value.items()}}
+        return {"mapping": {str(key): encoded(item, f"{name}.{key}", tensors) for key, item in value.items()}}
     if type(value).__name__ in PARTS and is_dataclass(value):
         return {"part": type(value).__name__, "fields": _fields_of(value, f"{name}.", tensors)}
-    return {"table": {column: _encoded(_column(value[column]), f"{name}.{column}", tensors) for column in value}}
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name or 'a value'} is a tensor, and only JSON is kept here")
+    return {"table": {column: encoded(_column(value[column]), f"{name}.{column}", tensors) for column in value}}
 
 
 def _column(column: Any) -> Any:

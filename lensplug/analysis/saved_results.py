@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from beartype.door import is_bearable
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from lensplug.analysis.field_hints import field_hints
 from lensplug.analysis.result import Result
@@ -44,15 +45,32 @@ def read(path: str | Path) -> Result:
             way that this one does not read.
     """
     try:
-        with safe_open(str(expanded(path)), "pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "null"))
-            if not isinstance(header, dict):
-                raise _no_result(path, "it is a safetensors file without a result in its header")
-            kind = _kind(header, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        content = expanded(path).read_bytes()
+    except OSError as error:
+        raise _no_result(path, error.strerror or str(error)) from error
+    return from_bytes(content, path)
+
+
+def from_bytes(content: bytes, path: str | Path) -> Result:
+    """The result in the bytes of a file.
+
+    Args:
+        content: What the file holds.
+        path: Where it is, for errors.
+
+    Raises:
+        LensplugError: As `read`.
+    """
+    try:
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(HEADER, "null"))
+        if not isinstance(header, dict):
+            raise _no_result(path, "it is a safetensors file without a result in its header")
+        kind = _kind(header, path)
+        tensors = load(content)
     except LensplugError:
         raise
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+    except (SafetensorError, ValueError, RecursionError, AttributeError) as error:
         raise _no_result(path, str(error)) from error
     try:
         values = {name: decoded(value, tensors) for name, value in header["fields"].items()}

@@ -1,19 +1,16 @@
-"""The `lensplug` command: `demo`, `report`, `check`, `convert-audio-llama`."""
+"""The `lensplug` command: `demo`, `report`, `check`, `convert-audio-llama`, and `study` (`study_commands`)."""
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lensplug.app import interrupts
-from lensplug.app.output import output_is_gone
-from lensplug.app.terminal import say, say_table, working
+from lensplug.app.steps import steps
+from lensplug.app.study_commands import study
+from lensplug.app.terminal import say, say_table
 from lensplug.errors import LensplugError
 from lensplug.files.writable import file_to_write, folder_to_write
 
@@ -27,6 +24,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Mechanistic interpretability of multimodal language models.",
 )
+
+app.add_typer(study, name="study")
 
 
 def _show_versions(requested: bool) -> bool:
@@ -77,7 +76,7 @@ def demo(
     from lensplug.tiny.voices import make_voice
     from lensplug.views.page.page import Index
 
-    with _steps() as step:
+    with steps() as step:
         _need_what_draws(static)
         out = folder_to_write(out)
         for name in ("llava-onevision.html", "audio-llama.html", "index.html"):
@@ -120,7 +119,7 @@ def report(
     static: Static = False,
 ) -> None:
     """Write one self-contained page on how a model answers a prompt with images, videos, sounds, or text only."""
-    with _steps() as step:
+    with steps() as step:
         _need_what_draws(static)
         page = file_to_write(out)  # fails now rather than after minutes
         media = _media(image, video, audio)
@@ -144,7 +143,7 @@ def check(
     """Compare the wrapped core with the full model on a prompt with media; exit code 1 if they differ."""
     from lensplug.hf.prompts import as_the_model_reads, has_chat_template
 
-    with _steps() as step:
+    with steps() as step:
         media = _media(image, video, audio)
         lens = _load(model, device, dtype, step, trust_remote_code=trust_remote_code, check=False)
         _refuse_no_medium(lens, media)
@@ -177,7 +176,7 @@ def convert_audio_llama(
 
     from lensplug.audio_llama.convert import convert
 
-    with _steps() as step:
+    with steps() as step:
         if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise LensplugError(f"dtype is {dtype!r}, expected float32, bfloat16 or float16.")
         folder = convert(
@@ -279,28 +278,3 @@ def _card(result: Report) -> tuple[tuple[str, str], ...]:
         settled,
         (f"Looks at {result.medium} most", looks),
     )
-
-
-@contextmanager
-def _steps() -> Iterator[Any]:
-    """Show progress; a LensplugError ends the command with its message, not a traceback."""
-    try:
-        with working("starting") as step:
-            from transformers.utils import logging
-
-            logging.disable_progress_bar()  # the steps say enough
-            yield step
-    except LensplugError as error:
-        say(f"lensplug: {error}", error=True)
-        raise typer.Exit(2) from None
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        if output_is_gone(error) or interrupts.came() or os.environ.get("LENSPLUG_TRACEBACK"):
-            raise
-        say(
-            f"lensplug: {type(error).__name__}, which was not foreseen: {error}. If the model's files are sound, it is"
-            " a fault of lensplug: please report it, with what LENSPLUG_TRACEBACK=1 prints.",
-            error=True,
-        )
-        raise typer.Exit(1) from None

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lensplug.errors import LensplugError
+from lensplug.errors import NotEnoughMemoryError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.running.available_memory import free_bytes
 from lensplug.running.caching import RESIDUALS, ROWS, Plan
@@ -136,7 +136,7 @@ class Estimate:
                     " residual_positions=[-1], logit_positions=[-1], with needs=[...] for less; of all rows"
                     ' keep="head_mean" or "rollout" in place of patterns.'
                 )
-            raise LensplugError(
+            raise NotEnoughMemoryError(
                 f"this run would take {_gb(size)} on {device}, and {_gb(free)} are free.{advice} Its parts:\n{self}"
             )
 

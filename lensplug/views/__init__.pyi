@@ -12,6 +12,8 @@ from .figures.deletion_curve import agreement as agreement
 from .figures.deletion_curve import deletion_curve as deletion_curve
 from .figures.domain_neurons import domain_neurons as domain_neurons
 from .figures.grounding import grounding as grounding
+from .figures.group_differences import group_differences as group_differences
+from .figures.group_means import group_means as group_means
 from .figures.head_specialization import head_specialization as head_specialization
 from .figures.heads_by_layer import heads_by_layer as heads_by_layer
 from .figures.logit_lens import logit_lens as logit_lens

@@ -18,6 +18,8 @@ from lensplug.analysis.attention.heads_by_layer import HeadsByLayer
 from lensplug.analysis.attention.modality_null import ModalityNull
 from lensplug.analysis.attention.received_attention import ReceivedAttention
 from lensplug.analysis.compare import Comparison
+from lensplug.analysis.group_differences import GroupDifferences
+from lensplug.analysis.group_means import GroupMeans
 from lensplug.analysis.interventions.activation_patching import ActivationPatching
 from lensplug.analysis.interventions.deletion_curve import DeletionCurve
 from lensplug.analysis.interventions.grounding import Grounding
@@ -37,6 +39,8 @@ from lensplug.views.figures.comparison import comparison
 from lensplug.views.figures.deletion_curve import agreement, deletion_curve
 from lensplug.views.figures.domain_neurons import domain_neurons
 from lensplug.views.figures.grounding import grounding
+from lensplug.views.figures.group_differences import group_differences
+from lensplug.views.figures.group_means import group_means
 from lensplug.views.figures.head_specialization import head_specialization
 from lensplug.views.figures.heads_by_layer import heads_by_layer
 from lensplug.views.figures.logit_lens import logit_lens
@@ -76,6 +80,8 @@ draw.register(DeletionCurve, deletion_curve)
 draw.register(Agreement, agreement)
 draw.register(DomainNeurons, domain_neurons)
 draw.register(Grounding, grounding)
+draw.register(GroupMeans, group_means)
+draw.register(GroupDifferences, group_differences)
 draw.register(NeuronActivity, neuron_activity)
 draw.register(ActivationPatching, activation_patching)
 draw.register(Activations, activations)

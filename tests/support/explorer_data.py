@@ -59,7 +59,7 @@ def said_of(positions: torch.Tensor, layers: int, *, top_k: int, vocabulary: int
     return LogitLens(
         top_tokens=ids, top_probabilities=probabilities, target=followed, rank=measure.long(), log_probability=measure,
         entropy=measure, kl_to_last=measure, positions=positions[None], top_texts=texts,
-        target_texts=[[""] * len(positions)], length=int(positions.max()) + 1, provenance=provenance("logit_lens"),
+        target_texts=[[""] * len(positions)], length=positions.max()[None] + 1, provenance=provenance("logit_lens"),
     )  # fmt: skip
 
 

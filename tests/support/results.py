@@ -4,13 +4,42 @@ from __future__ import annotations
 
 import random
 
+import pandas as pd
+
 import lensplug
 from lensplug import analysis
 from lensplug.analysis.result import Result
+from lensplug.study.differences import differences, side
+from lensplug.study.groups import Chunks
+from lensplug.study.means import IntervalOptions, means
 from lensplug.tiny.scenes import draw_scene
 
 QUESTION = "What is the color? Answer single word."
 COLORS = ("red", "blue")
+
+
+def group_results(heads: analysis.HeadSpecialization, said: analysis.LogitLens) -> dict[str, Result]:
+    """Means and differences, as a study makes them of its examples."""
+    examples = pd.DataFrame(
+        {"id": ["a", "b", "c", "d"], "sha256": [["a"], ["b"], ["c"], ["d"]], "color": ["red", "blue", "red", "blue"]}
+    )
+    options = IntervalOptions("bootstrap", None, 0.95, 20, 0)
+    of_heads = [(examples, analysis.HeadSpecialization.combine([heads, heads]))]
+    of_layers = [(examples, analysis.LogitLens.combine([said, said]))]
+    made: dict[str, Result] = {}
+    every: tuple[tuple[str, Chunks, str], ...] = (
+        ("heads", of_heads, "mass"),
+        ("layers", of_layers, "target_log_probability"),
+    )
+    for name, chunks, number in every:
+        mean = means(chunks, name, "color", number, options)
+        assert mean is not None
+        red, blue = (side(chunks, color, number, "color") for color in COLORS)
+        made[f"group_means, {name}"] = mean
+        made[f"group_differences, {name}"] = differences(
+            red, blue, name, pairs=None, clusters=None, correction="holm", confidence=0.95, permutations=10, seed=0
+        )
+    return made
 
 
 def every_result(seed: int = 0) -> dict[str, Result]:
@@ -55,4 +84,5 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         "domain_neurons": analysis.domain_neurons(activity, modality="image", share=0.1),
         "activations": analysis.activations(cache, inputs.modality, pool="image"),
         "compare": analysis.compare(heads, heads),
+        **group_results(heads, analysis.logit_lens(cache)),
     }

@@ -10,7 +10,7 @@ from types import UnionType
 import pytest
 
 import lensplug
-from lensplug import LensplugError, analysis, reductions, statistics, views
+from lensplug import LensplugError, analysis, reductions, statistics, study, views
 from lensplug.geometry import ImageGrid
 from lensplug.validation.arguments import _hints, _members, admitted
 
@@ -34,7 +34,8 @@ CHOSEN = {
     "ModalityAblation.only_with.condition", "ModalityAblation.per_class.condition",
     "ModalityAblation.transitions.condition", "views.attention_by_layer.head", "views.attention_by_layer.scale",
     "activations.hook", "activations.pool", "domain_neurons.modality", "grounding.medium",
-    "NeuronActivity.probability.modality", "statistics.adjusted_p_values.correction",
+    "NeuronActivity.probability.modality", "Study.run.executor", "StudyResult.compare.correction",
+    "StudyResult.difference.correction", "StudyResult.mean.interval", "statistics.adjusted_p_values.correction",
     "statistics.group_differences.correction", "statistics.paired_differences.correction",
     "views.attention_matrix.scale", "views.head_specialization.by", "views.image_overlay.view",
 }  # fmt: skip
@@ -43,7 +44,7 @@ CHOSEN = {
 
 def public_functions():
     """Name -> every function and method that users call."""
-    for prefix, module in (("", lensplug), ("", analysis), ("statistics.", statistics), ("views.", views)):
+    for prefix, module in (("", lensplug), ("", analysis), ("statistics.", statistics), ("", study), ("views.", views)):
         for name in dir(module):
             found = getattr(module, name)
             if inspect.isfunction(found):

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.analysis.attention.heads_by_layer import HeadsByLayer, looks_at, standard_error
+from lensplug.analysis.over_examples import OverExamples, grid
 from lensplug.analysis.provenance import Provenance, refuse_other_making
 from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
@@ -49,6 +50,7 @@ CLAMP = 1e-6
 class HeadSpecialization(Result):
     """Attention by layer, head and class (a modality, or the sink), from one query position of each example."""
 
+    axis_labels = {"modality": ("modalities", CLASSES), "view": ("views", VIEWS)}
     label_columns = ("layer", "head", "modality")
     main_number = "mass"
     standard_errors = {name: f"{name}_standard_error" for name in READINGS}
@@ -247,6 +249,15 @@ class HeadSpecialization(Result):
     def by_example(self) -> dict[str, Float[Tensor, "example row"]]:
         """The readings of each example, in the rows of `to_dataframe`."""
         return {name: self._reading(name).flatten(1) for name in READINGS}
+
+    def over_examples(self) -> OverExamples:
+        """Mass, preference and ratio by layer, head and class; entropy and largest weight inside the class."""
+        layers, heads = self.mass.shape[1:3]
+        readings: dict[str, Tensor] = {name: self._reading(name).flatten(1) for name in READINGS}
+        inside = {"entropy_nats": self.entropy.flatten(1), "largest_weight": self.largest.flatten(1)}
+        return OverExamples(
+            grid(layer=range(layers), head=range(heads), modality=self.modalities), {**readings, **inside}
+        )
 
     def _rows_of_examples(self) -> dict[str, object]:
         """Whole columns: examples x heads are many rows."""

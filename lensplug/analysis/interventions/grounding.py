@@ -34,6 +34,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.analysis.interventions.ablation_run import Example, prepared, without_medium
+from lensplug.analysis.over_examples import OverExamples
 from lensplug.analysis.protocols import Lens
 from lensplug.analysis.provenance import Provenance, refuse_other_making
 from lensplug.analysis.result import Result
@@ -55,6 +56,7 @@ class Grounding(Result):
 
     label_columns = ("example", "index", "token")
     main_number = "difference"
+    example_depth = {"texts": 0}
 
     with_medium: Float[Tensor, "example token"]
     """Log-probability of each token of the answer, in nats; NaN after the end of a shorter answer."""
@@ -90,6 +92,11 @@ class Grounding(Result):
             for name in ("with_medium", "with_blank")
         }
         return replace(results[0], texts=tuple(text for result in results for text in result.texts), **joined)
+
+    def over_examples(self) -> OverExamples:
+        """The difference of each whole answer, and its mean over tokens, in nats."""
+        each_token = self.difference.nanmean(dim=1)
+        return OverExamples({}, {"total": self.total[:, None].double(), "mean_of_tokens": each_token[:, None].double()})
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each example and token of its answer."""

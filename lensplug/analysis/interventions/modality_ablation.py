@@ -48,6 +48,7 @@ from lensplug.analysis.interventions.ablation_run import AT_THE_INPUT, AblatedMo
 from lensplug.analysis.interventions.ablation_run import Example as Example
 from lensplug.analysis.interventions.answer_scoring import Label, Scoring, answer_name, answer_tokens, scored_pieces
 from lensplug.analysis.interventions.class_scores import ClassScores
+from lensplug.analysis.over_examples import OverExamples
 from lensplug.analysis.protocols import Lens
 from lensplug.analysis.provenance import Provenance
 from lensplug.analysis.result import Result
@@ -180,6 +181,17 @@ class ModalityAblation(Result):
                 "examples": count,
             },
             index=pd.Index(CONDITIONS, name="condition"),
+        )
+
+    def over_examples(self) -> OverExamples:
+        """Whether the answer is right and whether it changed, and the target's score, under each condition."""
+        numbers = {
+            "right": self.predicted == self.target,
+            "changed": self.changed,
+            "log_probability": self.log_probability,
+        }
+        return OverExamples(
+            {"condition": list(CONDITIONS)}, {name: value.T.double() for name, value in numbers.items()}
         )
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -38,6 +38,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.analysis.logits.logit_statistics import CACHE_BYTES, chunks, statistics
+from lensplug.analysis.over_examples import OverExamples, grid
 from lensplug.analysis.processed_weights import raw_unembedding
 from lensplug.analysis.protocols import needs
 from lensplug.analysis.provenance import Provenance
@@ -84,8 +85,8 @@ class LogitLens(Result):
     top_texts: list[list[list[list[str]]]]
     """The text of `top_tokens`."""
     target_texts: list[list[str]]
-    length: int
-    """Positions of the input, read or not."""
+    length: Int[Tensor, " example"]
+    """Positions of the padded prompt, read or not."""
     provenance: Provenance
 
     @property
@@ -120,10 +121,27 @@ class LogitLens(Result):
             "entropy": lambda: self.entropy,
             "kl_to_last": lambda: self.kl_to_last,
         }
-        rows = torch.full((self.rank.shape[1], self.length), torch.nan)
+        rows = torch.full((self.rank.shape[1], int(self.length[example])), torch.nan)
         rows[:, self.positions[example]] = measures[measure]()[example].float()
         names = ["embed", *(f"layer {layer}" for layer in range(len(rows) - 1))]
         return dict(zip(names, rows, strict=True))
+
+    def over_examples(self) -> OverExamples:
+        """Log-probability and rank of the target, whether it is on top, entropy and divergence, by layer.
+
+        Where several positions were read, rows are told apart by the place of the position in `positions`.
+        """
+        positions = {"position": range(self.rank.shape[2])} if self.rank.shape[2] > 1 else {}
+        numbers = {
+            "target_log_probability": self.log_probability,
+            "target_rank": self.rank,
+            "target_on_top": self.rank == 1,
+            "entropy_nats": self.entropy,
+            "kl_to_last_nats": self.kl_to_last,
+        }
+        return OverExamples(
+            grid(entry=self.entries, **positions), {name: value.flatten(1).double() for name, value in numbers.items()}
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each example, position and entry."""
@@ -216,7 +234,7 @@ def logit_lens(
         positions=positions_read.cpu(),
         top_texts=_texts(by_entry["top_tokens"], tokenizer),
         target_texts=token_texts(followed.reshape(positions_read.shape), tokenizer),
-        length=length,
+        length=torch.full((batch,), length),
         provenance=Provenance.of(cache, "logit_lens", convention),
     )
 

@@ -331,7 +331,7 @@ def test_positions_of_each_example_are_a_tensor():
     _, cache = run(model, tokens(2, 9), names_filter=logit_lens.needs)
     each = torch.tensor([[2, 5, -1], [0, 7, -9]])
     result = logit_lens(cache, positions=each)
-    assert result.positions.tolist() == [[2, 5, 8], [0, 7, 0]] and result.length == 9
+    assert result.positions.tolist() == [[2, 5, 8], [0, 7, 0]] and result.length.tolist() == [9, 9]
     everywhere = logit_lens(cache, positions=None)
     ranks_are_of(result, model, cache)
     ranks_are_of(everywhere, model, cache)

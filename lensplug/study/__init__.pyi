@@ -1,0 +1,2 @@
+from .results import StudyResult as StudyResult
+from .study import Study as Study

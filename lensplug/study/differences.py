@@ -1,0 +1,110 @@
+"""Differences between groups of examples of a study, or between two studies, as a result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lensplug.analysis.group_differences import GroupDifferences
+from lensplug.analysis.provenance import Provenance
+from lensplug.errors import LensplugError
+from lensplug.statistics import group_differences, paired_differences
+from lensplug.statistics.corrections import Correction
+from lensplug.study.groups import MEDIA, Chunks, names_in
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison, in memory."""
+
+    name: str
+    values: np.ndarray
+    """`[example row]`."""
+    examples: pd.DataFrame
+    labels: Mapping[str, Sequence[Any]]
+    number: str
+    provenance: Provenance
+
+
+def side(chunks: Chunks, name: str, number: str | None, by: str | None = None) -> Side:
+    """The examples of a group, or all of them.
+
+    Raises:
+        LensplugError: If there are none.
+    """
+    tables, values, last = [], [], None
+    for examples, result in chunks:
+        over = result.over_examples()
+        chosen, tensor = over.number(number)
+        in_group = np.ones(len(examples), bool) if by is None else np.array(names_in(examples, by)) == name
+        tables.append(examples[in_group])
+        values.append(tensor.double().numpy()[in_group])
+        last = (over.labels, chosen, result.provenance)
+    if last is None or not sum(map(len, tables)):
+        raise LensplugError(f"no example with results has {by} {name!r}." if by else f"{name} has no results yet.")
+    return Side(name, np.concatenate(values), pd.concat(tables, ignore_index=True), *last)
+
+
+def differences(
+    a: Side,
+    b: Side,
+    analysis: str,
+    *,
+    pairs: str | None,
+    clusters: str | None,
+    correction: Correction,
+    confidence: float,
+    permutations: int,
+    seed: int,
+) -> GroupDifferences:
+    """The first side less the second.
+
+    Args:
+        a: The first side.
+        b: The second.
+        analysis: Its name.
+        pairs: The column that names pairs; by default media, where both sides have some of the same.
+        clusters: The column of what is drawn and shuffled together.
+        correction: For the number of rows.
+        confidence: Of intervals.
+        permutations: How many.
+        seed: Of permutations and bootstrap.
+    """
+    if dict(a.labels) != dict(b.labels):
+        raise LensplugError(
+            "the two sides were measured in different rows (layers, heads, classes): nothing to compare."
+        )
+    shared = set(names_in(a.examples, MEDIA)) & set(names_in(b.examples, MEDIA)) - {""}
+    pair_by = pairs or (MEDIA if shared else None)
+    options: dict[str, Any] = {
+        "correction": correction, "confidence": confidence, "permutations": permutations, "seed": seed,
+    }  # fmt: skip
+    if pair_by is not None:
+        found = paired_differences(
+            a.values,
+            b.values,
+            a_pairs=names_in(a.examples, pair_by),
+            b_pairs=names_in(b.examples, pair_by),
+            a_clusters=None if clusters is None else names_in(a.examples, clusters),
+            **options,
+        )
+    else:
+        by = [None if clusters is None else names_in(one.examples, clusters) for one in (a, b)]
+        found = group_differences(a.values, b.values, a_clusters=by[0], b_clusters=by[1], **options)
+    how = f"pairs by {pair_by}, bootstrap interval" if pair_by else "different examples, Welch's interval"
+    many = f"{'all' if found.is_exact else found.permutations} permutations, correction {correction}"
+    columns = ("difference", "low", "high", "p_value", "adjusted_p_value", "count", "clusters")
+    return GroupDifferences(
+        table=pd.DataFrame({**a.labels, **{name: getattr(found, name) for name in columns}}),
+        analysis=analysis,
+        number=a.number,
+        names=(a.name, b.name),
+        labels=tuple(a.labels),
+        paired=pair_by is not None,
+        convention=f"{how} {confidence:.0%}, {many}",
+        provenance=a.provenance,
+    )

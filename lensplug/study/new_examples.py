@@ -1,0 +1,160 @@
+"""Examples that are to be added to a study: from folders, tables and `analysis.Example`.
+
+An example is identified by its prompt, the bytes of its media and a key of the user's. Files are read where they are,
+and their bytes must then be those that were added (SHA-256); what is in memory is written into the study (`media/`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lensplug.errors import LensplugError
+from lensplug.study.media import MEDIA, Medium, stored
+
+if TYPE_CHECKING:
+    from lensplug.analysis.interventions.ablation_run import Example
+
+
+@dataclass(frozen=True)
+class NewExample:
+    """An example that is to be added."""
+
+    prompt: str
+    media: Mapping[str, Sequence[Medium]]
+    """"images", "videos" and "audio" -> files and what is in memory."""
+    target: str | None = None
+    key: str | None = None
+    """Tells apart examples of one prompt and one picture."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """What identifies it."""
+        hashes = {kind: [medium.sha256 for medium in self.media.get(kind, ())] for kind in MEDIA}
+        content = json.dumps([self.prompt, hashes, self.key], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+    @property
+    def size(self) -> int:
+        """Roughly how long its prompt is: examples of like size are run together."""
+        return sum(medium.size for media in self.media.values() for medium in media)
+
+
+def from_folder(
+    folder: str | Path, prompt: str | Sequence[str], group: str, suffixes: Mapping[str, str]
+) -> list[NewExample]:
+    """The media files of a folder, with one or several prompts each.
+
+    Args:
+        folder: Its subfolders are groups; where it has none, its own name is the only group.
+        prompt: The prompt, or several.
+        group: What the column of the groups is called.
+        suffixes: Suffix of a file -> "images", "videos" or "audio".
+
+    Raises:
+        LensplugError: If there is no such folder, or no media file in it.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise LensplugError(f"{str(folder)!r} is no folder.")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    examples = []
+    for path in sorted(Path(directory) / name for directory, _, names in os.walk(root) for name in names):
+        kind = suffixes.get(path.suffix.lower())
+        if kind is None or any(part.startswith(".") for part in path.relative_to(root).parts):
+            continue
+        inside = path.relative_to(root).parts
+        medium = stored(path, kind)
+        examples += [
+            NewExample(text, {kind: [medium]}, columns={group: inside[0] if len(inside) > 1 else root.resolve().name})
+            for text in prompts
+        ]
+    if not examples:
+        raise LensplugError(
+            f"{str(folder)!r} has no images, videos or sounds: taken are files that end in"
+            f" {', '.join(sorted(suffixes))}."
+        )
+    return examples
+
+
+def from_table(table: pd.DataFrame, folder: Path, prompt: str | None) -> list[NewExample]:
+    """The rows of a manifest.
+
+    Args:
+        table: Columns `prompt`, `image(s)`, `video(s)`, `audio` (a path or a list of paths, or what is in memory),
+            `target`, `key`; all others are kept as they are.
+        folder: What relative paths are relative to.
+        prompt: The prompt of all examples, where there is no such column.
+
+    Raises:
+        LensplugError: If there is no prompt, or a file is not there.
+    """
+    names = {"image": "images", "images": "images", "video": "videos", "videos": "videos", "audio": "audio"}
+    if "prompt" not in table.columns and prompt is None:
+        raise LensplugError(
+            f"there is no column 'prompt' among {', '.join(map(repr, table.columns))}: add one, or give prompt=."
+        )
+    reserved = [name for name in table.columns if name in {"id", "chunk", "sha256", "size", "part"}]
+    if reserved:
+        raise LensplugError(f"the column {reserved[0]!r} has a name that a study uses itself: rename it.")
+    others = [name for name in table.columns if name not in {*names, "prompt", "target", "key"}]
+    examples: list[NewExample] = []
+    for row in table.to_dict("records"):
+        media: dict[str, list[Medium]] = {}
+        for column, kind in names.items():
+            if column in row:
+                media.setdefault(kind, []).extend(stored(one, kind, folder) for one in _listed(row[column], kind))
+        text = row.get("prompt", prompt)
+        if not isinstance(text, str):
+            raise LensplugError(f"row {len(examples)} has the prompt {text!r}, expected a text.")
+        examples.append(
+            NewExample(
+                text,
+                media,
+                target=_text_or_none(row.get("target")),
+                key=_text_or_none(row.get("key")),
+                columns={str(name): row[name] for name in others},
+            )
+        )
+    return examples
+
+
+def from_examples(examples: Sequence[Example], columns: Mapping[str, Sequence[Any]]) -> list[NewExample]:
+    """Examples as the analyses take them.
+
+    Raises:
+        LensplugError: If an answer is not a text, or a column has another length.
+    """
+    for name, values in columns.items():
+        if len(values) != len(examples):
+            raise LensplugError(f"the column {name!r} has {len(values)} entries for {len(examples)} examples.")
+    new = []
+    for index, example in enumerate(examples):
+        if not isinstance(example.answer, str):
+            raise LensplugError(f"the answer {example.answer!r} is not a text, and a study keeps it in a table.")
+        media = {kind: [stored(one, kind) for one in getattr(example, kind)] for kind in MEDIA}
+        own = {name: values[index] for name, values in columns.items()}
+        new.append(NewExample(example.text, media, target=example.answer, columns=own))
+    return new
+
+
+def _listed(value: Any, kind: str) -> list[Any]:
+    from lensplug.media import listed
+
+    if value is None or (isinstance(value, float) and pd.isna(value)) or (isinstance(value, str) and not value):
+        return []
+    if isinstance(value, str) and value.startswith("["):
+        value = json.loads(value)  # a CSV has no lists
+    return [value] if isinstance(value, dict) else listed(value, kind)
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None or (not isinstance(value, str) and pd.isna(value)) else str(value)

@@ -1,0 +1,186 @@
+"""Passes: one way over all examples, in which several measurements share the runs of the model.
+
+A pass is identified by everything its numbers depend on: the study's identity, what is measured, and the versions of
+the packages. It is described in `results/<pass>/pass.json`. Measurements that are asked for later are another pass, and
+examples that are added later are new chunks of every pass.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from lensplug.errors import LensplugError
+from lensplug.provenance.versions import versions
+from lensplug.study.chunk_files import FOLDER, RETRY, SUFFIX, is_whole
+from lensplug.study.identity import Identity, hash_of
+from lensplug.study.measurements import Measurement
+from lensplug.study.storage import Storage
+
+FILE = "pass.json"
+MEASUREMENTS = "measurements"
+PACKAGES = ("lensplug", "transformer-lens", "transformers", "torch")
+"""Packages whose versions numbers depend on."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Measurements that are taken together."""
+
+    key: str
+    measurements: tuple[Measurement, ...]
+    versions: Mapping[str, str]
+    begun: float
+    """Seconds since 1970."""
+
+    @property
+    def folder(self) -> str:
+        """Where its results are."""
+        return f"{FOLDER}/{self.key}"
+
+    def done(self, storage: Storage) -> set[str]:
+        """The chunks that are done."""
+        return {name.removesuffix(SUFFIX) for name in storage.names(self.folder) if name.endswith(SUFFIX)}
+
+    def set_broken_aside(self, storage: Storage) -> list[str]:
+        """Rename files of results that were cut short, so that their examples are measured again; their names."""
+        broken = [
+            f"{self.folder}/{chunk}{SUFFIX}"
+            for chunk in sorted(self.done(storage))
+            if not is_whole(storage.read(f"{self.folder}/{chunk}{SUFFIX}"))
+        ]
+        for name in broken:
+            storage.rename(name, f"{name}.broken")
+        return broken
+
+    def chunks(self, storage: Storage) -> list[str]:
+        """The chunks that are done, without what was tried again, in their order."""
+        return sorted(name for name in self.done(storage) if RETRY not in name)
+
+    def of_chunk(self, storage: Storage, chunk: str) -> list[str]:
+        """The files of a chunk: its own, and those of examples tried again, in the order in which they were written."""
+        retries = [name for name in self.done(storage) if name.startswith(f"{chunk}{RETRY}")]
+        return [chunk, *sorted(retries, key=lambda name: int(name.rpartition("-")[2]))]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A measurement that was asked for."""
+
+    measurement: Measurement
+    since: float = field(default_factory=time.time)
+
+
+def declare(storage: Storage, measurement: Measurement) -> None:
+    """Write down that something is to be measured; again changes nothing.
+
+    Raises:
+        LensplugError: If its name is that of another measurement.
+    """
+    for known in declared(storage):
+        if known.measurement.name == measurement.name and known.measurement.key != measurement.key:
+            raise LensplugError(
+                f"{measurement.name!r} is measured with {dict(known.measurement.options)!r} already, and now asked for"
+                f" with {dict(measurement.options)!r}: give this one a name, study.measure(..., name='another')."
+            )
+    content = json.dumps({"since": time.time(), **asdict(measurement)}, indent=1).encode()
+    storage.create(f"{MEASUREMENTS}/{measurement.key}.json", content)
+
+
+def declared(storage: Storage) -> list[Declared]:
+    """What is to be measured, in the order in which it was asked for."""
+    found = []
+    for name in storage.names(MEASUREMENTS):
+        written = json.loads(storage.read(f"{MEASUREMENTS}/{name}"))
+        found.append(Declared(Measurement(written["analysis"], written["options"], written["name"]), written["since"]))
+    return sorted(found, key=lambda one: (one.since, one.measurement.key))
+
+
+def passes(storage: Storage) -> list[Pass]:
+    """The passes that were begun, the oldest first."""
+    found = []
+    for key in storage.names(FOLDER):
+        try:
+            written = json.loads(storage.read(f"{FOLDER}/{key}/{FILE}"))
+        except FileNotFoundError:
+            continue
+        measurements = tuple(Measurement(**one) for one in written["measurements"])
+        found.append(Pass(key, measurements, written["versions"], written["begun"]))
+    return sorted(found, key=lambda one: (one.begun, one.key))
+
+
+def to_run(storage: Storage, identity: Identity, chunks: Sequence[str], *, new_versions: bool) -> list[Pass]:
+    """The passes that lack chunks; what was never begun is written down as a new one.
+
+    Args:
+        storage: Of the study.
+        identity: Of the study.
+        chunks: All chunks that there are.
+        new_versions: Measure again what was begun with other versions of the packages.
+
+    Raises:
+        LensplugError: If nothing is to be measured, or a pass that lacks chunks was begun with other versions.
+    """
+    wanted = [one.measurement for one in declared(storage)]
+    if not wanted:
+        raise LensplugError("nothing is measured yet: study.measure(analysis.head_specialization, query=-1).")
+    now, begun = versions(*PACKAGES), passes(storage)
+    running: dict[str, Pass] = {}
+    missing = []
+    for measurement in wanted:
+        candidates = [one for one in begun if measurement.key in {each.key for each in one.measurements}]
+        current = [one for one in candidates if dict(one.versions) == now]
+        complete = [one for one in candidates if set(chunks) <= one.done(storage)]
+        if complete and not (new_versions and not current):
+            continue
+        if current:
+            running[current[-1].key] = current[-1]
+        elif candidates and not new_versions:
+            raise _other_versions(candidates[-1], now, measurement.name)
+        else:
+            missing.append(measurement)
+    if missing:
+        new = _new_pass(identity, missing, now)
+        content = {"measurements": [asdict(one) for one in missing], "versions": now, "begun": new.begun}
+        storage.create(f"{new.folder}/{FILE}", json.dumps(content, indent=1).encode())
+        running[new.key] = new
+    return [one for one in running.values() if not set(chunks) <= one.done(storage)]
+
+
+def pass_of(storage: Storage, measurement: str) -> tuple[Pass, Measurement]:
+    """The newest pass with a measurement of this name or analysis.
+
+    Raises:
+        LensplugError: If there is none, or several measurements are of this analysis.
+    """
+    begun = passes(storage)
+    named = [one for one in declared(storage) if one.measurement.name == measurement]
+    of_analysis = [one for one in declared(storage) if one.measurement.analysis == measurement]
+    matching = named or of_analysis
+    if len(matching) > 1:
+        names = ", ".join(repr(one.measurement.name) for one in matching)
+        raise LensplugError(f"{measurement} is measured in several ways: say which by its name, {names}.")
+    for found in reversed(begun):
+        for one in found.measurements:
+            if matching and one.key == matching[0].measurement.key:
+                return found, one
+    if matching:
+        raise LensplugError(f"{measurement!r} has no results yet: study.run().")
+    names = ", ".join(repr(one.measurement.name) for one in declared(storage)) or "nothing"
+    raise LensplugError(f"{measurement!r} is not measured in this study, but {names}.")
+
+
+def _new_pass(identity: Identity, measurements: Sequence[Measurement], now: Mapping[str, str]) -> Pass:
+    key = hash_of([identity.key(), [[one.analysis, one.options, one.name] for one in measurements], now])
+    return Pass(key, tuple(measurements), now, time.time())
+
+
+def _other_versions(begun: Pass, now: Mapping[str, str], name: str) -> LensplugError:
+    differing = [package for package in now if begun.versions.get(package) != now[package]]
+    said = ", ".join(f"{package} {begun.versions.get(package)} then and {now[package]} now" for package in differing)
+    return LensplugError(
+        f"the results of {name!r} were begun with other versions ({said}), and numbers of both would be mixed: go on"
+        " with those, or measure everything again as a new pass, study.run(new_versions=True)."
+    )

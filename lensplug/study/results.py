@@ -1,0 +1,235 @@
+"""The results of a study: read chunk by chunk, as one result, or as statistics over examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lensplug.analysis.example_rows import ExampleRows, from_rows
+from lensplug.analysis.group_differences import GroupDifferences
+from lensplug.analysis.group_means import GroupMeans
+from lensplug.analysis.result import Result
+from lensplug.errors import LensplugError
+from lensplug.statistics.corrections import Correction
+from lensplug.study.chunk_files import BOOKKEEPING, SUFFIX, WHOLE, example_rows, joined, parse, schema
+from lensplug.study.differences import differences, side
+from lensplug.study.means import IntervalKind, IntervalOptions, means
+from lensplug.study.measurements import Measurement
+from lensplug.study.passes import Pass
+from lensplug.study.storage import Storage
+from lensplug.validation.arguments import checked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, repr=False)
+class StudyResult:
+    """One measurement of a study, as far as it is done."""
+
+    storage: Storage
+    all_examples: pd.DataFrame
+    """Every example of the study."""
+    made: Pass
+    measurement: Measurement
+
+    @property
+    def examples(self) -> pd.DataFrame:
+        """The examples that have results, in the order of the results."""
+        ids = [identifier for ids, _ in self._parts() for identifier in ids]
+        return self.all_examples.set_index("id").loc[ids].reset_index()
+
+    @property
+    def result(self) -> Any:  # of the analysis's own class
+        """All of it as one result, in memory: what `views` draw, and what has the methods of the analysis.
+
+        Raises:
+            LensplugError: If there is no result yet.
+        """
+        if not self.measurement.way.rows:
+            return self._whole()
+        parts = [rows for _, rows in self._parts()]
+        if not parts:
+            raise self._nothing()
+        return from_rows(self.measurement.kind, joined(parts, self.measurement.kind))
+
+    def chunks(self) -> Iterator[tuple[pd.DataFrame, Result]]:
+        """The results in parts that fit into memory, each with its examples; every label is there in each of them."""
+        by_id = self.all_examples.set_index("id")
+        for ids, rows in self._parts():
+            yield by_id.loc[ids].reset_index(), from_rows(self.measurement.kind, rows, every_label=True)
+
+    @checked
+    def mean(
+        self,
+        by: str | None = None,
+        *,
+        number: str | None = None,
+        interval: IntervalKind | None = "bootstrap",
+        clusters: str | None = None,
+        confidence: float = 0.95,
+        replicates: int = 2000,
+        seed: int = 0,
+    ) -> GroupMeans:
+        """Means over the examples, in groups, with intervals; read chunk by chunk.
+
+        Args:
+            by: A column of the examples: each of its values is a group. All examples are one group by default.
+            number: Which number: for heads "mass", "preference", "ratio", ...; the analysis's main one by default.
+            interval: "bootstrap" over clusters, "normal" (the mean plus or minus so many standard errors), or None.
+            clusters: The column of what is drawn together: several questions about one picture are one cluster. By
+                default the media of an example.
+            confidence: How often such an interval holds the true mean, between 0 and 1.
+            replicates: How often the bootstrap draws.
+            seed: Of the bootstrap.
+
+        Raises:
+            LensplugError: If there is no such column or number, or there are no results yet.
+        """
+        options = IntervalOptions(interval, clusters, confidence, replicates, seed)
+        found = means(self.chunks(), self.measurement.analysis, by, number, options)
+        if found is None:
+            raise self._nothing()
+        return found
+
+    @checked
+    def difference(
+        self,
+        a: str,
+        b: str,
+        *,
+        by: str,
+        number: str | None = None,
+        pairs: str | None = None,
+        clusters: str | None = None,
+        correction: Correction = "max_statistic",
+        confidence: float = 0.95,
+        permutations: int = 10_000,
+        seed: int = 0,
+    ) -> GroupDifferences:
+        """One group less another, in each row, with intervals and corrected p-values; both are held in memory.
+
+        Args:
+            a: A group.
+            b: The other.
+            by: The column of the examples that says the group: "species", "prompt".
+            number: Which number; the analysis's main one by default.
+            pairs: The column that names pairs. By default examples with the same media are pairs, where both groups
+                have some; else the groups are of different examples.
+            clusters: The column of what is drawn and shuffled together.
+            correction: For the number of rows, by name (`lensplug.statistics`).
+            confidence: Of intervals, between 0 and 1.
+            permutations: How many are tried.
+            seed: Of permutations and bootstrap.
+
+        Raises:
+            LensplugError: If a group has no results.
+        """
+        first, second = (side(self.chunks(), group, number, by) for group in (a, b))
+        return differences(
+            first,
+            second,
+            self.measurement.analysis,
+            pairs=pairs,
+            clusters=clusters,
+            correction=correction,
+            confidence=confidence,
+            permutations=permutations,
+            seed=seed,
+        )
+
+    @checked
+    def compare(
+        self,
+        other: StudyResult,
+        *,
+        names: tuple[str, str] = ("this", "other"),
+        number: str | None = None,
+        clusters: str | None = None,
+        correction: Correction = "max_statistic",
+        confidence: float = 0.95,
+        permutations: int = 10_000,
+        seed: int = 0,
+    ) -> GroupDifferences:
+        """This study less another (two checkpoints), over the examples that both have; by pairs.
+
+        Args:
+            other: The same measurement of the other study.
+            names: What the two are called.
+            number: This and the rest as for `difference`.
+            clusters: Likewise.
+            correction: Likewise.
+            confidence: Likewise.
+            permutations: Likewise.
+            seed: Likewise.
+
+        Raises:
+            LensplugError: If they are of different analyses or options, or have no example in common.
+        """
+        mine, others = self.measurement, other.measurement
+        if (mine.analysis, mine.options) != (others.analysis, others.options):
+            raise LensplugError(
+                f"{mine.analysis} with {dict(mine.options)} and {others.analysis} with {dict(others.options)} measure"
+                " different things: compare results of one measurement."
+            )
+        first, second = side(self.chunks(), names[0], number), side(other.chunks(), names[1], number)
+        return differences(
+            first,
+            second,
+            mine.analysis,
+            pairs="id",
+            clusters=clusters,
+            correction=correction,
+            confidence=confidence,
+            permutations=permutations,
+            seed=seed,
+        )
+
+    def __repr__(self) -> str:
+        """What was measured of how much."""
+        return f"StudyResult({self.measurement.name}: {len(self.examples)} of {len(self.all_examples)} examples)"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        return self.result._repr_mimebundle_(include, exclude)
+
+    def _parts(self) -> Iterator[tuple[list[str], ExampleRows]]:
+        """For each file with results the ids of its examples, and their rows."""
+        for _, table in self._tables():
+            rows = example_rows(table, self.measurement)
+            if rows is not None:
+                yield table.filter(pc.is_null(table["error"]))["id"].to_pylist(), rows
+
+    def _tables(self) -> Iterator[tuple[str, pa.Table]]:
+        known = set(self.all_examples.part + "-" + self.all_examples.chunk.map("{:05d}".format))
+        columns: Sequence[str] | None = None
+        for chunk in self.made.chunks(self.storage):
+            for file in self.made.of_chunk(self.storage, chunk) if chunk in known else ():
+                name = f"{self.made.folder}/{file}{SUFFIX}"
+                content = self.storage.read(name)
+                if columns is None:
+                    mine = schema([self.measurement]).names[len(BOOKKEEPING.names) :]
+                    columns = ["id", "error", *mine]
+                yield file, parse(content, name, columns)
+
+    def _whole(self) -> Result:
+        from lensplug.analysis.saved_results import from_bytes
+
+        names = self.storage.names(self.made.folder)
+        mine = [name for name in names if name.endswith(f".{self.measurement.name}{WHOLE}")]
+        done = {file for chunk in self.made.chunks(self.storage) for file in self.made.of_chunk(self.storage, chunk)}
+        mine = [name for name in mine if name.removesuffix(f".{self.measurement.name}{WHOLE}") in done]
+        combined: Result | None = None
+        for name in mine:
+            part = from_bytes(self.storage.read(f"{self.made.folder}/{name}"), name)
+            combined = part if combined is None else type(part).combine([combined, part])
+        if combined is None:
+            raise self._nothing()
+        return combined
+
+    def _nothing(self) -> LensplugError:
+        return LensplugError(f"{self.measurement.name!r} has no results yet: study.run(), study.failures().")
