@@ -100,7 +100,7 @@ def test_limits_are_those_of_scipy_on_many_examples():
     interval = bootstrap.interval()
     for method in ("percentile", "BCa"):
         expected = stats.bootstrap(
-            (values,), np.mean, axis=0, n_resamples=4000, method=method, rng=np.random.default_rng(1)
+            (values,), np.mean, axis=0, n_resamples=4000, method=method, random_state=np.random.default_rng(1)
         ).confidence_interval
         width = (expected.high - expected.low)[None]
         assert (abs(interval.low - expected.low) < 0.12 * width).all()
@@ -118,7 +118,7 @@ def test_clusters_are_drawn_whole_as_scipy_draws_their_sums():
     sums = np.bincount(clusters, values)
     expected = stats.bootstrap(
         (sums, sizes), lambda s, n, axis: s.sum(axis=axis) / n.sum(axis=axis), paired=True, vectorized=True,
-        n_resamples=4000, method="percentile", rng=np.random.default_rng(1),
+        n_resamples=4000, method="percentile", random_state=np.random.default_rng(1),
     ).confidence_interval  # fmt: skip
     width = expected.high - expected.low
     assert abs(interval.low[0, 0] - expected.low) < 0.1 * width > abs(interval.high[0, 0] - expected.high)
@@ -138,7 +138,7 @@ def test_intervals_hold_the_mean_at_least_as_often_as_multinomial_ones(n, distri
         limits = bootstrap.interval()
         held += float(((limits.low <= expected_mean) & (expected_mean <= limits.high)).mean()) / 4
         theirs = stats.bootstrap(
-            (values,), np.mean, axis=0, n_resamples=2000, method="percentile", rng=rng, batch=100
+            (values,), np.mean, axis=0, n_resamples=2000, method="percentile", random_state=rng, batch=100
         ).confidence_interval
         held_by_scipy += float(((theirs.low <= expected_mean) & (expected_mean <= theirs.high)).mean()) / 4
     assert held_by_scipy - 0.005 <= held <= 0.96
@@ -176,7 +176,7 @@ def test_difference_of_groups_of_the_same_pictures_is_of_pairs():
     bootstrap.add(np.concatenate([first, second]), ["a"] * 100 + ["b"] * 100, pictures * 2)
     paired = bootstrap.difference("b", "a")
     expected = stats.bootstrap(
-        (second[:, 0] - first[:, 0],), np.mean, method="percentile", rng=np.random.default_rng(1)
+        (second[:, 0] - first[:, 0],), np.mean, method="percentile", random_state=np.random.default_rng(1)
     ).confidence_interval
     width = expected.high - expected.low
     assert abs(paired.low[0] - expected.low) < 0.15 * width > abs(paired.high[0] - expected.high)

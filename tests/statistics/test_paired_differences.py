@@ -89,7 +89,12 @@ def test_interval_is_the_bootstrap_of_the_differences():
     bootstrap.add(a - b, ["d"] * 60, names(60))
     np.testing.assert_array_equal(result.low, bootstrap.interval(confidence=0.9).low[0])
     theirs = stats.bootstrap(
-        ((a - b)[:, :3],), np.mean, axis=0, confidence_level=0.9, method="percentile", rng=np.random.default_rng(0)
+        ((a - b)[:, :3],),
+        np.mean,
+        axis=0,
+        confidence_level=0.9,
+        method="percentile",
+        random_state=np.random.default_rng(0),
     ).confidence_interval
     np.testing.assert_allclose(result.high[:3], theirs.high, atol=0.05)
 

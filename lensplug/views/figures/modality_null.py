@@ -53,7 +53,7 @@ def modality_null(result: ModalityNull, *, modality: str | None = None) -> go.Fi
     examples = f"{len(result.z)} example{'s' if len(result.z) > 1 else ''}"
     notes = (
         "z: standard deviations of the mass above its mean over all shuffles of the labels; sinks keep theirs."
-        " Modalities are blocks of positions: one that follows any block is far from 0"
+        " Modalities are blocks of positions: heads that follow blocks are far from 0"
     )
     titled(fig, f"Attention by modality against shuffled labels ({examples})", notes)
     buttons = [
