@@ -38,3 +38,5 @@ from .neurons.neuron_activity import NeuronActivity as NeuronActivity
 from .neurons.neuron_activity import neuron_activity as neuron_activity
 from .probes.activations import Activations as Activations
 from .probes.activations import activations as activations
+from .probes.probe import probe as probe
+from .probes.probe_result import Probe as Probe

@@ -20,9 +20,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from beartype.door import is_bearable
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
+from torch import Tensor
 
 from lensplug.analysis.field_hints import field_hints
 from lensplug.analysis.result import Result
@@ -72,6 +74,52 @@ def from_bytes(content: bytes, path: str | Path) -> Result:
         raise
     except (SafetensorError, ValueError, RecursionError, AttributeError) as error:
         raise _no_result(path, str(error)) from error
+    return _result_of(kind, header, tensors, path)
+
+
+def outline(path: str | Path) -> Result:
+    """A result in a file without its large tensors: those of two and more axes have shapes and dtypes, and no numbers.
+
+    They are on the device "meta". For files that are read in parts, with safetensors' slices.
+
+    Args:
+        path: A file that `result.save(path)` wrote.
+
+    Raises:
+        LensplugError: As `read`.
+    """
+    try:
+        with safe_open(str(expanded(path)), "pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "null"))
+            if not isinstance(header, dict):
+                raise _no_result(path, "it is a safetensors file without a result in its header")
+            kind = _kind(header, path)
+            tensors = {name: _outline_of(file, name) for name in file.keys()}
+    except LensplugError:
+        raise
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise _no_result(path, str(error)) from error
+    return _result_of(kind, header, tensors, path)
+
+
+def _outline_of(file: Any, name: str) -> Tensor:
+    """A tensor of a file; of several axes without its numbers."""
+    part = file.get_slice(name)
+    shape = part.get_shape()
+    if len(shape) < 2:  # single numbers, and columns of tables
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
+    return torch.empty(shape, dtype=part[:0].dtype, device="meta")
+
+
+def _result_of(
+    kind: type[Result], header: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | Path
+) -> Result:
+    """The result that a header describes.
+
+    Raises:
+        LensplugError: If the header is broken, or of another version.
+    """
     try:
         values = {name: decoded(value, tensors) for name, value in header["fields"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -20,6 +20,7 @@ from .figures.logit_lens import logit_lens as logit_lens
 from .figures.modality_ablation import modality_ablation as modality_ablation
 from .figures.modality_null import modality_null as modality_null
 from .figures.neuron_activity import neuron_activity as neuron_activity
+from .figures.probe import probe as probe
 from .figures.received_attention import received_attention as received_attention
 from .figures.ribbon import modality_ribbon as modality_ribbon
 from .overlays.image import image_overlay as image_overlay

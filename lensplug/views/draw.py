@@ -28,6 +28,7 @@ from lensplug.analysis.logits.logit_lens import LogitLens
 from lensplug.analysis.neurons.domain_neurons import DomainNeurons
 from lensplug.analysis.neurons.neuron_activity import NeuronActivity
 from lensplug.analysis.probes.activations import Activations
+from lensplug.analysis.probes.probe_result import Probe
 from lensplug.errors import LensplugError
 from lensplug.views.figures.activation_patching import activation_patching
 from lensplug.views.figures.activations import activations
@@ -47,6 +48,7 @@ from lensplug.views.figures.logit_lens import logit_lens
 from lensplug.views.figures.modality_ablation import modality_ablation
 from lensplug.views.figures.modality_null import modality_null
 from lensplug.views.figures.neuron_activity import neuron_activity
+from lensplug.views.figures.probe import probe
 from lensplug.views.figures.received_attention import received_attention
 
 
@@ -85,3 +87,4 @@ draw.register(GroupDifferences, group_differences)
 draw.register(NeuronActivity, neuron_activity)
 draw.register(ActivationPatching, activation_patching)
 draw.register(Activations, activations)
+draw.register(Probe, probe)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lensplug import LensplugError, analysis
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
 
-WITHOUT_EXAMPLES = {"heads_by_layer", "agreement", "compare", "domain_neurons"}
+WITHOUT_EXAMPLES = {"heads_by_layer", "agreement", "compare", "domain_neurons", "probe"}
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from torch import Tensor
 import lensplug
 from lensplug import LensplugError, analysis, views
 from lensplug.analysis.result import Result
+from lensplug.analysis.saved_results import outline
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,18 @@ def test_every_result_is_read_as_it_was_saved(results, tmp_path):
         found = lensplug.read(path)
         refuse_difference(result, found, name)
         pd.testing.assert_frame_equal(result.to_dataframe(), found.to_dataframe())
+
+
+def test_an_outline_has_all_but_the_numbers_of_large_tensors(results, tmp_path):
+    for name, result in results.items():
+        found = outline(result.save(tmp_path / "result"))
+        assert type(found) is type(result)
+        for field in fields(result):  # type: ignore[arg-type]
+            first, second = getattr(result, field.name), getattr(found, field.name)
+            if isinstance(first, Tensor) and first.ndim > 1:
+                assert second.is_meta and (second.shape, second.dtype) == (first.shape, first.dtype), (name, field.name)
+            elif not is_dataclass(first) and not isinstance(first, tuple):  # these may hold large ones
+                refuse_difference(first, second, f"{name}.{field.name}")
 
 
 @pytest.mark.parametrize("name", ["head_specialization", "logit_lens", "compare"])

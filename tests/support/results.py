@@ -83,6 +83,17 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         "neuron_activity": activity,
         "domain_neurons": analysis.domain_neurons(activity, modality="image", share=0.1),
         "activations": analysis.activations(cache, inputs.modality, pool="image"),
+        "probe": probe_of_colors(lens, seed),
         "compare": analysis.compare(heads, heads),
         **group_results(heads, analysis.logit_lens(cache)),
     }
+
+
+def probe_of_colors(lens: lensplug.MultimodalLens, seed: int) -> analysis.Probe:
+    """Whether heads say the color of four pictures at the last position."""
+    colors = COLORS * 2
+    scenes = [draw_scene(random.Random(seed + index), size=(48, 48), color=color) for index, color in enumerate(colors)]
+    inputs = lens.prepare([QUESTION] * len(colors), images=[[scene.image] for scene in scenes])
+    _, cache = lens.run_with_cache(inputs, names_filter="z", query_positions=[], logit_positions=[-1])
+    collected = analysis.activations(cache, inputs.modality, hook="z", layers=(2, 3))
+    return analysis.probe(collected, colors, folds=2, shuffles=2)

@@ -34,7 +34,7 @@ CHOSEN = {
     "ModalityAblation.only_with.condition", "ModalityAblation.per_class.condition",
     "ModalityAblation.transitions.condition", "views.attention_by_layer.head", "views.attention_by_layer.scale",
     "activations.hook", "activations.pool", "domain_neurons.modality", "grounding.medium",
-    "NeuronActivity.probability.modality", "Study.run.executor", "StudyResult.compare.correction",
+    "NeuronActivity.probability.modality", "probe.method", "Study.run.executor", "StudyResult.compare.correction",
     "StudyResult.difference.correction", "StudyResult.mean.interval", "statistics.adjusted_p_values.correction",
     "statistics.group_differences.correction", "statistics.paired_differences.correction",
     "views.attention_matrix.scale", "views.head_specialization.by", "views.image_overlay.view",
