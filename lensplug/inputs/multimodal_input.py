@@ -236,7 +236,7 @@ def encode(
         layout = media_layout(ProcessedBatch(hf_model.config, processor_outputs, placeholders, given, processor))
         _say_what_is_not_heard(layout)
     tokenizer = getattr(processor, "tokenizer", processor)
-    modality = ModalityMap.build(
+    modality = ModalityMap.of_known_types(
         tokens,
         seam.attention_mask,
         placeholder_ids={kind: core.placeholder_ids[kind] for kind in placeholders},

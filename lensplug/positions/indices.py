@@ -71,10 +71,12 @@ def resolve_positions(
     if requested.ndim > 2 or len(requested) != batch:
         raise LensplugError(f"{name} are {list(requested.shape)}, expected a row for each of {batch} examples.")
     attended = attention_mask.bool()
-    last = length - 1 - attended.flip(1).int().argmax(dim=1, keepdim=True)
-    index = torch.where(requested < 0, last + 1 + requested, requested)
+    is_padded = not bool(attended.all())
+    ends = length - attended.flip(1).int().argmax(dim=1, keepdim=True) if is_padded else length
+    index = torch.where(requested < 0, ends + requested, requested)
     inside = (index >= 0) & (index < length)
-    inside &= attended.gather(1, index.clamp(0, length - 1))
+    if is_padded:
+        inside &= attended.gather(1, index.clamp(0, length - 1))
     if not bool(inside.all()):
         example, column = (~inside).nonzero()[0].tolist()
         _refuse(int(requested[example, column]), example, attended[example])

@@ -88,6 +88,31 @@ class ModalityMap:
         Raises:
             LensplugError: If the numbers of positions and of placeholders differ.
         """
+        return cls.of_known_types(
+            tokens,
+            attention_mask,
+            placeholder_ids=placeholder_ids,
+            special_ids=special_ids,
+            media_lengths=media_lengths or {},
+            grids=grids or {},
+            video_grids=video_grids or {},
+            timelines=timelines or {},
+        )
+
+    @classmethod
+    def of_known_types(
+        cls,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Mask,
+        *,
+        placeholder_ids: Mapping[str, int],
+        special_ids: Sequence[int],
+        media_lengths: Mapping[str, Sequence[Sequence[int] | None]],
+        grids: Mapping[tuple[int, int], ImageGrid],
+        video_grids: Mapping[tuple[int, int], VideoGrid],
+        timelines: Mapping[tuple[int, int], AudioTimeline],
+    ) -> ModalityMap:
+        """As `build`, from arguments that lensplug has made: only numbers of positions are checked."""
         real = as_mask(attention_mask, tokens.shape, "attention_mask").to(tokens.device)
         labels = torch.full_like(tokens, TEXT)
         media_index = torch.full_like(tokens, -1)
@@ -97,7 +122,7 @@ class ModalityMap:
             is_placeholder = (tokens == token) & real
             labels[is_placeholder] = MODALITIES.index(modality)
             for example, row in enumerate(is_placeholder):
-                lengths = (media_lengths or {}).get(modality)
+                lengths = media_lengths.get(modality)
                 if lengths is None:
                     media_index[example, row] = 0 if _runs(row) == 1 else -1
                 elif (counts := lengths[example]) is not None:
@@ -105,9 +130,7 @@ class ModalityMap:
         labels[~real] = PAD
         special = torch.isin(tokens, torch.tensor(list(special_ids), device=tokens.device, dtype=tokens.dtype))
         special &= labels == TEXT
-        modality_map = cls(
-            labels, special, media_index, dict(grids or {}), dict(video_grids or {}), dict(timelines or {})
-        )
+        modality_map = cls(labels, special, media_index, dict(grids), dict(video_grids), dict(timelines))
         geometries: tuple[tuple[MediumName, Mapping[tuple[int, int], Sized]], ...] = (
             ("image", modality_map.grids),
             ("video", modality_map.video_grids),
@@ -115,7 +138,8 @@ class ModalityMap:
         )
         for modality, geometry in geometries:
             for (example, index), geometry_of_medium in geometry.items():
-                positions = int((modality_map.mask(modality)[example] & (media_index[example] == index)).sum())
+                is_medium = (labels[example] == MODALITIES.index(modality)) & (media_index[example] == index)
+                positions = int(is_medium.sum())
                 if positions != len(geometry_of_medium):
                     raise LensplugError(
                         f"{modality} {index} of example {example} has {positions} positions, its geometry"

@@ -109,7 +109,8 @@ def views_of(modality: ModalityMap) -> list[Bool[Tensor, "batch pos"]]:
     """Where each of `VIEWS` is; an image without a grid is in none."""
     masks = [torch.zeros_like(modality.special) for _ in VIEWS]
     for (example, index), grid in modality.grids.items():
-        positions = (modality.mask("image")[example] & (modality.media_index[example] == index)).nonzero()[:, 0]
+        is_image = modality.labels[example] == MODALITIES.index("image")
+        positions = (is_image & (modality.media_index[example] == index)).nonzero()[:, 0]
         if len(positions) != len(grid):
             continue  # incomplete in this map: its tokens cannot be distinguished
         view, newline = grid.view.to(positions.device), grid.newline.to(positions.device)

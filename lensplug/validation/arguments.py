@@ -11,6 +11,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, wraps
 from operator import index
 from types import UnionType
@@ -47,12 +48,13 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def with_arguments_checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = _bound(function, args, kwargs)
-        hints = _hints(function)
-        for name, value in bound.arguments.items():
-            if name in hints:
-                bound.arguments[name] = admitted(value, hints[name], name)
-        return function(*bound.args, **bound.kwargs)
+        parameters = _parameters(function)
+        if not parameters.take(args, kwargs):
+            _refuse_call(function, args, kwargs)
+        hints, given = parameters.hints, zip(parameters.positional, args, strict=False)
+        positional = [admitted(value, hints[name], name) if name in hints else value for name, value in given]
+        named = {name: admitted(kwargs[name], hints[name], name) for name in kwargs if name in hints}
+        return function(*positional, *args[len(positional) :], **{**kwargs, **named})  # type: ignore[arg-type]
 
     return with_arguments_checked
 
@@ -125,6 +127,8 @@ def described(value: Any) -> str:
 def _as(value: Any, member: Any) -> tuple[bool, Any]:
     """Whether a value is of a type, after conversion where that changes no meaning; and what it is then."""
     truth = isinstance(value, bool | np.bool_)
+    if member is type(None):
+        return value is None, None
     if member is bool:
         return truth, bool(value) if truth else None
     if member is int:
@@ -135,15 +139,18 @@ def _as(value: Any, member: Any) -> tuple[bool, Any]:
     if member is float:
         number = isinstance(value, int | float | np.integer | np.floating) and not truth
         return (True, float(value)) if number and not math.isnan(value) else (False, None)
-    if isinstance(value, type) and typing.get_origin(member) is Callable:
+    if type(value) is member:
+        return True, value
+    origin = _origin(member)
+    if isinstance(value, type) and origin is Callable:
         return False, None  # int(logits) is a call, and not what anybody means
     if _holds_texts(value, member):
         return False, None
     if _is_tensor(member):
         value = _as_tensor(value, member)
-    if typing.get_origin(member) is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list):
         value = tuple(value)
-    if isinstance(value, list | tuple) and typing.get_origin(member) is Sequence:
+    if origin is Sequence and isinstance(value, list | tuple):
         inside = typing.get_args(member)[0]
         return all(is_bearable(entry, inside) for entry in value), value  # each: beartype looks at one, by chance
     return is_bearable(value, member), value
@@ -158,7 +165,7 @@ def _lists_choices(member: Any) -> bool:
 
 def _holds_texts(value: Any, member: Any) -> bool:
     """Whether a single text was passed for a sequence; to Python, a text is a sequence of texts."""
-    if typing.get_origin(member) is not Sequence:
+    if _origin(member) is not Sequence:
         return False
     inside = typing.get_args(member)[0]
     return (
@@ -181,13 +188,17 @@ def _as_tensor(value: Any, member: Any) -> Any:
     return value.float() if is_integer and isinstance(dtypes, list | tuple) and "float32" in dtypes else value
 
 
+_origin: Callable[[Any], Any] = cache(typing.get_origin)
+
+
+@cache
 def _is_tensor(member: Any) -> bool:
     return member is Tensor or inspect.isclass(member) and issubclass(member, AbstractArray)
 
 
 def _members(hint: Any) -> list[Any]:
     """The types of a union, those that nothing is converted to first; else the hint alone."""
-    if typing.get_origin(hint) not in (UnionType, typing.Union):
+    if _origin(hint) not in (UnionType, typing.Union):
         return [hint]
     return sorted(typing.get_args(hint), key=lambda member: member in (int, float) or _is_tensor(member))
 
@@ -230,23 +241,55 @@ def _short(hint: str) -> str:
     return hint
 
 
-def _bound(function: Callable[..., Any], args: Any, kwargs: Any) -> inspect.BoundArguments:
-    """Which argument is which.
+@dataclass(frozen=True)
+class _Parameters:
+    """What a function takes."""
 
-    Raises:
-        LensplugError: If one is missing or unknown.
-    """
-    signature = _signature(function)
+    positional: tuple[str, ...]
+    """Names of those that need not be named, in their order."""
+    required: frozenset[str]
+    names: frozenset[str]
+    several: bool
+    """Whether there may be more, without a name."""
+    others: bool
+    """Whether there may be more, of any name."""
+    hints: dict[str, Any]
+
+    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call with these has what is required, nothing twice, and nothing unknown."""
+        unnamed = self.positional[: len(args)]
+        return (
+            (self.several or len(args) <= len(self.positional))
+            and (self.others or kwargs.keys() <= self.names)
+            and kwargs.keys().isdisjoint(unnamed)
+            and self.required <= {*unnamed, *kwargs}
+        )
+
+
+def _refuse_call(function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    """Raise: an argument is missing or unknown, in Python's own words."""
+    signature = inspect.signature(function)
     try:
-        return signature.bind(*args, **kwargs)
+        signature.bind(*args, **kwargs)
     except TypeError as error:
         names = ", ".join(name for name in signature.parameters if name != "self")
         raise LensplugError(f"{function.__qualname__}: {error}. Its arguments are {names}.") from error
 
 
 @cache
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(function)
+def _parameters(function: Callable[..., Any]) -> _Parameters:
+    parameters = inspect.signature(function).parameters
+    kinds = {name: parameter.kind for name, parameter in parameters.items()}
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    single = [name for name, kind in kinds.items() if kind not in several]
+    return _Parameters(
+        positional=tuple(name for name in single if kinds[name] is not inspect.Parameter.KEYWORD_ONLY),
+        required=frozenset(name for name in single if parameters[name].default is inspect.Parameter.empty),
+        names=frozenset(name for name in single if kinds[name] is not inspect.Parameter.POSITIONAL_ONLY),
+        several=several[0] in kinds.values(),
+        others=several[1] in kinds.values(),
+        hints=_hints(function),
+    )
 
 
 @cache
@@ -254,7 +297,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of single arguments; `Any` is none, nor is a name that type checkers alone know."""
     hints = {}
     plain = inspect.unwrap(function)
-    for name, parameter in _signature(function).parameters.items():
+    for name, parameter in inspect.signature(function).parameters.items():
         hint = parameter.annotation
         if isinstance(hint, str):
             try:

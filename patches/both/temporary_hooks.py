@@ -28,11 +28,13 @@ def temporary_hooks(model: Any, hooks: Iterable[tuple[str, Callable[..., Any]]])
     """
     points = model.hook_dict
     each = [(points[name], function) for name, function in hooks]
+    remaining = [point for point, _ in each]
     level: Any = object()  # TransformerLens numbers its hooks by how deep they are nested: ours are of no number
 
     def remove() -> None:
-        for point, _ in each:
-            point.remove_hooks("fwd", level=level)
+        while remaining:
+            remaining[-1].remove_hooks("fwd", level=level)
+            remaining.pop()
 
     try:
         try:
