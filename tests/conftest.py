@@ -1,24 +1,12 @@
-"""The random tiny LLaVA-OneVision, wrapped once for all tests; nobody may leave a change on it.
+"""Fixtures of all tests come with the first module that is collected.
 
-`LENSPLUG_ENGINE=bridge` runs the tests with the bridge wherever they do not ask for an engine; TransformerLens 4 has
-no other.
+So they come where tests are run: the process of pytest-xdist that hands tests out would import PyTorch and
+TransformerLens for nothing, and the others wait for it.
 """
 
 from __future__ import annotations
 
 import pytest
-import torch
-from support.built import HOOKED, ONE_ENGINE, ONLY_HOOKED
-from support.models import QUESTION, llava_onevision, scene, snapshot
-
-import lensplug
-from lensplug import engines
-
-if ONE_ENGINE:
-    engines.ENGINES = {ONE_ENGINE: engines.ENGINES[ONE_ENGINE], **engines.ENGINES}  # "auto" takes the first
-
-torch.set_num_threads(1)  # the models are tiny: threads that wait for each other made it thirty times slower
-
 
 OF_HOOKED_TRANSFORMER = {"test_config_fix.py", "test_logit_directions.py"}
 """Tests that cannot even be imported beside TransformerLens 4."""
@@ -26,57 +14,14 @@ OF_HOOKED_TRANSFORMER = {"test_config_fix.py", "test_logit_directions.py"}
 
 class _Skipped(pytest.Module):
     def collect(self):
+        from support.built import ONLY_HOOKED
+
         pytest.skip(ONLY_HOOKED, allow_module_level=True)
 
 
 def pytest_pycollect_makemodule(module_path, parent):
+    parent.config.pluginmanager.import_plugin("support.fixtures")
+    from support.built import HOOKED
+
     if not HOOKED and module_path.name in OF_HOOKED_TRANSFORMER:
         return _Skipped.from_parent(parent, path=module_path)
-
-
-@pytest.fixture(scope="session")
-def lens():
-    model, processor = llava_onevision()
-    return lensplug.wrap(model, processor)
-
-
-@pytest.fixture(scope="session")
-def folded_lens(lens):
-    """The same model with processed weights."""
-    return lensplug.wrap(lens.hf_model, lens.processor, process_weights=True)
-
-
-@pytest.fixture(scope="session")
-def picture():
-    return scene(96, 48)
-
-
-@pytest.fixture(scope="session")
-def inputs(lens, picture):
-    """One prompt with one picture."""
-    return lens.prepare(QUESTION, images=[picture])
-
-
-@pytest.fixture(scope="session")
-def batch(lens):
-    """Three prompts of different lengths, padded at the left; the last has no picture."""
-    questions = [QUESTION, "What is the shape? " + QUESTION, QUESTION]
-    return lens.prepare(questions, images=[[scene(48, 48, 1)], [scene(80, 64, 2)], []])
-
-
-@pytest.fixture
-def unchanged(lens):
-    """The lens's model is after the test what it was before."""
-    before = snapshot(lens.model)
-    yield
-    assert snapshot(lens.model) == before
-
-
-@pytest.fixture
-def trainable_as_before(lens):
-    """Every test ends with the parameters trainable that were so, and with no gradient on any."""
-    before = [parameter.requires_grad for parameter in lens.model.parameters()]
-    assert any(before), "an earlier test has left them frozen"
-    yield
-    assert [parameter.requires_grad for parameter in lens.model.parameters()] == before
-    assert all(parameter.grad is None for parameter in lens.model.parameters())
