@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from support.signals import interrupted
+from support.signals import heed_signals, interrupted
 from support.trainings import left_by_a_training
 
 SEED = int(os.environ.get("LENSPLUG_SEED", datetime.now(timezone.utc).strftime("%Y%m%d")))
@@ -34,12 +34,6 @@ def main(command: str) -> list[str]:
         command.main()
     """
     return [sys.executable, "-c", textwrap.dedent(stands_in)]
-
-
-def heed_signals() -> None:
-    """In a new process: heed what these tests may have been started without (`nohup`, a job in the background)."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def ended(command: str, *signals: int) -> tuple[int, str, str]:

@@ -68,12 +68,18 @@ FILES = {
 """What each writes."""
 
 
+def heed_signals() -> None:
+    """In a new process: heed what its parent may have been started without (`nohup`, a job in the background)."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(arguments: list[str], out: Path, scratch: Path) -> subprocess.Popen[str]:
     """A command, in a process group of its own."""
     command = [sys.executable, "-m", "lensplug", *(argument.replace("OUT", str(out)) for argument in arguments)]
     environment = {**os.environ, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
     pipes: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=heed_signals, **pipes)
 
 
 def seconds(arguments: list[str]) -> float:
