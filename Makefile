@@ -6,6 +6,7 @@ VENV_4 := .venv-4
 VENV_LOWEST := .venv-lowest
 BIN_4 := $(VENV_4)/bin
 BIN_LOWEST := $(VENV_LOWEST)/bin
+UV := $(BIN)/uv
 
 # Models are tiny: a process for each core, and one thread for each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=8 --dist worksteal -rs
@@ -79,26 +80,27 @@ bench: $(BIN)/lensplug
 	$(BIN)/python benchmarks/flow.py
 	$(BIN)/python benchmarks/exactness.py
 
-$(BIN)/lensplug: pyproject.toml
+# uv unpacks a wheel once, and every environment links to its files: .venv-4 comes after .venv, which has most of them.
+$(UV):
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[hooked,dev]"
+	$(BIN)/python -m pip install --quiet uv
+
+$(BIN)/lensplug: pyproject.toml | $(UV)
+	$(UV) pip install --quiet --python $(BIN)/python -e ".[hooked,dev]"
 	touch $@
 
-$(BIN_4)/lensplug: pyproject.toml
-	$(PYTHON) -m venv $(VENV_4)
-	$(BIN_4)/python -m pip install --quiet --upgrade pip
-	$(BIN_4)/python -m pip install --quiet -e ".[dev]" "transformer-lens>=4"
+$(BIN_4)/lensplug: pyproject.toml | $(BIN)/lensplug
+	$(PYTHON) -m venv --without-pip $(VENV_4)
+	$(UV) pip install --quiet --python $(BIN_4)/python -e ".[dev]" "transformer-lens>=4"
 	touch $@
 
 # A version without a wheel for this Python is no candidate: nothing is compiled.
 COMPILED := av igraph matplotlib numpy pandas pillow psutil soxr torch torchvision
-$(BIN_LOWEST)/lensplug: pyproject.toml
-	$(PYTHON) -m venv $(VENV_LOWEST)
-	$(BIN_LOWEST)/python -m pip install --quiet uv
-	$(BIN_LOWEST)/uv pip install --quiet --python $(BIN_LOWEST)/python --resolution lowest-direct \
+$(BIN_LOWEST)/lensplug: pyproject.toml | $(UV)
+	$(PYTHON) -m venv --without-pip $(VENV_LOWEST)
+	$(UV) pip install --quiet --python $(BIN_LOWEST)/python --resolution lowest-direct \
 		$(addprefix --only-binary=,$(COMPILED)) -e ".[hooked,audio,flow,video,static]"
-	$(BIN_LOWEST)/uv pip install --quiet --python $(BIN_LOWEST)/python pytest pytest-xdist hypothesis networkx scikit-image
+	$(UV) pip install --quiet --python $(BIN_LOWEST)/python pytest pytest-xdist hypothesis networkx scikit-image
 	touch $@
 
 clean:
