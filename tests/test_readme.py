@@ -72,8 +72,8 @@ def of_bert(names: dict[str, Any]) -> dict[str, Any]:
 
 @at_hand("red_picture")
 def two_pictures(names: dict[str, Any]) -> dict[str, Any]:
-    red = draw_scene(random.Random(1), color="red", size=(96, 96))
-    blue = draw_scene(random.Random(1), color="blue", size=(96, 96))
+    red = draw_scene(random.Random(1), color="red", size=(48, 48))
+    blue = draw_scene(random.Random(1), color="blue", size=(48, 48))
     return {"red_picture": red.image, "blue_picture": blue.image}
 
 
