@@ -87,7 +87,7 @@ def as_made(module: Any, kinds: Sequence[type]) -> bool:
     if kind not in kinds:
         return False
     attributes = vars(module)
-    replaced = [attributes[name] for name in attributes.keys() & _names_of(kind)]
+    replaced = [attributes[name] for name in _names_of(kind).intersection(attributes)]
     return all(_is_known(method) for method in replaced if callable(method))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.cache.activation_cache import ActivationCache, known
@@ -134,24 +134,28 @@ def read_rows(
     Raises:
         LensplugError: If a pattern is not there, or lacks one of the rows.
     """
-    cached_positions, index_in_cache = known(cache, "query_positions"), None
-    for layer in layers:
-        if cached_positions is None:
-            pattern, index_in_cache = read_pattern(cache, layer, needed_by=needed_by), index
-        else:
-            pattern = _held(cache, _pattern(layer), needed_by=needed_by).float()
-            index_in_cache = (
-                _among(cached_positions, index, needed_by=needed_by, name="query_positions")
-                if index_in_cache is None
-                else index_in_cache
-            )
-        row_index = index_in_cache.to(pattern.device)[:, None, :, None].expand(
-            -1, pattern.shape[1], -1, pattern.shape[3]
-        )
-        rows = pattern.gather(2, row_index)
-        if cached_positions is not None:
-            _refuse_sums(_pattern(layer), rows.sum(dim=-1), rows.shape[-1])
-        yield rows
+    cached_positions = known(cache, "query_positions")
+    if cached_positions is None:
+        for layer in layers:
+            yield _chosen(read_pattern(cache, layer, needed_by=needed_by), index)
+        return
+    patterns = [_held(cache, _pattern(layer), needed_by=needed_by).float() for layer in layers]
+    if patterns:
+        index = _among(cached_positions, index, needed_by=needed_by, name="query_positions")
+    rows = [_chosen(pattern, index) for pattern in patterns]
+    # Looked at together: a small tensor operation for each layer would take longer than all numbers.
+    alike = len({(of_layer.device, of_layer.shape) for of_layer in rows}) == 1
+    if not alike or bool(_not_one(torch.stack(rows).sum(dim=-1), rows[0].shape[-1]).any()):
+        for layer, of_layer in zip(layers, rows, strict=True):
+            _refuse_sums(_pattern(layer), of_layer.sum(dim=-1), of_layer.shape[-1])
+    yield from rows
+
+
+def _chosen(
+    pattern: Float[Tensor, "batch head query key"], index: Int[Tensor, "batch row"]
+) -> Float[Tensor, "batch head row key"]:
+    row_index = index.to(pattern.device)[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])
+    return pattern.gather(2, row_index)
 
 
 def read_residuals(
@@ -287,10 +291,15 @@ def _refuse_rows(cache: ActivationCache, name: str, pattern: Float[Tensor, "batc
     _refuse_sums(name, sums, pattern.shape[-1])
 
 
+def _not_one(sums: Float[Tensor, ...], keys: int) -> Bool[Tensor, ...]:
+    """Where sums of rows are not 1."""
+    allowed = torch.finfo(torch.bfloat16).eps + keys * torch.finfo(torch.float32).eps
+    return ~((sums - 1).abs() <= allowed)
+
+
 def _refuse_sums(name: str, sums: Float[Tensor, ...], keys: int) -> None:
     """Raise unless these sums of rows are 1, to what is lost where weights were rounded to bfloat16, and summed."""
-    allowed = torch.finfo(torch.bfloat16).eps + keys * torch.finfo(torch.float32).eps
-    wrong = ~((sums - 1).abs() <= allowed)
+    wrong = _not_one(sums, keys)
     if bool(wrong.any()):
         wrong_sum = float(sums[wrong][0])
         problem = (

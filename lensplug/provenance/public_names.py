@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 
 
@@ -12,7 +13,7 @@ def public_name(name: str) -> str:
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part]
     looks_like_a_path = "\\" in name or name.startswith(("/", ".", "~")) or len(parts) > 2 or name[1:2] == ":"
-    if not parts or not (looks_like_a_path or Path(name).is_dir()):
+    if not parts or not (looks_like_a_path or os.path.isdir(name)):
         return name
     last = parts[-1]
     if last in (".", ".."):
