@@ -15,6 +15,9 @@ Method, for each layer (and head), with vectors x and labels of a data set:
 Steering: adding a·d to the activation raises the score of the class by a |w| (`gain`). `spread`, the standard deviation
 of d·x over the examples, is a natural size of a. With two classes there is one direction, towards the second.
 
+    move = 4 * probe.spread[3, 0] * probe.direction[3, 0]
+    lens.run_with_hooks(inputs, fwd_hooks=[(("resid_post", 3), lambda x, hook: x + move.to(x))])
+
 When to use it: to find in which layers, and at which positions, a property can be read linearly, and in what direction
 it lies.
 
@@ -83,8 +86,8 @@ def probe(
 ) -> Probe:
     """Train and test a linear classifier of each layer (of "z": each head).
 
-    Files are read layer by layer: a data set of any number of layers needs the memory of a few copies of one layer,
-    examples x width x 4 bytes. The time is that of folds x (shuffles + 1) + 1 fits for each layer and head.
+    Files are read layer by layer: a data set of any number of layers needs the memory of some six copies of one layer,
+    examples x width x 4 bytes each. The time is that of folds x (shuffles + 1) + 1 fits for each layer and head.
 
     Args:
         activations: From `analysis.activations`, or a file that its `save` wrote, or a list of these, batch by batch.

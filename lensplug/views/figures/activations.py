@@ -34,9 +34,7 @@ def activations(result: Activations) -> go.Figure:
         head_axes(fig)
         return fig
     low, high = norm.quantile(0.05, dim=0), norm.quantile(0.95, dim=0)
-    fig = figure(
-        band(low, high, layers, name="90 % of the examples", color="rgba(76, 120, 168, 0.2)"), title="", height=300
-    )
+    fig = figure(band(low, high, layers, name="90 % of the examples", color="#4c78a8"), title="", height=300)
     fig.add_scatter(
         x=mean.tolist(), y=layers, mode="lines+markers", name="mean", line={"color": "#4c78a8", "width": 2},
         marker={"size": 5}, hovertemplate="layer %{y}: %{x:.4g}<extra></extra>",

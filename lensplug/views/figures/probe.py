@@ -40,7 +40,7 @@ def _layers(result: Probe) -> go.Figure:
     if result.shuffled.shape[-1]:
         shuffled = result.shuffled[order]
         least, most = shuffled.quantile(0.05, dim=-1), shuffled.quantile(0.95, dim=-1)
-        fig.add_trace(band(least, most, layers, name="shuffled labels (90 %)", color="rgba(154, 158, 166, 0.3)"))
+        fig.add_trace(band(least, most, layers, name="shuffled labels (90 %)", color=GREY))
         fig.add_scatter(
             x=shuffled.mean(dim=-1).tolist(), y=layers, mode="lines", name="shuffled labels, mean",
             line={"color": GREY, "width": 1}, hovertemplate="layer %{y}, shuffled labels: %{x:.1%}<extra></extra>",
@@ -49,7 +49,7 @@ def _layers(result: Probe) -> go.Figure:
         x=[result.chance] * 2, y=[min(layers) - 0.5, max(layers) + 0.5], mode="lines", name="chance",
         line={"color": "#22252a", "width": 1, "dash": "dash"}, hoverinfo="skip",
     )  # fmt: skip
-    fig.add_trace(band(low, high, layers, name="interval (95 %)", color="rgba(43, 92, 138, 0.2)"))
+    fig.add_trace(band(low, high, layers, name="interval (95 %)", color=BLUE))
     fig.add_scatter(
         x=accuracy.tolist(), y=layers, mode="lines+markers", name="accuracy", line={"color": BLUE, "width": 2},
         marker={"size": 5}, customdata=list(zip(low.tolist(), high.tolist(), strict=True)),
