@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
@@ -32,6 +32,39 @@ class OverExamples:
         if chosen not in self.values:
             raise LensplugError(f"{chosen!r} is not measured of each example: there are {', '.join(self.values)}.")
         return chosen, self.values[chosen]
+
+    def averaged(self, over: str | None) -> OverExamples:
+        """With rows averaged in each example that differ in one label alone: over "head", a number for each layer.
+
+        Args:
+            over: The label that goes; None changes nothing.
+
+        Raises:
+            LensplugError: If there is no such label.
+        """
+        if over is None:
+            return self
+        if over not in self.labels:
+            raise LensplugError(f"there is no label {over!r} to average over, but {', '.join(self.labels) or 'none'}.")
+        others = {name: entries for name, entries in self.labels.items() if name != over}
+        rows = list(zip(*others.values(), strict=True)) or [()] * len(self.labels[over])
+        kept = list(dict.fromkeys(rows))
+        place = {row: index for index, row in enumerate(kept)}
+        where = torch.tensor([place[row] for row in rows])
+        return OverExamples(
+            {name: [row[index] for row in kept] for index, name in enumerate(others)},
+            {name: _means(values, where, len(kept)) for name, values in self.values.items()},
+        )
+
+
+def _means(
+    values: Float[Tensor, "example row"], where: Int[Tensor, " row"], count: int
+) -> Float[Tensor, "example other"]:
+    """The mean of the rows that go to each place, NaN left out."""
+    wide = values.double()
+    zeros = wide.new_zeros(len(wide), count)
+    numbers = zeros.index_add(1, where, (~wide.isnan()).double())
+    return zeros.index_add(1, where, wide.nan_to_num(0.0)) / numbers
 
 
 def grid(**axes: Sequence[Any]) -> dict[str, list[Any]]:

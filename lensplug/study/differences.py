@@ -30,7 +30,7 @@ class Side:
     provenance: Provenance
 
 
-def side(chunks: Chunks, name: str, number: str | None, by: str | None = None) -> Side:
+def side(chunks: Chunks, name: str, number: str | None, by: str | None = None, over: str | None = None) -> Side:
     """The examples of a group, or all of them.
 
     Raises:
@@ -38,12 +38,12 @@ def side(chunks: Chunks, name: str, number: str | None, by: str | None = None) -
     """
     tables, values, last = [], [], None
     for examples, result in chunks:
-        over = result.over_examples()
-        chosen, tensor = over.number(number)
+        measured = result.over_examples().averaged(over)
+        chosen, tensor = measured.number(number)
         in_group = np.ones(len(examples), bool) if by is None else np.array(names_in(examples, by)) == name
         tables.append(examples[in_group])
         values.append(tensor.double().numpy()[in_group])
-        last = (over.labels, chosen, result.provenance)
+        last = (measured.labels, chosen, result.provenance)
     if last is None or not sum(map(len, tables)):
         raise LensplugError(f"no example with results has {by} {name!r}." if by else f"{name} has no results yet.")
     return Side(name, np.concatenate(values), pd.concat(tables, ignore_index=True), *last)

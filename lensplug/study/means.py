@@ -39,16 +39,21 @@ class IntervalOptions:
 
 
 def means(
-    chunks: Chunks, analysis: str, by: str | None, number: str | None, options: IntervalOptions
+    chunks: Chunks,
+    analysis: str,
+    by: str | None,
+    number: str | None,
+    options: IntervalOptions,
+    over: str | None = None,
 ) -> GroupMeans | None:
     """Means by group; None where there are no results."""
     moments, bootstrap = Moments(), Bootstrap(replicates=options.replicates, seed=options.seed)
     labels: Mapping[str, Sequence[Any]] = {}
     chosen, provenance = "", None
     for examples, result in chunks:
-        over = result.over_examples()
-        chosen, tensor = over.number(number)
-        labels, provenance = over.labels, result.provenance
+        measured = result.over_examples().averaged(over)
+        chosen, tensor = measured.number(number)
+        labels, provenance = measured.labels, result.provenance
         values, groups = tensor.double().numpy(), names_in(examples, by) if by else ["all"] * len(examples)
         moments.add(values, groups)
         if options.kind == "bootstrap":

@@ -70,6 +70,7 @@ class StudyResult:
         by: str | None = None,
         *,
         number: str | None = None,
+        over: str | None = None,
         interval: IntervalKind | None = "bootstrap",
         clusters: str | None = None,
         confidence: float = 0.95,
@@ -81,6 +82,7 @@ class StudyResult:
         Args:
             by: A column of the examples: each of its values is a group. All examples are one group by default.
             number: Which number: for heads "mass", "preference", "ratio", ...; the analysis's main one by default.
+            over: A label that is averaged out in each example first: with "head", means by layer.
             interval: "bootstrap" over clusters, "normal" (the mean plus or minus so many standard errors), or None.
             clusters: The column of what is drawn together: several questions about one picture are one cluster. By
                 default the media of an example.
@@ -92,7 +94,7 @@ class StudyResult:
             LensplugError: If there is no such column or number, or there are no results yet.
         """
         options = IntervalOptions(interval, clusters, confidence, replicates, seed)
-        found = means(self.chunks(), self.measurement.analysis, by, number, options)
+        found = means(self.chunks(), self.measurement.analysis, by, number, options, over)
         if found is None:
             raise self._nothing()
         return found
@@ -105,6 +107,7 @@ class StudyResult:
         *,
         by: str,
         number: str | None = None,
+        over: str | None = None,
         pairs: str | None = None,
         clusters: str | None = None,
         correction: Correction = "max_statistic",
@@ -119,6 +122,7 @@ class StudyResult:
             b: The other.
             by: The column of the examples that says the group: "species", "prompt".
             number: Which number; the analysis's main one by default.
+            over: A label that is averaged out in each example first: with "head", differences by layer.
             pairs: The column that names pairs. By default examples with the same media are pairs, where both groups
                 have some; else the groups are of different examples.
             clusters: The column of what is drawn and shuffled together.
@@ -130,7 +134,7 @@ class StudyResult:
         Raises:
             LensplugError: If a group has no results.
         """
-        first, second = (side(self.chunks(), group, number, by) for group in (a, b))
+        first, second = (side(self.chunks(), group, number, by, over) for group in (a, b))
         return differences(
             first,
             second,
@@ -150,6 +154,7 @@ class StudyResult:
         *,
         names: tuple[str, str] = ("this", "other"),
         number: str | None = None,
+        over: str | None = None,
         clusters: str | None = None,
         correction: Correction = "max_statistic",
         confidence: float = 0.95,
@@ -162,6 +167,7 @@ class StudyResult:
             other: The same measurement of the other study.
             names: What the two are called.
             number: This and the rest as for `difference`.
+            over: Likewise.
             clusters: Likewise.
             correction: Likewise.
             confidence: Likewise.
@@ -177,7 +183,8 @@ class StudyResult:
                 f"{mine.analysis} with {dict(mine.options)} and {others.analysis} with {dict(others.options)} measure"
                 " different things: compare results of one measurement."
             )
-        first, second = side(self.chunks(), names[0], number), side(other.chunks(), names[1], number)
+        chunks = (self.chunks(), other.chunks())
+        first, second = (side(each, name, number, None, over) for each, name in zip(chunks, names, strict=True))
         return differences(
             first,
             second,

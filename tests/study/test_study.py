@@ -123,6 +123,28 @@ def test_means_are_those_of_numpy(finished):
     assert layers.labels == ("entry",) and layers.table["mean"].iloc[-1] == 1.0
 
 
+def test_means_by_layer_are_those_of_the_result_in_memory(finished):
+    heads = finished.result(analysis.head_specialization)
+    of_layers = heads.mean(over="head")
+    assert of_layers.labels == ("layer", "modality") and of_layers.number == "mass"
+    by_layer = heads.result.by_layer().to_dataframe().query("measure == 'mass'").set_index(["layer", "name"])
+    table = of_layers.table.set_index(["layer", "modality"])
+    found = by_layer.loc[table.index]
+    np.testing.assert_allclose(table["mean"], found["mean"], rtol=1e-5)
+    np.testing.assert_allclose(table.standard_error, found.standard_error, rtol=1e-4)
+    compared = heads.difference("ring", "cross", by="shape", over="head", permutations=20)
+    assert len(compared.table) == 6 * 7 and "head" not in compared.table
+    with pytest.raises(LensplugError, match="no label 'heads' to average over, but layer, head, modality"):
+        heads.mean(over="heads")
+
+
+def test_the_mean_of_settled_is_the_share_of_examples_that_have_settled(finished):
+    settled = finished.result(analysis.logit_lens)
+    layers = settled.result.settled_layer[:, 0].numpy()
+    shares = settled.mean(number="settled", interval=None).table.set_index("entry")["mean"]
+    assert shares.tolist() == [float((layers <= layer).mean()) for layer in range(-1, 6)]
+
+
 def test_groups_are_compared(finished):
     heads = finished.result(analysis.head_specialization)
     found = heads.difference("ring", "cross", by="shape", permutations=200)

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.analysis.logits.logit_statistics import CACHE_BYTES, chunks, statistics
@@ -100,8 +100,12 @@ class LogitLens(Result):
 
         Layers are counted as TransformerLens counts blocks: the answer is there after block `settled_layer`.
         """
-        stays = (self.rank == 1).flip(1).int().cumprod(dim=1).sum(dim=1)  # entries on top, from the end
-        return self.rank.shape[1] - 1 - stays
+        return self.rank.shape[1] - 1 - self.settled.int().sum(dim=1)
+
+    @property
+    def settled(self) -> Bool[Tensor, "example entry position"]:
+        """Whether the target stays on top from an entry to the end."""
+        return (self.rank == 1).flip(1).int().cumprod(dim=1).flip(1).bool()
 
     @checked
     def by_position(self, example: int = 0, *, measure: Measure = "probability") -> dict[str, Float[Tensor, " pos"]]:
@@ -127,7 +131,9 @@ class LogitLens(Result):
         return dict(zip(names, rows, strict=True))
 
     def over_examples(self) -> OverExamples:
-        """Log-probability and rank of the target, whether it is on top, entropy and divergence, by layer.
+        """Log-probability and rank of the target, whether it is on top, and stays there, entropy, divergence: by layer.
+
+        The mean of "settled" is the share of examples that have settled by a layer.
 
         Where several positions were read, rows are told apart by the place of the position in `positions`.
         """
@@ -136,6 +142,7 @@ class LogitLens(Result):
             "target_log_probability": self.log_probability,
             "target_rank": self.rank,
             "target_on_top": self.rank == 1,
+            "settled": self.settled,
             "entropy_nats": self.entropy,
             "kl_to_last_nats": self.kl_to_last,
         }
