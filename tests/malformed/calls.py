@@ -74,6 +74,9 @@ def good_calls() -> list[Call]:
         "tokens": inputs.tokens, "attention_mask": inputs.attention_mask,
         "placeholder_ids": {"image": lens.core.placeholder_ids["image"]},
     }  # fmt: skip
+    collected = analysis.activations(cache, inputs)
+    several = analysis.Activations.combine([collected] * 4)
+    probed = analysis.probe(several, [0, 1, 0, 1], folds=2, shuffles=1)
     waveform, rate = np.zeros(16000, dtype=np.float32), 16000
 
     calls = [
@@ -144,6 +147,13 @@ def good_calls() -> list[Call]:
             "lens": lens, "examples": examples[:1], "modality": "image", "method": "remove", "classes": None,
             "batch_size": 2, "seed": 0}),
         Call("Example", analysis.Example, {"text": question, "answer": "Red", "images": [picture], "audio": ()}),
+        Call("activations", analysis.activations, {
+            "cache": cache, "modality": inputs.modality, "hook": "z", "position": -1, "pool": None, "layers": [0]}),
+        Call("activations(pool)", analysis.activations, {
+            "cache": cache, "modality": inputs, "hook": "resid_post", "pool": mask}),
+        Call("probe", analysis.probe, {
+            "activations": several, "labels": ["a", "b", "a", "b"], "method": "ridge", "folds": 2,
+            "groups": [0, 1, 2, 3], "shuffles": 1, "regularisation": 1.0, "standardise": True, "seed": 0}),
         Call("heads.top", heads.top, {"modality": "image", "k": 3}),
         Call("heads.combine", type(heads).combine, {"results": [heads, heads]}),
         Call("said.by_position", everywhere.by_position, {"example": 0, "measure": "probability"}),
@@ -205,6 +215,8 @@ def good_calls() -> list[Call]:
         Call("views.modality_ribbon", views.modality_ribbon, {"inputs": inputs, "example": 0}),
         Call("views.modality_ablation", views.modality_ablation, {"result": ablated}),
         Call("views.activation_patching", views.activation_patching, {"result": patched, "example": 0, "head": None}),
+        Call("views.activations", views.activations, {"result": collected}),
+        Call("views.probe", views.probe, {"result": probed}),
         Call("views.sound_overlay", views.sound_overlay, {
             "values": analysis.attention_rollout(heard_cache, rows=-1), "inputs": heard, "sound": None,
             "media_index": 0, "example": 0, "title": "x"}, free=("title",)),

@@ -67,7 +67,7 @@ def refuse_few(
 
 def _values(given: Any, count: int, name: str) -> list[Label]:
     """One text, whole number or truth value for each example."""
-    if isinstance(given, str) or not (hasattr(given, "tolist") or isinstance(given, Sequence)):
+    if isinstance(given, str | bytes) or not (hasattr(given, "tolist") or isinstance(given, Sequence)):
         raise LensplugError(f"{name} is {described(given)}, expected a list, one for each example.")
     values = given.tolist() if hasattr(given, "tolist") else list(given)  # tensors, arrays, columns of tables
     values = [value.item() if isinstance(value, np.generic) else value for value in values]

@@ -69,6 +69,9 @@ from lensplug.errors import LensplugError
 from lensplug.provenance.versions import versions
 from lensplug.validation.arguments import at_least, checked
 
+MOST_SHUFFLES = 1000
+"""More would take days, and tell no more."""
+
 
 @checked
 def probe(
@@ -114,6 +117,8 @@ def probe(
     need_scikit_learn()
     at_least(2, folds=folds)
     at_least(0, shuffles=shuffles, seed=seed)
+    if shuffles > MOST_SHUFFLES:
+        raise LensplugError(f"shuffles is {shuffles}, expected at most {MOST_SHUFFLES}: each is {folds} fits a layer.")
     if regularisation <= 0 or not np.isfinite(regularisation):
         raise LensplugError(f"regularisation is {regularisation:g}, expected a number above 0.")
     if seed >= 2**32:

@@ -122,6 +122,15 @@ def test_a_cache_of_chosen_residuals_alone(wrapped, padded, everything):
         torch.testing.assert_close(pooled.vectors[0, layer], expected)
 
 
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_run_without_patterns_has_the_same(hook, wrapped, padded, everything):
+    needed = partial(analysis.activations, hook=hook)
+    _, cache = wrapped.run_with_cache(padded, needs=needed, query_positions=[], logit_positions=[-1])
+    found = analysis.activations(cache, padded, hook=hook, pool="text")
+    expected = analysis.activations(everything, padded, hook=hook, pool="text")
+    torch.testing.assert_close(found.vectors, expected.vectors, atol=1e-4, rtol=1e-4)
+
+
 def test_some_layers(padded, everything):
     whole, some = analysis.activations(everything, padded), analysis.activations(everything, padded, layers=[-1, 0])
     n_layers = len(whole.layers)

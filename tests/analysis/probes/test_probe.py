@@ -242,6 +242,8 @@ def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
         ([0, 1] * 10, {"groups": [0, 1] * 10}, "the class 0 has 1 group, and each of 5 folds needs one: give more, f"),
         ([0, 1] * 10, {"folds": 1}, "folds is 1, expected at least 2"),
         ([0, 1] * 10, {"shuffles": -1}, "shuffles is -1, expected at least 0"),
+        ([0, 1] * 10, {"shuffles": 10**9}, "shuffles is 1000000000, expected at most 1000: each is 5 fits a layer"),
+        (b"ab" * 10, {}, "labels is a bytes, expected a list"),
         ([0, 1] * 10, {"regularisation": 0}, "regularisation is 0, expected a number above 0"),
         ([0, 1] * 10, {"seed": 2**32}, "seed is 4294967296, expected less than"),
         ([0, 1] * 10, {"method": "forest"}, "method is 'forest', expected 'logistic' or 'ridge'"),
