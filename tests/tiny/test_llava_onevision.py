@@ -1,10 +1,10 @@
 """The embedded default: it loads offline, answers right on unseen pictures, and can be made again."""
 
 import random
-import subprocess
-import sys
+import runpy
 
 import pytest
+import torch
 import transformers
 
 import lensplug
@@ -61,10 +61,12 @@ def test_the_answer_needs_the_picture(lens):
     assert answers == ["Red", "Blue"]
 
 
-def test_the_training_command_writes_a_folder_that_loads(tmp_path):
+def test_the_training_command_writes_a_folder_that_loads(tmp_path, monkeypatch):
     out = tmp_path / "made"
-    command = [sys.executable, "-m", "lensplug.tiny.train", "llava-onevision", "--steps", "2", "--batch-size", "2"]
-    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+    options = ["llava-onevision", "--steps", "2", "--batch-size", "2", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["lensplug.tiny.train", *options])
+    with torch.random.fork_rng():
+        runpy.run_module("lensplug.tiny.train", run_name="__main__")  # as `python -m` does
     lens = lensplug.load(out, device="cpu", dtype="float32")
     scene = draw_scene(random.Random(0))
     assert lens.check(lens.prepare("What is the color?", images=[scene.image])).agrees
