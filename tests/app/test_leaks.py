@@ -23,6 +23,7 @@ import plotly.graph_objects as go
 import pytest
 import soundfile
 from PIL import Image, ImageCms, PngImagePlugin
+from support.html_page import Parsed
 from support.leaks import where
 
 import lensplug
@@ -96,20 +97,42 @@ def of_sound(marked):
     return report(lens, voice.prompt("sound"), audio=[path])
 
 
-@pytest.fixture(params=["of_picture", "of_sound"])
+@pytest.fixture(scope="module", params=["of_picture", "of_sound"])
 def made(request):
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def without_scripts(made):
+    """The page with pictures in place of what moves; it takes seconds to draw."""
+    pytest.importorskip("matplotlib")
+    return made.page.to_html(static=True)
 
 
 def test_a_page_holds_no_secret(made):
     assert not where(SECRET, made.page.to_html().encode())
 
 
-def test_a_page_without_scripts_holds_no_secret_and_no_path(made):
-    pytest.importorskip("matplotlib")
-    page = made.page.to_html(static=True).encode()
+def test_a_page_without_scripts_holds_no_secret_and_no_path(without_scripts):
     for word in (SECRET, "matplotlib.org", str(ROOT).lower(), "dc:date"):
-        assert not where(word, page), word
+        assert not where(word, without_scripts.encode()), word
+
+
+def test_nothing_runs_in_a_page_without_scripts_and_each_part_is_shown(made, without_scripts):
+    parsed = Parsed(without_scripts)
+    assert len(without_scripts) < 3_000_000
+    for tag, attributes in parsed.tags:
+        assert tag not in ("script", "iframe", "object", "embed", "link")
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+        assert not [value for value in attributes.values() if value and "javascript:" in value.lower()]
+        if tag in ("img", "audio"):
+            assert attributes["src"].startswith("data:")
+        if tag == "img":
+            assert len(attributes["alt"]) > 10
+    assert "script-src 'none'" in without_scripts and "unsafe-inline" not in without_scripts
+    parts = re.findall(r'<div class="part(?: row)?">(.*?)(?=<div class="part|</section>)', without_scripts, re.DOTALL)
+    assert len(parts) == sum(len(section.parts) for section in made.page.sections)
+    assert all("<img" in part or "<span" in part or "<audio" in part for part in parts)
 
 
 def test_no_result_holds_a_secret_in_any_form(made):
