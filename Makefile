@@ -17,9 +17,9 @@ PYTEST_4 := $(subst $(BIN),$(BIN_4),$(PYTEST))
 demo: $(BIN)/lensplug
 	$(BIN)/lensplug demo
 
+# Notebooks first: the longest take minutes, and tests fill up what is left of the other processes.
 test: $(BIN)/lensplug
-	$(PYTEST)
-	$(PYTEST) --nbmake --nbmake-timeout=900 notebooks
+	$(PYTEST) --nbmake --nbmake-timeout=900 notebooks tests
 
 # Shapes are checked in `make test`; once is enough, and they are a third of the time.
 SHAPES_UNCHECKED := -o addopts="--import-mode=importlib -q"
