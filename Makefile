@@ -96,7 +96,7 @@ $(BIN_4)/lensplug: pyproject.toml | $(BIN)/lensplug
 	touch $@
 
 # A version without a wheel for this Python is no candidate: nothing is compiled.
-COMPILED := av igraph matplotlib numpy pandas pillow psutil soxr torch torchvision
+COMPILED := av igraph matplotlib numpy pandas pillow psutil pyarrow scipy soxr torch torchvision
 $(BIN_LOWEST)/lensplug: pyproject.toml | $(UV)
 	$(PYTHON) -m venv --without-pip $(VENV_LOWEST)
 	$(UV) pip install --quiet --python $(BIN_LOWEST)/python --resolution lowest-direct \

@@ -11,7 +11,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, get_type_hints
 
 import pandas as pd
@@ -63,10 +63,18 @@ def _residual(options: Mapping[str, Any]) -> RunOptions:
     )
 
 
+def _activations(options: Mapping[str, Any]) -> RunOptions:
+    """Of the residual stream one position; of what is pooled, and of other activations, all."""
+    is_residual = options.get("hook", "resid_post").startswith("resid")
+    return {"residual_positions": [options.get("position", -1)]} if is_residual and not options.get("pool") else {}
+
+
 WAYS: dict[str, Way] = {
     "head_specialization": Way(reads_cache=True, run=_query),
+    "modality_null": Way(reads_cache=True, run=_query),
     "logit_lens": Way(reads_cache=True, run=_residual),
     "neuron_activity": Way(reads_cache=True, rows=False),
+    "activations": Way(reads_cache=True, rows=False, run=_activations),
     "modality_ablation": Way(reads_cache=False),
     "grounding": Way(reads_cache=False),
 }
@@ -99,6 +107,18 @@ class Measurement:
         """The analysis itself."""
         function: Callable[..., Any] = getattr(analyses, self.analysis)
         return function
+
+    @property
+    def needed(self) -> Any:
+        """What `needs` of a run is given for it: the analysis, with the options that may say which hooks it reads."""
+        options = {name: value for name, value in self.options.items() if not isinstance(value, Mapping)}
+        return partial(self.function, **options) if options else self.function
+
+    def reads(self, hook: str) -> bool:
+        """Whether it reads a hook."""
+        with_options = getattr(self.function, "needs_with", None)
+        needs = self.needed.func.needs_with(**self.needed.keywords) if with_options and self.options else None
+        return bool((needs or getattr(self.function, "needs"))(hook))  # noqa: B009,  an analysis of a cache
 
     @cached_property
     def kind(self) -> type[Result]:
@@ -216,10 +236,12 @@ def run_batch(
 
 def _run_options(measurements: Sequence[Measurement]) -> dict[str, Any]:
     """One run for all: the hooks and positions that any of them reads."""
-    options: dict[str, Any] = {"needs": [measurement.function for measurement in measurements], "logit_positions": [-1]}
+    options: dict[str, Any] = {"needs": [measurement.needed for measurement in measurements], "logit_positions": [-1]}
     each = [measurement.way.run(measurement.options) for measurement in measurements]
     for name, suffixes in READ_AT.items():
-        readers = [run for run, measurement in zip(each, measurements, strict=True) if _reads(measurement, suffixes)]
+        readers = [
+            run for run, measurement in zip(each, measurements, strict=True) if any(map(measurement.reads, suffixes))
+        ]
         if readers and all(name in run for run in readers):
             options[name] = list(dict.fromkeys(position for run in readers for position in run[name]))
         elif not readers and name == "query_positions":
@@ -232,10 +254,6 @@ READ_AT = {
     "residual_positions": ("blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.0.hook_resid_mid"),
 }
 """Option of a run -> hooks of which it keeps some positions."""
-
-
-def _reads(measurement: Measurement, hooks: Sequence[str]) -> bool:
-    return any(getattr(measurement.function, "needs")(hook) for hook in hooks)  # noqa: B009
 
 
 def _by_kind(media: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, Any]:

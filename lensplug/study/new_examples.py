@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from lensplug.errors import LensplugError
@@ -153,6 +154,8 @@ def _listed(value: Any, kind: str) -> list[Any]:
         return []
     if isinstance(value, str) and value.startswith("["):
         value = json.loads(value)  # a CSV has no lists
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return list(value)  # a list of paths, as pandas reads it from Parquet
     return [value] if isinstance(value, dict) else listed(value, kind)
 
 

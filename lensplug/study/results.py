@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -18,14 +19,12 @@ from lensplug.errors import LensplugError
 from lensplug.statistics.corrections import Correction
 from lensplug.study.chunk_files import BOOKKEEPING, SUFFIX, WHOLE, example_rows, joined, parse, schema
 from lensplug.study.differences import differences, side
+from lensplug.study.example_tables import chunk_names
 from lensplug.study.means import IntervalKind, IntervalOptions, means
 from lensplug.study.measurements import Measurement
 from lensplug.study.passes import Pass
-from lensplug.study.storage import Storage
+from lensplug.study.storage import LocalFolder, Storage
 from lensplug.validation.arguments import checked
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +40,11 @@ class StudyResult:
     @property
     def examples(self) -> pd.DataFrame:
         """The examples that have results, in the order of the results."""
-        ids = [identifier for ids, _ in self._parts() for identifier in ids]
+        ids = [
+            identifier
+            for _, table in self._tables()
+            for identifier in table.filter(pc.is_null(table["error"]))["id"].to_pylist()
+        ]
         return self.all_examples.set_index("id").loc[ids].reset_index()
 
     @property
@@ -57,6 +60,19 @@ class StudyResult:
         if not parts:
             raise self._nothing()
         return from_rows(self.measurement.kind, joined(parts, self.measurement.kind))
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of activations or counts, in the order of `examples`: for `analysis.probe`, or safetensors.
+
+        Raises:
+            LensplugError: If the study is not on this machine, or the measurement has a row for each example.
+        """
+        if self.measurement.way.rows or not isinstance(self.storage, LocalFolder):
+            raise LensplugError(
+                f"{self.measurement.name!r} has no files of its own here: read .result, .chunks() or .mean()."
+            )
+        return [self.storage.path / self.made.folder / name for name in self._whole_names()]
 
     def chunks(self) -> Iterator[tuple[pd.DataFrame, Result]]:
         """The results in parts that fit into memory, each with its examples; every label is there in each of them."""
@@ -212,31 +228,30 @@ class StudyResult:
                 yield table.filter(pc.is_null(table["error"]))["id"].to_pylist(), rows
 
     def _tables(self) -> Iterator[tuple[str, pa.Table]]:
-        known = set(self.all_examples.part + "-" + self.all_examples.chunk.map("{:05d}".format))
-        columns: Sequence[str] | None = None
+        known = set(chunk_names(self.all_examples))
+        columns = ["id", "error", *schema([self.measurement]).names[len(BOOKKEEPING.names) :]]
         for chunk in self.made.chunks(self.storage):
             for file in self.made.of_chunk(self.storage, chunk) if chunk in known else ():
                 name = f"{self.made.folder}/{file}{SUFFIX}"
-                content = self.storage.read(name)
-                if columns is None:
-                    mine = schema([self.measurement]).names[len(BOOKKEEPING.names) :]
-                    columns = ["id", "error", *mine]
-                yield file, parse(content, name, columns)
+                yield file, parse(self.storage.read(name), name, columns)
 
     def _whole(self) -> Result:
         from lensplug.analysis.saved_results import from_bytes
 
-        names = self.storage.names(self.made.folder)
-        mine = [name for name in names if name.endswith(f".{self.measurement.name}{WHOLE}")]
-        done = {file for chunk in self.made.chunks(self.storage) for file in self.made.of_chunk(self.storage, chunk)}
-        mine = [name for name in mine if name.removesuffix(f".{self.measurement.name}{WHOLE}") in done]
         combined: Result | None = None
-        for name in mine:
+        for name in self._whole_names():
             part = from_bytes(self.storage.read(f"{self.made.folder}/{name}"), name)
             combined = part if combined is None else type(part).combine([combined, part])
         if combined is None:
             raise self._nothing()
         return combined
+
+    def _whole_names(self) -> list[str]:
+        """The results that are no rows, of the chunks that are done, in their order."""
+        there = set(self.storage.names(self.made.folder))
+        every = [file for chunk in self.made.chunks(self.storage) for file in self.made.of_chunk(self.storage, chunk)]
+        names = [f"{file}.{self.measurement.name}{WHOLE}" for file in every]
+        return [name for name in names if name in there]
 
     def _nothing(self) -> LensplugError:
         return LensplugError(f"{self.measurement.name!r} has no results yet: study.run(), study.failures().")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -464,6 +465,31 @@ def test_analyses_that_run_the_model_are_measured_too(lens, tmp_path):
     stored = json.loads((tmp_path / "study/study.json").read_text())
     assert stored["format"] == 1 and stored["model"] == MODEL
     assert len(list((tmp_path / "study/media").iterdir())) == 3
+
+
+def test_activations_are_collected_for_probes(lens, finished, tmp_path):
+    study = Study(tmp_path / "study", model=MODEL, chunk=4)
+    rows = finished.examples[["prompt", "images", "shape"]].rename(columns={"images": "image"})
+    study.add(rows)
+    study.measure(analysis.activations, hook="resid_mid", name="last")
+    study.measure(analysis.activations, hook="mlp_out", pool="image", layers=[1, 4], name="patches")
+    study.measure(analysis.modality_null, shuffles=20)
+    study.run(lens=lens, batch=3)
+    last, patches = study.result("last"), study.result("patches")
+    assert len(last.files) == 3 and last.examples.id.tolist() == patches.examples.id.tolist()
+    needs = [partial(analysis.activations, hook="resid_mid"), partial(analysis.activations, hook="mlp_out")]
+    for index, (inputs, cache) in enumerate(by_hand(lens, last.examples, needs=needs)):
+        alone = analysis.activations(cache, inputs.modality, hook="resid_mid")
+        torch.testing.assert_close(last.result.vectors[index], alone.vectors[0], atol=1e-4, rtol=1e-4)
+        pooled = analysis.activations(cache, inputs.modality, hook="mlp_out", pool="image", layers=[1, 4])
+        torch.testing.assert_close(patches.result.vectors[index], pooled.vectors[0], atol=1e-4, rtol=1e-4)
+    null = study.result(analysis.modality_null)
+    assert null.result.modalities == ("text", "image") and not null.mean(number="z").table.empty
+    pytest.importorskip("sklearn")
+    probe = analysis.probe(patches.files, patches.examples["shape"].tolist(), folds=2, shuffles=2)
+    assert probe.accuracy.shape == (2,)
+    with pytest.raises(LensplugError, match="has no files of its own"):
+        null.files.clear()
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

@@ -50,6 +50,7 @@ from lensplug.analysis.attention.classes_in_sight import (
 )
 from lensplug.analysis.attention.head_readings import CLASSES, SINK, wider
 from lensplug.analysis.attention.heads_by_layer import standard_error
+from lensplug.analysis.over_examples import OverExamples, grid
 from lensplug.analysis.protocols import needs
 from lensplug.analysis.provenance import Provenance, refuse_other_making
 from lensplug.analysis.result import Result
@@ -80,6 +81,7 @@ TIE = 1e-9
 class ModalityNull(Result):
     """Attention on each modality from one query position, against shuffled labels; NaN where it is not in sight."""
 
+    axis_labels = {"modality": ("modalities", LABELS)}
     label_columns = ("layer", "head", "modality")
     main_number = "z"
     standard_errors = {"mass": "mass_standard_error", "z": "z_standard_error"}
@@ -116,6 +118,12 @@ class ModalityNull(Result):
         """With modalities of other results, which are not in sight here."""
         numbers: dict[str, Any] = {name: wider(getattr(self, name), self.modalities, names) for name in NUMBERS}
         return replace(self, modalities=names, **numbers)
+
+    def over_examples(self) -> OverExamples:
+        """z, mass and p-value by layer, head and modality."""
+        layers, heads = self.mass.shape[1:3]
+        numbers: dict[str, Tensor] = {name: getattr(self, name).flatten(1) for name in ("z", "mass", "p_value")}
+        return OverExamples(grid(layer=range(layers), head=range(heads), modality=self.modalities), numbers)
 
     def by_example(self) -> dict[str, Float[Tensor, "example row"]]:
         """Mass and z of each example, in the rows of `to_dataframe`."""
