@@ -53,16 +53,16 @@ def test_a_door_shows_its_public_names_and_no_others(name):
         assert getattr(door, each) is not None
 
 
-@pytest.mark.parametrize("name", ["lensplug.analysis", "lensplug.views"])
-def test_a_function_is_not_hidden_by_the_module_of_its_name(name):
+def test_a_function_is_not_hidden_by_the_module_of_its_name():
     """`import lensplug.analysis.attention_rollout` would put the module in the function's place."""
-    code = f"""
+    code = """
 import importlib, pathlib, types
-door = importlib.import_module("{name}")
-for path in pathlib.Path(door.__file__).parent.glob("*.py"):
-    importlib.import_module("{name}." + path.stem)
-modules = [public for public in dir(door) if isinstance(getattr(door, public), types.ModuleType)]
-assert not modules, modules
+for name in ("lensplug.analysis", "lensplug.views"):
+    door = importlib.import_module(name)
+    for path in pathlib.Path(door.__file__).parent.glob("*.py"):
+        importlib.import_module(name + "." + path.stem)
+    modules = [public for public in dir(door) if isinstance(getattr(door, public), types.ModuleType)]
+    assert not modules, modules
 """
     loaded_by(code)
 
