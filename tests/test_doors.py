@@ -29,7 +29,7 @@ PUBLIC = {
     " deletion_curve domain_neurons draw grounding group_differences group_means group_positions"
     " head_specialization heads_by_layer"
     " image_explorer image_overlay logit_lens modality_ablation modality_null modality_ribbon"
-    " neuron_activity probe received_attention sound_overlay sound_player video_overlay",
+    " neuron_activity probe received_attention settled_layers sound_overlay sound_player video_overlay",
 }
 HEAVY = ("torch", "transformers", "transformer_lens", "pandas", "plotly", "torchvision")
 

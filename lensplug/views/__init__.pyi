@@ -23,6 +23,7 @@ from .figures.neuron_activity import neuron_activity as neuron_activity
 from .figures.probe import probe as probe
 from .figures.received_attention import received_attention as received_attention
 from .figures.ribbon import modality_ribbon as modality_ribbon
+from .figures.settled_layers import settled_layers as settled_layers
 from .overlays.image import image_overlay as image_overlay
 from .overlays.signal import attention_over_signal as attention_over_signal
 from .overlays.sound import sound_overlay as sound_overlay

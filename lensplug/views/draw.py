@@ -50,6 +50,7 @@ from lensplug.views.figures.modality_null import modality_null
 from lensplug.views.figures.neuron_activity import neuron_activity
 from lensplug.views.figures.probe import probe
 from lensplug.views.figures.received_attention import received_attention
+from lensplug.views.figures.settled_layers import SETTLED, settled_layers
 
 
 @singledispatch
@@ -64,6 +65,11 @@ def draw(result: Any) -> go.Figure:
 
 def _rollout(result: Rollout) -> go.Figure:
     return attention_rollout(result) if result.by_layer is None else attention_by_layer(result)
+
+
+def _group_means(result: GroupMeans) -> go.Figure:
+    is_settled = result.number == SETTLED and result.labels == ("entry",)
+    return settled_layers(result) if is_settled else group_means(result)
 
 
 draw.register(HeadSpecialization, head_specialization)
@@ -82,7 +88,7 @@ draw.register(DeletionCurve, deletion_curve)
 draw.register(Agreement, agreement)
 draw.register(DomainNeurons, domain_neurons)
 draw.register(Grounding, grounding)
-draw.register(GroupMeans, group_means)
+draw.register(GroupMeans, _group_means)
 draw.register(GroupDifferences, group_differences)
 draw.register(NeuronActivity, neuron_activity)
 draw.register(ActivationPatching, activation_patching)

@@ -7,7 +7,6 @@ from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.colors import qualitative
 
 from lensplug.printable import printable
 
@@ -23,8 +22,9 @@ MODALITY_COLORS = {
     "nothing": "#ffffff",
 }
 """Colors of the modalities, and of what else a head can look at."""
-CATEGORIES = qualitative.Safe
-"""Of things without colors of their own; told apart with the three kinds of color blindness."""
+CATEGORIES = ("#332288", "#cc6677", "#117733", "#ddaa33", "#44aa99", "#882255", "#88ccee", "#999933", "#aa4499")
+"""Of things without colors of their own; told apart with the three kinds of color blindness (Paul Tol's muted colors,
+the darkest first: thin lines show on white)."""
 HEAT = [
     [0.0, "rgba(60, 40, 150, 0.0)"],
     [0.2, "rgba(60, 50, 160, 0.34)"],

@@ -30,6 +30,7 @@ def group_results(heads: analysis.HeadSpecialization, said: analysis.LogitLens) 
     every: tuple[tuple[str, Chunks, str], ...] = (
         ("heads", of_heads, "mass"),
         ("layers", of_layers, "target_log_probability"),
+        ("settled", of_layers, "settled"),
     )
     for name, chunks, number in every:
         mean = means(chunks, name, "color", number, options)

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from lensplug.errors import LensplugError
 from lensplug.views.static.axes import Axis
-from lensplug.views.static.plotly_values import PIXEL, numbers, rgba
+from lensplug.views.static.plotly_values import PIXEL, numbers, rgba, whiskers
 
 
 def draw_bars(ax: Any, traces: Sequence[go.Bar], across: Axis, down: Axis, layout: go.Layout) -> None:
@@ -50,6 +50,6 @@ def draw_bars(ax: Any, traces: Sequence[go.Bar], across: Axis, down: Axis, layou
         reaches.reach(np.concatenate([base, base + long]))
         error = trace.error_x if lying else trace.error_y
         if error.array is not None and error.visible is not False:
-            ends = {"xerr" if lying else "yerr": numbers(error.array)}
+            ends = {"xerr" if lying else "yerr": whiskers(error)}
             place = (base + long, at) if lying else (at, base + long)
             ax.errorbar(*place, **ends, fmt="none", ecolor="#22252a", elinewidth=0.8, capsize=2, zorder=3)

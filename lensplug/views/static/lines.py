@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from lensplug.errors import LensplugError
 from lensplug.views.static.axes import Axis
-from lensplug.views.static.plotly_values import PIXEL, numbers, rgba
+from lensplug.views.static.plotly_values import PIXEL, numbers, rgba, whiskers
 
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}
 SYMBOLS = {"circle": "o", "square": "s", "diamond": "D", "cross": "P", "x": "X", "triangle-up": "^"}
@@ -47,5 +47,5 @@ def draw_scatter(ax: Any, trace: go.Scatter, across: Axis, down: Axis) -> None:
     )  # fmt: skip
     for error, name in ((trace.error_x, "xerr"), (trace.error_y, "yerr")):
         if error.array is not None and error.visible is not False:
-            ends = {name: numbers(error.array)}
+            ends = {name: whiskers(error)}
             ax.errorbar(x, y, **ends, fmt="none", ecolor=color, elinewidth=0.8, capsize=2, zorder=3)

@@ -45,6 +45,13 @@ def numbers(values: Any) -> NDArray[np.float64]:
     return np.array(np.asarray(values, dtype=object), dtype=np.float64)
 
 
+def whiskers(error: Any) -> NDArray[np.float64]:
+    """How far the whiskers of an `error_x` or `error_y` reach, `[2 point]`: below, above; nothing where not known."""
+    above = numbers(error.array)
+    below = above if error.symmetric is not False or error.arrayminus is None else numbers(error.arrayminus)
+    return np.nan_to_num(np.stack([below, above])).clip(min=0)
+
+
 def are_numbers(values: Any) -> bool:
     """Whether plotly takes these for numbers: texts that are numbers too, unless an axis says that it has names."""
     try:

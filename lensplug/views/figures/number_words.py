@@ -1,0 +1,36 @@
+"""What the numbers that a study averages are called in figures: a name of `OverExamples.values` -> words and units."""
+
+from __future__ import annotations
+
+WORDS = {
+    "mass": "attention mass",
+    "preference": "preference (nats)",
+    "ratio": "mass over chance",
+    "entropy_nats": "entropy (nats)",
+    "largest_weight": "largest weight",
+    "target_log_probability": "log-probability of the target (nats)",
+    "target_rank": "rank of the target",
+    "target_on_top": "share with the target on top",
+    "settled": "share settled",
+    "kl_to_last_nats": "KL to the last layer (nats)",
+    "right": "share answered right",
+    "changed": "share of answers changed",
+    "log_probability": "log-probability of the target (nats)",
+    "total": "what the medium adds to the answer (nats)",
+    "mean_of_tokens": "what the medium adds to a token (nats)",
+}
+SHARES = ("target_on_top", "settled", "right", "changed")
+"""Numbers whose means are shares of examples."""
+CONDITIONS = {"with": "as it is", "without": "without the medium", "control": "control: less text"}
+"""Of `modality_ablation`."""
+
+
+def words(number: str) -> str:
+    """A number in words."""
+    return WORDS.get(number, number.replace("_", " "))
+
+
+def mean_of(number: str) -> str:
+    """The beginning of a title: "Mean attention mass", "Share settled"."""
+    said = words(number).partition(" (")[0]
+    return said[0].upper() + said[1:] if said.startswith(("share", "what")) else f"Mean {said}"
