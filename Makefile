@@ -96,11 +96,11 @@ $(BIN_4)/lensplug: pyproject.toml | $(BIN)/lensplug
 	touch $@
 
 # A version without a wheel for this Python is no candidate: nothing is compiled.
-COMPILED := av igraph matplotlib numpy pandas pillow psutil pyarrow scipy soxr torch torchvision
+COMPILED := av igraph matplotlib numpy pandas pillow psutil pyarrow scikit-learn scipy soxr torch torchvision
 $(BIN_LOWEST)/lensplug: pyproject.toml | $(UV)
 	$(PYTHON) -m venv --without-pip $(VENV_LOWEST)
 	$(UV) pip install --quiet --python $(BIN_LOWEST)/python --resolution lowest-direct \
-		$(addprefix --only-binary=,$(COMPILED)) -e ".[hooked,audio,flow,video,static]"
+		$(addprefix --only-binary=,$(COMPILED)) -e ".[hooked,audio,flow,probes,static,video]"
 	$(UV) pip install --quiet --python $(BIN_LOWEST)/python pytest pytest-xdist hypothesis networkx scikit-image
 	touch $@
 

@@ -29,7 +29,7 @@ from lensplug import analysis
 from lensplug.tiny.scenes import draw_scene
 
 QUESTION = "What is the color? Answer single word."
-EXAMPLES, ROUNDS = 128, 5
+EXAMPLES, ROUNDS = 256, 5
 BATCHES = (1, 4, 8, 16)
 GENERATED = (100, 1_000, 10_000, 100_000)
 ROWS = 6 * 6 * 7

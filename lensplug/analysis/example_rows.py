@@ -11,9 +11,10 @@ one shape.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, get_args, get_origin
+from functools import cache
+from typing import Any, cast, get_args, get_origin
 
 import numpy as np
 import torch
@@ -54,15 +55,20 @@ class ExampleRows:
     """What all examples share, as JSON."""
 
 
-def columns_of(kind: type[Result]) -> list[Column]:
+def columns_of(kind: type[Result]) -> tuple[Column, ...]:
     """The columns of a kind of results.
 
     Raises:
         LensplugError: If it has no examples, or a value for each position, which no two prompts share.
     """
+    return _columns(cast(Hashable, kind))
+
+
+@cache  # a study asks for each chunk, and annotations are resolved slowly
+def _columns(kind: Any) -> tuple[Column, ...]:
     hints = field_hints(kind)
     columns = []
-    for field_ in fields(kind):  # type: ignore[arg-type]
+    for field_ in fields(kind):
         array = _array_hint(hints[field_.name])
         if array is not None and EXAMPLE in (names := array.dim_str.split()):
             axis = names.index(EXAMPLE)
@@ -78,7 +84,7 @@ def columns_of(kind: type[Result]) -> list[Column]:
             f"a {kind.__name__} has a value for each position ({by_position[0]}), and position 5 of one prompt is"
             " nothing that position 5 of another is: measure what has one shape for all prompts."
         )
-    return columns
+    return tuple(columns)
 
 
 def to_rows(result: Result) -> ExampleRows:

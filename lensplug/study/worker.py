@@ -115,12 +115,13 @@ class Worker:
     def _run(self, batch: pd.DataFrame, outcome: Outcome) -> None:
         """Measure a batch, or as much of it as can be."""
         media = []
-        for row in batch.itertuples():
+        for row in batch.to_dict("records"):
             try:
                 media.append(self._media(row))
             except LensplugError as error:
-                outcome.failures[row.id] = _failure(error)
-        batch = batch[~batch.id.isin(outcome.failures)]
+                outcome.failures[row["id"]] = _failure(error)
+        if len(media) < len(batch):
+            batch = batch[~batch.id.isin(outcome.failures)]
         if len(batch):
             self._run_loaded(batch, media, outcome)
 
@@ -159,9 +160,9 @@ class Worker:
         self._run_loaded(batch[good], [one for one, is_good in zip(media, good, strict=True) if is_good], together)
         outcome.results += alone.results if together.failures else together.results
 
-    def _media(self, row: Any) -> dict[str, list[bytes]]:
-        hashes = iter(row.sha256)
-        return {kind: [opened(self.storage, name, next(hashes)) for name in getattr(row, kind)] for kind in MEDIA}
+    def _media(self, row: dict[str, Any]) -> dict[str, list[bytes]]:
+        hashes = iter(row["sha256"])
+        return {kind: [opened(self.storage, name, next(hashes)) for name in row[kind]] for kind in MEDIA}
 
     def _write(self, chunk: str, rows: pd.DataFrame, outcome: Outcome, attempts: dict[str, int]) -> None:
         """The results that are no rows first, then the file that makes the chunk done."""
