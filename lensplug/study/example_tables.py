@@ -48,7 +48,26 @@ def add(storage: Storage, examples: Iterable[NewExample], chunk: int) -> int:
     Raises:
         LensplugError: If two are the same, one is there with another target or other columns, or there is none.
     """
-    new = list(examples)
+    written: list[str] = []
+    try:
+        return _add(storage, _on_disk(storage, examples, written), chunk)
+    except BaseException:
+        for name in written:  # media that no example refers to
+            storage.remove(name)
+        raise
+
+
+def _on_disk(storage: Storage, examples: Iterable[NewExample], written: list[str]) -> list[NewExample]:
+    """The examples, whose media are written one after another and never in memory together."""
+    new = []
+    for example in examples:
+        on_disk, names = example.stored_in(storage)
+        written += names
+        new.append(on_disk)
+    return new
+
+
+def _add(storage: Storage, new: list[NewExample], chunk: int) -> int:
     if not new:
         raise LensplugError("there are no examples to add.")
     twice = [identifier for identifier, count in Counter(example.id for example in new).items() if count > 1]
@@ -64,10 +83,6 @@ def add(storage: Storage, examples: Iterable[NewExample], chunk: int) -> int:
     new = [example for example in new if example.id not in set(before.id)]
     if not new:
         return 0
-    for example in new:
-        for media in example.media.values():
-            for medium in media:
-                medium.store(storage)
     # Prompts of like length run together, the longest first: what does not fit in memory shows at once.
     ordered = sorted(new, key=lambda example: (-example.size, -len(example.prompt), example.id))
     table = _table(ordered, chunk)

@@ -6,7 +6,30 @@ from importlib import import_module
 from typing import Any
 
 from lensplug.errors import LensplugError
+from lensplug.provenance.public_names import public_name
 from lensplug.study.identity import Identity
+
+
+def refuse_other_lens(identity: Identity, lens: Any) -> None:
+    """Refuse a lens in memory that was made with other options than the study's.
+
+    Its weights are compared with those of the results that are there (`Worker`).
+
+    Raises:
+        LensplugError: If dtype, engine, processing or name differ.
+    """
+    asked = {"dtype": "auto", "engine": "auto", "process_weights": False, **identity.load}
+    found: dict[str, Any] = {
+        "dtype": str(lens.core.dtype).removeprefix("torch."),
+        "engine": lens.engine,
+        "process_weights": lens.process_weights,
+    }
+    if identity.checkpoint["kind"] != "function":
+        asked["model"], found["model"] = public_name(identity.model), public_name(lens.core.name)
+    differing = [name for name, value in found.items() if asked[name] not in ("auto", value)]
+    if differing:
+        fields = "; ".join(f"{name}: {asked[name]!r} there, {found[name]!r} given" for name in differing)
+        raise LensplugError(f"the lens is not what the study is of. What differs is {fields}. Leave lens= out.")
 
 
 def load_lens(identity: Identity, device: str | None, model: str | None = None) -> Any:

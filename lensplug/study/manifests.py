@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pandas as pd
 
 from lensplug.errors import LensplugError
 
+AT_ONCE = 256
+"""Rows of a data set that are in memory at once, with their pictures."""
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("read_csv", {}),
     ".tsv": ("read_csv", {"sep": "\t"}),
@@ -17,8 +20,8 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def read_manifest(source: Any) -> tuple[pd.DataFrame | None, Path]:
-    """A table of examples, and what its paths are relative to; None for what is no table.
+def read_manifest(source: Any) -> tuple[Iterable[pd.DataFrame] | None, Path]:
+    """Tables of examples, one after another, and what their paths are relative to; None for what is no table.
 
     Raises:
         LensplugError: If it is a file that cannot be read.
@@ -35,17 +38,18 @@ def read_manifest(source: Any) -> tuple[pd.DataFrame | None, Path]:
             table: pd.DataFrame = getattr(pd, name)(path, **options)
         except (OSError, ValueError) as error:
             raise LensplugError(f"{str(source)!r} cannot be read: {error}.") from error
-        return table, path.resolve().parent
+        return [table], path.resolve().parent
     if isinstance(source, pd.DataFrame):
-        return source, Path.cwd()
+        return [source], Path.cwd()
     if hasattr(source, "features") and hasattr(source, "column_names"):  # a datasets.Dataset
         return _of_data_set(source), Path.cwd()
     return None, Path.cwd()
 
 
-def _of_data_set(source: Any) -> pd.DataFrame:
-    """A `datasets.Dataset` as a table; images and sounds as the bytes of their files, not decoded."""
+def _of_data_set(source: Any) -> Iterator[pd.DataFrame]:
+    """A `datasets.Dataset` as tables; images and sounds as the bytes of their files, not decoded."""
     for name, feature in source.features.items():
         if hasattr(feature, "decode"):
             source = source.cast_column(name, type(feature)(decode=False))
-    return pd.DataFrame({name: source[name][:] for name in source.column_names})
+    for start in range(0, len(source), AT_ONCE):
+        yield pd.DataFrame(source[start : start + AT_ONCE])

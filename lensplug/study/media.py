@@ -37,10 +37,9 @@ class Medium:
     content: bytes | None = None
     """What is to be written into the study."""
 
-    def store(self, storage: Storage) -> None:
-        """Write it into the study, unless it is a file elsewhere or is there."""
-        if self.content is not None:
-            storage.create(self.name, self.content)
+    def store(self, storage: Storage) -> bool:
+        """Write it into the study, unless it is a file elsewhere or is there; whether it was written."""
+        return self.content is not None and storage.create(self.name, self.content)
 
 
 def stored(source: Any, kind: str, folder: Path = Path()) -> Medium:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,16 @@ import pandas as pd
 
 from lensplug.errors import LensplugError
 from lensplug.study.media import MEDIA, Medium, stored
+from lensplug.study.storage import Storage
 
 if TYPE_CHECKING:
     from lensplug.analysis.interventions.ablation_run import Example
+
+
+KINDS = {"image": "images", "images": "images", "video": "videos", "videos": "videos", "audio": "audio"}
+"""Column of a manifest -> what `lens.prepare` calls it."""
+RESERVED = {"id", "chunk", "sha256", "size", "part"}
+"""Columns that a study writes itself."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,12 @@ class NewExample:
         hashes = {kind: [medium.sha256 for medium in self.media.get(kind, ())] for kind in MEDIA}
         content = json.dumps([self.prompt, hashes, self.key], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+    def stored_in(self, storage: Storage) -> tuple[NewExample, list[str]]:
+        """The example with its media on disk, none in memory; and the files that were written for it."""
+        written = [medium.name for media in self.media.values() for medium in media if medium.store(storage)]
+        media = {kind: [replace(one, content=None) for one in of_kind] for kind, of_kind in self.media.items()}
+        return replace(self, media=media), written
 
     @property
     def size(self) -> int:
@@ -86,11 +99,11 @@ def from_folder(
     return examples
 
 
-def from_table(table: pd.DataFrame, folder: Path, prompt: str | None) -> list[NewExample]:
-    """The rows of a manifest.
+def from_tables(tables: Iterable[pd.DataFrame], folder: Path, prompt: str | None) -> Iterator[NewExample]:
+    """The rows of manifests, one after another.
 
     Args:
-        table: Columns `prompt`, `image(s)`, `video(s)`, `audio` (a path or a list of paths, or what is in memory),
+        tables: Columns `prompt`, `image(s)`, `video(s)`, `audio` (a path or a list of paths, or what is in memory),
             `target`, `key`; all others are kept as they are.
         folder: What relative paths are relative to.
         prompt: The prompt of all examples, where there is no such column.
@@ -98,34 +111,34 @@ def from_table(table: pd.DataFrame, folder: Path, prompt: str | None) -> list[Ne
     Raises:
         LensplugError: If there is no prompt, or a file is not there.
     """
-    names = {"image": "images", "images": "images", "video": "videos", "videos": "videos", "audio": "audio"}
+    for table in tables:
+        yield from _of_table(table, folder, prompt)
+
+
+def _of_table(table: pd.DataFrame, folder: Path, prompt: str | None) -> Iterator[NewExample]:
     if "prompt" not in table.columns and prompt is None:
         raise LensplugError(
             f"there is no column 'prompt' among {', '.join(map(repr, table.columns))}: add one, or give prompt=."
         )
-    reserved = [name for name in table.columns if name in {"id", "chunk", "sha256", "size", "part"}]
+    reserved = [name for name in table.columns if name in RESERVED]
     if reserved:
         raise LensplugError(f"the column {reserved[0]!r} has a name that a study uses itself: rename it.")
-    others = [name for name in table.columns if name not in {*names, "prompt", "target", "key"}]
-    examples: list[NewExample] = []
-    for row in table.to_dict("records"):
+    others = [name for name in table.columns if name not in {*KINDS, "prompt", "target", "key"}]
+    for number, row in enumerate(table.to_dict("records")):
         media: dict[str, list[Medium]] = {}
-        for column, kind in names.items():
+        for column, kind in KINDS.items():
             if column in row:
                 media.setdefault(kind, []).extend(stored(one, kind, folder) for one in _listed(row[column], kind))
         text = row.get("prompt", prompt)
         if not isinstance(text, str):
-            raise LensplugError(f"row {len(examples)} has the prompt {text!r}, expected a text.")
-        examples.append(
-            NewExample(
-                text,
-                media,
-                target=_text_or_none(row.get("target")),
-                key=_text_or_none(row.get("key")),
-                columns={str(name): row[name] for name in others},
-            )
+            raise LensplugError(f"row {number} has the prompt {text!r}, expected a text.")
+        yield NewExample(
+            text,
+            media,
+            target=_text_or_none(row.get("target")),
+            key=_text_or_none(row.get("key")),
+            columns={str(name): row[name] for name in others},
         )
-    return examples
 
 
 def from_examples(examples: Sequence[Example], columns: Mapping[str, Sequence[Any]]) -> list[NewExample]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,7 +35,7 @@ from lensplug.study import example_tables, executors, new_examples, passes
 from lensplug.study.chunk_files import SUFFIX, failures, parse
 from lensplug.study.example_tables import chunk_names, user_columns
 from lensplug.study.identity import Identity, identity_of, read_identity, refuse_other, write_identity
-from lensplug.study.load import load_lens
+from lensplug.study.load import load_lens, refuse_other_lens
 from lensplug.study.local import POLL_S, WORKER, Progress, devices_of
 from lensplug.study.measurements import OfColumn, measurement_of, rows_are_possible
 from lensplug.study.media import SUFFIXES
@@ -139,14 +139,14 @@ class Study:
         """
         from lensplug.study.manifests import read_manifest
 
-        table, folder = read_manifest(examples)
-        if table is not None:
+        tables, folder = read_manifest(examples)
+        if tables is not None:
             if columns:
                 raise LensplugError("further columns are columns of the table itself.")
-            return self._add(new_examples.from_table(table, folder, prompt))
+            return self._add(new_examples.from_tables(tables, folder, prompt))
         return self._add(new_examples.from_examples(examples, columns))
 
-    def _add(self, new: list[NewExample]) -> int:
+    def _add(self, new: Iterable[NewExample]) -> int:
         return example_tables.add(self.storage, new, self.identity.chunk)
 
     @checked
@@ -231,6 +231,8 @@ class Study:
                     continue
                 if lens is None:
                     lens = load_lens(self.identity, on[0], model)
+                else:
+                    refuse_other_lens(self.identity, lens)
                 self._run_here(lens, running, table, batch, progress)
 
     def _run_here(self, lens: Any, running: passes.Pass, table: pd.DataFrame, batch: int, progress: Progress) -> None:

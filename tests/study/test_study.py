@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from support.models import QUESTION
 
 import lensplug
 from lensplug import LensplugError, analysis
-from lensplug.study import Study
+from lensplug.study import Study, chunk_files
 from lensplug.study.measurements import run_batch
 from lensplug.study.worker import Worker
 from lensplug.tiny.scenes import draw_scene
@@ -540,6 +541,33 @@ def test_what_cannot_be_added_is_refused(copied, scenes, tmp_path):
         copied.add_folder(tmp_path, prompt="a")
     with pytest.raises(LensplugError, match="uses itself"):
         copied.add(pd.DataFrame({"prompt": ["a"], "image": [picture], "chunk": [0]}))
+
+
+def test_a_lens_of_something_else_is_refused(tmp_path, lens):
+    from lensplug.tiny import CHECKPOINTS
+
+    study = Study(tmp_path / "study", model=CHECKPOINTS / "audio-llama", dtype="float64")
+    study.add(pd.DataFrame({"prompt": ["What?"]}))
+    study.measure(analysis.logit_lens)
+    with pytest.raises(LensplugError, match="dtype: 'float64' there, 'float32' given; model: 'audio-llama' there"):
+        study.run(lens=lens)
+
+
+def test_nothing_is_left_of_an_addition_that_is_refused(tmp_path):
+    picture = draw_scene(random.Random(1), size=(48, 48)).image
+    study = Study(tmp_path / "study", model=MODEL)
+    with pytest.raises(LensplugError, match="occur more than once"):
+        study.add([analysis.Example("What?", "Red", images=[picture])] * 2)
+    assert list((tmp_path / "study/media").iterdir()) == [] and study.examples.empty
+
+
+def test_a_chunk_in_which_everything_failed_has_the_same_schema(finished):
+    measurements = finished.result("logit_lens").made.measurements
+    failed = chunk_files.Outcome(failures={"a": chunk_files.Failure("LensplugError", "broken")})
+    table = chunk_files.table(["a"], failed, measurements, {}, "node")
+    there = pq.read_table(next((Path(finished.storage.place) / "results").rglob("*.parquet")))
+    assert table.schema.equals(there.schema) and table["error"].to_pylist() == ["broken"]
+    assert table["logit_lens.top_texts"].null_count == 1
 
 
 def test_duckdb_and_polars_can_read_the_folder(finished):

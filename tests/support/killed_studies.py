@@ -86,12 +86,22 @@ def killed_until_done(folder: Path, kills: int, drivers: int, rng: random.Random
             if victims:
                 rng.choice(victims).kill()
                 killed += 1
+                if killed == kills // 2:
+                    cut_short(folder, rng)
         else:
             time.sleep(0.5)
         running = [process for process in running if process.poll() is None]
         while len(running) < drivers and not _is_done(folder):
             running.append(driver(folder))
     return killed
+
+
+def cut_short(folder: Path, rng: random.Random) -> None:
+    """Truncate one of the files of results; the next driver that starts finds it."""
+    done = sorted((folder / "results").rglob("*.parquet"))
+    if done:
+        path = rng.choice(done)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def _is_done(folder: Path) -> bool:
