@@ -30,16 +30,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.analysis.interventions.ablation_run import Example, prepared, without_medium
+from lensplug.analysis.interventions.given_answers import (
+    answer_positions,
+    answer_texts,
+    log_probabilities,
+    refuse_without_answers,
+)
 from lensplug.analysis.over_examples import OverExamples
 from lensplug.analysis.protocols import Lens
 from lensplug.analysis.provenance import Provenance, refuse_other_making
 from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
-from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.positions.modality_map import MediumName
 from lensplug.validation.arguments import at_least, checked
 
@@ -140,14 +145,10 @@ def grounding(
         Log-probabilities `[example token]` under both.
 
     Raises:
-        LensplugError: If there are no examples, one lacks the medium, or an answer is not a text.
+        LensplugError: If there are no examples, one lacks the medium or an answer, or an answer is not a text.
     """
     at_least(1, batch_size=batch_size)
-    if not examples:
-        raise LensplugError("there are no examples.")
-    for example in examples:
-        if not isinstance(example.answer, str):
-            raise LensplugError(f"the answer {example.answer!r} is not a text: give the words of the answer.")
+    refuse_without_answers(examples)
     parts = []
     for start in range(0, len(examples), batch_size):
         progress(f"reading answers, example {start + 1} of {len(examples)}")
@@ -163,40 +164,16 @@ def _of_batch(lens: Lens, examples: Sequence[Example], medium: MediumName) -> Gr
     blank = prepared(lens, [without_medium(example, medium) for example in examples], with_answers=True)
     if not torch.equal(inputs.tokens, blank.tokens):
         raise LensplugError(f"a blank {medium} has another number of positions here: no token could be compared.")
-    answered = inputs.modality.mask("generated")
-    positions, exists = _positions(answered)
-    texts = tuple(
-        tuple(text for text, chosen in zip(tokens, row, strict=True) if chosen)
-        for tokens, row in zip(inputs.str_tokens, answered.tolist(), strict=True)
-    )
+    positions, exists = answer_positions(inputs)
     return Grounding(
-        with_medium=_log_probabilities(lens, inputs, positions, exists),
-        with_blank=_log_probabilities(lens, blank, positions, exists),
-        texts=texts,
+        with_medium=log_probabilities(lens.logits_at(inputs, positions - 1), inputs, positions, exists),
+        with_blank=log_probabilities(lens.logits_at(blank, positions - 1), blank, positions, exists),
+        texts=answer_texts(inputs),
         medium=medium,
         provenance=Provenance.of_model(
             lens.model, "grounding", f"log-probability of given answers; {medium} against {BLANK[medium]}"
         ),
     )
-
-
-def _positions(answered: Bool[Tensor, "batch pos"]) -> tuple[Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
-    """The positions of each answer's tokens in order, and which of these there are: answers differ in length."""
-    count = answered.sum(dim=1)
-    longest = int(count.max())
-    in_order = (~answered).long().argsort(dim=1, stable=True)[:, :longest]
-    exists = torch.arange(longest, device=count.device) < count[:, None]
-    return torch.where(exists, in_order, in_order[:, :1]), exists
-
-
-def _log_probabilities(
-    lens: Lens, inputs: MultimodalInput, positions: Int[Tensor, "batch token"], exists: Bool[Tensor, "batch token"]
-) -> Float[Tensor, "batch token"]:
-    """The log-probability of the token at each position, given what comes before it."""
-    logits = lens.logits_at(inputs, positions - 1)
-    tokens = inputs.tokens.gather(1, positions).to(logits.device)
-    chosen = logits.float().log_softmax(dim=-1).gather(2, tokens[..., None])[..., 0]
-    return chosen.cpu().masked_fill(~exists.cpu(), torch.nan)
 
 
 def _lengthened(values: Float[Tensor, "example token"], length: int) -> Float[Tensor, "example other"]:

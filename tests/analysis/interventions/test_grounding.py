@@ -102,6 +102,7 @@ def test_tables_combination_and_figure(lens):
         ([Example(QUESTION, "Red")], "image", "has no image: there is nothing to replace"),
         ([Example(QUESTION, "Red", images=[scene("red")])], "audio", "has no audio: there is nothing to replace"),
         ([Example(QUESTION, 5, images=[scene("red")])], "image", "the answer 5 is not a text"),
+        ([Example(QUESTION, "", images=[scene("red")])], "image", "has no answer: give the words of one"),
         ([Example(QUESTION, "Red", images=[scene("red")])], "smell", "medium is 'smell', expected 'image'"),
     ],
 )
