@@ -263,8 +263,10 @@ def _by_kind(media: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, Any]:
 
 
 def _example(row: Any, media: Mapping[str, Sequence[Any]]) -> Example:
+    if not isinstance(row.target, str) or not row.target:
+        raise LensplugError("the example has no answer to be scored: add examples with a column 'target'.")
     files: dict[str, Any] = {kind: list(of_kind) for kind, of_kind in media.items()}
-    return Example(row.prompt, row.target if isinstance(row.target, str) else "", **files)
+    return Example(row.prompt, row.target, **files)
 
 
 def rows_are_possible(measurement: Measurement) -> None:
