@@ -59,10 +59,12 @@ fuzz: $(BIN)/lensplug
 fuzz-media: $(BIN)/lensplug
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz_media --files 2000
 
-# What shared machines do: a thousand saves of one page by four processes while others read it, and 200 signals to commands.
+# What shared machines do: a thousand saves of one page by four processes while others read it, 200 signals to commands,
+# and a study of 2,000 pictures whose processes are killed 50 times.
 stress: $(BIN)/lensplug
 	PYTHONPATH=tests $(BIN)/python -m support.concurrent_saves --saves 1000
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m support.signals --signals 200
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m support.killed_studies --examples 2000 --kills 50 --longest 6
 
 lint: $(BIN)/lensplug
 	$(BIN)/ruff check .
@@ -80,6 +82,7 @@ bench: $(BIN)/lensplug
 	$(BIN)/python benchmarks/logit_lens.py
 	$(BIN)/python benchmarks/flow.py
 	$(BIN)/python benchmarks/exactness.py
+	$(BIN)/python benchmarks/study.py
 
 # uv unpacks a wheel once, and every environment links to its files: .venv-4 comes after .venv, which has most of them.
 $(UV):
