@@ -5,6 +5,7 @@ lensplug study add flowers-color flowers/ --prompt "What is the color? Answer si
 lensplug study measure flowers-color head_specialization --option query=-1
 lensplug study run flowers-color --devices all
 lensplug study status flowers-color
+lensplug study report flowers-color --out flowers-color.html
 lensplug study export flowers-color head_specialization --out heads.parquet
 """
 
@@ -128,6 +129,31 @@ def retry(
         mended = opened.retry(device=device, batch=batch)
         failed = len(opened.failures())
     say(f"{mended} work now, {failed} still fail.")
+
+
+@study.command()
+def report(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="The page to write; one that is there is replaced.")],
+    by: Annotated[str | None, typer.Option(help="The column of the examples whose values are groups.")] = None,
+    compare: Annotated[str | None, typer.Option(help="Another study's folder, to show the differences.")] = None,
+    static: Annotated[bool, typer.Option("--static", help="A page without scripts, drawn with matplotlib.")] = False,
+) -> None:
+    """Write one self-contained page on what is done so far."""
+    with steps() as step:
+        from lensplug.app.study_report import study_report
+        from lensplug.views.static.library import need_matplotlib
+
+        if static:
+            need_matplotlib()
+        target = file_to_write(out)
+        opened = _open(folder)
+        other = None if compare is None else _open(compare)
+        page = study_report(opened, by=by, other=other, progress=step)
+        if static:
+            step("drawing the pictures")
+        written = page.save(target, static=static)
+    say("Page: ", str(written), f" ({written.stat().st_size / 1e6:.1f} MB)")
 
 
 @study.command()

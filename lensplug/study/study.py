@@ -25,6 +25,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -308,6 +309,29 @@ class Study:
         name = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
         found, measurement = passes.pass_of(self.storage, name)
         return StudyResult(self.storage, self.examples, found, measurement)
+
+    @checked
+    def report(
+        self, path: str | Path, *, by: str | None = None, other: Study | None = None, static: bool = False
+    ) -> Path:
+        """Write one self-contained page: what was asked, done and found so far, with figures and intervals.
+
+        Args:
+            path: The page; one that is there is replaced.
+            by: The column of the examples whose values are groups; by default the first with two to eight values.
+            other: Another study with the same measurements (another checkpoint), to be compared with.
+            static: Without scripts, drawn with matplotlib (`pip install 'lensplug[static]'`).
+
+        Returns:
+            The path.
+
+        Raises:
+            LensplugError: If there are no examples, no such column, nothing to compare, or the page cannot be written.
+        """
+        # Looked up when it is asked for, so that a study never needs a plotting library.
+        made = import_module("lensplug.app.study_report").study_report(self, by=by, other=other)
+        written: Path = made.save(path, static=static)
+        return written
 
     def _failures_of(self, one: passes.Pass) -> pd.DataFrame:
         """The examples of a pass whose last try failed."""

@@ -88,7 +88,8 @@ def _bars(result: GroupDifferences, table: pd.DataFrame, level: float) -> go.Fig
     labels = [
         visible(", ".join(CONDITIONS.get(str(entry), str(entry)) for entry in row))
         for row in rows[names].itertuples(index=False)
-    ] or ["all"] * len(rows)  # fmt: skip
+    ]
+    labels = labels if names else ["all"] * len(rows)
     colors = [
         GREY if not p < level else DIVERGING[-1][1] if value > 0 else DIVERGING[0][1]
         for value, p in zip(rows.difference, rows.adjusted_p_value, strict=True)

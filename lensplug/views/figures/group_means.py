@@ -36,7 +36,7 @@ def group_means(result: GroupMeans, *, modality: str | None = None) -> go.Figure
     table, of_class = of_modality(result.table, modality)
     title = f"{mean_of(result.number)}{of_class}{{}}{_by(result)}"
     if {"layer", "head"} <= set(result.labels):
-        return _maps(result, table, title.format(" by layer and head"))
+        return _maps(result, table, title.format(" by head"))
     if layer_column(table):
         return _lines(result, table, title.format(" by layer"))
     return _bars(result, table, title.format(""))

@@ -31,6 +31,6 @@ def words(number: str) -> str:
 
 
 def mean_of(number: str) -> str:
-    """The beginning of a title: "Mean attention mass", "Share settled"."""
-    said = words(number).partition(" (")[0]
+    """The beginning of a title: "Mean mass", "Share settled"."""
+    said = "mass" if number == "mass" else words(number).partition(" (")[0]
     return said[0].upper() + said[1:] if said.startswith(("share", "what")) else f"Mean {said}"

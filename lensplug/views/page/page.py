@@ -28,9 +28,10 @@ from lensplug.printable import printable
 from lensplug.views.explorer.packing import inflatable
 from lensplug.views.overlays.sound import Player
 from lensplug.views.page.embedded import Embedded
+from lensplug.views.page.plain import SmallPictures, Table
 from lensplug.views.tokens.circuitsvis_widgets import Widget, script
 
-Part: TypeAlias = go.Figure | Widget | Player | Embedded
+Part: TypeAlias = go.Figure | Widget | Player | Embedded | Table | SmallPictures
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _library(source: Callable[[], str]) -> str:
 
 
 def _rendered(part: Part) -> Markup:
-    if isinstance(part, Embedded | Player):
+    if isinstance(part, Embedded | Player | Table | SmallPictures):
         return Markup(part.body)
     if isinstance(part, Widget):
         body = part.body

@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 from lensplug.errors import LensplugError
 from lensplug.views.overlays.sound import Player
 from lensplug.views.page.embedded import Embedded
+from lensplug.views.page.plain import SmallPictures, Table
 from lensplug.views.static.pictures import data_url_of
 from lensplug.views.static.plotly_values import plain
 from lensplug.views.static.states import states
@@ -39,8 +40,8 @@ class Shown:
     """The columns of a table."""
     rows: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = ()
     """Of each row the name, and of each cell (text, value, class)."""
-    sound: str = ""
-    """HTML of a player."""
+    html: str = ""
+    """Of a part that needs no script: a player, a table, small pictures."""
     note: str = ""
     """What the page with scripts has besides."""
 
@@ -148,9 +149,11 @@ def _heads(attention: np.ndarray, tokens: Sequence[str], names: Sequence[str]) -
     return fig
 
 
-@shown.register
-def _player(part: Player, width: int) -> list[Shown]:
-    return [Shown(sound=Markup(part.body))]
+@shown.register(Player)
+@shown.register(Table)
+@shown.register(SmallPictures)
+def _html(part: Player | Table | SmallPictures, width: int) -> list[Shown]:
+    return [Shown(html=Markup(part.body))]
 
 
 @shown.register

@@ -17,13 +17,14 @@ Place = Callable[[float | int, float | int], tuple[float, float]]
 def add_bars_of_colors(figure: Any, meshes: Sequence[Any], layout: go.Layout, place: Place) -> None:
     """One bar for each heat map that has one, and for each colour axis that several share."""
     drawn_axes: set[str] = set()
+    rightmost = {trace.coloraxis: ax for trace, ax, _ in sorted(meshes, key=lambda one: one[1].get_position().x1)}
     for trace, ax, mesh in meshes:
         bar = trace.colorbar
         if trace.coloraxis:
             if trace.coloraxis in drawn_axes:
                 continue
             drawn_axes.add(trace.coloraxis)
-            bar = layout[trace.coloraxis].colorbar
+            bar, ax = layout[trace.coloraxis].colorbar, rightmost[trace.coloraxis]
         elif not has_bar(trace):
             continue
         _bar_of_colors(figure, ax, mesh, bar, place)
