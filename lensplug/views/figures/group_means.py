@@ -34,6 +34,7 @@ def group_means(result: GroupMeans, *, modality: str | None = None) -> go.Figure
         LensplugError: If the result has no such modality.
     """
     table, of_class = of_modality(result.table, modality)
+    of_class = of_class.replace(" on ", " for ") if result.number == "preference" else of_class
     title = f"{mean_of(result.number)}{of_class}{{}}{_by(result)}"
     if {"layer", "head"} <= set(result.labels):
         return _maps(result, table, title.format(" by head"))
