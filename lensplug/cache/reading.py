@@ -154,6 +154,8 @@ def read_rows(
 def _chosen(
     pattern: Float[Tensor, "batch head query key"], index: Int[Tensor, "batch row"]
 ) -> Float[Tensor, "batch head row key"]:
+    if pattern.shape[2] == index.shape[1] == 1:
+        return pattern  # of the only row there is
     row_index = index.to(pattern.device)[:, None, :, None].expand(-1, pattern.shape[1], -1, pattern.shape[3])
     return pattern.gather(2, row_index)
 
@@ -172,7 +174,10 @@ def read_residuals(
         residual = read(cache, name, needed_by=needed_by)
         if index_in_cache is None:
             index_in_cache = _among(cached_positions, index, needed_by=needed_by, name="residual_positions")
-        yield residual.gather(1, index_in_cache.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1]))
+        if residual.shape[1] == index_in_cache.shape[1] == 1:
+            yield residual  # at the only position there is
+        else:
+            yield residual.gather(1, index_in_cache.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1]))
 
 
 def residual_shape(cache: ActivationCache, *, needed_by: str) -> tuple[int, int]:
@@ -263,9 +268,9 @@ def refuse_other_map(cache: ActivationCache, shape: tuple[int, int], modality: M
         return
     if not hasattr(cache.model, "blocks") and bool(of_cache.bool().all()):
         return  # of attentions alone, for which no mask was given
-    differing = (of_map.bool().cpu() != of_cache.bool().cpu()).any(dim=1).nonzero()[:, 0].tolist()
-    if differing:
-        example = differing[0]
+    map_padding, cache_padding = of_map.bool().cpu(), of_cache.bool().cpu()
+    if not torch.equal(map_padding, cache_padding):
+        example = int((map_padding != cache_padding).any(dim=1).nonzero()[0, 0])
         raise LensplugError(
             f"example {example} has {int(of_map[example].sum())} positions that are not padding in the modality map,"
             f" {int(of_cache[example].sum())} in the cache, or others: use the map of the inputs that were run; of a"

@@ -132,12 +132,14 @@ def _refuse_other_positions(position_ids: Tensor | None, mask: Tensor) -> None:
             f"the decoder's positions have the shape {list(position_ids.shape)}, not one per token: rotary positions of"
             " several parts are not known of this core."
         )
+    attended = mask.bool()
+    empty = (~attended.any(dim=1)).nonzero()[:, 0].tolist()
+    if empty:
+        raise LensplugError(f"example {empty[0]} is nothing but padding: its attention_mask is 0 everywhere.")
     offset = position_ids.to(mask.device) - mask.cumsum(dim=1)
-    for example, (row, attended) in enumerate(zip(offset.expand_as(mask), mask.bool(), strict=True)):
-        if not bool(attended.any()):
-            raise LensplugError(f"example {example} is nothing but padding: its attention_mask is 0 everywhere.")
-        if row[attended].unique().numel() > 1:
-            raise LensplugError(
-                "the attended positions are not counted one by one (a mask with holes, or packed sequences): only"
-                " padding at the left or at the right can be wrapped exactly."
-            )
+    first = offset.gather(1, attended.int().argmax(dim=1, keepdim=True))
+    if bool(((offset != first) & attended).any()):
+        raise LensplugError(
+            "the attended positions are not counted one by one (a mask with holes, or packed sequences): only"
+            " padding at the left or at the right can be wrapped exactly."
+        )

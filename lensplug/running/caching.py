@@ -223,7 +223,11 @@ def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Ten
     )
     same_kind = {kind: [name for name in plan.names if name.endswith(kind)] for kind in cut}
     together: dict[str, Tensor] = {}
-    residual_index = None if plan.residual_positions is None else plan.residual_positions[:, :, None]
+    residual_index = (
+        None
+        if plan.residual_positions is None
+        else plan.residual_positions[:, :, None].expand(-1, -1, model.cfg.d_model)
+    )
 
     def keep(activation: Tensor, hook: Any) -> None:
         kind = hook.name.rpartition(".")[2]
@@ -232,15 +236,14 @@ def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Ten
             kept_here[hook.name] = activation if plan.device is None else activation.to(plan.device)
             return
         if kind in RESIDUALS and residual_index is not None:
-            here = residual_index.to(activation.device)
-            activation = activation.gather(1, here.expand(-1, -1, activation.shape[-1]))
+            activation = activation.gather(1, residual_index.to(activation.device))
         elif plan.query_positions is not None:
             activation = activation[:, :, : plan.query_positions.shape[1]]
         names = same_kind[kind]
         if kind not in together:
             shape = (len(names), *activation.shape)
             together[kind] = torch.empty(shape, dtype=activation.dtype, device=plan.device or activation.device)
-        kept_here[hook.name] = together[kind][names.index(hook.name)].copy_(activation.detach())
+        kept_here[hook.name] = together[kind][names.index(hook.name)].copy_(activation)
 
     with temporary_hooks(model, ((name, keep) for name in plan.names)):
         logits = model.forward(inputs, **plan.others)
