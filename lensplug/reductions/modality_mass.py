@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.inputs.multimodal_input import MultimodalInput
@@ -62,20 +62,25 @@ def parts(modality: ModalityMap, sink: Bool[Tensor, "batch pos"] | None = None) 
         modality: Which position is what.
         sink: Mask to use in place of the first position.
     """
-    first = first_position(modality) if sink is None else sink
-    numbers = torch.arange(len(MODALITIES), device=modality.labels.device)
-    by_name: dict[str, Tensor] = dict(
-        zip(MODALITIES, (modality.labels[:, None] == numbers[:, None]).unbind(1), strict=True)
-    )
-    views = torch.stack(views_of(modality), dim=1)
-    by_name |= zip(VIEWS, views.unbind(1), strict=True)
-    by_name |= {
-        "special": modality.special,
-        "text": by_name["text"] & ~modality.special,
-        "image": by_name["image"] & ~views.any(dim=1),
-    }
-    masks = torch.stack([by_name[name] for name in PARTS[1:]], dim=1)
-    return torch.cat([first[:, None], masks & ~first[:, None]], dim=1)
+    numbers = part_numbers(modality).masked_fill(first_position(modality) if sink is None else sink, 0)
+    return numbers[:, None] == torch.arange(len(PARTS), device=numbers.device)[:, None]
+
+
+def part_numbers(modality: ModalityMap) -> Int[Tensor, "batch pos"]:
+    """The part of `PARTS` that each position belongs to, where the first is no part of its own; -1 for padding.
+
+    An image without a grid has no views, and is a part as a whole.
+    """
+    of_label = [PARTS.index(name) if name in PARTS else -1 for name in MODALITIES]
+    numbers = torch.tensor(of_label, device=modality.labels.device)[modality.labels]
+    numbers.masked_fill_(modality.special, PARTS.index("special"))
+    for (example, index), grid in modality.grids.items():
+        is_image = modality.labels[example] == MODALITIES.index("image")
+        positions = (is_image & (modality.media_index[example] == index)).nonzero()[:, 0]
+        if len(positions) == len(grid):  # else incomplete in this map: its tokens cannot be distinguished
+            view = grid.view.clamp(max=1).masked_fill_(grid.newline, VIEWS.index("newline"))
+            numbers[example, positions] = PARTS.index(VIEWS[0]) + view.to(numbers.device, numbers.dtype)
+    return numbers
 
 
 def first_position(modality: ModalityMap) -> Bool[Tensor, "batch pos"]:
@@ -105,20 +110,6 @@ def _occurring(modality: ModalityMap) -> Bool[Tensor, "batch part pos"]:
     return member[:, member.any(dim=-1).any(dim=0)]
 
 
-def views_of(modality: ModalityMap) -> list[Bool[Tensor, "batch pos"]]:
-    """Where each of `VIEWS` is; an image without a grid is in none."""
-    masks = [torch.zeros_like(modality.special) for _ in VIEWS]
-    for (example, index), grid in modality.grids.items():
-        is_image = modality.labels[example] == MODALITIES.index("image")
-        positions = (is_image & (modality.media_index[example] == index)).nonzero()[:, 0]
-        if len(positions) != len(grid):
-            continue  # incomplete in this map: its tokens cannot be distinguished
-        view, newline = grid.view.to(positions.device), grid.newline.to(positions.device)
-        for where, chosen in zip(masks, ((view == 0) & ~newline, (view > 0) & ~newline, newline), strict=True):
-            where[example, positions[chosen]] = True
-    return masks
-
-
 def measure(
     pattern: Float[Tensor, "batch head row key"], member: Bool[Tensor, "batch part key"]
 ) -> Float[Tensor, "batch head row part 3"]:
@@ -126,7 +117,8 @@ def measure(
     belongs = member.transpose(1, 2).to(pattern.dtype)[:, None]  # [batch 1 key part]
     mass = pattern @ belongs
     information = torch.xlogy(pattern, pattern) @ belongs
-    largest = torch.zeros_like(mass)
-    for part in member.any(dim=-1).any(dim=0).nonzero()[:, 0].tolist():
-        largest[..., part] = (pattern * member[:, None, None, part]).amax(dim=-1)
-    return torch.stack([mass, information, largest], dim=-1)
+    # Every key goes to the place of its part, and one of none to the place before the first.
+    place = (member * torch.arange(1, member.shape[1] + 1, device=member.device)[:, None]).sum(dim=1)
+    largest = pattern.new_zeros(*pattern.shape[:-1], member.shape[1] + 1)
+    largest.scatter_reduce_(-1, place[:, None, None].expand(pattern.shape), pattern, "amax")
+    return torch.stack([mass, information, largest[..., 1:]], dim=-1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from lensplug.analysis.attention.head_readings import CLASSES, SINK
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import looks_ahead_within, n_layers
 from lensplug.errors import LensplugError
-from lensplug.positions.modality_map import ModalityMap, ModalityName
-from lensplug.reductions.modality_mass import PARTS, VIEWS, first_position, views_of
+from lensplug.positions.modality_map import ModalityMap
+from lensplug.reductions.modality_mass import PARTS, VIEWS, part_numbers
 
 SinkName = Literal["first", "special"]
 Sinks = SinkName | Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"] | None
@@ -53,22 +54,25 @@ def sink_positions(
 
 def parts_of_classes(modality: ModalityMap, sinks: Sinks) -> Bool[Tensor, "example every part"]:
     """Which parts make up each of `EVERY`, in each example."""
-    special = isinstance(sinks, str) and sinks == "special"
+    every = _parts_of_every(isinstance(sinks, str) and sinks == "special")
+    membership = every.expand(len(modality.labels), -1, -1)
+    if sinks is None:  # the first position counts with what it is
+        first = modality.attention_mask.argmax(dim=1, keepdim=True)
+        membership = membership.clone()
+        membership[:, :, 0] = every[:, part_numbers(modality).gather(1, first)[:, 0].cpu()].T
+    return membership
+
+
+@lru_cache(maxsize=2)
+def _parts_of_every(special: bool) -> Bool[Tensor, "every part"]:
+    """The same, with special tokens among the sinks or not, for all examples; not to be written into."""
     part_names = {name: {name} for name in PARTS[2:]}
     part_names |= {
         "text": {"text"} if special else {"text", "special"},
         "image": {"image", *VIEWS},
         SINK: {"first", "special"} if special else {"first"},
     }
-    every = torch.tensor([[part in part_names.get(name, ()) for part in PARTS] for name in EVERY])
-    membership = every.repeat(len(modality.labels), 1, 1)
-    if sinks is None:  # the first position counts with what it is
-        first, views = first_position(modality), dict(zip(VIEWS, views_of(modality), strict=True))
-        membership[:, EVERY.index(SINK)] = False
-        for name in part_names.keys() - {SINK}:
-            positions = views[name] if name in views else modality.mask(cast(ModalityName, name))
-            membership[:, EVERY.index(name), 0] = (positions & first).any(dim=1).cpu()
-    return membership
+    return torch.tensor([[part in part_names.get(name, ()) for part in PARTS] for name in EVERY])
 
 
 def seen(

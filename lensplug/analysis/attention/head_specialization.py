@@ -99,8 +99,10 @@ def head_specialization(
     part_attention = _given(cache, index, member, usual=sink_mask is None)
     allowed = allowed_positions(cache, mask, index) | ahead[:, None]
     count = (member[:, None] & allowed[:, :, None]).sum(dim=-1).cpu()
-    classes_and_views = (parts_of_class[:, [EVERY.index(name) for name in order]] for order in (names, views))
-    mass, chance, entropy, largest, view_mass, view_chance = _readings(part_attention, count, *classes_and_views)
+    chosen = parts_of_class[:, [EVERY.index(name) for name in (*names, *views)]]
+    mass, chance, entropy, largest, view_mass, view_chance = _readings(
+        part_attention, count, chosen[:, : len(names)], chosen[:, len(names) :]
+    )
     convention = (
         f"fraction of the query's attention; {sink_note}; preference in nats over chance (uniform over allowed"
         " positions),"
