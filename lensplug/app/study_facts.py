@@ -6,6 +6,7 @@ A page holds no path, host or user: media are called by the names of their files
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from lensplug.media import load_image
 from lensplug.study import Study
 from lensplug.study.chunk_files import SUFFIX, parse
 from lensplug.study.example_tables import user_columns
+from lensplug.study.groups import names_in
 from lensplug.study.media import MEDIA, opened
 from lensplug.study.passes import Pass, declared, passes
 from lensplug.views.page.page import Section
@@ -44,7 +46,7 @@ class Asked:
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups, in alphabetical order; none where all examples are one."""
-        return () if self.by is None else tuple(sorted(self.examples[self.by].map(str).unique()))
+        return () if self.by is None else tuple(sorted(set(names_in(self.examples, self.by))))
 
 
 def asked_of(study: Study, by: str | None) -> Asked:
@@ -55,7 +57,7 @@ def asked_of(study: Study, by: str | None) -> Asked:
         by: The column of its groups; by default the first that has from two to eight values, or several prompts.
 
     Raises:
-        LensplugError: If there is no such column, or there are no examples.
+        LensplugError: If there is no such column, it has more values than a page tells apart, or there are no examples.
     """
     examples = study.examples
     if examples.empty:
@@ -63,6 +65,11 @@ def asked_of(study: Study, by: str | None) -> Asked:
     columns = [*user_columns(examples), "prompt"]
     if by is not None and by not in [*columns, "target", "key"]:
         raise LensplugError(f"the examples have no column {by!r}: they have {', '.join(columns)}.")
+    if by is not None and examples[by].nunique() > GROUPS:
+        raise LensplugError(
+            f"{by!r} has {examples[by].nunique()} values, and a page tells {GROUPS} groups apart: choose another"
+            f" column. study.result(...).mean(by={by!r}) has the numbers of all of them."
+        )
     chosen = by or next((name for name in columns if 1 < examples[name].nunique() <= GROUPS), None)
     kinds = zip(("image", "video", "audio"), MEDIA, strict=True)
     counts = {name: int(examples[kind].map(len).gt(0).sum()) for name, kind in kinds}
@@ -86,15 +93,13 @@ def facts(asked: Asked, dtype: str = "") -> tuple[tuple[str, str], ...]:
     options = {**identity.load, "dtype": dtype or identity.load.get("dtype", "as in the checkpoint")}
     loaded = ", ".join(f"{name} {value}" for name, value in options.items())
     prompts = examples.prompt.value_counts(sort=False)
-    said = [f"{prompt} ({count})" for prompt, count in prompts.head(PROMPTS).items()]
+    said = [prompt if count == 1 else f"{prompt} ({count})" for prompt, count in prompts.head(PROMPTS).items()]
     more = [f"and {len(prompts) - PROMPTS} more"] if len(prompts) > PROMPTS else []
     found = [("Model", _last(identity.name)), ("Checkpoint", _checkpoint(identity.checkpoint)), ("Loaded", loaded)]
-    found += [("Prompt" if len(prompts) == 1 else "Prompts", "\n".join([*said, *more]))]
+    found += [("Prompt" if len(prompts) == 1 else "Prompts", "; ".join([*said, *more]))]
     if asked.by is not None:
-        counts = examples[asked.by].map(str).value_counts().sort_index()
-        by_name = [f"{group} {count}" for group, count in counts.head(GROUPS).items()]
-        others = [f"and {len(counts) - GROUPS} more"] if len(counts) > GROUPS else []
-        found += [(f"Groups, by {asked.by}", ", ".join([*by_name, *others]))]
+        counts = Counter(names_in(examples, asked.by))
+        found += [(f"Groups, by {asked.by}", ", ".join(f"{group} {counts[group]}" for group in sorted(counts)))]
     media = examples.sha256.map(tuple).nunique()
     found += [("Examples", f"{len(examples)}, with {media} different media")]
     return tuple(found)
@@ -173,7 +178,8 @@ def without_paths(text: str) -> str:
 def _spread(asked: Asked) -> list[tuple[str, pd.Series]]:
     """Groups and examples with pictures, one of each group in turn."""
     with_picture = asked.examples[asked.examples.images.map(len) > 0]
-    groups = with_picture[asked.by].map(str) if asked.by else pd.Series("all", with_picture.index)
+    names = names_in(with_picture, asked.by) if asked.by else "all"
+    groups = pd.Series(names, index=with_picture.index, dtype=object)
     turns = pd.DataFrame({"turn": groups.groupby(groups).cumcount(), "group": groups})
     order = turns.sort_values(["turn", "group"]).index[: 4 * PICTURES]
     return [(groups[index], with_picture.loc[index]) for index in order]

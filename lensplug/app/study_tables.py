@@ -11,6 +11,7 @@ import pandas as pd
 from lensplug import analysis
 from lensplug.app.study_facts import Asked
 from lensplug.study import StudyResult
+from lensplug.study.groups import names_in
 from lensplug.views.page.plain import Table
 
 HEADS = 10
@@ -39,7 +40,7 @@ def answers_of(result: StudyResult, asked: Asked, enough: int = 8) -> Answers:
     answers = Answers()
     for examples, part in result.chunks():
         assert isinstance(part, analysis.LogitLens)
-        groups = examples[asked.by].map(str) if asked.by else ["all"] * len(examples)
+        groups = names_in(examples, asked.by) if asked.by else ["all"] * len(examples)
         for identifier, group, texts in zip(examples.id, groups, part.top_texts, strict=True):
             counted = answers.by_group.setdefault(group, Counter())
             text = texts[-1][-1][0]
@@ -51,7 +52,8 @@ def answers_of(result: StudyResult, asked: Asked, enough: int = 8) -> Answers:
 
 def top_heads(result: StudyResult, asked: Asked, medium: str) -> Table:
     """The heads with the largest mean mass, over all examples and in each group, with their limits."""
-    mass, preference = (_of_class(result.mean(number=number).table, medium) for number in ("mass", "preference"))
+    mass = _of_class(result.mean(number="mass").table, medium)
+    preference = _of_class(result.mean(number="preference", interval=None).table, medium)
     top = mass.nlargest(HEADS, "mean")
     by_group = _of_class(result.mean(asked.by, number="mass").table, medium) if asked.by else None
     groups = asked.groups if by_group is not None else ()

@@ -201,6 +201,8 @@ def test_what_has_nothing_to_compare_is_refused(study, table, lens, tmp_path):
         study_report(study, other=other)
     with pytest.raises(LensplugError, match="no column 'species': they have shape, n, prompt"):
         study_report(study, by="species")
+    with pytest.raises(LensplugError, match="'n' has 9 values, and a page tells 8 groups apart"):
+        study_report(study, by="n")
     unfinished = study_report(other)
     (section,) = [one for one in unfinished.sections if one.title == "head_specialization"]
     assert "has no results yet" in section.text

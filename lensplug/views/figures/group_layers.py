@@ -53,7 +53,11 @@ def add_lines(
     several = len(table.groupby(["group", *apart], sort=False)) > 1
     lines, bands = [], []
     for index, (key, rows) in enumerate(table.groupby(["group", *apart], sort=False)):
-        name = visible(", ".join(map(str, key)))
+        parts = [
+            f"position {entry}" if label == "position" else str(entry)
+            for label, entry in zip(apart, key[1:], strict=True)
+        ]
+        name = visible(", ".join([str(key[0]), *parts]))
         color = color_of(str(key[0]), groups) if not apart else CATEGORIES[index % len(CATEGORIES)]
         layers = layers_of(rows, column)
         low, high = _numbers(rows.low), _numbers(rows.high)

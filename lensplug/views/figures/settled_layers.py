@@ -58,7 +58,7 @@ def settled_layers(result: LogitLens | GroupMeans) -> go.Figure:
     layers_down(fig, table, "entry")
     fig.update_layout(bargap=0.15, barmode="group", showlegend=len(groups) > 1)
     fig.update_yaxes(title=None, col=2)
-    shares = {"tickformat": ".0%", "gridcolor": "#eceef0", "zeroline": False, "tickangle": 0, "nticks": 6}
+    shares = {"tickformat": ".0%", "gridcolor": "#eceef0", "zeroline": False, "tickangle": 0, "nticks": 4}
     fig.update_xaxes(title={"text": "settle at it", "standoff": 4}, rangemode="tozero", **shares, col=1)
     fig.update_xaxes(title={"text": "have settled by it", "standoff": 4}, range=[0, 1.02], **shares, col=2)
     by = f", by {visible(means.group_by)}" if means.group_by else ""

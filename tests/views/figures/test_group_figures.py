@@ -127,3 +127,14 @@ def test_differences_are_colored_where_they_are_more_than_chance():
     assert "2 of 3 rows" in fig.layout.title.text and "rose less tulip" in fig.layout.title.text
     assert views.group_differences(made, level=0.015).data[0].marker.color == (grey, orange, grey)
     assert draw(fig).axes
+
+
+def test_maps_of_groups_share_one_scale_whose_bar_is_behind_the_last():
+    made = means("mass", layer=[0, 0, 1, 1], head=[0, 1, 0, 1])
+    fig = views.group_means(made)
+    assert [one.text for one in fig.layout.annotations] == list(GROUPS)
+    np.testing.assert_allclose(fig.data[1].z, [[0.1, 0.11], [0.12, 0.13]])
+    assert fig.layout.coloraxis.cmax == pytest.approx(0.23)
+    drawn = draw(fig)
+    *maps, bar = sorted((ax.get_position() for ax in drawn.axes), key=lambda box: box.x0)
+    assert len(maps) == 3 and bar.x0 > maps[-1].x1
