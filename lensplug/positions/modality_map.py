@@ -120,14 +120,14 @@ class ModalityMap:
             if modality not in MODALITIES:
                 raise LensplugError(f"placeholder_ids has {modality!r}, expected some of {', '.join(MODALITIES)}.")
             is_placeholder = (tokens == token) & real
-            labels[is_placeholder] = MODALITIES.index(modality)
+            labels.masked_fill_(is_placeholder, MODALITIES.index(modality))
+            lengths = media_lengths.get(modality)
             for example, row in enumerate(is_placeholder):
-                lengths = media_lengths.get(modality)
                 if lengths is None:
                     media_index[example, row] = 0 if _runs(row) == 1 else -1
                 elif (counts := lengths[example]) is not None:
-                    media_index[example, row] = _which_medium(row, counts, modality)
-        labels[~real] = PAD
+                    media_index[example].masked_scatter_(row, _which_medium(row, counts, modality).to(media_index))
+        labels.masked_fill_(~real, PAD)
         special = torch.isin(tokens, torch.tensor(list(special_ids), device=tokens.device, dtype=tokens.dtype))
         special &= labels == TEXT
         modality_map = cls(labels, special, media_index, dict(grids), dict(video_grids), dict(timelines))
