@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lensplug.patches.hook_points import HOOKS
 from lensplug.patches.patch import Patch, PatchOfParts
 from lensplug.patches.rows_of_blocks import RowsOfABlock
 
@@ -78,7 +77,8 @@ class UnwatchedBlock(Patch):
 
 
 def _hooks_of(modules: Sequence[Any]) -> list[Any]:
-    return [getattr(module, kind) for module in modules for kind in HOOKS]
+    """Where these modules keep hooks that fire without gradients: with them no block is short."""
+    return [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
 
 
 def as_made(module: Any, kinds: Sequence[type]) -> bool:
