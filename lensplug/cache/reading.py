@@ -169,15 +169,18 @@ def read_residuals(
         LensplugError: If one is not there, or lacks one of the positions.
     """
     cached_positions = known(cache, "residual_positions")
-    index_in_cache = index if cached_positions is None else None
+    residuals = [_held(cache, name, needed_by=needed_by) for name in names]
+    if cached_positions is not None:
+        index = _among(cached_positions, index, needed_by=needed_by, name="residual_positions")
+    only_one = index.shape[1] == 1 and {residual.shape[1] for residual in residuals} == {1}
+    if only_one and len({residual.device for residual in residuals}) == 1:
+        # Of the only position there is, and looked at together, as rows of patterns are.
+        if not bool(torch.cat(residuals).isnan().any()):
+            yield from residuals
+            return
     for name in names:
         residual = read(cache, name, needed_by=needed_by)
-        if index_in_cache is None:
-            index_in_cache = _among(cached_positions, index, needed_by=needed_by, name="residual_positions")
-        if residual.shape[1] == index_in_cache.shape[1] == 1:
-            yield residual  # at the only position there is
-        else:
-            yield residual.gather(1, index_in_cache.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1]))
+        yield residual.gather(1, index.to(residual.device)[:, :, None].expand(-1, -1, residual.shape[-1]))
 
 
 def residual_shape(cache: ActivationCache, *, needed_by: str) -> tuple[int, int]:

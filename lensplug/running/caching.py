@@ -218,32 +218,27 @@ def _keeping(model: Any, inputs: MultimodalInput, plan: Plan) -> tuple[Float[Ten
     holes that the heap cannot use for the next: at thousands of positions more than all rows together.
     """
     kept_here: dict[str, Tensor] = {}
-    cut = (RESIDUALS if plan.residual_positions is not None else ()) + (
-        ROWS if plan.query_positions is not None else ()
-    )
-    same_kind = {kind: [name for name in plan.names if name.endswith(kind)] for kind in cut}
-    together: dict[str, Tensor] = {}
-    residual_index = (
-        None
-        if plan.residual_positions is None
-        else plan.residual_positions[:, :, None].expand(-1, -1, model.cfg.d_model)
-    )
+    places: dict[str, Tensor] = {}
+    rows = None if plan.query_positions is None else plan.query_positions.shape[1]
+    residual_index = plan.residual_positions
+    if residual_index is not None:
+        residual_index = residual_index[:, :, None].expand(-1, -1, model.cfg.d_model)
 
     def keep(activation: Tensor, hook: Any) -> None:
-        kind = hook.name.rpartition(".")[2]
-        if kind not in cut:
-            activation = activation.detach()
-            kept_here[hook.name] = activation if plan.device is None else activation.to(plan.device)
+        name: str = hook.name
+        if rows is not None and name.endswith(ROWS):
+            cut = activation[:, :, :rows]
+        elif residual_index is not None and name.endswith(RESIDUALS):
+            cut = activation.gather(1, residual_index.to(activation.device))
+        else:
+            kept_here[name] = activation.detach() if plan.device is None else activation.detach().to(plan.device)
             return
-        if kind in RESIDUALS and residual_index is not None:
-            activation = activation.gather(1, residual_index.to(activation.device))
-        elif plan.query_positions is not None:
-            activation = activation[:, :, : plan.query_positions.shape[1]]
-        names = same_kind[kind]
-        if kind not in together:
-            shape = (len(names), *activation.shape)
-            together[kind] = torch.empty(shape, dtype=activation.dtype, device=plan.device or activation.device)
-        kept_here[hook.name] = together[kind][names.index(hook.name)].copy_(activation)
+        if name not in places:
+            kind = name.rpartition(".")[2]
+            same_kind = [other for other in plan.names if other.endswith(kind)]
+            together = torch.empty(len(same_kind), *cut.shape, dtype=cut.dtype, device=plan.device or activation.device)
+            places.update((other, together[number]) for number, other in enumerate(same_kind))
+        kept_here[name] = places[name].copy_(cut)
 
     with temporary_hooks(model, ((name, keep) for name in plan.names)):
         logits = model.forward(inputs, **plan.others)
