@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.validation.arguments import described
+from lensplug.validation.finite import all_finite
 
 AttentionDirection = Literal["causal", "bidirectional"]
 """Whether a position looks at itself and those before it, or at all."""
@@ -81,7 +82,7 @@ def _check_shape(layer: Any, index: int, first: Any) -> None:
 
 def check_weights(pattern: Float[Tensor, "batch head query key"], layer: int) -> None:
     """Refuse weights that are not finite or below 0."""
-    if not bool(pattern.isfinite().all()):
+    if not all_finite(pattern):
         raise LensplugError(
             f"the attention of layer {layer} holds NaN or infinity: in fp16 attention scores can overflow; use"
             " bfloat16 or float32."

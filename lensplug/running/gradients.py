@@ -35,6 +35,7 @@ from lensplug.patches.both.temporary_hooks import temporary_hooks
 from lensplug.positions.indices import Position, watched_rows
 from lensplug.reductions import KeepGradients
 from lensplug.running.caching import NamesFilter, names_taken, predicate
+from lensplug.validation.finite import all_finite
 
 PATTERNS = "attn.hook_pattern"
 """What is kept by default: the hooks whose names end so."""
@@ -131,7 +132,7 @@ def _gradients(scalar: Tensor, activations: dict[str, Tensor], embeds: Tensor) -
     gradient_list = torch.autograd.grad(scalar, [*floats.values(), embeds], allow_unused=True)
     gradients = {}
     for name, gradient in zip([*floats, "the embeddings"], gradient_list, strict=True):
-        if gradient is not None and not bool(gradient.isfinite().all()):
+        if gradient is not None and not all_finite(gradient):
             raise LensplugError(
                 f"the gradient of {name} holds NaN or infinity (of a {str(embeds.dtype).removeprefix('torch.')} model):"
                 " in fp16 attention scores and gradients can overflow (lens.check counts NaN); use bfloat16 or"

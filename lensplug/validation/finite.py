@@ -20,16 +20,22 @@ from lensplug.patches.both.temporary_hooks import temporary_hooks
 LARGER_RANGE = "use bfloat16 or float32 (fp16 ends at 65,504)"
 
 
+def all_finite(value: Float[Tensor, ...]) -> bool:
+    """Whether a tensor holds no NaN and no infinity.
+
+    Its sum is looked at first, in one pass that makes nothing: the sum of what is not finite is not finite either.
+    """
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
+
+
 def refuse_not_finite(name: str, value: Float[Tensor, ...], hint: str) -> None:
     """Raise if a tensor holds NaN or infinity.
 
     Raises:
         LensplugError: Then, with how many there are and the hint.
     """
-    if bool(value.sum().isfinite()):  # one pass, and nothing is made: a sum of what is not finite is not
-        return
-    bad = int((~value.isfinite()).sum())
-    if bad:
+    if not all_finite(value):
+        bad = int((~value.isfinite()).sum())
         raise LensplugError(f"{name} hold NaN or infinity ({bad} of {value.numel()} numbers): {hint}.")
 
 
@@ -55,7 +61,9 @@ def refuse_overflow(model: Any, attention_mask: Int[Tensor, "batch pos"], *, eac
         note("attention scores", (highest.isnan() | highest.isposinf()).any())
 
     def watch_residual(residual: Float[Tensor, "batch pos d_model"], hook: Any) -> None:
-        bad = ~residual.detach().isfinite().all(dim=-1)
+        residual = residual.detach()
+        # What is not finite is among the extremes, NaN too: a tenth of the time of a look at each number.
+        bad = ~(residual.amax(dim=-1).isfinite() & residual.amin(dim=-1).isfinite())
         if bad.shape == attention_mask.shape:  # not so for what is generated
             bad = bad & attention_mask.bool().to(bad.device)
         note("the residual stream", bad.any())

@@ -68,6 +68,19 @@ def test_embeddings_that_hold_nan(text_lens, inputs, go):
     go(text_lens, inputs)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_one_number_of_the_last_residual(text_lens, inputs, bad):
+    def spoil(resid, hook):
+        resid[0, 2, 5] = bad
+        return resid
+
+    last = text_lens.model.cfg.n_layers - 1
+    with text_lens.model.hooks(fwd_hooks=[(f"blocks.{last}.hook_resid_post", spoil)]):
+        with pytest.raises(LensplugError, match="the residual stream of a float32 model overflowed or became NaN"):
+            EACH_RUN["rows"](text_lens, inputs)
+    EACH_RUN["rows"](text_lens, inputs)
+
+
 @each_run
 def test_a_residual_stream_that_overflows(text_lens, inputs, go):
     def overflow(resid, hook):

@@ -58,6 +58,7 @@ from lensplug.positions.indices import Positions
 from lensplug.reductions import names as hook_names
 from lensplug.reductions.cam import SIGNS, Sign, weighted
 from lensplug.validation.arguments import check_example, checked
+from lensplug.validation.finite import all_finite
 from lensplug.validation.masks import Mask
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def _gradient(
             f"the gradient of {name!r} has the shape {list(gradient.shape)}, the pattern {list(pattern.shape)}: give"
             " cache and grads of one run."
         )
-    if not bool(gradient.isfinite().all()):
+    if not all_finite(gradient):
         raise LensplugError(
             f"the gradient of {name!r} holds NaN or infinity: in fp16 gradients can overflow; use bfloat16 or float32."
         )
