@@ -34,6 +34,8 @@ from .logits.logit_lens import LogitLens as LogitLens
 from .logits.logit_lens import logit_lens as logit_lens
 from .neurons.domain_neurons import DomainNeurons as DomainNeurons
 from .neurons.domain_neurons import domain_neurons as domain_neurons
+from .neurons.neuron_ablation import NeuronAblation as NeuronAblation
+from .neurons.neuron_ablation import neuron_ablation as neuron_ablation
 from .neurons.neuron_activity import NeuronActivity as NeuronActivity
 from .neurons.neuron_activity import neuron_activity as neuron_activity
 from .probes.activations import Activations as Activations

@@ -26,6 +26,7 @@ from lensplug.analysis.interventions.grounding import Grounding
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
 from lensplug.analysis.logits.logit_lens import LogitLens
 from lensplug.analysis.neurons.domain_neurons import DomainNeurons
+from lensplug.analysis.neurons.neuron_ablation import NeuronAblation
 from lensplug.analysis.neurons.neuron_activity import NeuronActivity
 from lensplug.analysis.probes.activations import Activations
 from lensplug.analysis.probes.probe_result import Probe
@@ -47,6 +48,7 @@ from lensplug.views.figures.heads_by_layer import heads_by_layer
 from lensplug.views.figures.logit_lens import logit_lens
 from lensplug.views.figures.modality_ablation import modality_ablation
 from lensplug.views.figures.modality_null import modality_null
+from lensplug.views.figures.neuron_ablation import neuron_ablation
 from lensplug.views.figures.neuron_activity import neuron_activity
 from lensplug.views.figures.probe import probe
 from lensplug.views.figures.received_attention import received_attention
@@ -90,6 +92,7 @@ draw.register(DomainNeurons, domain_neurons)
 draw.register(Grounding, grounding)
 draw.register(GroupMeans, _group_means)
 draw.register(GroupDifferences, group_differences)
+draw.register(NeuronAblation, neuron_ablation)
 draw.register(NeuronActivity, neuron_activity)
 draw.register(ActivationPatching, activation_patching)
 draw.register(Activations, activations)

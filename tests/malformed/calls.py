@@ -61,6 +61,7 @@ def good_calls() -> list[Call]:
     patched = analysis.activation_patching(lens, inputs, second, ("Red", "Blue"), layers=(0, 0), groups=three)
     examples = [analysis.Example(question, "Red", images=[picture]), analysis.Example(question, "Blue", images=[other])]
     ablated = analysis.modality_ablation(lens, examples, "image")
+    deactivated = analysis.neuron_ablation(lens, examples, [(1, 3)], draws=1)
     curve = analysis.deletion_curve(lens, inputs, rollout.values[:, 0], "Red", steps=2, draws=1)
     agreed = analysis.agreement({"one": rollout, "two": looked.values[0, 0, 0, 0]})
     compared = analysis.compare(heads, heads)
@@ -146,6 +147,9 @@ def good_calls() -> list[Call]:
         Call("modality_ablation", analysis.modality_ablation, {
             "lens": lens, "examples": examples[:1], "modality": "image", "method": "remove", "classes": None,
             "batch_size": 2, "seed": 0}),
+        Call("neuron_ablation", analysis.neuron_ablation, {
+            "lens": lens, "examples": examples[:1], "neurons": [(1, 3), (2, 5)], "draws": 1, "value": 0.0,
+            "where": "image", "batch_size": 2, "seed": 0}),
         Call("Example", analysis.Example, {"text": question, "answer": "Red", "images": [picture], "audio": ()}),
         Call("activations", analysis.activations, {
             "cache": cache, "modality": inputs.modality, "hook": "z", "position": -1, "pool": None, "layers": [0]}),
@@ -214,6 +218,7 @@ def good_calls() -> list[Call]:
             "example": 0}),
         Call("views.modality_ribbon", views.modality_ribbon, {"inputs": inputs, "example": 0}),
         Call("views.modality_ablation", views.modality_ablation, {"result": ablated}),
+        Call("views.neuron_ablation", views.neuron_ablation, {"result": deactivated}),
         Call("views.activation_patching", views.activation_patching, {"result": patched, "example": 0, "head": None}),
         Call("views.activations", views.activations, {"result": collected}),
         Call("views.probe", views.probe, {"result": probed}),

@@ -81,6 +81,7 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         ),
         "modality_ablation": analysis.modality_ablation(lens, examples, "image"),
         "grounding": analysis.grounding(lens, examples, "image"),
+        "neuron_ablation": analysis.neuron_ablation(lens, examples, [(1, 3), (2, 5)], draws=2),
         "neuron_activity": activity,
         "domain_neurons": analysis.domain_neurons(activity, modality="image", share=0.1),
         "activations": analysis.activations(cache, inputs.modality, pool="image"),

@@ -16,13 +16,21 @@ WORDS = {
     "right": "share answered right",
     "changed": "share of answers changed",
     "log_probability": "log-probability of the target (nats)",
+    "effect": "effect on the answer (nats)",
     "total": "what the medium adds to the answer (nats)",
     "mean_of_tokens": "what the medium adds to a token (nats)",
 }
 SHARES = ("target_on_top", "settled", "right", "changed")
 """Numbers whose means are shares of examples."""
-CONDITIONS = {"with": "as it is", "without": "without the medium", "control": "control: less text"}
-"""Of `modality_ablation`."""
+CONDITIONS = {
+    "with": "as it is",
+    "without": "without the medium",
+    "control": "control: less text",
+    "none": "all neurons",
+    "chosen": "without the chosen neurons",
+    "random": "control: without random neurons",
+}
+"""Of `modality_ablation` and `neuron_ablation`."""
 
 
 def words(number: str) -> str:
