@@ -77,6 +77,7 @@ WAYS: dict[str, Way] = {
     "activations": Way(reads_cache=True, rows=False, run=_activations),
     "modality_ablation": Way(reads_cache=False),
     "grounding": Way(reads_cache=False),
+    "neuron_ablation": Way(reads_cache=False),
 }
 """The analyses that a study measures."""
 
@@ -170,6 +171,10 @@ def measurement_of(function: Callable[..., Any] | str, name: str | None, options
         raise LensplugError(f"{called} needs {missing[0]}: study.measure(analysis.{called}, {missing[0]}=...).")
     if called == "modality_ablation":
         _refuse_what_needs_all(options)
+    if called == "neuron_ablation" and options.get("value") == "mean":
+        raise LensplugError(
+            "value='mean' takes means over all examples, and a study never sees all of them at once: give a number."
+        )
     return Measurement(called, {key: _plain(key, value) for key, value in sorted(options.items())}, name or called)
 
 
@@ -191,13 +196,18 @@ def _plain(name: str, value: Any) -> Any:
     """An option as JSON, which reads it back the same."""
     if isinstance(value, OfColumn):
         return {"column": value.name}
-    plain = list(value) if isinstance(value, tuple | range) else value
+    plain = _lists(value)
     try:
         if json.loads(json.dumps(plain, allow_nan=False)) == plain and not isinstance(plain, dict):
             return plain
     except (TypeError, ValueError):
         pass
     raise LensplugError(f"{name} is {described(value)}, and a study writes options into a file: give numbers or texts.")
+
+
+def _lists(value: Any) -> Any:
+    """Tuples and ranges as lists, which JSON has, also within lists: pairs of (layer, neuron)."""
+    return [_lists(item) for item in value] if isinstance(value, list | tuple | range) else value
 
 
 def run_batch(

@@ -167,7 +167,7 @@ class Study:
 
         Args:
             function: `analysis.head_specialization`, `logit_lens`, `neuron_activity`, `modality_ablation`, `grounding`,
-                or its name.
+                `neuron_ablation`, or its name.
             name: What it is called, where one analysis is measured in several ways.
             **options: Its options: numbers, texts, lists of them, or `study.column(...)`.
 

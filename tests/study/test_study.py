@@ -468,6 +468,31 @@ def test_analyses_that_run_the_model_are_measured_too(lens, tmp_path):
     assert len(list((tmp_path / "study/media").iterdir())) == 3
 
 
+def test_neurons_are_deactivated_for_each_group(lens, tmp_path):
+    """The same numbers as without a study, whatever the batch; pairs are written as JSON."""
+    rng = random.Random(1)
+    scenes = [draw_scene(rng, size=(48, 48), color=color) for color in ("red", "blue", "red")]
+    examples = [analysis.Example(QUESTION, scene.color.capitalize(), images=[scene.image]) for scene in scenes]
+    neurons = [(layer, neuron) for layer in (1, 3, 5) for neuron in range(100)]
+    study = Study(tmp_path / "study", model=MODEL)
+    study.add(examples, color=[scene.color for scene in scenes])
+    with pytest.raises(LensplugError, match="never sees all of them"):
+        study.measure(analysis.neuron_ablation, neurons=neurons, value="mean")
+    with pytest.raises(LensplugError, match="neuron_ablation needs neurons"):
+        study.measure(analysis.neuron_ablation)
+    study.measure(analysis.neuron_ablation, neurons=neurons, draws=2)
+    study.run(lens=lens, batch=2)
+    assert study.failures().empty
+    measured = study.result("neuron_ablation")
+    alone = analysis.neuron_ablation(lens, examples, neurons, draws=2, batch_size=1).to_dataframe()
+    assert measured.result.neurons == tuple(neurons)
+    table = measured.mean(by="color", number="effect").table
+    assert set(table.condition) == {"none", "chosen", "random"}
+    for row in table.itertuples():
+        of_group = alone[(alone.answer == row.group.capitalize()) & (alone.condition == row.condition)]
+        assert row.mean == pytest.approx(of_group.effect.mean(), abs=1e-4)
+
+
 def test_activations_are_collected_for_probes(lens, finished, tmp_path):
     study = Study(tmp_path / "study", model=MODEL, chunk=4)
     rows = finished.examples[["prompt", "images", "shape"]].rename(columns={"images": "image"})
