@@ -20,10 +20,11 @@ from lensplug.statistics.corrections import Correction
 from lensplug.study.chunk_files import BOOKKEEPING, SUFFIX, WHOLE, example_rows, joined, parse, schema
 from lensplug.study.differences import differences, side
 from lensplug.study.example_tables import chunk_names
+from lensplug.study.local_folder import LocalFolder
 from lensplug.study.means import IntervalKind, IntervalOptions, means
 from lensplug.study.measurements import Measurement
 from lensplug.study.passes import Pass
-from lensplug.study.storage import LocalFolder, Storage
+from lensplug.study.storage import Storage
 from lensplug.validation.arguments import checked
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,12 @@ KILLED = "KilledItsProcess"
 MEMORY = (torch.OutOfMemoryError, MemoryError, NotEnoughMemoryError)
 BROKEN_DEVICE = ("CUDA error", "device-side assert", "HIP error")
 """After these nothing on the device works: the process ends, and another goes on."""
+stopping = threading.Event()
+"""Set when this process is to end its work: workers give their chunk back after the batch that they are at."""
+
+
+class _Given(Exception):  # noqa: N818  # no error: the chunk is not measured here, and nothing is written
+    """A chunk is left to another process, which has taken it over, or to whoever comes."""
 
 
 @dataclass
@@ -59,34 +66,46 @@ class Worker:
         by_chunk = dict(tuple(self.examples.groupby(chunk_names(self.examples), sort=True)))
         self._refuse_other_weights()
         left = False
-        for chunk, rows in by_chunk.items():
-            if self._is_done(str(chunk)):
-                continue
-            if not self.claims.taken(str(chunk)):
-                left = True
-                continue
-            try:
-                if not self._is_done(str(chunk)):  # by who had the claim until now
-                    self._measure(str(chunk), rows)
-            finally:
+        try:
+            for chunk, rows in by_chunk.items():
+                if self._is_done(str(chunk)):
+                    continue
+                if stopping.is_set() or not self.claims.taken(str(chunk)):
+                    left = True
+                    continue
+                try:
+                    if not self._is_done(str(chunk)):  # by who had the claim until now
+                        self._measure(str(chunk), rows)
+                except _Given:
+                    left = True
                 self.claims.released(str(chunk))
-            self.finished()
+                self.finished()
+        finally:
+            self.claims.released_all()
         return left
 
     def again(self, chunk: str, ids: Sequence[str], attempts: dict[str, int], file: str) -> None:
         """Try some examples of a chunk again, into a file."""
         rows = self.examples[self.examples.id.isin(list(ids))]
-        if self.claims.taken(file):
-            try:
-                self._write(file, rows, self._outcome(file, rows, set()), attempts)
-            finally:
-                self.claims.released(file)
+        if not self.claims.taken(file):
+            return
+        try:
+            if not self._is_done(file):  # by who had the claim until now
+                with self.claims.renewed(file):
+                    outcome = self._outcome(file, rows, set())
+                self._write(file, rows, outcome, attempts)
+        except _Given:
+            pass
+        finally:
+            self.claims.released_all()
 
     def _measure(self, chunk: str, rows: pd.DataFrame) -> None:
         with self.claims.renewed(chunk):
             deaths, set_aside = self.claims.deaths(chunk)
             suspects = {one for one, count in deaths.items() if count >= 2}
             outcome = self._outcome(chunk, rows[~rows.id.isin(set_aside)], suspects)
+            if not self.claims.holds(chunk):
+                raise _Given
             for one in set_aside:
                 outcome.failures[one] = Failure(KILLED, f"its process died {deaths[one]} times while it ran")
         self._refuse_hopeless(rows, outcome)
@@ -96,7 +115,8 @@ class Worker:
     def _outcome(self, chunk: str, rows: pd.DataFrame, suspects: set[str]) -> Outcome:
         outcome = Outcome()
         for batch in self._batches(rows, suspects):
-            self.claims.running(chunk, batch.id.tolist())
+            if stopping.is_set() or not self.claims.running(chunk, batch.id.tolist()):
+                raise _Given
             start = time.perf_counter()
             self._run(batch, outcome)
             seconds = (time.perf_counter() - start) / len(batch)
@@ -175,7 +195,7 @@ class Worker:
         self.storage.write(f"{self.running.folder}/{chunk}{SUFFIX}", parquet(written))
 
     def _is_done(self, chunk: str) -> bool:
-        return self.storage.age(f"{self.running.folder}/{chunk}{SUFFIX}") != float("inf")
+        return self.storage.exists(f"{self.running.folder}/{chunk}{SUFFIX}")
 
     def _refuse_hopeless(self, rows: pd.DataFrame, outcome: Outcome) -> None:
         """End a study whose first chunk fails altogether, and not for lack of memory: an option or a folder is wrong.

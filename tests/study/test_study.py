@@ -344,7 +344,7 @@ def test_a_full_disk_loses_nothing(lens, scenes, tmp_path, monkeypatch):
             written.append(path)
         return write_bytes(path, content)
 
-    monkeypatch.setattr("lensplug.study.storage.write_bytes", full)
+    monkeypatch.setattr("lensplug.study.local_folder.write_bytes", full)
     with pytest.raises(LensplugError, match="No space left"):
         study.run(lens=lens)
     monkeypatch.undo()
