@@ -6,17 +6,22 @@ executor may start, repeat and kill as it likes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from lensplug.errors import LensplugError
-from lensplug.study.local import Progress, run_processes
+from lensplug.study.local import run_processes
+from lensplug.study.progress import Progress
+
+MODULES = {"ray": "lensplug.study.ray_executor", "slurm": "lensplug.study.slurm_executor"}
+"""Executor -> the module whose function `run` distributes the work."""
 
 
 def run(
     executor: str,
-    place: str,
+    address: str,
     devices: Sequence[str | None],
     settings: Mapping[str, Any],
     progress: Progress,
@@ -26,18 +31,24 @@ def run(
 
     Args:
         executor: "local", "ray" or "slurm".
-        place: The study's folder, which every process must see under this name.
+        address: The study's folder, which every process must see under this name.
         devices: For "local", one process each.
         settings: Options of `study.run` for each process.
         progress: To be looked at now and then.
-        options: The executor's own.
+        options: The executor's own: see `lensplug.study.ray_executor`, `lensplug.study.slurm_executor`.
 
     Raises:
         LensplugError: If its package is not installed, an option is unknown, or processes keep dying.
     """
     if executor == "local":
-        if options:
-            raise LensplugError(f"run takes no {next(iter(options))!r} with executor='local'.")
-        run_processes(place, devices, settings, progress)
+        run_processes(address, devices, settings, progress)
         return
-    import_module(f"lensplug.study.{executor}").run(place, settings, progress, **options)
+    if list(devices) != [None]:
+        raise LensplugError(f"devices= are this machine's: executor={executor!r} places workers itself, workers=...")
+    distribute = import_module(MODULES[executor]).run
+    parameters = inspect.signature(distribute).parameters
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        known = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
+        if unknown := options.keys() - set(known):
+            raise LensplugError(f"executor={executor!r} takes no {min(unknown)!r}, but {', '.join(known)}.")
+    distribute(address, settings, progress, **options)

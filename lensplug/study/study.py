@@ -14,7 +14,8 @@ What is on disk:
     measurements/*.json             what is to be measured
     results/<pass>/pass.json        measurements that share runs of the model, and the versions they were begun with
     results/<pass>/<chunk>.parquet  a row for each example: numbers, or an error
-    media/, claims/                 what was in memory; who is at work (may be deleted)
+    media/                          what was in memory
+    claims/, logs/                  who is at work, what jobs said: may be deleted
 
 Every file appears whole or not at all, and none is ever changed: a process may be killed at any moment.
 """
@@ -34,16 +35,19 @@ import pandas as pd
 from lensplug.errors import LensplugError, LensplugWarning
 from lensplug.study import example_tables, executors, new_examples, passes
 from lensplug.study.chunk_files import SUFFIX, failures, parse
+from lensplug.study.claims import Claims
 from lensplug.study.example_tables import chunk_names, user_columns
 from lensplug.study.identity import Identity, identity_of, read_identity, refuse_other, write_identity
 from lensplug.study.load import load_lens, refuse_other_lens
-from lensplug.study.local import POLL_S, WORKER, Progress, devices_of
+from lensplug.study.local import WORKER, devices_of
 from lensplug.study.measurements import OfColumn, measurement_of, rows_are_possible
 from lensplug.study.media import SUFFIXES
 from lensplug.study.new_examples import NewExample
+from lensplug.study.progress import Progress
 from lensplug.study.results import StudyResult
 from lensplug.study.storage import Storage, storage_at
-from lensplug.study.worker import Worker
+from lensplug.study.supervision import POLL_S
+from lensplug.study.worker import Worker, stopping
 from lensplug.validation.arguments import at_least, checked
 
 if TYPE_CHECKING:
@@ -196,11 +200,11 @@ class Study:
             devices: "all" GPUs, "cuda:1", or a list; with several, one process for each. One device by default, in this
                 process.
             batch: How many prompts run together. What does not fit into memory is halved.
-            executor: "local"; "ray" (`pip install 'lensplug[ray]'`) and "slurm" (`'lensplug[slurm]'`) take `options`.
+            executor: "local"; "ray" (`pip install 'lensplug[ray]'`) or "slurm" (`'lensplug[slurm]'`) for many machines.
             new_versions: Measure everything again where it was begun with other versions of the packages.
             lens: A lens that is loaded already, of the study's model, for a run in this process.
             model: Where the folder of the model is on this machine, if elsewhere.
-            **options: Of the executor, see `lensplug.study.executors`.
+            **options: Of the executor: `workers`, and more in `lensplug.study.ray_executor`, `.slurm_executor`.
 
         Raises:
             LensplugError: If there is nothing to measure, all of the first examples fail, processes keep dying, or a
@@ -220,26 +224,30 @@ class Study:
         if table.empty:
             raise LensplugError("the study has no examples yet: study.add_folder(...), study.add(...).")
         counts = chunk_names(table).value_counts().to_dict()
-        on = devices_of(devices)
-        for running in passes.to_run(self.storage, self.identity, list(counts), new_versions=new_versions):
-            with Progress(counts, running, self.storage, shown=WORKER not in os.environ) as progress:
-                if executor != "local" or len(on) > 1:
-                    if lens is not None:
-                        raise LensplugError("a lens in memory runs in this process only: leave lens= or devices= out.")
-                    settings = {"batch": batch, "new_versions": new_versions, "model": model}
-                    given = {name: value for name, value in settings.items() if value}
-                    executors.run(executor, self.storage.place, on, given, progress, options)
-                    continue
-                if lens is None:
-                    lens = load_lens(self.identity, on[0], model)
-                else:
-                    refuse_other_lens(self.identity, lens)
-                self._run_here(lens, running, table, batch, progress)
-
-    def _run_here(self, lens: Any, running: passes.Pass, table: pd.DataFrame, batch: int, progress: Progress) -> None:
-        worker = Worker(lens, self.storage, running, table, batch, finished=progress.look)
-        while worker.work() and WORKER not in os.environ and progress.look() < len(progress.counts):
-            time.sleep(POLL_S)  # chunks of other processes, which may die
+        on, elsewhere = devices_of(devices), executor != "local"
+        if lens is not None and (elsewhere or len(on) > 1):
+            raise LensplugError("a lens in memory runs in this process only: leave lens=, or what is beside it, out.")
+        if options and not elsewhere:
+            raise LensplugError(f"run takes no {next(iter(options))!r} with executor='local'.")
+        to_run = passes.to_run(self.storage, self.identity, list(counts), new_versions=new_versions)
+        if to_run and (elsewhere or len(on) > 1):
+            settings = {"batch": batch, "new_versions": new_versions, "model": model}
+            for_workers = {name: value for name, value in settings.items() if value}
+            with Progress(counts, to_run, self.storage) as progress:
+                executors.run(executor, self.storage.address, on, for_workers, progress, options)
+            return
+        if to_run and lens is not None:
+            refuse_other_lens(self.identity, lens)
+        for running in to_run:
+            with Progress(counts, [running], self.storage, shown=WORKER not in os.environ) as progress:
+                while progress.look() < progress.chunks and not stopping.is_set():
+                    if progress.is_work_left():
+                        lens = lens or load_lens(self.identity, on[0], model)
+                        Worker(lens, self.storage, running, table, batch, finished=progress.look).work()
+                    elif WORKER in os.environ:
+                        break
+                    else:  # until chunks of other processes are done, or their processes have died
+                        time.sleep(POLL_S)
 
     def progress(self) -> pd.DataFrame:
         """How far each pass is: its measurements, examples done, failed and in all, and the chunks at work now."""
@@ -248,7 +256,7 @@ class Study:
         for one in passes.passes(self.storage):
             done = [chunk for chunk in one.done(self.storage) if chunk in counts]
             failed = self._failures_of(one)
-            at_work = [name for name in self.storage.names(f"claims/{one.key}") if ".died-" not in name]
+            at_work = set(Claims(self.storage, one.key).at_work()) - set(done)
             rows.append(
                 {
                     "pass": one.key,
