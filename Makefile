@@ -12,7 +12,7 @@ UV := $(BIN)/uv
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=8 --dist worksteal -rs
 PYTEST_4 := $(subst $(BIN),$(BIN_4),$(PYTEST))
 
-.PHONY: demo test test-bridge test-4 test-lowest test-lowest-short fuzz fuzz-media stress lint bench clean
+.PHONY: demo test test-bridge test-4 test-lowest test-lowest-short test-cluster fuzz fuzz-media stress lint bench clean
 
 demo: $(BIN)/lensplug
 	$(BIN)/lensplug demo
@@ -47,6 +47,11 @@ test-lowest: $(BIN_LOWEST)/lensplug
 	$(PYTEST_LOWEST)
 test-lowest-short: $(BIN_LOWEST)/lensplug
 	$(PYTEST_LOWEST) $(SHORT)
+
+# Studies on a Ray cluster of two machines, by jobs of submitit's and in a bucket, with processes killed; all on this machine.
+test-cluster: $(BIN)/lensplug
+	$(BIN)/python -m pip install -q -e ".[ray,slurm]" "moto[s3]>=5.2" flask flask-cors
+	LENSPLUG_TEST_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/study/test_storage.py tests/study/test_ray.py tests/study/test_slurm.py tests/study/test_s3.py
 
 # Random cases against oracles that import nothing of lensplug's own computation; the tests run a few hundred each day.
 fuzz: $(BIN)/lensplug

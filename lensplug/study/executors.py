@@ -6,7 +6,6 @@ executor may start, repeat and kill as it likes.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -45,10 +44,4 @@ def run(
         return
     if list(devices) != [None]:
         raise LensplugError(f"devices= are this machine's: executor={executor!r} places workers itself, workers=...")
-    distribute = import_module(MODULES[executor]).run
-    parameters = inspect.signature(distribute).parameters
-    if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        known = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
-        if unknown := options.keys() - set(known):
-            raise LensplugError(f"executor={executor!r} takes no {min(unknown)!r}, but {', '.join(known)}.")
-    distribute(address, settings, progress, **options)
+    import_module(MODULES[executor]).run(address, settings, progress, **options)

@@ -14,8 +14,8 @@ from lensplug.errors import LensplugError
 
 DEATHS_IN_A_ROW = 5
 """Workers that died in one place without a chunk finished meanwhile, by anybody: then it is not the examples."""
-END_S = 20.0
-"""How long workers that were asked to end may take: they give back their chunks."""
+END_S, DONE_S = 20.0, 5.0
+"""How long workers that were asked to end may take: they give back their chunks; and when nothing is left to do."""
 POLL_S = 0.2
 
 
@@ -82,12 +82,12 @@ def supervise(start: Callable[[int], Sequence[Worker]], count: int, progress: Ch
                 if how:
                     deaths[index] += 1
                     _refuse_to_go_on(deaths, index, how)
-                    workers.pop(index).end(0)
+                    workers.pop(index).end(0.0)
             if workers and all(ended.get(index) == "" for index in range(count)):
-                _end(workers.values())
+                _end(workers.values(), DONE_S)
                 workers = {}
     finally:
-        _end(workers.values())
+        _end(workers.values(), END_S if done < progress.chunks else DONE_S)
 
 
 def _refuse_to_go_on(deaths: Sequence[int], index: int, how: str) -> None:
@@ -97,15 +97,15 @@ def _refuse_to_go_on(deaths: Sequence[int], index: int, how: str) -> None:
         )
 
 
-def _end(workers: Collection[Worker]) -> None:
+def _end(workers: Collection[Worker], longest_s: float) -> None:
     """End them, first all of them with a request."""
     try:
         for worker in workers:
             worker.ask_to_end()
-        until = time.monotonic() + END_S
+        until = time.monotonic() + longest_s
         for worker in workers:
             worker.end(max(0.0, until - time.monotonic()))
     except BaseException:  # a second Ctrl-C
         for worker in workers:
-            worker.end(0)
+            worker.end(0.0)
         raise
