@@ -50,7 +50,7 @@ test-lowest-short: $(BIN_LOWEST)/lensplug
 
 # Studies on a Ray cluster of two machines, by jobs of submitit's and in a bucket, with processes killed; all on this machine.
 test-cluster: $(BIN)/lensplug
-	$(BIN)/python -m pip install -q -e ".[ray,slurm]" "moto[s3]>=5.2" flask flask-cors
+	$(UV) pip install --quiet --python $(BIN)/python -e ".[ray,slurm]" "moto[s3]>=5.2" flask flask-cors
 	LENSPLUG_TEST_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/study/test_storage.py tests/study/test_ray.py tests/study/test_slurm.py tests/study/test_s3.py
 
 # Random cases against oracles that import nothing of lensplug's own computation; the tests run a few hundred each day.

@@ -67,8 +67,8 @@ class LocalFolder:
         """Write a file unless it is there."""
         target = self.path / name
         unfinished = target.with_name(UNFINISHED + secrets.token_hex(8))
-        write_bytes(unfinished, content)
         try:
+            write_bytes(unfinished, content)
             os.link(unfinished, target)  # unlike a file opened with "x", whole from its first moment
         except FileExistsError:
             return os.stat(unfinished).st_nlink == 2  # NFS, whose first answer was lost: the link is ours
