@@ -104,6 +104,14 @@ def run(
 
 
 @study.command()
+def forget(folder: Folder, measurement: Annotated[str, typer.Argument(help="The name of a measurement.")]) -> None:
+    """Take a measurement back; results that are there stay."""
+    with steps():
+        _open(folder).forget(measurement)
+    say(f"{measurement} will not be measured.")
+
+
+@study.command()
 def status(folder: Folder) -> None:
     """Show what is done, what failed and why."""
     with steps():
@@ -162,17 +170,17 @@ def export(
     measurement: Annotated[str, typer.Argument(help="What to export: the name of a measurement.")],
     out: Annotated[Path, typer.Option(help="A file: .parquet or .csv (a table), .safetensors (for lensplug.read).")],
 ) -> None:
-    """Write the results of a measurement into one file."""
+    """Write the results of a measurement into one file: a row for each example and thing that is measured."""
     with steps() as step:
         if out.suffix not in EXPORTS:
             raise LensplugError(f"{str(out)!r} ends in {out.suffix!r}: expected {', '.join(EXPORTS)}.")
         target = file_to_write(out)
         step("reading results")
-        result = _open(folder).result(measurement).result
+        found = _open(folder).result(measurement)
         if out.suffix == ".safetensors":
-            result.save(target)
+            found.result.save(target)
         else:
-            table = result.to_dataframe()
+            table = found.to_dataframe()
             write_bytes(target, table.to_parquet() if out.suffix == ".parquet" else table.to_csv(index=False).encode())
     say("Written: ", str(target))
 

@@ -129,11 +129,21 @@ def parse(content: bytes, name: str, columns: Sequence[str] | None = None) -> pa
         ) from error
 
 
-def is_whole(content: bytes) -> bool:
-    """Whether a file of results can be opened: one that was cut short cannot."""
+def successes_in(content: bytes) -> int | None:
+    """How many examples of a file did not fail; None where the file is broken, by its length or its checksums."""
     try:
-        pq.read_metadata(io.BytesIO(content))
-    except (pa.ArrowException, OSError):
+        return int(parse(content, "")["error"].null_count)
+    except LensplugError:
+        return None
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether counts or activations can be read: a file that was cut short cannot."""
+    from lensplug.analysis.saved_results import from_bytes
+
+    try:
+        from_bytes(content, "")
+    except LensplugError:
         return False
     return True
 

@@ -15,6 +15,7 @@ from lensplug.errors import LensplugError
 from lensplug.statistics import group_differences, paired_differences
 from lensplug.statistics.corrections import Correction
 from lensplug.study.groups import MEDIA, Chunks, names_in
+from lensplug.validation.arguments import at_least
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def differences(
         b: The second.
         analysis: Its name.
         pairs: The column that names pairs; by default media, where both sides have some of the same.
-        clusters: The column of what is drawn and shuffled together.
+        clusters: The column of what is drawn and shuffled together; by default the media of an example.
         correction: For the number of rows.
         confidence: Of intervals.
         permutations: How many.
@@ -78,8 +79,9 @@ def differences(
         raise LensplugError(
             "the two sides were measured in different rows (layers, heads, classes): nothing to compare."
         )
-    shared = set(names_in(a.examples, MEDIA)) & set(names_in(b.examples, MEDIA)) - {""}
-    pair_by = pairs or (MEDIA if shared else None)
+    at_least(0, seed=seed)
+    pair_by = pairs or _pairs(a, b)
+    by_cluster = [names_in(one.examples, clusters or MEDIA) for one in (a, b)]
     options: dict[str, Any] = {
         "correction": correction, "confidence": confidence, "permutations": permutations, "seed": seed,
     }  # fmt: skip
@@ -89,12 +91,11 @@ def differences(
             b.values,
             a_pairs=names_in(a.examples, pair_by),
             b_pairs=names_in(b.examples, pair_by),
-            a_clusters=None if clusters is None else names_in(a.examples, clusters),
+            a_clusters=by_cluster[0],
             **options,
         )
     else:
-        by = [None if clusters is None else names_in(one.examples, clusters) for one in (a, b)]
-        found = group_differences(a.values, b.values, a_clusters=by[0], b_clusters=by[1], **options)
+        found = group_differences(a.values, b.values, a_clusters=by_cluster[0], b_clusters=by_cluster[1], **options)
     how = f"pairs by {pair_by}, bootstrap interval" if pair_by else "different examples, Welch's interval"
     many = f"{'all' if found.is_exact else found.permutations} permutations, correction {correction}"
     columns = ("difference", "low", "high", "p_value", "adjusted_p_value", "count", "clusters")
@@ -108,3 +109,19 @@ def differences(
         convention=f"{how} {confidence:.0%}, {many}",
         provenance=a.provenance,
     )
+
+
+def _pairs(a: Side, b: Side) -> str | None:
+    """What pairs the examples of two sides, where nobody says: media that both have, or nothing.
+
+    Raises:
+        LensplugError: If they have some in common, and each has others.
+    """
+    first, second = (set(names_in(one.examples, MEDIA)) for one in (a, b))
+    shared = first & second
+    if shared and len(shared) < min(len(first), len(second)):
+        raise LensplugError(
+            f"{len(shared)} of {len(first)} and {len(second)} pictures or sounds are in both groups, and each has"
+            " others: give pairs='media' to compare those in both, or leave them out of one group."
+        )
+    return MEDIA if shared else None

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensplug.errors import LensplugError
+from lensplug.study.groups import names_of
 from lensplug.study.media import MEDIA
 from lensplug.study.new_examples import NewExample
 from lensplug.study.storage import Storage
@@ -80,12 +81,14 @@ def _add(storage: Storage, new: list[NewExample], chunk: int) -> int:
         )
     before = read(storage)
     _refuse_changed(before, new)
-    new = [example for example in new if example.id not in set(before.id)]
+    there = set(before.id)
+    new = [example for example in new if example.id not in there]
     if not new:
         return 0
     # Prompts of like length run together, the longest first: what does not fit in memory shows at once.
     ordered = sorted(new, key=lambda example: (-example.size, -len(example.prompt), example.id))
     table = _table(ordered, chunk)
+    _refuse_other_types(storage, table)
     name = (
         f"{len(storage.names(FOLDER)):05d}-{hashlib.sha256(''.join(table['id'].to_pylist()).encode()).hexdigest()[:8]}"
     )
@@ -100,7 +103,10 @@ def read(storage: Storage) -> pd.DataFrame:
     """
     tables = []
     for name in storage.names(FOLDER):
-        table = pq.read_table(io.BytesIO(storage.read(f"{FOLDER}/{name}")))
+        try:
+            table = pq.read_table(io.BytesIO(storage.read(f"{FOLDER}/{name}")))
+        except (pa.ArrowException, OSError) as error:
+            raise LensplugError(f"'{FOLDER}/{name}' is broken ({error}): restore it; results refer to it.") from error
         tables.append(table.append_column("part", pa.array([name.removesuffix(".parquet")] * len(table), pa.string())))
     if not tables:
         return FIXED.append(pa.field("part", pa.string())).empty_table().to_pandas()
@@ -122,7 +128,7 @@ def parquet(table: pa.Table) -> bytes:
 
 def chunk_names(examples: pd.DataFrame) -> pd.Series:
     """The chunk that each example is in, as its files are called."""
-    return examples.part + "-" + examples.chunk.map("{:05d}".format)
+    return examples.part.astype(str) + "-" + examples.chunk.map("{:05d}".format).astype(str)
 
 
 def _table(examples: Sequence[NewExample], chunk: int) -> pa.Table:
@@ -140,11 +146,30 @@ def _table(examples: Sequence[NewExample], chunk: int) -> pa.Table:
     schema = FIXED
     for name in names:
         values = pd.Series([example.columns.get(name) for example in examples])
-        kind = COLUMN_TYPES.get(values.dtype.kind, pa.string())
+        kind = pa.null() if values.isna().all() else COLUMN_TYPES.get(values.infer_objects().dtype.kind, pa.string())
         schema = schema.append(pa.field(name, kind))
         is_text = kind == pa.string()
         rows[name] = [None if pd.isna(value) else str(value) if is_text else value for value in values]
     return pa.Table.from_pydict(rows, schema=schema)
+
+
+def _refuse_other_types(storage: Storage, table: pa.Table) -> None:
+    """Refuse a column that is of another type in the tables that are there: whole numbers and others go together.
+
+    Raises:
+        LensplugError: If there is one.
+    """
+    numbers = (pa.types.is_integer, pa.types.is_floating)
+    for name in storage.names(FOLDER):
+        there = pq.read_schema(io.BytesIO(storage.read(f"{FOLDER}/{name}")))
+        for column in table.schema:
+            other = there.field(column.name).type if column.name in there.names else column.type
+            both_numbers = all(any(is_number(one) for is_number in numbers) for one in (other, column.type))
+            if other != column.type and not both_numbers and pa.null() not in (other, column.type):
+                raise LensplugError(
+                    f"the column {column.name!r} holds {column.type} now and {other} in the examples that are there:"
+                    " give values of one type, or another name."
+                )
 
 
 def _refuse_changed(before: pd.DataFrame, new: Sequence[NewExample]) -> None:
@@ -153,14 +178,14 @@ def _refuse_changed(before: pd.DataFrame, new: Sequence[NewExample]) -> None:
     Raises:
         LensplugError: If there is one.
     """
-    known = before.set_index("id")
+    known = {row["id"]: row for row in before.to_dict("records")}
     for example in new:
-        if example.id not in known.index:
+        row = known.get(example.id)
+        if row is None:
             continue
-        row = known.loc[example.id]
         for name, value in {"target": example.target, **example.columns}.items():
             there = row.get(name)
-            if not (pd.isna(there) and pd.isna(value)) and str(there) != str(value):
+            if not (pd.isna(there) and pd.isna(value)) and names_of([there]) != names_of([value]):
                 raise LensplugError(
                     f"the example {example.prompt!r} is in the study with {name}={there!r}, and is now given with"
                     f" {value!r}. Examples are never changed: give it another key, or begin another study."

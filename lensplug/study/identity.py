@@ -71,7 +71,9 @@ def identity_of(model: str | Path, load: Mapping[str, Any], chunk: int) -> Ident
     if FUNCTION.fullmatch(text):
         return Identity(text, {"kind": "function"}, options, chunk)
     from lensplug.loading.folder import found
+    from lensplug.loading.options import known_dtype
 
+    known_dtype(options.get("dtype", "auto"))
     path = Path(found(model)).expanduser()
     if path.is_dir():
         return Identity(str(path.resolve()), _checkpoint_of_folder(path), options, chunk)
@@ -98,12 +100,21 @@ def read_identity(storage: Storage) -> Identity | None:
         raise LensplugError(
             f"{FILE} of {storage.place!r} is broken: {error}. It is never changed: restore it."
         ) from error
+    if not isinstance(written, dict):
+        raise LensplugError(f"{FILE} of {storage.place!r} is broken. It is never changed: restore it.")
     if written.get("format") != FORMAT:
         raise LensplugError(
             f"the study {storage.place!r} has format {written.get('format')!r}, written by lensplug"
             f" {written.get('lensplug')}; this version reads format {FORMAT}: use the other version."
         )
-    return Identity(**written)
+    try:
+        identity = Identity(**written)
+        identity.key()
+    except (TypeError, KeyError, AttributeError) as error:
+        raise LensplugError(
+            f"{FILE} of {storage.place!r} is broken ({error}). It is never changed: restore it."
+        ) from error
+    return identity
 
 
 def write_identity(storage: Storage, identity: Identity) -> Identity:

@@ -8,6 +8,7 @@ from typing import Any
 from lensplug.errors import LensplugError
 from lensplug.provenance.public_names import public_name
 from lensplug.study.identity import Identity
+from lensplug.validation.arguments import described
 
 
 def refuse_other_lens(identity: Identity, lens: Any) -> None:
@@ -18,6 +19,8 @@ def refuse_other_lens(identity: Identity, lens: Any) -> None:
     Raises:
         LensplugError: If dtype, engine, processing or name differ.
     """
+    if not hasattr(lens, "core"):
+        raise LensplugError(f"lens is {described(lens)}, expected what lensplug.load, wrap or tiny return.")
     asked = {"dtype": "auto", "engine": "auto", "process_weights": False, **identity.load}
     found: dict[str, Any] = {
         "dtype": str(lens.core.dtype).removeprefix("torch."),

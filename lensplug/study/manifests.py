@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,29 @@ from lensplug.errors import LensplugError
 
 AT_ONCE = 256
 """Rows of a data set that are in memory at once, with their pictures."""
-READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("read_csv", {}),
-    ".tsv": ("read_csv", {"sep": "\t"}),
-    ".jsonl": ("read_json", {"lines": True}),
-    ".parquet": ("read_parquet", {}),
+TEXTS = ("prompt", "target", "key", "image", "images", "video", "videos", "audio")
+"""Columns of a CSV that are texts whatever is in them; of others numbers are numbers."""
+
+
+def _read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
+    """A CSV in which only an empty cell is missing ("None" and "NA" are answers), and every row has as many cells."""
+    types = dict.fromkeys(TEXTS, str)
+    return pd.read_csv(
+        path, sep=separator, dtype=types, keep_default_na=False, na_values=[""], index_col=False, on_bad_lines="error"
+    )
+
+
+def _read_lines(path: Path) -> pd.DataFrame:
+    """JSON Lines, whose texts stay texts."""
+    with open(path, encoding="utf-8") as file:
+        return pd.DataFrame([json.loads(line) for line in file if line.strip()])
+
+
+READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": _read_csv,
+    ".tsv": lambda path: _read_csv(path, "\t"),
+    ".jsonl": _read_lines,
+    ".parquet": pd.read_parquet,
 }
 
 
@@ -33,10 +53,11 @@ def read_manifest(source: Any) -> tuple[Iterable[pd.DataFrame] | None, Path]:
                 f"{str(source)!r} is no manifest: expected a file that ends in {', '.join(READERS)}; for a folder of"
                 " pictures study.add_folder(...)."
             )
-        name, options = READERS[path.suffix.lower()]
         try:
-            table: pd.DataFrame = getattr(pd, name)(path, **options)
-        except (OSError, ValueError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more cells than there are names
+                table = READERS[path.suffix.lower()](path)
+        except (OSError, ValueError, pd.errors.ParserWarning) as error:
             raise LensplugError(f"{str(source)!r} cannot be read: {error}.") from error
         return [table], path.resolve().parent
     if isinstance(source, pd.DataFrame):

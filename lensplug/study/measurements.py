@@ -166,6 +166,8 @@ def measurement_of(function: Callable[..., Any] | str, name: str | None, options
         if not isinstance(value, OfColumn):
             hints = get_type_hints(inspect.unwrap(getattr(analyses, called)))
             admitted(value, hints[key], key)
+    if isinstance(options.get("query"), list | tuple):
+        raise LensplugError("query is a list, and a study asks about one position of every example: give one number.")
     missing = [key for key, value in allowed.items() if value.default is value.empty and key not in options]
     if missing:
         raise LensplugError(f"{called} needs {missing[0]}: study.measure(analysis.{called}, {missing[0]}=...).")

@@ -58,9 +58,11 @@ def stored(source: Any, kind: str, folder: Path = Path()) -> Medium:
     if isinstance(source, str | Path):
         path = (folder / Path(source).expanduser()).resolve()
         try:
+            if path.exists() and not path.is_file():
+                raise LensplugError(f"{str(source)!r} is no regular file: give the file of a picture, video or sound.")
             content = path.read_bytes()
-        except OSError as error:
-            raise LensplugError(f"{str(source)!r} cannot be read: {error.strerror}.") from error
+        except (OSError, ValueError) as error:
+            raise LensplugError(f"{str(source)!r} cannot be read: {getattr(error, 'strerror', error)}.") from error
         return Medium(str(path), _sha256(content), _size(content, kind))
     content, suffix = _in_memory(source, kind)
     digest = _sha256(content)

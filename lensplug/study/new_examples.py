@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import pandas as pd
 from lensplug.errors import LensplugError
 from lensplug.study.media import MEDIA, Medium, stored
 from lensplug.study.storage import Storage
+from lensplug.validation.arguments import described
 
 if TYPE_CHECKING:
     from lensplug.analysis.interventions.ablation_run import Example
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 
 KINDS = {"image": "images", "images": "images", "video": "videos", "videos": "videos", "audio": "audio"}
 """Column of a manifest -> what `lens.prepare` calls it."""
-RESERVED = {"id", "chunk", "sha256", "size", "part"}
+RESERVED = {
+    *("id", "chunk", "part", "prompt", "images", "videos", "audio", "media", "sha256", "size", "target", "key"),
+    *("pass", "error", "error_type", "attempts", "seconds", "node"),
+}
 """Columns that a study writes itself."""
 
 
@@ -42,6 +47,23 @@ class NewExample:
     key: str | None = None
     """Tells apart examples of one prompt and one picture."""
     columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what a table cannot hold.
+
+        Raises:
+            LensplugError: If a column has a name of the study's own, or a value is no number or text.
+        """
+        for name, value in self.columns.items():
+            if name in RESERVED:
+                raise LensplugError(f"the column {name!r} has a name that a study uses itself: rename it.")
+            if not (value is None or np.ndim(value) == 0) or isinstance(value, dict):
+                raise LensplugError(f"the column {name!r} has the value {value!r}, expected a number or a text.")
+        texts = {"prompt": self.prompt, "target": self.target, "key": self.key, **self.columns}
+        files = [("the name of a file", medium.name) for media in self.media.values() for medium in media]
+        for name, text in (*texts.items(), *files):
+            if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+                raise LensplugError(f"{name} is {text!r}, which is not UTF-8 and cannot be kept in a table: rename it.")
 
     @property
     def id(self) -> str:
@@ -83,7 +105,7 @@ def from_folder(
     examples = []
     for path in sorted(Path(directory) / name for directory, _, names in os.walk(root) for name in names):
         kind = suffixes.get(path.suffix.lower())
-        if kind is None or any(part.startswith(".") for part in path.relative_to(root).parts):
+        if kind is None or any(part.startswith(".") for part in path.relative_to(root).parts) or not path.is_file():
             continue
         inside = path.relative_to(root).parts
         medium = stored(path, kind)
@@ -91,12 +113,25 @@ def from_folder(
             NewExample(text, {kind: [medium]}, columns={group: inside[0] if len(inside) > 1 else root.resolve().name})
             for text in prompts
         ]
+    if not prompts:
+        raise LensplugError("prompt is an empty list: give at least one.")
     if not examples:
         raise LensplugError(
             f"{str(folder)!r} has no images, videos or sounds: taken are files that end in"
             f" {', '.join(sorted(suffixes))}."
         )
-    return examples
+    return _with_keys(examples)
+
+
+def _with_keys(examples: Sequence[NewExample]) -> list[NewExample]:
+    """Copies of a picture under other names are examples of their own, told apart by where they are."""
+    seen: set[str] = set()
+    told_apart = []
+    for example in examples:
+        names = [medium.name for media in example.media.values() for medium in media]
+        told_apart.append(replace(example, key=" ".join(names)) if example.id in seen else example)
+        seen.add(example.id)
+    return told_apart
 
 
 def from_tables(tables: Iterable[pd.DataFrame], folder: Path, prompt: str | None) -> Iterator[NewExample]:
@@ -120,9 +155,6 @@ def _of_table(table: pd.DataFrame, folder: Path, prompt: str | None) -> Iterator
         raise LensplugError(
             f"there is no column 'prompt' among {', '.join(map(repr, table.columns))}: add one, or give prompt=."
         )
-    reserved = [name for name in table.columns if name in RESERVED]
-    if reserved:
-        raise LensplugError(f"the column {reserved[0]!r} has a name that a study uses itself: rename it.")
     others = [name for name in table.columns if name not in {*KINDS, "prompt", "target", "key"}]
     for number, row in enumerate(table.to_dict("records")):
         media: dict[str, list[Medium]] = {}
@@ -141,13 +173,22 @@ def _of_table(table: pd.DataFrame, folder: Path, prompt: str | None) -> Iterator
         )
 
 
-def from_examples(examples: Sequence[Example], columns: Mapping[str, Sequence[Any]]) -> list[NewExample]:
+def from_examples(examples: Sequence[Example], columns: Mapping[str, Any]) -> list[NewExample]:
     """Examples as the analyses take them.
 
     Raises:
         LensplugError: If an answer is not a text, or a column has another length.
     """
+    from lensplug.analysis.interventions.ablation_run import Example
+
+    if not isinstance(examples, list | tuple) or not all(isinstance(one, Example) for one in examples):
+        raise LensplugError(
+            f"examples is {described(examples)}, expected a CSV, JSONL or Parquet file, a DataFrame, a"
+            " datasets.Dataset, or a list of analysis.Example."
+        )
     for name, values in columns.items():
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            raise LensplugError(f"the column {name!r} is {described(values)}, expected a list with an entry for each.")
         if len(values) != len(examples):
             raise LensplugError(f"the column {name!r} has {len(values)} entries for {len(examples)} examples.")
     new = []
@@ -166,7 +207,8 @@ def _listed(value: Any, kind: str) -> list[Any]:
     if value is None or (isinstance(value, float) and pd.isna(value)) or (isinstance(value, str) and not value):
         return []
     if isinstance(value, str) and value.startswith("["):
-        value = json.loads(value)  # a CSV has no lists
+        with suppress(ValueError):  # a name that begins so
+            value = json.loads(value)  # a CSV has no lists
     if isinstance(value, np.ndarray) and value.dtype == object:
         return list(value)  # a list of paths, as pandas reads it from Parquet
     return [value] if isinstance(value, dict) else listed(value, kind)

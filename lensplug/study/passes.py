@@ -11,10 +11,11 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from lensplug.errors import LensplugError
 from lensplug.provenance.versions import versions
-from lensplug.study.chunk_files import FOLDER, RETRY, SUFFIX, is_whole
+from lensplug.study.chunk_files import FOLDER, RETRY, SUFFIX, WHOLE, is_whole, successes_in
 from lensplug.study.identity import Identity, hash_of
 from lensplug.study.measurements import Measurement
 from lensplug.study.storage import Storage
@@ -40,19 +41,34 @@ class Pass:
         """Where its results are."""
         return f"{FOLDER}/{self.key}"
 
+    def is_of(self, measurement: Measurement) -> bool:
+        """Whether it takes a measurement."""
+        return measurement.key in {one.key for one in self.measurements}
+
+    def is_wanted(self, wanted: Sequence[Measurement], storage: Storage) -> bool:
+        """Whether all of it is still asked for, or some of it is done."""
+        return {one.key for one in self.measurements} <= {one.key for one in wanted} or bool(self.done(storage))
+
     def done(self, storage: Storage) -> set[str]:
         """The chunks that are done."""
         return {name.removesuffix(SUFFIX) for name in storage.names(self.folder) if name.endswith(SUFFIX)}
 
     def set_broken_aside(self, storage: Storage) -> list[str]:
-        """Rename files of results that were cut short, so that their examples are measured again; their names."""
-        broken = [
-            f"{self.folder}/{chunk}{SUFFIX}"
-            for chunk in sorted(self.done(storage))
-            if not is_whole(storage.read(f"{self.folder}/{chunk}{SUFFIX}"))
-        ]
-        for name in broken:
-            storage.rename(name, f"{name}.broken")
+        """Rename files of results that are broken, so that their examples are measured again; their names.
+
+        Of a chunk whose counts or activations are broken or gone, all of it is measured again.
+        """
+        there = set(storage.names(self.folder))
+        broken = []
+        for chunk in sorted(self.done(storage)):
+            name = f"{self.folder}/{chunk}{SUFFIX}"
+            successes = successes_in(storage.read(name))
+            wholes = [f"{chunk}.{one.name}{WHOLE}" for one in self.measurements if not one.way.rows and successes]
+            bad = [one for one in wholes if one not in there or not is_whole(storage.read(f"{self.folder}/{one}"))]
+            if successes is None or bad:
+                broken.append(name)
+                for each in (name, *(f"{self.folder}/{one}" for one in bad if one in there)):
+                    storage.rename(each, f"{each}.broken")
         return broken
 
     def chunks(self, storage: Storage) -> list[str]:
@@ -89,11 +105,24 @@ def declare(storage: Storage, measurement: Measurement) -> None:
     storage.create(f"{MEASUREMENTS}/{measurement.key}.json", content)
 
 
+def forget(storage: Storage, name: str) -> None:
+    """Take a measurement back; results that are there stay.
+
+    Raises:
+        LensplugError: If none has this name.
+    """
+    found = [one.measurement for one in declared(storage) if one.measurement.name == name]
+    if not found:
+        names = ", ".join(repr(one.measurement.name) for one in declared(storage)) or "nothing"
+        raise LensplugError(f"{name!r} is not measured in this study, but {names}.")
+    storage.remove(f"{MEASUREMENTS}/{found[0].key}.json")
+
+
 def declared(storage: Storage) -> list[Declared]:
     """What is to be measured, in the order in which it was asked for."""
     found = []
     for name in storage.names(MEASUREMENTS):
-        written = json.loads(storage.read(f"{MEASUREMENTS}/{name}"))
+        written = _json(storage, f"{MEASUREMENTS}/{name}")
         found.append(Declared(Measurement(written["analysis"], written["options"], written["name"]), written["since"]))
     return sorted(found, key=lambda one: (one.since, one.measurement.key))
 
@@ -103,7 +132,7 @@ def passes(storage: Storage) -> list[Pass]:
     found = []
     for key in storage.names(FOLDER):
         try:
-            written = json.loads(storage.read(f"{FOLDER}/{key}/{FILE}"))
+            written = _json(storage, f"{FOLDER}/{key}/{FILE}")
         except FileNotFoundError:
             continue
         measurements = tuple(Measurement(**one) for one in written["measurements"])
@@ -130,7 +159,7 @@ def to_run(storage: Storage, identity: Identity, chunks: Sequence[str], *, new_v
     running: dict[str, Pass] = {}
     missing = []
     for measurement in wanted:
-        candidates = [one for one in begun if measurement.key in {each.key for each in one.measurements}]
+        candidates = [one for one in begun if one.is_of(measurement) and one.is_wanted(wanted, storage)]
         current = [one for one in candidates if dict(one.versions) == now]
         complete = [one for one in candidates if set(chunks) <= one.done(storage)]
         if complete and not (new_versions and not current):
@@ -170,6 +199,19 @@ def pass_of(storage: Storage, measurement: str) -> tuple[Pass, Measurement]:
         raise LensplugError(f"{measurement!r} has no results yet: study.run().")
     names = ", ".join(repr(one.measurement.name) for one in declared(storage)) or "nothing"
     raise LensplugError(f"{measurement!r} is not measured in this study, but {names}.")
+
+
+def _json(storage: Storage, name: str) -> dict[str, Any]:
+    """What a file of the study says.
+
+    Raises:
+        LensplugError: If it is broken.
+    """
+    try:
+        content: dict[str, Any] = json.loads(storage.read(name))
+        return content
+    except ValueError as error:
+        raise LensplugError(f"{name!r} of {storage.place!r} is broken ({error}): restore it.") from error
 
 
 def _new_pass(identity: Identity, measurements: Sequence[Measurement], now: Mapping[str, str]) -> Pass:

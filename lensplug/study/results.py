@@ -19,7 +19,7 @@ from lensplug.errors import LensplugError
 from lensplug.statistics.corrections import Correction
 from lensplug.study.chunk_files import BOOKKEEPING, SUFFIX, WHOLE, example_rows, joined, parse, schema
 from lensplug.study.differences import differences, side
-from lensplug.study.example_tables import chunk_names
+from lensplug.study.example_tables import chunk_names, user_columns
 from lensplug.study.local_folder import LocalFolder
 from lensplug.study.means import IntervalKind, IntervalOptions, means
 from lensplug.study.measurements import Measurement
@@ -74,6 +74,28 @@ class StudyResult:
                 f"{self.measurement.name!r} has no files of its own here: read .result, .chunks() or .mean()."
             )
         return [self.storage.path / self.made.folder / name for name in self._whole_names()]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each example and thing that is measured: id, prompt, target, your columns, labels, numbers.
+
+        Of counts and activations, which are not kept by example, it is the table of `result`.
+        """
+        if not self.measurement.way.rows:
+            return self._whole().to_dataframe()
+        tables = []
+        for examples, result in self.chunks():
+            over = result.over_examples()
+            rows = len(next(iter(over.values.values()))[0])
+            described = examples[["id", "prompt", "target", *user_columns(examples)]]
+            described = described.rename(columns={name: f"{name}_of_example" for name in {*over.labels, *over.values}})
+            repeated = described.loc[described.index.repeat(rows)].reset_index(drop=True)
+            labels = {name: list(entries) * len(examples) for name, entries in over.labels.items()}
+            numbers = {name: values.double().flatten().numpy() for name, values in over.values.items()}
+            tables.append(repeated.assign(**labels, **numbers))
+        if not tables:
+            raise self._nothing()
+        table = pd.concat(tables, ignore_index=True)
+        return table[table[list(numbers)].notna().any(axis=1)].reset_index(drop=True)
 
     def chunks(self) -> Iterator[tuple[pd.DataFrame, Result]]:
         """The results in parts that fit into memory, each with its examples; every label is there in each of them."""
@@ -142,7 +164,7 @@ class StudyResult:
             over: A label that is averaged out in each example first: with "head", differences by layer.
             pairs: The column that names pairs. By default examples with the same media are pairs, where both groups
                 have some; else the groups are of different examples.
-            clusters: The column of what is drawn and shuffled together.
+            clusters: The column of what is drawn and shuffled together; by default the media of an example.
             correction: For the number of rows, by name (`lensplug.statistics`).
             confidence: Of intervals, between 0 and 1.
             permutations: How many are tried.
@@ -250,9 +272,15 @@ class StudyResult:
     def _whole_names(self) -> list[str]:
         """The results that are no rows, of the chunks that are done, in their order."""
         there = set(self.storage.names(self.made.folder))
-        every = [file for chunk in self.made.chunks(self.storage) for file in self.made.of_chunk(self.storage, chunk)]
-        names = [f"{file}.{self.measurement.name}{WHOLE}" for file in every]
-        return [name for name in names if name in there]
+        names = [
+            f"{file}.{self.measurement.name}{WHOLE}"
+            for file, table in self._tables()
+            if table["error"].null_count  # where all failed there is none
+        ]
+        missing = [name for name in names if name not in there]
+        if missing:
+            raise LensplugError(f"{missing[0]!r} is gone from {self.made.folder!r}: run the study again.")
+        return names
 
     def _nothing(self) -> LensplugError:
         return LensplugError(f"{self.measurement.name!r} has no results yet: study.run(), study.failures().")

@@ -125,7 +125,8 @@ class Study:
         """
         return self._add(new_examples.from_folder(folder, prompt, group, SUFFIXES))
 
-    def add(self, examples: Any, *, prompt: str | None = None, **columns: Sequence[Any]) -> int:
+    @checked
+    def add(self, examples: Any, *, prompt: str | None = None, **columns: Any) -> int:
         """Add examples from a manifest, a data set, or as analyses take them.
 
         Args:
@@ -166,6 +167,7 @@ class Study:
         self._refuse_other_columns([name])
         return OfColumn(name)
 
+    @checked
     def measure(self, function: Callable[..., Any] | str, *, name: str | None = None, **options: Any) -> None:
         """Ask for an analysis of every example; `run` does it. Again changes nothing.
 
@@ -181,6 +183,18 @@ class Study:
         measurement = measurement_of(function, name, options)
         rows_are_possible(measurement)
         passes.declare(self.storage, measurement)
+
+    @checked
+    def forget(self, name: str) -> None:
+        """Take a measurement back: what was asked for by mistake, or cannot be run. Results that are there stay.
+
+        Args:
+            name: Of the measurement.
+
+        Raises:
+            LensplugError: If none has this name.
+        """
+        passes.forget(self.storage, name)
 
     @checked
     def run(
@@ -215,7 +229,7 @@ class Study:
         for one in passes.passes(self.storage):
             if broken := one.set_broken_aside(self.storage):
                 warnings.warn(
-                    f"{len(broken)} files of results were cut short, {broken[0]!r} and what follows: set aside as"
+                    f"{len(broken)} files of results are broken, {broken[0]!r} and what follows: set aside as"
                     " .broken, their examples are measured again.",
                     LensplugWarning,
                     stacklevel=2,
@@ -225,6 +239,8 @@ class Study:
             raise LensplugError("the study has no examples yet: study.add_folder(...), study.add(...).")
         counts = chunk_names(table).value_counts().to_dict()
         on, elsewhere = devices_of(devices), executor != "local"
+        if not on:
+            raise LensplugError("devices is an empty list: give at least one, or leave it out.")
         if lens is not None and (elsewhere or len(on) > 1):
             raise LensplugError("a lens in memory runs in this process only: leave lens=, or what is beside it, out.")
         if options and not elsewhere:
@@ -289,6 +305,7 @@ class Study:
         Returns:
             How many of them work now.
         """
+        at_least(1, batch=batch)
         table, mended = self.examples, 0
         for one in passes.passes(self.storage):
             failed = self._failures_of(one)

@@ -210,7 +210,8 @@ class Worker:
         if not self.running.done(self.storage):
             raise LensplugError(
                 f"every one of the first {len(rows)} examples failed, the first with: {failed[0].message} Nothing was"
-                " written; mend what is wrong and run the study again."
+                " written; mend what is wrong and run the study again; study.forget(name) takes a"
+                " measurement back."
             )
 
     def _refuse_other_weights(self) -> None:

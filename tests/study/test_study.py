@@ -147,6 +147,16 @@ def test_the_mean_of_settled_is_the_share_of_examples_that_have_settled(finished
     assert shares.tolist() == [float((layers <= layer).mean()) for layer in range(-1, 6)]
 
 
+def test_a_table_of_all_examples(finished):
+    heads = finished.result(analysis.head_specialization)
+    table = heads.to_dataframe()
+    assert len(table) == 10 * 6 * 6 * 3 and set(table["shape"]) == {"ring", "cross"}
+    by_hand = table.groupby(["shape", "layer", "head", "modality"]).mass.mean()
+    means = heads.mean(by="shape", number="mass", interval=None).table
+    rows = means.set_index(["group", "layer", "head", "modality"])["mean"]
+    np.testing.assert_allclose(by_hand.sort_index().to_numpy(), rows.sort_index().to_numpy(), rtol=1e-12)
+
+
 def test_groups_are_compared(finished):
     heads = finished.result(analysis.head_specialization)
     found = heads.difference("ring", "cross", by="shape", permutations=200)
@@ -323,7 +333,7 @@ def test_a_file_that_was_cut_short_is_set_aside_and_measured_again(copied, finis
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(LensplugError, match="is broken .* run the study again"):
         copied.result(analysis.head_specialization).mean()
-    with pytest.warns(lensplug.LensplugWarning, match="1 files of results were cut short"):
+    with pytest.warns(lensplug.LensplugWarning, match="1 files of results are broken"):
         copied.run(lens=lens, batch=4)
     again, before = (one.result(analysis.head_specialization).result for one in (copied, finished))
     assert torch.equal(again.mass, before.mass) and path.with_name(path.name + ".broken").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.killed_studies import differences, environment, pictures, study_of
+from support.signals import heed_signals
 
 import lensplug
 from lensplug import LensplugError, analysis
@@ -155,8 +156,9 @@ def test_two_processes_and_ctrl_c_with_nobody_who_reads_what_is_printed(scenes, 
     command = [sys.executable, "-m", "lensplug", "study", "run", str(tmp_path / "study"), "--devices", "cpu,cpu"]
     closed = 'exec "$@" >&- 2>&-'
     driver = subprocess.Popen(
-        ["sh", "-c", closed, "sh", *command], env=environment(), stdin=subprocess.DEVNULL, start_new_session=True
-    )
+        ["sh", "-c", closed, "sh", *command], env=environment(), stdin=subprocess.DEVNULL, start_new_session=True,
+        preexec_fn=heed_signals,
+    )  # fmt: skip
     until = time.monotonic() + 120
     while not list((tmp_path / "study").glob("results/*/*.parquet")):
         assert driver.poll() is None and time.monotonic() < until
