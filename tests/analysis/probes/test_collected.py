@@ -79,8 +79,9 @@ def test_reading_takes_the_memory_of_one_layer(tmp_path):
     ]
     shown = subprocess.run([sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, check=True)
     one_layer, one_file = examples * width * 4, examples // n_files * layers * width * 4
-    assert int(shown.stdout) < 2 * one_layer + one_file  # and the pages of the file that is open
-    assert layers * one_layer > 5 * (2 * one_layer + one_file)
+    # Beside the layer, one that the allocator has not given back yet, and the pages of the file that is open.
+    limit = 3 * one_layer + one_file
+    assert int(shown.stdout) < limit < layers * one_layer / 3
 
 
 def test_what_is_no_file_of_activations_is_refused(tmp_path):
