@@ -56,20 +56,33 @@ class Pass:
     def set_broken_aside(self, storage: Storage) -> list[str]:
         """Rename files of results that are broken, so that their examples are measured again; their names.
 
-        Of a chunk whose counts or activations are broken or gone, all of it is measured again.
+        Of a chunk whose counts or activations are broken or gone, all of it is measured again; what was tried again of
+        a chunk goes with it, or its examples would count twice.
         """
         there = set(storage.names(self.folder))
-        broken = []
-        for chunk in sorted(self.done(storage)):
-            name = f"{self.folder}/{chunk}{SUFFIX}"
-            successes = successes_in(storage.read(name))
-            wholes = [f"{chunk}.{one.name}{WHOLE}" for one in self.measurements if not one.way.rows and successes]
-            bad = [one for one in wholes if one not in there or not is_whole(storage.read(f"{self.folder}/{one}"))]
-            if successes is None or bad:
-                broken.append(name)
-                for each in (name, *(f"{self.folder}/{one}" for one in bad if one in there)):
-                    storage.rename(each, f"{each}.broken")
-        return broken
+        aside = []
+        for chunk in self.chunks(storage):
+            files = self.of_chunk(storage, chunk)
+            broken = [file for file in files if self._is_broken(storage, file, there)]
+            aside += files if chunk in broken else broken
+        for file in aside:
+            for name in (f"{file}{SUFFIX}", *self._wholes(file)):
+                if name in there:
+                    storage.rename(f"{self.folder}/{name}", f"{self.folder}/{name}.broken")
+        return [f"{self.folder}/{file}{SUFFIX}" for file in aside]
+
+    def _is_broken(self, storage: Storage, file: str, there: set[str]) -> bool:
+        """Whether a file of results cannot be read, or what belongs to it cannot, or is not among what is there."""
+        successes = successes_in(storage.read(f"{self.folder}/{file}{SUFFIX}"))
+        if not successes:
+            return successes is None
+        return any(
+            name not in there or not is_whole(storage.read(f"{self.folder}/{name}")) for name in self._wholes(file)
+        )
+
+    def _wholes(self, file: str) -> list[str]:
+        """The names of the results next to a file that are no rows."""
+        return [f"{file}.{one.name}{WHOLE}" for one in self.measurements if not one.way.rows]
 
     def chunks(self, storage: Storage) -> list[str]:
         """The chunks that are done, without what was tried again, in their order."""
@@ -78,7 +91,17 @@ class Pass:
     def of_chunk(self, storage: Storage, chunk: str) -> list[str]:
         """The files of a chunk: its own, and those of examples tried again, in the order in which they were written."""
         retries = [name for name in self.done(storage) if name.startswith(f"{chunk}{RETRY}")]
-        return [chunk, *sorted(retries, key=lambda name: int(name.rpartition("-")[2]))]
+        return [chunk, *sorted(retries, key=_number)]
+
+    def next_try(self, storage: Storage, chunk: str) -> str:
+        """The file for examples of a chunk that are tried again: a number above all that there are."""
+        *_, last = self.of_chunk(storage, chunk)
+        return f"{chunk}{RETRY}{_number(last) + 1 if last != chunk else 1}"
+
+
+def _number(file: str) -> int:
+    """Which try a file is of."""
+    return int(file.rpartition("-")[2])
 
 
 @dataclass(frozen=True)

@@ -315,9 +315,8 @@ class Study:
             worker = Worker(lens, self.storage, one, table, batch)
             of_chunk = chunk_names(table).set_axis(table.id)
             for chunk, rows in failed.groupby(failed.id.map(of_chunk)):
-                number = len(one.of_chunk(self.storage, str(chunk)))
                 attempts = dict(zip(rows.id, rows.attempts + 1, strict=True))
-                worker.again(str(chunk), rows.id.tolist(), attempts, f"{chunk}.retry-{number}")
+                worker.again(str(chunk), rows.id.tolist(), attempts, one.next_try(self.storage, str(chunk)))
             mended += len(failed) - len(self._failures_of(one))
         return mended
 

@@ -158,6 +158,34 @@ def test_broken_counts_and_numbers_are_measured_again(study, lens, tmp_path, how
     assert torch.equal(study.result("head_specialization").result.mass.nan_to_num(-1), mass.nan_to_num(-1))
 
 
+def test_examples_tried_again_count_once_when_their_chunk_is_measured_again(study, lens, tmp_path):
+    files = pictures(tmp_path / "pictures", 4)
+    study.add(table(files))
+    contents = [Path(file).read_bytes() for file in files]
+    study.measure(analysis.neuron_activity, domain="all")
+    for file in files[:2]:
+        Path(file).write_bytes(b"changed")
+    study.run(lens=lens)
+    for file, content in zip(files[:2], contents, strict=False):
+        Path(file).write_bytes(content)
+        study.retry(lens=lens)  # two more files
+    assert study.failures().empty and study.result("neuron_activity").result.examples == 4
+    results = Path(study.storage.place) / "results"
+    retries = sorted(results.rglob("*.retry-*.parquet"))
+    assert [path.stem.partition(".")[2] for path in retries] == ["retry-1", "retry-2"]
+    retries[0].write_bytes(b"broken")
+    with pytest.warns(LensplugWarning, match="1 files of results are broken"):
+        study.run(lens=lens)
+    assert len(study.failures()) == 1 and study.retry(lens=lens) == 1
+    assert study.result("neuron_activity").result.examples == 4
+    chunk = next(path for path in results.rglob("*.parquet") if ".retry-" not in path.name)
+    chunk.write_bytes(b"broken")
+    with pytest.warns(LensplugWarning, match="are broken"):
+        study.run(lens=lens)
+    found = study.result("neuron_activity")
+    assert found.result.examples == 4 and sorted(found.examples.id) == sorted(study.examples.id)
+
+
 def test_odd_files_of_a_folder(study, tmp_path):
     folder = tmp_path / "pictures"
     files = pictures(folder, 2)
