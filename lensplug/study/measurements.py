@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 
 from lensplug import analysis as analyses
-from lensplug.analysis.example_rows import columns_of
 from lensplug.analysis.interventions.ablation_methods import NEED_STATISTICS
 from lensplug.analysis.interventions.ablation_run import Example
 from lensplug.analysis.result import Result
@@ -279,13 +278,3 @@ def _example(row: Any, media: Mapping[str, Sequence[Any]]) -> Example:
         raise LensplugError("the example has no answer to be scored: add examples with a column 'target'.")
     files: dict[str, Any] = {kind: list(of_kind) for kind, of_kind in media.items()}
     return Example(row.prompt, row.target, **files)
-
-
-def rows_are_possible(measurement: Measurement) -> None:
-    """Refuse an analysis whose results have no columns.
-
-    Raises:
-        LensplugError: Then.
-    """
-    if measurement.way.rows:
-        columns_of(measurement.kind)

@@ -13,19 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lensplug.analysis.interventions.ablation_run import Example
 from lensplug.errors import LensplugError
 from lensplug.study.media import MEDIA, Medium, stored
 from lensplug.study.storage import Storage
 from lensplug.validation.arguments import described
-
-if TYPE_CHECKING:
-    from lensplug.analysis.interventions.ablation_run import Example
-
 
 KINDS = {"image": "images", "images": "images", "video": "videos", "videos": "videos", "audio": "audio"}
 """Column of a manifest -> what `lens.prepare` calls it."""
@@ -179,8 +176,6 @@ def from_examples(examples: Sequence[Example], columns: Mapping[str, Any]) -> li
     Raises:
         LensplugError: If an answer is not a text, or a column has another length.
     """
-    from lensplug.analysis.interventions.ablation_run import Example
-
     if not isinstance(examples, list | tuple) or not all(isinstance(one, Example) for one in examples):
         raise LensplugError(
             f"examples is {described(examples)}, expected a CSV, JSONL or Parquet file, a DataFrame, a"

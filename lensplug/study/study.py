@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -40,7 +40,7 @@ from lensplug.study.example_tables import chunk_names, user_columns
 from lensplug.study.identity import Identity, identity_of, read_identity, refuse_other, write_identity
 from lensplug.study.load import load_lens, refuse_other_lens
 from lensplug.study.local import WORKER, devices_of
-from lensplug.study.measurements import OfColumn, measurement_of, rows_are_possible
+from lensplug.study.measurements import OfColumn, measurement_of
 from lensplug.study.media import SUFFIXES
 from lensplug.study.new_examples import NewExample
 from lensplug.study.progress import Progress
@@ -49,9 +49,6 @@ from lensplug.study.storage import Storage, storage_at
 from lensplug.study.supervision import POLL_S
 from lensplug.study.worker import Worker, stopping
 from lensplug.validation.arguments import at_least, checked
-
-if TYPE_CHECKING:
-    pass
 
 Executor = Literal["local", "ray", "slurm"]
 CHUNK = 64
@@ -180,9 +177,7 @@ class Study:
         Raises:
             LensplugError: If a study does not measure it, or an option is unknown.
         """
-        measurement = measurement_of(function, name, options)
-        rows_are_possible(measurement)
-        passes.declare(self.storage, measurement)
+        passes.declare(self.storage, measurement_of(function, name, options))
 
     @checked
     def forget(self, name: str) -> None:
@@ -316,7 +311,7 @@ class Study:
             of_chunk = chunk_names(table).set_axis(table.id)
             for chunk, rows in failed.groupby(failed.id.map(of_chunk)):
                 attempts = dict(zip(rows.id, rows.attempts + 1, strict=True))
-                worker.again(str(chunk), rows.id.tolist(), attempts, one.next_try(self.storage, str(chunk)))
+                worker.again(rows.id.tolist(), attempts, one.next_try(self.storage, str(chunk)))
             mended += len(failed) - len(self._failures_of(one))
         return mended
 

@@ -21,7 +21,7 @@ import torch
 from lensplug.analysis.saved_fields import to_bytes
 from lensplug.errors import LensplugError, NotEnoughMemoryError
 from lensplug.study.chunk_files import METADATA, SUFFIX, WHOLE, Failure, Outcome, parse, table
-from lensplug.study.claims import Claims
+from lensplug.study.claims import SUSPECT, Claims
 from lensplug.study.example_tables import chunk_names, parquet
 from lensplug.study.measurements import run_batch
 from lensplug.study.media import MEDIA, opened
@@ -84,9 +84,9 @@ class Worker:
             self.claims.released_all()
         return left
 
-    def again(self, chunk: str, ids: Sequence[str], attempts: dict[str, int], file: str) -> None:
+    def again(self, ids: Sequence[str], attempts: dict[str, int], file: str) -> None:
         """Try some examples of a chunk again, into a file."""
-        rows = self.examples[self.examples.id.isin(list(ids))]
+        rows = self.examples[self.examples.id.isin(ids)]
         if not self.claims.taken(file):
             return
         try:
@@ -102,7 +102,7 @@ class Worker:
     def _measure(self, chunk: str, rows: pd.DataFrame) -> None:
         with self.claims.renewed(chunk):
             deaths, set_aside = self.claims.deaths(chunk)
-            suspects = {one for one, count in deaths.items() if count >= 2}
+            suspects = {one for one, count in deaths.items() if count >= SUSPECT}
             outcome = self._outcome(chunk, rows[~rows.id.isin(set_aside)], suspects)
             if not self.claims.holds(chunk):
                 raise _Given

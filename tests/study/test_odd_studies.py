@@ -15,7 +15,9 @@ from support.models import QUESTION
 
 import lensplug
 from lensplug import LensplugError, LensplugWarning, analysis
+from lensplug.analysis.example_rows import columns_of
 from lensplug.study import Study
+from lensplug.study.measurements import WAYS, Measurement
 from lensplug.tiny.scenes import draw_scene
 
 MODEL = "lensplug.tiny:llava_onevision"
@@ -238,3 +240,8 @@ def test_a_broken_identity_is_refused(study, content):
     (place / "study.json").write_text(content)
     with pytest.raises(LensplugError, match="study.json .* is broken"):
         Study(place)
+
+
+@pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way.rows])
+def test_what_has_a_row_for_each_example_has_columns(name):
+    assert columns_of(Measurement(name).kind)
