@@ -170,11 +170,11 @@ def _of_table(table: pd.DataFrame, folder: Path, prompt: str | None) -> Iterator
         )
 
 
-def from_examples(examples: Sequence[Example], columns: Mapping[str, Any]) -> list[NewExample]:
+def from_examples(examples: Any, columns: Mapping[str, Any]) -> list[NewExample]:
     """Examples as the analyses take them.
 
     Raises:
-        LensplugError: If an answer is not a text, or a column has another length.
+        LensplugError: If they are no examples, an answer is not a text, or a column has another length.
     """
     if not isinstance(examples, list | tuple) or not all(isinstance(one, Example) for one in examples):
         raise LensplugError(
