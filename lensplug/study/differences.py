@@ -19,6 +19,24 @@ from lensplug.validation.arguments import at_least
 
 
 @dataclass(frozen=True)
+class ComparisonOptions:
+    """How two sides are compared."""
+
+    pairs: str | None
+    """The column that names pairs; by default media, where both sides have the same."""
+    clusters: str | None
+    """The column of what is drawn and shuffled together; by default the media of an example."""
+    correction: Correction
+    """For the number of rows."""
+    confidence: float
+    """Of intervals."""
+    permutations: int
+    """How many."""
+    seed: int
+    """Of permutations and bootstrap."""
+
+
+@dataclass(frozen=True)
 class Side:
     """One side of a comparison, in memory."""
 
@@ -50,41 +68,22 @@ def side(chunks: Chunks, name: str, number: str | None, by: str | None = None, o
     return Side(name, np.concatenate(values), pd.concat(tables, ignore_index=True), *last)
 
 
-def differences(
-    a: Side,
-    b: Side,
-    analysis: str,
-    *,
-    pairs: str | None,
-    clusters: str | None,
-    correction: Correction,
-    confidence: float,
-    permutations: int,
-    seed: int,
-) -> GroupDifferences:
-    """The first side less the second.
+def differences(a: Side, b: Side, analysis: str, options: ComparisonOptions) -> GroupDifferences:
+    """The first side less the second, in each row.
 
-    Args:
-        a: The first side.
-        b: The second.
-        analysis: Its name.
-        pairs: The column that names pairs; by default media, where both sides have some of the same.
-        clusters: The column of what is drawn and shuffled together; by default the media of an example.
-        correction: For the number of rows.
-        confidence: Of intervals.
-        permutations: How many.
-        seed: Of permutations and bootstrap.
+    Raises:
+        LensplugError: If they have different rows, or some of their media in common and nobody says what pairs them.
     """
     if dict(a.labels) != dict(b.labels):
         raise LensplugError(
             "the two sides were measured in different rows (layers, heads, classes): nothing to compare."
         )
-    at_least(0, seed=seed)
-    pair_by = pairs or _pairs(a, b)
-    by_cluster = [names_in(one.examples, clusters or MEDIA) for one in (a, b)]
-    options: dict[str, Any] = {
-        "correction": correction, "confidence": confidence, "permutations": permutations, "seed": seed,
-    }  # fmt: skip
+    at_least(0, seed=options.seed)
+    pair_by = options.pairs or _pairs(a, b)
+    by_cluster = [names_in(one.examples, options.clusters or MEDIA) for one in (a, b)]
+    shared: dict[str, Any] = {
+        name: getattr(options, name) for name in ("correction", "confidence", "permutations", "seed")
+    }
     if pair_by is not None:
         found = paired_differences(
             a.values,
@@ -92,12 +91,12 @@ def differences(
             a_pairs=names_in(a.examples, pair_by),
             b_pairs=names_in(b.examples, pair_by),
             a_clusters=by_cluster[0],
-            **options,
+            **shared,
         )
     else:
-        found = group_differences(a.values, b.values, a_clusters=by_cluster[0], b_clusters=by_cluster[1], **options)
+        found = group_differences(a.values, b.values, a_clusters=by_cluster[0], b_clusters=by_cluster[1], **shared)
     how = f"pairs by {pair_by}, bootstrap interval" if pair_by else "different examples, Welch's interval"
-    many = f"{'all' if found.is_exact else found.permutations} permutations, correction {correction}"
+    many = f"{'all' if found.is_exact else found.permutations} permutations, correction {options.correction}"
     columns = ("difference", "low", "high", "p_value", "adjusted_p_value", "count", "clusters")
     return GroupDifferences(
         table=pd.DataFrame({**a.labels, **{name: getattr(found, name) for name in columns}}),
@@ -106,7 +105,7 @@ def differences(
         names=(a.name, b.name),
         labels=tuple(a.labels),
         paired=pair_by is not None,
-        convention=f"{how} {confidence:.0%}, {many}",
+        convention=f"{how} {options.confidence:.0%}, {many}",
         provenance=a.provenance,
     )
 

@@ -18,7 +18,7 @@ from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
 from lensplug.statistics.corrections import Correction
 from lensplug.study.chunk_files import BOOKKEEPING, SUFFIX, WHOLE, example_rows, joined, parse, schema
-from lensplug.study.differences import differences, side
+from lensplug.study.differences import ComparisonOptions, differences, side
 from lensplug.study.example_tables import chunk_names, user_columns
 from lensplug.study.local_folder import LocalFolder
 from lensplug.study.means import IntervalKind, IntervalOptions, means
@@ -174,17 +174,8 @@ class StudyResult:
             LensplugError: If a group has no results.
         """
         first, second = (side(self.chunks(), group, number, by, over) for group in (a, b))
-        return differences(
-            first,
-            second,
-            self.measurement.analysis,
-            pairs=pairs,
-            clusters=clusters,
-            correction=correction,
-            confidence=confidence,
-            permutations=permutations,
-            seed=seed,
-        )
+        options = ComparisonOptions(pairs, clusters, correction, confidence, permutations, seed)
+        return differences(first, second, self.measurement.analysis, options)
 
     @checked
     def compare(
@@ -224,17 +215,8 @@ class StudyResult:
             )
         chunks = (self.chunks(), other.chunks())
         first, second = (side(each, name, number, None, over) for each, name in zip(chunks, names, strict=True))
-        return differences(
-            first,
-            second,
-            mine.analysis,
-            pairs="id",
-            clusters=clusters,
-            correction=correction,
-            confidence=confidence,
-            permutations=permutations,
-            seed=seed,
-        )
+        options = ComparisonOptions("id", clusters, correction, confidence, permutations, seed)
+        return differences(first, second, mine.analysis, options)
 
     def __repr__(self) -> str:
         """What was measured of how much."""

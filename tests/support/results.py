@@ -9,7 +9,7 @@ import pandas as pd
 import lensplug
 from lensplug import analysis
 from lensplug.analysis.result import Result
-from lensplug.study.differences import differences, side
+from lensplug.study.differences import ComparisonOptions, differences, side
 from lensplug.study.groups import Chunks
 from lensplug.study.means import IntervalOptions, means
 from lensplug.tiny.scenes import draw_scene
@@ -38,7 +38,7 @@ def group_results(heads: analysis.HeadSpecialization, said: analysis.LogitLens) 
         red, blue = (side(chunks, color, number, "color") for color in COLORS)
         made[f"group_means, {name}"] = mean
         made[f"group_differences, {name}"] = differences(
-            red, blue, name, pairs=None, clusters=None, correction="holm", confidence=0.95, permutations=10, seed=0
+            red, blue, name, ComparisonOptions(None, None, "holm", 0.95, 10, 0)
         )
     return made
 
