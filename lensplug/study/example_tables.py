@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -79,7 +79,8 @@ def _add(storage: Storage, new: list[NewExample], chunk: int) -> int:
             f" {[medium.name for media in one.media.values() for medium in media]}: leave the copies out, or give each"
             " its own key (a column 'key')."
         )
-    before = read(storage)
+    tables = _tables(storage)
+    before = _frame(tables)
     _refuse_changed(before, new)
     there = set(before.id)
     new = [example for example in new if example.id not in there]
@@ -88,10 +89,8 @@ def _add(storage: Storage, new: list[NewExample], chunk: int) -> int:
     # Prompts of like length run together, the longest first: what does not fit in memory shows at once.
     ordered = sorted(new, key=lambda example: (-example.size, -len(example.prompt), example.id))
     table = _table(ordered, chunk)
-    _refuse_other_types(storage, table)
-    name = (
-        f"{len(storage.names(FOLDER)):05d}-{hashlib.sha256(''.join(table['id'].to_pylist()).encode()).hexdigest()[:8]}"
-    )
+    _refuse_other_types(tables.values(), table)
+    name = f"{len(tables):05d}-{hashlib.sha256(''.join(table['id'].to_pylist()).encode()).hexdigest()[:8]}"
     storage.write(f"{FOLDER}/{name}.parquet", parquet(table))
     return len(new)
 
@@ -101,16 +100,29 @@ def read(storage: Storage) -> pd.DataFrame:
 
     An example that two processes added at the same time is taken once.
     """
-    tables = []
+    return _frame(_tables(storage))
+
+
+def _tables(storage: Storage) -> dict[str, pa.Table]:
+    """Name of a table -> what is in it.
+
+    Raises:
+        LensplugError: If one is broken.
+    """
+    tables = {}
     for name in storage.names(FOLDER):
         try:
-            table = pq.read_table(io.BytesIO(storage.read(f"{FOLDER}/{name}")))
+            tables[name.removesuffix(".parquet")] = pq.read_table(io.BytesIO(storage.read(f"{FOLDER}/{name}")))
         except (pa.ArrowException, OSError) as error:
             raise LensplugError(f"'{FOLDER}/{name}' is broken ({error}): restore it; results refer to it.") from error
-        tables.append(table.append_column("part", pa.array([name.removesuffix(".parquet")] * len(table), pa.string())))
+    return tables
+
+
+def _frame(tables: Mapping[str, pa.Table]) -> pd.DataFrame:
     if not tables:
         return FIXED.append(pa.field("part", pa.string())).empty_table().to_pandas()
-    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+    parts = [table.append_column("part", pa.array([name] * len(table), pa.string())) for name, table in tables.items()]
+    frame: pd.DataFrame = pa.concat_tables(parts, promote_options="permissive").to_pandas()
     return frame.drop_duplicates("id").reset_index(drop=True)
 
 
@@ -153,17 +165,16 @@ def _table(examples: Sequence[NewExample], chunk: int) -> pa.Table:
     return pa.Table.from_pydict(rows, schema=schema)
 
 
-def _refuse_other_types(storage: Storage, table: pa.Table) -> None:
+def _refuse_other_types(tables: Iterable[pa.Table], table: pa.Table) -> None:
     """Refuse a column that is of another type in the tables that are there: whole numbers and others go together.
 
     Raises:
         LensplugError: If there is one.
     """
     numbers = (pa.types.is_integer, pa.types.is_floating)
-    for name in storage.names(FOLDER):
-        there = pq.read_schema(io.BytesIO(storage.read(f"{FOLDER}/{name}")))
+    for before in tables:
         for column in table.schema:
-            other = there.field(column.name).type if column.name in there.names else column.type
+            other = before[column.name].type if column.name in before.column_names else column.type
             both_numbers = all(any(is_number(one) for is_number in numbers) for one in (other, column.type))
             if other != column.type and not both_numbers and pa.null() not in (other, column.type):
                 raise LensplugError(
