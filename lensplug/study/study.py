@@ -221,7 +221,8 @@ class Study:
         """
         at_least(1, batch=batch)
         self.storage.remove_abandoned()
-        for one in passes.passes(self.storage):
+        # A process that works for another need not read all results again: that one did.
+        for one in passes.passes(self.storage) if WORKER not in os.environ else ():
             if broken := one.set_broken_aside(self.storage):
                 warnings.warn(
                     f"{len(broken)} files of results are broken, {broken[0]!r} and what follows: set aside as"
