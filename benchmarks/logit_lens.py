@@ -27,7 +27,7 @@ ROWS, BLOCKS = "bare product, 375 rows", "bare product, 1,500 rows x 2,048 colum
 
 def modes(lens: Any, inputs: Any) -> dict[str, Callable[[], Any]]:
     from lensplug import analysis
-    from lensplug.analysis.logits.logit_lens import unembed
+    from lensplug.analysis.logits.unembedding import unembed
 
     model, shape = lens.model, (*inputs.tokens.shape, lens.model.cfg.d_model)
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers))]

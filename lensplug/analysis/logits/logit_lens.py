@@ -38,8 +38,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.analysis.logits.logit_statistics import CACHE_BYTES, chunks, statistics
+from lensplug.analysis.logits.unembedding import model_of, unembed
 from lensplug.analysis.over_examples import OverExamples, grid
-from lensplug.analysis.processed_weights import raw_unembedding
 from lensplug.analysis.protocols import needs
 from lensplug.analysis.provenance import Provenance
 from lensplug.analysis.result import Result
@@ -212,7 +212,7 @@ def logit_lens(
             `final_norm=False` of weights that TransformerLens alone has folded.
     """
     at_least(1, chunk_bytes=chunk_bytes)
-    model = _model(cache)
+    model = model_of(cache, needed_by="logit_lens")
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(n_layers(cache)))]
     batch, length = residual_shape(cache, needed_by="logit_lens")
     mask = attended(cache, (batch, length), attention_mask, torch.device("cpu"), positions=positions)
@@ -251,50 +251,6 @@ def _texts(tokens: Int[Tensor, "example entry position k"], tokenizer: Any) -> l
     rows = iter(token_texts(tokens.flatten(0, 2), tokenizer))
     examples, entries, positions = tokens.shape[:3]
     return [[[next(rows) for _ in range(positions)] for _ in range(entries)] for _ in range(examples)]
-
-
-def unembed(
-    model: Any,
-    residual: Float[Tensor, "row d_model"],
-    *,
-    final_norm: bool = True,
-    out: Float[Tensor, "row d_vocab"] | None = None,
-) -> Float[Tensor, "row d_vocab"]:
-    """The model's final norm and unembedding, without firing its hooks; for use under `no_grad`.
-
-    With the model's own order of operations and dtypes, so that the last residual gives its own logits.
-    """
-    cfg, b_U = model.cfg, model.unembed.b_U
-    W_U = model.unembed.W_U if final_norm else raw_unembedding(model)
-    x = residual.to(W_U.device)
-    if final_norm and cfg.normalization_type is not None:
-        x = _normalised(model, x)
-    # HookedTransformer has a bias of zeros where the model has none: adding that would be one more pass over the rows.
-    logits = torch.addmm(b_U, x, W_U, out=out) if bool(b_U.any()) else torch.mm(x, W_U, out=out)
-    cap = cfg.output_logits_soft_cap
-    return logits if cap <= 0 else logits.div_(cap).tanh_().mul_(cap)
-
-
-def _normalised(model: Any, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-    """After the final norm: LN, LNPre, RMS or RMSPre of a HookedTransformer, or a bridge's, written out."""
-    cfg, norm = model.cfg, model.ln_final
-    native = getattr(norm, "original_component", None)  # of a bridge: Hugging Face's module
-    folded = getattr(cfg, "layer_norm_folding", False)
-    if native is not None and (folded or getattr(norm, "use_native_layernorm_autograd", False)):
-        normalised: Tensor = native(x.to(cfg.dtype))
-        return normalised
-    centred = cfg.normalization_type in ("LN", "LNPre") and not cfg.final_rms
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    if centred:
-        x = x - x.mean(dim=-1, keepdim=True)
-    x = x / (x.pow(2).mean(dim=-1, keepdim=True) + cfg.eps).sqrt()
-    if native is None:  # HookedTransformer returns to the model's dtype before the weight, a bridge behind it
-        x = x.to(cfg.dtype)
-    if cfg.normalization_type in ("LN", "RMS"):
-        x = x * (1 + norm.w if getattr(cfg, "rmsnorm_uses_offset", False) else norm.w)  # Gemma's weights are from 1
-    if cfg.normalization_type == "LN" and centred:
-        x = x + norm.b
-    return x.to(cfg.dtype)
 
 
 def _numbers(
@@ -362,12 +318,3 @@ def _target(
     if ids.is_floating_point() or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
         raise LensplugError(f"target ids must be whole numbers from 0 to {vocabulary - 1}, got {ids.tolist()}.")
     return ids.expand(positions.shape)
-
-
-def _model(cache: ActivationCache) -> Any:
-    if cache.model is None:
-        raise LensplugError(
-            "the cache has lost its model (cache.model is None), and the logit lens needs its unembedding: give it back"
-            " with cache.model = lens.model."
-        )
-    return cache.model
