@@ -24,11 +24,12 @@ from lensplug.hf import conversations, prompts
 from lensplug.hf.conversations import Prompts, split_answers
 from lensplug.hf.language_core import LanguageCore
 from lensplug.hf.run_lock import in_turn, refuse_training, turn
-from lensplug.inputs import edited_inputs
+from lensplug.inputs import edited_inputs, other_media
 from lensplug.inputs import multimodal_input as _inputs
 from lensplug.inputs.edited_inputs import Variant
 from lensplug.inputs.logit_targets import Target
 from lensplug.inputs.multimodal_input import MultimodalInput, refuse_other_inputs
+from lensplug.media import load_media
 from lensplug.media.processed_media import load_seen
 from lensplug.patches.both.placeholders import placeholders_as_words
 from lensplug.positions.by_modality import Where, mask_at, named
@@ -400,6 +401,44 @@ class MultimodalLens:
         refuse_other_inputs(inputs)
         removed = mask_at(positions, inputs, inputs.tokens.shape, "positions")
         return edited_inputs.without(self.hf_model, self.core, inputs, removed)
+
+    @in_turn
+    @checked
+    def with_media(
+        self,
+        inputs: MultimodalInput,
+        *,
+        images: Sequence[Any] | None = None,
+        videos: Sequence[Any] | None = None,
+        audio: Sequence[Any] | None = None,
+    ) -> Variant:
+        """One prompt with other media in the places of its own, several variants at once, for `lens.model`.
+
+            lens.model(lens.with_media(inputs, images=[[picture], [grey]]))          # two variants
+
+        The media go through the processor and the encoder, so every view of a picture shows the same. They have the
+        sizes of those that they replace, and no position moves. A kind that is not given stays as it is.
+
+        Args:
+            inputs: One example from `prepare`, from `encode` with its media, or an answer's.
+            images: For each variant the list of its images.
+            videos: For each variant the list of its videos.
+            audio: For each variant the list of its sounds.
+
+        Raises:
+            LensplugError: If nothing is given, lists differ in length, media are not of the number and sizes of those
+                of the inputs, or the others of the inputs are not known.
+        """
+        refuse_other_inputs(inputs)
+        lengths = {len(variants) for variants in (images, videos, audio) if variants is not None}
+        if len(lengths) != 1 or 0 in lengths:
+            raise LensplugError(
+                "other media are given as images=, videos= or audio=, a list for each variant, and of each kind for as"
+                " many variants, at least one."
+            )
+        n_variants = lengths.pop()
+        media = load_media(n_variants, batched=True, images=images, videos=videos, audio=audio)
+        return other_media.with_media(self.hf_model, self.core, self.processor, inputs, n_variants, media)
 
     @in_turn
     @checked

@@ -49,6 +49,16 @@ class Lens(Protocol):
     def without(self, inputs: MultimodalInput, positions: Mask) -> Variant:
         """The same prompts without some positions."""
 
+    def with_media(
+        self,
+        inputs: MultimodalInput,
+        *,
+        images: Sequence[Any] | None = None,
+        videos: Sequence[Any] | None = None,
+        audio: Sequence[Any] | None = None,
+    ) -> Variant:
+        """One prompt with other media in the places of its own."""
+
     def logits_at(
         self, inputs: MultimodalInput | Variant, rows: Int[Tensor, "batch row"], *, hidden: Mask | None = None
     ) -> Float[Tensor, "batch row d_vocab"]:

@@ -202,7 +202,7 @@ def encode(
             " returns for text and media together."
         )
     model_inputs = {
-        name: _to_model(value, core) for name, value in processor_outputs.items() if name not in NOT_MODEL_INPUTS
+        name: to_model(value, core) for name, value in processor_outputs.items() if name not in NOT_MODEL_INPUTS
     }
     tokens = model_inputs["input_ids"]
     if not isinstance(tokens, Tensor) or tokens.ndim != 2:
@@ -278,7 +278,7 @@ def _runs(is_placeholder: Bool[Tensor, "batch pos"]) -> list[list[int]]:
     return [[len(list(run)) for value, run in groupby(row) if value] for row in is_placeholder.tolist()]
 
 
-def _to_model(value: Any, core: LanguageCore) -> Any:
+def to_model(value: Any, core: LanguageCore) -> Any:
     """To the core's device, floats to its dtype: what `BatchFeature.to` does."""
     if not isinstance(value, Tensor):
         return value

@@ -93,6 +93,8 @@ def good_calls() -> list[Call]:
         Call("lens.run_with_gradients", lens.run_with_gradients, {
             "inputs": inputs, "target": "Red", "position": -1, "names_filter": None, "keep": "cam"}),
         Call("lens.without", lens.without, {"inputs": inputs, "positions": mask}),
+        Call("lens.with_media", lens.with_media, {
+            "inputs": inputs, "images": [[other]], "videos": None, "audio": None}),
         Call("lens.logits_at", lens.logits_at, {
             "inputs": inputs, "rows": torch.tensor([[5]]), "attention_mask": None, "hidden": mask}),
         Call("lens.run_with_hooks", lens.run_with_hooks, {

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from torch import Tensor
 
 from lensplug.analysis.interventions.ablation_methods import (
@@ -25,6 +23,7 @@ from lensplug.errors import LensplugError
 from lensplug.inputs.edited_inputs import Variant
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.media import listed, load_image, load_sound, load_video
+from lensplug.media.blank import blank_image, blank_video, silence
 from lensplug.positions.tokens import find_text
 from lensplug.validation.arguments import admitted
 
@@ -215,15 +214,7 @@ def prepared(lens: Lens, examples: Sequence[Example], *, with_answers: bool = Fa
 def without_medium(example: Example, modality: str) -> Example:
     """The same prompt with silence of the same length, or grey images or frames of the same size."""
     if modality == "audio":
-        sounds = [load_sound(sound) for sound in example.audio]
-        silent = [(torch.zeros_like(sound.waveform), sound.sampling_rate) for sound in sounds]
-        return replace(example, audio=silent)
+        return replace(example, audio=[silence(load_sound(sound)) for sound in example.audio])
     if modality == "video":
-        videos = [load_video(video) for video in example.videos]
-        return replace(
-            example,
-            videos=[replace(each_video, frames=torch.full_like(each_video.frames, 128)) for each_video in videos],
-        )
-    sizes = [load_image(image).size for image in example.images]
-    blank = [Image.fromarray(np.full((height, width, 3), 128, np.uint8)) for width, height in sizes]
-    return replace(example, images=blank)
+        return replace(example, videos=[blank_video(load_video(video)) for video in example.videos])
+    return replace(example, images=[blank_image(load_image(image)) for image in example.images])
