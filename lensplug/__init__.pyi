@@ -1,5 +1,6 @@
 from . import analysis as analysis
 from . import audio_llama as audio_llama
+from . import interventions as interventions
 from . import media as media
 from . import patches as patches
 from . import reductions as reductions

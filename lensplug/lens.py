@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -29,22 +29,30 @@ from lensplug.inputs import multimodal_input as _inputs
 from lensplug.inputs.edited_inputs import Variant
 from lensplug.inputs.logit_targets import Target
 from lensplug.inputs.multimodal_input import MultimodalInput, refuse_other_inputs
+from lensplug.interventions import in_force as interventions
+from lensplug.interventions.edit import Edit
+from lensplug.interventions.in_force import Acted
 from lensplug.media import load_media
 from lensplug.media.processed_media import load_seen
 from lensplug.patches.both.placeholders import placeholders_as_words
+from lensplug.patches.both.temporary_hooks import temporary_hooks
+from lensplug.patches.patch import in_force
 from lensplug.positions.by_modality import Where, mask_at, named
 from lensplug.positions.indices import Position
 from lensplug.provenance import fingerprint as checkpoint
 from lensplug.reductions import Keep, KeepGradients
 from lensplug.running import caching, generation, gradients, parity
-from lensplug.running.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality
+from lensplug.running.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality, names_taken
 from lensplug.running.generation import Answer, Choosing
 from lensplug.running.hook_checks import hook_names_of, known_hooks
 from lensplug.running.memory_estimate import Estimate, refuse_too_large
 from lensplug.running.parity import ParityReport
-from lensplug.validation.arguments import checked
+from lensplug.validation.arguments import checked, described
 from lensplug.validation.finite import refuse_overflow
 from lensplug.validation.masks import Mask
+
+FwdHooks = Sequence[tuple[HookName | Callable[[str], bool], Callable[..., Any]]]
+"""As TransformerLens takes them: names, or functions of the name, and functions of activation and hook."""
 
 
 class MultimodalLens:
@@ -276,7 +284,8 @@ class MultimodalLens:
             **kwargs,
         )
         refuse_too_large(self.model, inputs, plan, engine=self.engine)
-        return caching.run_with_cache(self.model, self.engine, inputs, plan)
+        with interventions.bound(self.model, inputs):
+            return caching.run_with_cache(self.model, self.engine, inputs, plan)
 
     @checked
     def estimate(
@@ -371,16 +380,17 @@ class MultimodalLens:
         """
         refuse_other_inputs(inputs)
         names_filter = known_hooks(self.model, names_filter)
-        return gradients.run_with_gradients(
-            self.model,
-            self.engine,
-            inputs,
-            tokenizer=self.tokenizer,
-            target=target,
-            position=position,
-            names_filter=names_filter,
-            keep=keep,
-        )
+        with interventions.bound(self.model, inputs):
+            return gradients.run_with_gradients(
+                self.model,
+                self.engine,
+                inputs,
+                tokenizer=self.tokenizer,
+                target=target,
+                position=position,
+                names_filter=names_filter,
+                keep=keep,
+            )
 
     @in_turn
     @checked
@@ -508,7 +518,7 @@ class MultimodalLens:
         self,
         inputs: MultimodalInput,
         *,
-        fwd_hooks: Sequence[tuple[HookName | Callable[[str], bool], Callable[..., Any]]] = (),
+        fwd_hooks: FwdHooks = (),
         **kwargs: Any,
     ) -> Any:
         """TransformerLens's `run_with_hooks`: hooks act during this call only, also if one raises.
@@ -520,11 +530,69 @@ class MultimodalLens:
             LensplugError: If a name is no hook of the model.
         """
         refuse_other_inputs(inputs)
-        hooks = [
-            (name, function) for names, function in fwd_hooks for name in hook_names_of(self.model, names)
-        ]  # of a short form one for each layer
-        with refuse_overflow(self.model, inputs.attention_mask, each_score=True):
+        hooks = self._by_whole_name(fwd_hooks)
+        with (
+            interventions.bound(self.model, inputs),
+            refuse_overflow(self.model, inputs.attention_mask, each_score=True),
+        ):
             return self.model.run_with_hooks(inputs, fwd_hooks=hooks, **kwargs)
+
+    def _by_whole_name(self, fwd_hooks: FwdHooks) -> list[tuple[Any, Callable[..., Any]]]:
+        """Hooks by their whole names: of a short form one for each layer."""
+        return [(name, function) for names, function in fwd_hooks for name in hook_names_of(self.model, names)]
+
+    @checked
+    @contextmanager
+    def hooks(self, fwd_hooks: FwdHooks) -> Iterator[None]:
+        """A scope with hooks of your own in every run of the lens, also in `generate`; they go also if a run raises.
+
+            with lens.hooks([("resid_post", steer)]):
+                lens.generate(inputs).text
+
+        Args:
+            fwd_hooks: As for `run_with_hooks`. A hook on scores or patterns makes runs compute all of them.
+
+        Raises:
+            LensplugError: If a name is no hook of the model.
+        """
+        hooks = [
+            (name, function)
+            for names, function in self._by_whole_name(fwd_hooks)
+            for name in (names_taken(self.model, names) if callable(names) else [names])
+        ]
+        if fwd_hooks and not hooks:
+            raise LensplugError("these functions of the name take no hook of this model: see lens.model.hook_dict.")
+        with turn(self.core.decoder.config), temporary_hooks(self.model, hooks):
+            yield
+
+    @contextmanager
+    def intervene(self, *edits: Edit) -> Iterator[Acted]:
+        """A scope in which every run of the lens is made under edits of `lensplug.interventions`.
+
+            with lens.intervene(Knockout(from_="image", to="last", layers=range(2, 5))):
+                lens.generate(inputs).text
+            with lens.intervene(Steer(direction, layers=12, scale=0.1), Ablate(heads=[(3, 1)])) as acted:
+                _, cache = lens.run_with_cache(inputs)
+            acted.to_dataframe()
+
+        They act in the order given, those of an outer scope first, in `run_with_cache`, `run_with_gradients`,
+        `run_with_hooks`, `logits_at`, `generate` and `lens.model` itself, before hooks of yours; caches hold what they
+        made, and results say so (`result.provenance.options["interventions"]`). After the scope the model is as it was.
+
+        Yields:
+            What they did in the last run.
+
+        Raises:
+            LensplugError: If something is no edit; and, by a run, if a place or component is not there, or an edit did
+                not act.
+        """
+        if wrong := [edit for edit in edits if not isinstance(edit, Edit) or isinstance(edit, type)]:
+            raise LensplugError(
+                f"{described(wrong[0])} is no edit: give those of lensplug.interventions, Knockout(from_='image')."
+            )
+        patch = interventions.InForce(self.model, edits)
+        with turn(self.core.decoder.config), in_force(patch):
+            yield patch.acted
 
     @contextmanager
     def placeholders_as_words(self) -> Iterator[None]:
@@ -552,6 +620,7 @@ class MultimodalLens:
         top_k: int | None = None,
         seed: int | None = None,
         stop_strings: str | Sequence[str] | None = None,
+        fwd_hooks: FwdHooks = (),
     ) -> Answer:
         """The answer generated by the wrapped core; hooks on `lens.model` fire once per step.
 
@@ -572,6 +641,8 @@ class MultimodalLens:
             top_k: With `do_sample`, how many of the likeliest tokens are left.
             seed: With `do_sample`, where chance begins: the same answer again, and nothing changes for other code.
             stop_strings: An answer ends where it has one of them; it belongs to the answer.
+            fwd_hooks: Hooks for this answer, as for `run_with_hooks`: each is called once for the prompt, then once for
+                each token, with one position.
 
         Raises:
             LensplugError: If a value is invalid, the prompt is padded at its right, the answer would
@@ -579,11 +650,18 @@ class MultimodalLens:
         """
         refuse_other_inputs(inputs)
         choosing = Choosing(max_new_tokens, do_sample, temperature, top_p, top_k, seed, stop_strings)
+        with self.hooks(fwd_hooks) if fwd_hooks else nullcontext():
+            return self._generate(inputs, choosing)
+
+    def _generate(self, inputs: MultimodalInput, choosing: Choosing) -> Answer:
         whole_patterns = engines.makes_whole_patterns(self.engine, self.model)
         options: dict[str, Any] = {} if whole_patterns else {"query_positions": []}
         plan = Plan.of(self.model, inputs, names_filter=[], logit_positions=[-1], **options)
-        Estimate.of_answer(self.model, inputs, plan, max_new_tokens, engine=self.engine).refuse_too_large()
-        with refuse_overflow(self.model, inputs.attention_mask, each_score=whole_patterns):
+        Estimate.of_answer(self.model, inputs, plan, choosing.max_new_tokens, engine=self.engine).refuse_too_large()
+        with (
+            interventions.bound(self.model, inputs, generating=True),
+            refuse_overflow(self.model, inputs.attention_mask, each_score=whole_patterns),
+        ):
             return generation.generate(
                 self.model, self.engine, self.hf_model, self.core, self.tokenizer, inputs, choosing
             )
@@ -608,6 +686,11 @@ class MultimodalLens:
             LensplugError: If the run would need more memory than is free.
         """
         refuse_other_inputs(inputs)
+        if edits := getattr(self.model, "interventions", ()):
+            raise LensplugError(
+                f"{edits[0]} is in force, so that the model is meant to differ from the full one: leave the scope of"
+                " lens.intervene first."
+            )
         makes_whole_patterns = whole_patterns or engines.makes_whole_patterns(self.engine, self.model)
         options: dict[str, Any] = {} if makes_whole_patterns else {"query_positions": []}
         plan = Plan.of(self.model, inputs, names_filter=[], logit_positions=[-1], **options)

@@ -7,7 +7,7 @@ time, and a backward pass that shows pattern and gradient of each block of rows 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lensplug.patches.errors import LensplugError
+from lensplug.patches.unseen_keys import UnseenKeys, hidden_from
 
 BLOCK_BYTES = 2**26
 """Approximate memory of a block of rows, in fp32, with its intermediates."""
+FEW_ROWS = 8
+"""A row in so many keys is one of a few: a mask for every head of them is small."""
 
 Show = Callable[[int, Float[Tensor, "batch head row key"], Float[Tensor, "batch head row key"]], None]
 
@@ -38,6 +41,8 @@ class PatternBlocks:
     """False where a key is padding, or hidden."""
     mask: Bool[Tensor, "example 1 pos key"] | None = None
     """In place of all that, what each query sees; with `causal`, that no key is later than its query."""
+    unseen: tuple[UnseenKeys, ...] = ()
+    """Of what is seen, what some heads do not see."""
 
     @property
     def length(self) -> int:
@@ -59,8 +64,15 @@ class PatternBlocks:
         k = self.k[:, :, :keys].float()
         return ungrouped(grouped(q.float(), k) @ k.transpose(2, 3), q.shape[1]).div_(self.scale)
 
-    def seen(self, rows: Int[Tensor, "rows_of row"], keys: int | None = None) -> Bool[Tensor, "example 1 row key"]:
-        """What these queries see of the first `keys` keys: causal, in the window, no padding."""
+    def seen(self, rows: Int[Tensor, "rows_of row"], keys: int | None = None) -> Bool[Tensor, "example head row key"]:
+        """What these queries see of the first `keys` keys: causal, in the window, no padding, not knocked out."""
+        is_visible = self._allowed(rows, keys)
+        if not self.unseen:
+            return is_visible
+        return is_visible & ~hidden_from(self.unseen, rows + self.past, is_visible.shape[-1])
+
+    def _allowed(self, rows: Int[Tensor, "rows_of row"], keys: int | None) -> Bool[Tensor, "example 1 row key"]:
+        """What they see where nothing is knocked out."""
         if self.mask is not None:
             mask = self.mask[..., :keys].expand(len(rows), -1, -1, -1) if len(self.mask) == 1 else self.mask[..., :keys]
             query_index = rows.expand(len(mask), -1)[:, None, :, None]
@@ -91,6 +103,8 @@ class PatternBlocks:
 
     def attend(self, v: Float[Tensor, "batch kv_head key d_head"]) -> Float[Tensor, "batch head pos d_head"]:
         """The output of SDPA."""
+        if self.unseen:
+            return self._attend_with_unseen(v)
         windowed = self.window is not None and self.window < self.length
         everything = self.padding is None and self.mask is None and not windowed
         if self.q.shape[2] == 1 and self.past:
@@ -109,6 +123,34 @@ class PatternBlocks:
         mask = self.seen(everyone) if self.mask is None else self.mask
         sees = mask.any(dim=-1, keepdim=True)  # padding sees nothing, and then gets nothing
         return F.scaled_dot_product_attention(self.q, k, v, attn_mask=mask | ~sees, scale=1 / self.scale) * sees
+
+    def _attend_with_unseen(
+        self, v: Float[Tensor, "batch kv_head key d_head"]
+    ) -> Float[Tensor, "batch head pos d_head"]:
+        """Queries that see all they may go without a mask, as ever; those of which keys are hidden, with one."""
+        queries = self.q.shape[2]
+        each = [knockout.any_of(self.past, queries) for knockout in self.unseen]
+        rows = each[0] if len(each) == 1 else torch.cat(each).unique()  # type: ignore[no-untyped-call]
+        if 2 * len(rows) > queries:
+            return self._attend_rows(torch.arange(queries, device=v.device), v)
+        z = replace(self, unseen=()).attend(v)
+        return z if not len(rows) else z.index_copy(2, rows, self._attend_rows(rows, v))
+
+    def _attend_rows(
+        self, rows: Int[Tensor, " row"], v: Float[Tensor, "batch kv_head key d_head"]
+    ) -> Float[Tensor, "batch head row d_head"]:
+        """The output at some queries, with a mask of what they see."""
+        k, q, heads = self.k, self.q[:, :, rows], self.q.shape[1]
+        mask = self.seen(rows[None])
+        sees = mask.any(dim=-1, keepdim=True)
+        mask = mask | ~sees
+        if FEW_ROWS * len(rows) > self.length:
+            k, v = (projection.repeat_interleave(heads // projection.shape[1], dim=1) for projection in (k, v))
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1 / self.scale) * sees
+        # Of a few rows, query heads that share keys are rows too, and no key is copied.
+        mask = grouped(mask.expand(-1, heads, -1, -1), k)
+        z = F.scaled_dot_product_attention(grouped(q, k), k, v, attn_mask=mask, scale=1 / self.scale)
+        return ungrouped(z, heads) * sees
 
     def _attend_once(
         self, v: Float[Tensor, "batch kv_head key d_head"], *, everything: bool
@@ -142,7 +184,7 @@ class _ShownBackward(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: PatternBlocks, show: Show) -> Tensor:
         ctx.save_for_backward(q, k, v)
         # Queries and keys are kept by save_for_backward alone, which checkpointing can replace by recomputing.
-        options = (blocks.scale, blocks.window, blocks.causal, blocks.padding, blocks.mask)
+        options = (blocks.scale, blocks.window, blocks.causal, blocks.padding, blocks.mask, blocks.unseen)
         ctx.rest, ctx.show = options, show
         return blocks.attend(v)
 

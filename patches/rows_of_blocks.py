@@ -30,7 +30,7 @@ class ChosenRows:
     def __init__(self, rows: Int[Tensor, "batch row"]) -> None:
         """From `as_rows`."""
         self.rows, self.last = rows, last_of(rows)
-        self._unseen: dict[Any, Bool[Tensor, "example 1 row key"] | None] = {}
+        self._unseen: dict[Any, Bool[Tensor, "example head row key"] | None] = {}
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -48,10 +48,10 @@ class ChosenRows:
         unseen = self._unseen_of(blocks)
         return scores if unseen is None else scores.masked_fill(unseen, -torch.inf)
 
-    def _unseen_of(self, blocks: PatternBlocks) -> Bool[Tensor, "example 1 row key"] | None:
+    def _unseen_of(self, blocks: PatternBlocks) -> Bool[Tensor, "example head row key"] | None:
         """Where the rows do not look; None: they look everywhere, as the last one does."""
         device = blocks.q.device
-        if blocks.mask is not None or blocks.padding is not None:
+        if blocks.mask is not None or blocks.padding is not None or blocks.unseen:
             return ~blocks.seen(self.rows.to(device))
         alike = (blocks.length, blocks.past, blocks.window, blocks.causal, device)
         if alike not in self._unseen:

@@ -16,7 +16,8 @@ import lensplug
 PUBLIC = {
     "lensplug": "Answer AudioTimeline Groups ImageGrid LensplugError LensplugWarning ModalityMap MultimodalInput"
     " MultimodalLens ParityReport Span Study VideoGrid analysis audio_llama cache_from_attentions"
-    " grads_from_attentions join_pieces load media patches read reductions statistics tiny views wrap",
+    " grads_from_attentions interventions join_pieces load media patches read reductions statistics tiny views wrap",
+    "lensplug.interventions": "Ablate Acted Knockout Region Replace Scale Seconds Steer Words",
     "lensplug.analysis": "ActivationPatching Activations Agreement AttentionFrom AttentionMatrix Comparison"
     " DeletionCurve DomainNeurons Example Flow GradientRollout Grounding GroupDifferences GroupMeans"
     " HeadSpecialization HeadsByLayer LogitLens"

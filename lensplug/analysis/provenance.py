@@ -60,7 +60,10 @@ class Provenance:
             weights = fingerprint(cache.model)
             if cache.model is not None:
                 setattr(cache, "weights", weights)  # noqa: B010,  the weights of this run; a cache is read by many analyses
-        provenance = cls.of_model(cache.model, analysis, convention, query=query, options=options, weights=weights)
+        edits = known(cache, "interventions") or ()
+        provenance = cls.of_model(
+            cache.model, analysis, convention, query=query, options=options, weights=weights, interventions=edits
+        )
         if provenance.dtype:
             return provenance
         dtypes = {value.dtype for value in cache.values() if value.is_floating_point()}
@@ -76,8 +79,14 @@ class Provenance:
         query: Any = None,
         options: Mapping[str, Any] | None = None,
         weights: str | None = None,
+        interventions: Sequence[str] | None = None,
     ) -> Provenance:
-        """The provenance of a result that `analysis` gets by running `model`; dtype "" where it does not say."""
+        """The provenance of a result that `analysis` gets by running `model`; dtype "" where it does not say.
+
+        The edits under which it ran are an option of the result; None: those that are in force.
+        """
+        edits = getattr(model, "interventions", ()) if interventions is None else interventions
+        options = {**(options or {}), **({"interventions": "; ".join(edits)} if edits else {})}
         cfg = getattr(model, "cfg", None)
         # The model's dtype where it is known: norm scales are fp32 in every model, and not in every cache.
         dtype = getattr(cfg, "dtype", None)
@@ -89,7 +98,7 @@ class Provenance:
             versions=versions("lensplug", "transformer-lens", "transformers", "torch"),
             weights=fingerprint(model) if weights is None else weights,
             query=_asked(query),
-            options={name: str(value) for name, value in (options or {}).items()},
+            options={name: str(value) for name, value in options.items()},
         )
 
 

@@ -34,6 +34,7 @@ Knowledge = Literal[
     "modality_parts",
     "rollout_mixing",
     "weights",
+    "interventions",
 ]
 """Attributes of a `LensCache` besides its activations; documented there."""
 

@@ -45,6 +45,8 @@ class LensCache(ActivationCache):
     weights: str
     """The fingerprint of the weights that ran (`lensplug.provenance.fingerprint`): they may be changed before the cache
     is read."""
+    interventions: tuple[str, ...]
+    """The edits under which the run was made (`lensplug.interventions`), in words."""
 
     def __init__(
         self,
@@ -59,13 +61,14 @@ class LensCache(ActivationCache):
         modality_parts: Bool[Tensor, "batch part pos"] | None = None,
         rollout_mixing: Mixing | None = None,
         weights: str = "",
+        interventions: tuple[str, ...] = (),
     ) -> None:
         """Runs of a lens make it; `lensplug.cache_from_attentions` does of attentions."""
         super().__init__(cache_dict, model, has_batch_dim)
         self.attention_mask, self.str_tokens = attention_mask, str_tokens
         self.query_positions, self.residual_positions = query_positions, residual_positions
         self.modality_parts, self.rollout_mixing = modality_parts, rollout_mixing
-        self.weights = weights
+        self.weights, self.interventions = weights, interventions
 
     @classmethod
     def of(
@@ -80,6 +83,7 @@ class LensCache(ActivationCache):
         """The cache of a run on these inputs."""
         texts = tuple(map(tuple, inputs.str_tokens))
         known["weights"] = fingerprint(model) if weights is None else weights
+        known["interventions"] = getattr(model, "interventions", ())
         return cls(cache_dict, model, attention_mask=inputs.attention_mask, str_tokens=texts, **known)
 
     def add(self, named: Mapping[str, Tensor], noted: Mapping[str, Any], device: Any = None) -> None:

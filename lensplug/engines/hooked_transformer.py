@@ -64,9 +64,10 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     from lensplug.patches.hooked_transformer.core import build_hooked_transformer
     from lensplug.patches.hooked_transformer.embedding_input import EmbeddingInput
     from lensplug.patches.hooked_transformer.mlp_in_place import GatedMLPInPlace
+    from lensplug.patches.hooked_transformer.unseen_keys import KnockedOutScores
 
     model = build_hooked_transformer(core, tokenizer=tokenizer, process_weights=process_weights, model_name=core.name)
-    for patch in (EmbeddingInput, GatedMLPInPlace, LogitDirections):
+    for patch in (EmbeddingInput, GatedMLPInPlace, LogitDirections, KnockedOutScores):
         patch(model).apply()
     PlaceholdersRefused(model, core.placeholder_ids).apply()
     return model

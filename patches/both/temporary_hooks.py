@@ -16,7 +16,9 @@ from typing import Any
 
 
 @contextmanager
-def temporary_hooks(model: Any, hooks: Iterable[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
+def temporary_hooks(
+    model: Any, hooks: Iterable[tuple[str, Callable[..., Any]]], *, first: bool = False
+) -> Iterator[None]:
     """A scope with hooks on a HookedTransformer or a TransformerBridge; they are removed even after an interrupt.
 
     with temporary_hooks(model, [("blocks.0.hook_resid_post", look)]):
@@ -25,6 +27,7 @@ def temporary_hooks(model: Any, hooks: Iterable[tuple[str, Callable[..., Any]]])
     Args:
         model: The model.
         hooks: Names in its `hook_dict`, and functions as TransformerLens calls them.
+        first: Call them, in their order, before the hooks that are there: these see what they have changed.
     """
     points = model.hook_dict
     each = [(points[name], function) for name, function in hooks]
@@ -38,8 +41,8 @@ def temporary_hooks(model: Any, hooks: Iterable[tuple[str, Callable[..., Any]]])
 
     try:
         try:
-            for point, function in each:
-                point.add_hook(function, level=level)
+            for point, function in reversed(each) if first else each:
+                point.add_hook(function, level=level, prepend=first)
             yield
         finally:
             remove()

@@ -22,6 +22,7 @@ from lensplug.patches.errors import LensplugError
 from lensplug.patches.hook_points import seen
 from lensplug.patches.pattern_blocks import PatternBlocks
 from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks
+from lensplug.patches.unseen_keys import unseen_keys
 
 INPUT_FORKS = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
 """Settings of a bridge under which attention is computed head by head."""
@@ -118,14 +119,14 @@ def _blocks(
 ) -> PatternBlocks:
     scale = 1 / float(attn.original_component.scaling)
     if attention_mask is None:
-        return PatternBlocks(q, k, scale, causal=True, padding=visible)
+        return PatternBlocks(q, k, scale, causal=True, padding=visible, unseen=unseen_keys(attn))
     mask = seen_by(attention_mask, q.shape[2], k.shape[2], q.device)
     if visible is not None:
         mask = mask & visible[:, None, None]
     past = k.shape[2] - q.shape[2]
     # No key is later than the last query; of more queries to look waits for the device.
     causal = q.shape[2] == 1 or not bool(mask.triu(diagonal=1 + past).any())
-    return PatternBlocks(q, k, scale, causal=causal, mask=mask)
+    return PatternBlocks(q, k, scale, causal=causal, mask=mask, unseen=unseen_keys(attn))
 
 
 def _refuse(attn: Any) -> None:

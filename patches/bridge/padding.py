@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lensplug.patches.patch import Patch, PatchOfParts
+from lensplug.patches.unseen_keys import hidden_from, unseen_keys
 
 
 class BridgePadding(PatchOfParts):
@@ -47,6 +48,9 @@ class _Padding(Patch):
         is_visible = seen_by(attention_mask, queries, seq_len, attn_scores.device)
         if attention_mask is not None and attention_mask.is_floating_point():
             attn_scores = attn_scores + attention_mask.to(attn_scores.dtype)  # it may say more than who sees whom
+        if unseen := unseen_keys(self.target):
+            rows = torch.arange(seq_len - queries, seq_len, device=attn_scores.device)[None]
+            is_visible = is_visible & ~hidden_from(unseen, rows, seq_len)
         self._blind = ~is_visible.any(dim=-1, keepdim=True)
         return attn_scores.masked_fill(~is_visible, -torch.inf)
 

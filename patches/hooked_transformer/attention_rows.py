@@ -26,6 +26,7 @@ from lensplug.patches.errors import LensplugError
 from lensplug.patches.hook_points import seen
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
 from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks
+from lensplug.patches.unseen_keys import unseen_keys
 
 
 class AttentionRows(RowsOfBlocks):
@@ -78,7 +79,7 @@ class _BlockRows(RowsOfABlock):
         self._refuse_other(q.shape[1], k.shape[1], len(q))
         window = self.target.cfg.window_size if self.target.attn_type == "local" else None
         q, k = q.transpose(1, 2), k.transpose(1, 2)
-        self._pattern = PatternBlocks(q, k, float(self.target.attn_scale), window)
+        self._pattern = PatternBlocks(q, k, float(self.target.attn_scale), window, unseen=unseen_keys(self.target))
         if not self._chosen:  # no time spent on what is empty
             return q.new_zeros(len(q), q.shape[1], 0, k.shape[2], dtype=torch.float32)
         return self._chosen.scores(self._pattern)

@@ -32,6 +32,7 @@ from transformer_lens.utilities.tensors import get_offset_position_ids
 from lensplug.patches.hook_points import seen
 from lensplug.patches.modules import every_module
 from lensplug.patches.pattern_blocks import PatternBlocks
+from lensplug.patches.unseen_keys import unseen_keys
 from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made
 
 OTHERWISE = (
@@ -120,7 +121,8 @@ class _Block(UnwatchedBlock):
         else:
             window = attn.cfg.window_size if attn.attn_type == "local" else None
             q, rotated, v = q.transpose(1, 2), rotated.transpose(1, 2), v.transpose(1, 2)
-            z = PatternBlocks(q, rotated, float(attn.attn_scale), window, causal=True, padding=padding).attend(v)
+            scale, unseen = float(attn.attn_scale), unseen_keys(attn)
+            z = PatternBlocks(q, rotated, scale, window, causal=True, padding=padding, unseen=unseen).attend(v)
             z = z.transpose(1, 2)
         return F.linear(z.flatten(2), attn.W_O.permute(2, 0, 1).flatten(1), attn.b_O)
 

@@ -1,0 +1,9 @@
+from .ablate import Ablate as Ablate
+from .in_force import Acted as Acted
+from .knockout import Knockout as Knockout
+from .places import Region as Region
+from .places import Seconds as Seconds
+from .places import Words as Words
+from .replace import Replace as Replace
+from .scale import Scale as Scale
+from .steer import Steer as Steer

@@ -1,0 +1,216 @@
+"""Where an edit acts, as users say it, and the positions of a run that it means.
+
+A place is a name ("image", "text", "media", "last", "all"), positions (negative ones count from the last that is not
+padding), a mask of True and False, a `Region` of an image, `Seconds` of a sound, or `Words` of the prompt. It is
+resolved for each run, so that an edit can be made once and used on many inputs.
+
+While an answer is generated, its tokens come behind the prompt. "all" and "generated" mean them too; "last" is, at each
+step, the position from which the next token is predicted. Every other place is of the prompt alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lensplug.errors import LensplugError
+from lensplug.positions.by_modality import NAMES, PositionsName, mask_at, named
+from lensplug.positions.indices import Positions, resolve_positions
+from lensplug.positions.modality_map import ModalityMap
+from lensplug.positions.tokens import find_text
+from lensplug.validation.arguments import described
+from lensplug.validation.masks import Mask
+
+
+@dataclass(frozen=True)
+class Region:
+    """The positions of an image whose patches lie in a box, (x0, y0, x1, y1) in pixels of the original image.
+
+    In every view (the whole image and its tiles), so that nothing of the region is left.
+    """
+
+    box: tuple[float, float, float, float]
+    image: int = 0
+    """Which image of each example."""
+    at_least: float = 0.0
+    """The share of a patch that must be inside; a patch counts above it."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """The positions of a sound that hear a part of this time, in seconds of the original recording."""
+
+    start: float
+    end: float
+    sound: int = 0
+    """Which sound of each example."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """The positions of a text in the prompt (its last occurrence); white space does not count."""
+
+    text: str
+
+
+Place = PositionsName | Literal["last", "all"] | Region | Seconds | Words | tuple[PositionsName, ...] | Positions | Mask
+"""See the module."""
+PLACE_NAMES = (*NAMES, "last", "all")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The positions of a run that a place means."""
+
+    mask: Bool[Tensor, "example pos"]
+    later: bool
+    """Whether the tokens that are generated behind the prompt are among them."""
+
+    def now(self, past: int, length: int) -> Bool[Tensor, "example length"]:
+        """For the positions of one pass."""
+        return torch.nn.functional.pad(self.mask, (0, max(0, past + length - self.mask.shape[1])), value=self.later)[
+            :, past : past + length
+        ]
+
+
+@dataclass(frozen=True)
+class RunPositions:
+    """The positions of one run, and what is known of them."""
+
+    attended: Bool[Tensor, "example pos"]
+    modality: ModalityMap | None
+    str_tokens: list[list[str]] | None
+    generating: bool = False
+    """Whether tokens are generated behind them."""
+
+    @classmethod
+    def of(cls, run_input: Any, attention_mask: Any = None, *, generating: bool = False) -> RunPositions:
+        """Of what a model is run on: inputs, an edited copy of them, embeddings or tokens.
+
+        Raises:
+            LensplugError: If it is a text.
+        """
+        if isinstance(run_input, str | list):
+            raise LensplugError("interventions act on positions, and a text has none yet: give lens.prepare(...).")
+        attended = getattr(run_input, "attention_mask", None) if attention_mask is None else attention_mask
+        shape = getattr(run_input, "embeds", run_input).shape[:2]
+        if attended is None:
+            attended = torch.ones(shape, dtype=torch.bool, device=getattr(run_input, "device", None))
+        return cls(
+            torch.as_tensor(attended).bool(),
+            getattr(run_input, "modality", None),
+            getattr(run_input, "str_tokens", None),
+            generating,
+        )
+
+    def place(self, place: Place, name: str) -> Placed:
+        """The positions that a place means.
+
+        Args:
+            place: As users say it.
+            name: What it is called in an error.
+
+        Raises:
+            LensplugError: If it does not exist in this run, or in one of its examples.
+        """
+        placed = self._placed(place, name)
+        mask = placed.mask.to(self.attended.device) & self.attended
+        empty = ~mask.any(dim=1)
+        later = placed.later and self.generating
+        if bool(empty.any()) and not later:
+            example = int(empty.nonzero()[0])
+            has = "" if self.modality is None else f" It has {', '.join(self.modality.names)}."
+            raise LensplugError(
+                f"{name}={in_words(place)} means no position of example {example}: the edit would change nothing.{has}"
+            )
+        return Placed(mask, later)
+
+    def _placed(self, place: Any, name: str) -> Placed:
+        if isinstance(place, Region | Seconds | Words):
+            return Placed(self._found(place, name), later=False)
+        if isinstance(place, str) and place == "all":
+            return Placed(self.attended, later=True)
+        if isinstance(place, str) and place == "last":
+            last = resolve_positions(-1, self.attended.long(), name=name)
+            return Placed(torch.zeros_like(self.attended).scatter(1, last, value=True), later=True)
+        if (names := named(place)) is not None:
+            if unknown := [kind for kind in names if kind not in PLACE_NAMES]:
+                raise LensplugError(
+                    f"{name} is {unknown[0]!r}, expected one of {', '.join(map(repr, PLACE_NAMES))}, positions, a mask,"
+                    " or a Region, Seconds or Words."
+                )
+            mask = mask_at(cast(Any, names), self._modality(name), self.attended.shape, name, against="the run is")
+            return Placed(mask, later="generated" in names)
+        return Placed(self._numbered(place, name), later=False)
+
+    def _numbered(self, place: Any, name: str) -> Bool[Tensor, "example pos"]:
+        """Positions or a mask, as numbers."""
+        try:
+            numbers = torch.as_tensor(place, device=self.attended.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise LensplugError(
+                f"{name} is {described(place)}, expected one of {', '.join(map(repr, PLACE_NAMES))}, positions, a mask,"
+                " or a Region, Seconds or Words."
+            ) from None
+        if numbers.dtype == torch.bool:
+            if tuple(numbers.shape) not in ((1, self.attended.shape[1]), tuple(self.attended.shape)):
+                raise LensplugError(
+                    f"{name} is a mask {list(numbers.shape)}, the run has the shape {list(self.attended.shape)}."
+                )
+            return numbers.expand(len(self.attended), -1)
+        looks_like_mask = numbers.shape == self.attended.shape and numbers.numel() > 2
+        if looks_like_mask and bool(((numbers == 0) | (numbers == 1)).all()):
+            raise LensplugError(
+                f"{name} is zeros and ones in the shape of the run: for a mask give {name}.bool(); positions 0 and 1"
+                " are [0, 1]."
+            )
+        index = resolve_positions(numbers, self.attended.long(), name=name)
+        return torch.zeros_like(self.attended).scatter(1, index, value=True)
+
+    def _found(self, place: Region | Seconds | Words, name: str) -> Bool[Tensor, "example pos"]:
+        mask = torch.zeros_like(self.attended)
+        for example in range(len(mask)):
+            mask[example, self._positions_in(place, example, name).to(mask.device)] = True
+        return mask
+
+    def _positions_in(self, place: Region | Seconds | Words, example: int, name: str) -> Int[Tensor, " position"]:
+        if isinstance(place, Words):
+            if self.str_tokens is None:
+                raise LensplugError(f"{name}={place}: the words of this run are not known: run inputs of lens.prepare.")
+            found = find_text(place.text, self.str_tokens[example])
+            return torch.tensor([] if found is None else list(found), dtype=torch.long)
+        modality = self._modality(name)
+        if isinstance(place, Region):
+            grid = modality.image_grid(place.image, example)
+            if grid is None:
+                raise LensplugError(f"{name}={place}: where this image's positions lie is not known: give a mask.")
+            positions = modality.image_positions(place.image, example)
+            return positions[(grid.overlap(place.box) > place.at_least).to(positions.device)]
+        timeline = modality.audio_timeline(place.sound, example)
+        if timeline is None:
+            raise LensplugError(f"{name}={place}: when this sound's positions are heard is not known: give a mask.")
+        positions = modality.audio_positions(place.sound, example)
+        heard = (timeline.start_s < place.end) & (timeline.end_s > place.start)
+        return positions[heard.to(positions.device)]
+
+    def _modality(self, name: str) -> ModalityMap:
+        if self.modality is None:
+            raise LensplugError(
+                f"{name} is a modality or a part of a medium, and nothing says which position of this run is what: run"
+                " inputs of lens.prepare, or give positions or a mask."
+            )
+        return self.modality
+
+
+def in_words(place: Any) -> str:
+    """A place as text, for provenance and errors."""
+    if isinstance(place, Tensor):
+        numbers = place.nonzero().tolist() if place.dtype == torch.bool else place.tolist()
+        text = str(numbers)
+        return text if len(text) <= 200 else f"{described(place)} {sha256(text.encode()).hexdigest()[:8]}"
+    return repr(place)

@@ -1,0 +1,90 @@
+"""Activation patching as an edit: activations of another run, put in at some places.
+
+Method: an activation becomes, at the chosen layers, heads and positions, what it is in `values`.
+
+Papers: Vig et al. 2020, arXiv 2004.12265; Heimersheim & Nanda 2024, arXiv 2404.15255.
+
+When to use it: to put one state of one run into another, and go on: also while generating.
+
+When not to use it: to search for the place (`analysis.activation_patching` patches one place after another, and aligns
+prompts that differ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.utilities import get_act_name
+
+from lensplug.cache.activation_cache import ActivationCache
+from lensplug.errors import LensplugError
+from lensplug.interventions.edit import ActivationHook, Changes, refuse_missing_hook
+from lensplug.interventions.layers_and_heads import Heads, Layers, heads_of, stated
+from lensplug.interventions.places import Place, Placed, RunPositions, in_words
+from lensplug.interventions.tensors import tensor_in_words
+from lensplug.interventions.values import activation_of, refuse_other_positions, values_in_words
+
+OF_HEADS = ("q", "k", "v", "z")
+
+
+@dataclass(frozen=True, eq=False)
+class Replace:
+    """An activation is that of another run.
+
+    _, cache = lens.run_with_cache(of_red)
+    with lens.intervene(Replace(cache, at="resid_pre", layers=3, positions="image")):
+        lens.generate(of_blue).text
+    """
+
+    values: ActivationCache | Mapping[str, Tensor] | Tensor
+    """A cache of a run on as many positions; a tensor `[batch pos ...]` is for one layer."""
+    at: str = "resid_pre"
+    """TransformerLens's short name: "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"; of heads "q", "k",
+    "v", "z" (queries and keys before their rotation)."""
+    layers: Layers = None
+    positions: Place = "all"
+    heads: Heads = None
+
+    def __str__(self) -> str:
+        """In words, for provenance."""
+        values = tensor_in_words(self.values) if isinstance(self.values, Tensor) else values_in_words(self.values)
+        parts = [values, f"at={self.at!r}", *stated(self.layers, self.heads), f"positions={in_words(self.positions)}"]
+        return f"Replace({', '.join(parts)})"
+
+    def changes(self, model: Any, positions: RunPositions) -> Changes:
+        """The hooks of a run.
+
+        Raises:
+            LensplugError: If there is no such activation, or the other run has other positions.
+        """
+        if self.heads is not None and self.at not in OF_HEADS:
+            raise LensplugError(f"at={self.at!r} has no heads: one of {', '.join(map(repr, OF_HEADS))} has.")
+        placed = positions.place(self.positions, "positions")
+        of_prompt = Placed(placed.mask, later=False)  # the other run has no more
+        n_heads = model.cfg.n_key_value_heads if self.at in ("k", "v") else None
+        by_layer = heads_of(self.layers, self.heads, model.cfg.n_layers, n_heads or model.cfg.n_heads)
+        if isinstance(self.values, Tensor) and len(by_layer) != 1:
+            raise LensplugError(f"values are one tensor, for {len(by_layer)} layers: give one layer, or a cache.")
+        hooks = []
+        for layer, heads in by_layer.items():
+            refuse_missing_hook(model, name := str(get_act_name(self.at, layer)))
+            value = self.values if isinstance(self.values, Tensor) else activation_of(self.values, name)
+            refuse_other_positions(value, name, positions)
+            change = partial(_replaced, value, heads)
+            hooks.append(ActivationHook(name, change, of_prompt, positions.generating))
+        return Changes(hooks)
+
+
+def _replaced(value: Tensor, heads: list[int] | None, activation: Tensor) -> Tensor:
+    if value.shape[1] != activation.shape[1]:  # a step of an answer, at which nothing is replaced
+        return activation
+    new = value.to(activation).expand_as(activation)
+    if heads is None:
+        return new
+    at = torch.tensor(heads, device=activation.device)
+    return activation.index_copy(2, at, new.index_select(2, at))
