@@ -40,13 +40,14 @@ from lensplug.study.example_tables import chunk_names, user_columns
 from lensplug.study.identity import Identity, identity_of, read_identity, refuse_other, write_identity
 from lensplug.study.load import load_lens, refuse_other_lens
 from lensplug.study.local import WORKER, devices_of
-from lensplug.study.measurements import OfColumn, measurement_of
+from lensplug.study.measurements import measurement_of
 from lensplug.study.media import SUFFIXES
 from lensplug.study.new_examples import NewExample
 from lensplug.study.progress import Progress
 from lensplug.study.results import StudyResult
 from lensplug.study.storage import Storage, storage_at
 from lensplug.study.supervision import POLL_S
+from lensplug.study.ways import OfColumn
 from lensplug.study.worker import Worker, stopping
 from lensplug.validation.arguments import at_least, checked
 

@@ -20,10 +20,10 @@ import torch
 
 from lensplug.analysis.saved_fields import to_bytes
 from lensplug.errors import LensplugError, NotEnoughMemoryError
+from lensplug.study.batches import run_batch
 from lensplug.study.chunk_files import METADATA, SUFFIX, WHOLE, Failure, Outcome, parse, table
 from lensplug.study.claims import SUSPECT, Claims
 from lensplug.study.example_tables import chunk_names, parquet
-from lensplug.study.measurements import run_batch
 from lensplug.study.media import MEDIA, opened
 from lensplug.study.passes import Pass
 from lensplug.study.storage import Storage

@@ -17,7 +17,8 @@ import lensplug
 from lensplug import LensplugError, LensplugWarning, analysis
 from lensplug.analysis.example_rows import columns_of
 from lensplug.study import Study
-from lensplug.study.measurements import WAYS, Measurement
+from lensplug.study.measurements import Measurement
+from lensplug.study.ways import WAYS
 from lensplug.tiny.scenes import draw_scene
 
 MODEL = "lensplug.tiny:llava_onevision"

@@ -18,7 +18,7 @@ from support.models import QUESTION
 import lensplug
 from lensplug import LensplugError, analysis
 from lensplug.study import Study, chunk_files
-from lensplug.study.measurements import run_batch
+from lensplug.study.batches import run_batch
 from lensplug.study.worker import Worker
 from lensplug.tiny.scenes import draw_scene
 from lensplug.views import draw

@@ -1,0 +1,83 @@
+"""A batch of examples, measured: all analyses that read a cache share one run of the model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lensplug.analysis.interventions.ablation_run import Example
+from lensplug.analysis.result import Result
+from lensplug.errors import LensplugError
+from lensplug.study.measurements import Measurement
+
+
+def run_batch(
+    lens: Any, measurements: Sequence[Measurement], rows: pd.DataFrame, media: Sequence[Any]
+) -> dict[str, Any]:
+    """Measure a batch.
+
+    Args:
+        lens: The model.
+        measurements: What.
+        rows: The examples, as in the tables of a study.
+        media: For each of them "images", "videos" and "audio" -> what `lens.prepare` takes.
+
+    Returns:
+        Name of a measurement -> its result.
+    """
+    results: dict[str, Result] = {}
+    of_cache = [measurement for measurement in measurements if measurement.way.reads_cache]
+    if of_cache:
+        inputs = lens.prepare(rows.prompt.tolist(), **_by_kind(media))
+        _, cache = lens.run_with_cache(inputs, **_run_options(of_cache))
+        for measurement in of_cache:
+            arguments = measurement.arguments(rows, lens.tokenizer)
+            if "modality" in inspect.signature(measurement.function).parameters:
+                arguments["modality"] = inputs.modality
+            results[measurement.name] = measurement.function(cache, **arguments)
+        del cache
+    given = [measurement for measurement in measurements if not measurement.way.reads_cache]
+    if given:
+        examples = [_example(row, of_example) for row, of_example in zip(rows.itertuples(), media, strict=True)]
+        for measurement in given:
+            arguments = measurement.arguments(rows, lens.tokenizer)
+            results[measurement.name] = measurement.function(lens, examples, batch_size=len(rows), **arguments)
+    return results
+
+
+def _run_options(measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """One run for all: the hooks and positions that any of them reads."""
+    options: dict[str, Any] = {"needs": [measurement.needed for measurement in measurements], "logit_positions": [-1]}
+    each = [measurement.way.run(measurement.options) for measurement in measurements]
+    for name, suffixes in READ_AT.items():
+        readers = [
+            run for run, measurement in zip(each, measurements, strict=True) if any(map(measurement.reads, suffixes))
+        ]
+        if readers and all(name in run for run in readers):
+            options[name] = list(dict.fromkeys(position for run in readers for position in run[name]))
+        elif not readers and name == "query_positions":
+            options[name] = []  # nobody reads patterns: attention runs at full speed
+    return options
+
+
+READ_AT = {
+    "query_positions": ("blocks.0.attn.hook_pattern",),
+    "residual_positions": ("blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.0.hook_resid_mid"),
+}
+"""Option of a run -> hooks of which it keeps some positions."""
+
+
+def _by_kind(media: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, Any]:
+    """The media of a batch as `lens.prepare` takes them."""
+    kinds = {kind for of_example in media for kind, files in of_example.items() if files}
+    return {kind: [list(of_example.get(kind, ())) for of_example in media] for kind in sorted(kinds)}
+
+
+def _example(row: Any, media: Mapping[str, Sequence[Any]]) -> Example:
+    if not isinstance(row.target, str) or not row.target:
+        raise LensplugError("the example has no answer to be scored: add examples with a column 'target'.")
+    files: dict[str, Any] = {kind: list(of_kind) for kind, of_kind in media.items()}
+    return Example(row.prompt, row.target, **files)

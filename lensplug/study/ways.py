@@ -1,0 +1,93 @@
+"""How each analysis that a study measures is run over a batch of examples.
+
+Three kinds. Analyses of a cache share one run of the model, which keeps what all of them read, where they read it.
+Analyses that run the model themselves are given the examples. Those whose results are counts over many examples, or
+activations, are kept as one result for each chunk; all others as a row for each example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lensplug.analysis.interventions.ablation_methods import NEED_STATISTICS
+from lensplug.errors import LensplugError
+
+RunOptions = Mapping[str, Any]
+"""Positions and reductions for `lens.run_with_cache`."""
+GIVEN = {"cache", "modality", "lens", "examples", "batch_size", "progress", "attention_mask"}
+"""Arguments that the study gives itself."""
+
+
+@dataclass(frozen=True)
+class OfColumn:
+    """An option whose value is in a column of the examples: `study.column("species")`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an analysis is run over a batch."""
+
+    reads_cache: bool
+    """Whether it reads a cache; else it is given the examples and runs the model itself."""
+    rows: bool = True
+    """Whether it has a row for each example; else its results are kept whole, one for each chunk."""
+    run: Callable[[Mapping[str, Any]], RunOptions] = lambda options: {}
+    """Its options -> those of the run."""
+    refuse: Callable[[Mapping[str, Any]], None] = lambda options: None
+    """Refuses options that a study cannot measure with."""
+
+
+def _query(options: Mapping[str, Any]) -> RunOptions:
+    return {"query_positions": [options.get("query", -1)]}
+
+
+def _residual(options: Mapping[str, Any]) -> RunOptions:
+    positions = options.get("positions", -1)
+    return (
+        {} if positions is None else {"residual_positions": positions if isinstance(positions, list) else [positions]}
+    )
+
+
+def _activations(options: Mapping[str, Any]) -> RunOptions:
+    """Of the residual stream one position; of what is pooled, and of other activations, all."""
+    is_residual = options.get("hook", "resid_post").startswith("resid")
+    return {"residual_positions": [options.get("position", -1)]} if is_residual and not options.get("pool") else {}
+
+
+def _refuse_what_needs_all(options: Mapping[str, Any]) -> None:
+    """Refuse options of a modality ablation whose meaning depends on all examples."""
+    if options.get("method") in NEED_STATISTICS:
+        raise LensplugError(
+            f"method {options['method']!r} takes statistics over all examples, and a study never sees all of them at"
+            " once: choose 'remove', 'zero', 'blank' or 'silence'."
+        )
+    if options.get("classes") is None:
+        raise LensplugError(
+            "modality_ablation takes its classes from the answers of all examples, and a study never sees all of them"
+            " at once: give classes=[...]."
+        )
+
+
+def _refuse_means(options: Mapping[str, Any]) -> None:
+    """Refuse to deactivate neurons to their means, which depend on all examples."""
+    if options.get("value") == "mean":
+        raise LensplugError(
+            "value='mean' takes means over all examples, and a study never sees all of them at once: give a number."
+        )
+
+
+WAYS: dict[str, Way] = {
+    "head_specialization": Way(reads_cache=True, run=_query),
+    "modality_null": Way(reads_cache=True, run=_query),
+    "logit_lens": Way(reads_cache=True, run=_residual),
+    "neuron_activity": Way(reads_cache=True, rows=False),
+    "activations": Way(reads_cache=True, rows=False, run=_activations),
+    "modality_ablation": Way(reads_cache=False, refuse=_refuse_what_needs_all),
+    "grounding": Way(reads_cache=False),
+    "neuron_ablation": Way(reads_cache=False, refuse=_refuse_means),
+}
+"""The analyses that a study measures."""
