@@ -34,8 +34,18 @@ class Measurement:
 
     @property
     def key(self) -> str:
-        """What identifies it."""
-        return hash_of([self.analysis, self.options, self.name])
+        """What identifies it: an option that is given as its default is no other measurement."""
+        return hash_of([self.analysis, self.changed, self.name])
+
+    @cached_property
+    def changed(self) -> Mapping[str, Any]:
+        """The options that are not their defaults."""
+        defaults = _defaults(self.function) | dict(self.way.defaults)
+        return {
+            name: value
+            for name, value in self.options.items()
+            if name not in defaults or not _equal(value, _lists(defaults[name]))
+        }
 
     @property
     def way(self) -> Way:
@@ -107,7 +117,8 @@ def measurement_of(function: Callable[..., Any] | str, name: str | None, options
             admitted(value, hints[key], key)
     if isinstance(options.get("query"), list | tuple):
         raise LensplugError("query is a list, and a study asks about one position of every example: give one number.")
-    missing = [key for key, value in allowed.items() if value.default is value.empty and key not in options]
+    there = {*options, *WAYS[called].defaults}
+    missing = [key for key, value in allowed.items() if value.default is value.empty and key not in there]
     if missing:
         raise LensplugError(f"{called} needs {missing[0]}: study.measure(analysis.{called}, {missing[0]}=...).")
     WAYS[called].refuse(options)
@@ -125,6 +136,16 @@ def _plain(name: str, value: Any) -> Any:
     except (TypeError, ValueError):
         pass
     raise LensplugError(f"{name} is {described(value)}, and a study writes options into a file: give numbers or texts.")
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(inspect.unwrap(function)).parameters
+    return {name: value.default for name, value in parameters.items() if value.default is not value.empty}
+
+
+def _equal(value: Any, default: Any) -> bool:
+    """Whether they mean the same: True is not 1."""
+    return isinstance(value, bool) == isinstance(default, bool) and bool(value == default)
 
 
 def _lists(value: Any) -> Any:

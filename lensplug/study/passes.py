@@ -119,7 +119,9 @@ def declare(storage: Storage, measurement: Measurement) -> None:
         LensplugError: If its name is that of another measurement.
     """
     for known in declared(storage):
-        if known.measurement.name == measurement.name and known.measurement.key != measurement.key:
+        if known.measurement.key == measurement.key:  # its file may have the name of an older version
+            return
+        if known.measurement.name == measurement.name:
             raise LensplugError(
                 f"{measurement.name!r} is measured with {dict(known.measurement.options)!r} already, and now asked for"
                 f" with {dict(measurement.options)!r}: give this one a name, study.measure(..., name='another')."
@@ -134,20 +136,27 @@ def forget(storage: Storage, name: str) -> None:
     Raises:
         LensplugError: If none has this name.
     """
-    found = [one.measurement for one in declared(storage) if one.measurement.name == name]
-    if not found:
+    files = {file: one for file, one in _declared(storage).items() if one.measurement.name == name}
+    if not files:
         names = ", ".join(repr(one.measurement.name) for one in declared(storage)) or "nothing"
         raise LensplugError(f"{name!r} is not measured in this study, but {names}.")
-    storage.remove(f"{MEASUREMENTS}/{found[0].key}.json")
+    for file in files:
+        storage.remove(file)
 
 
 def declared(storage: Storage) -> list[Declared]:
     """What is to be measured, in the order in which it was asked for."""
-    found = []
-    for name in storage.names(MEASUREMENTS):
-        written = _json(storage, f"{MEASUREMENTS}/{name}")
-        found.append(Declared(Measurement(written["analysis"], written["options"], written["name"]), written["since"]))
-    return sorted(found, key=lambda one: (one.since, one.measurement.key))
+    return sorted(_declared(storage).values(), key=lambda one: (one.since, one.measurement.key))
+
+
+def _declared(storage: Storage) -> dict[str, Declared]:
+    """The name of a file -> the measurement that it asks for."""
+    found = {}
+    for file in (f"{MEASUREMENTS}/{name}" for name in storage.names(MEASUREMENTS)):
+        written = _json(storage, file)
+        measurement = Measurement(written["analysis"], written["options"], written["name"])
+        found[file] = Declared(measurement, written["since"])
+    return found
 
 
 def passes(storage: Storage) -> list[Pass]:
@@ -238,7 +247,7 @@ def _json(storage: Storage, name: str) -> dict[str, Any]:
 
 
 def _new_pass(identity: Identity, measurements: Sequence[Measurement], now: Mapping[str, str]) -> Pass:
-    key = hash_of([identity.key(), [[one.analysis, one.options, one.name] for one in measurements], now])
+    key = hash_of([identity.key(), [[one.analysis, one.changed, one.name] for one in measurements], now])
     return Pass(key, tuple(measurements), now, time.time())
 
 

@@ -208,7 +208,7 @@ class StudyResult:
             LensplugError: If they are of different analyses or options, or have no example in common.
         """
         mine, others = self.measurement, other.measurement
-        if (mine.analysis, mine.options) != (others.analysis, others.options):
+        if (mine.analysis, mine.changed) != (others.analysis, others.changed):
             raise LensplugError(
                 f"{mine.analysis} with {dict(mine.options)} and {others.analysis} with {dict(others.options)} measure"
                 " different things: compare results of one measurement."

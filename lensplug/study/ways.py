@@ -8,7 +8,7 @@ activations, are kept as one result for each chunk; all others as a row for each
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lensplug.analysis.interventions.ablation_methods import NEED_STATISTICS
@@ -39,6 +39,8 @@ class Way:
     """Its options -> those of the run."""
     refuse: Callable[[Mapping[str, Any]], None] = lambda options: None
     """Refuses options that a study cannot measure with."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What a study takes, as JSON, where the analysis has no default or another."""
 
 
 def _query(options: Mapping[str, Any]) -> RunOptions:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -134,6 +135,36 @@ def test_a_measurement_can_be_taken_back(study, lens, tmp_path):
     assert study.failures().empty and len(study.result("logit_lens").examples) == 3
     with pytest.raises(LensplugError, match="is not measured in this study"):
         study.forget("rollout")
+
+
+def test_an_option_that_is_given_as_its_default_is_no_other_measurement(study, lens, tmp_path):
+    study.add(table(pictures(tmp_path / "pictures", 2)))
+    study.measure(analysis.head_specialization)
+    study.run(lens=lens)
+    study.measure(analysis.head_specialization, query=-1)
+    study.measure(analysis.logit_lens, positions=-1)
+    study.measure(analysis.logit_lens)
+    assert len(study.storage.names("measurements")) == 2
+    same, other = (Measurement("head_specialization", {"query": query}, "head_specialization") for query in (-1, -2))
+    assert same.key == replace(same, options={}).key != other.key
+    assert (
+        not Measurement("modality_null", {"seed": 0}).changed and Measurement("modality_null", {"seed": False}).changed
+    )
+    study.run(lens=lens)
+    assert study.progress().measurements.tolist() == ["head_specialization", "logit_lens"]
+    compared = study.result("head_specialization")
+    assert compared.compare(replace(compared, measurement=same), permutations=10).paired
+
+
+def test_a_measurement_of_an_older_version_is_found_whatever_its_file_is_called(study):
+    study.measure(analysis.head_specialization, query=-1)
+    folder = Path(study.storage.place) / "measurements"
+    (file,) = folder.iterdir()
+    file.rename(folder / "0123456789abcdef.json")
+    study.measure(analysis.head_specialization)
+    assert [one.name for one in folder.iterdir()] == ["0123456789abcdef.json"]
+    study.forget("head_specialization")
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("how", ["cut", "gone", "flipped"])
