@@ -566,7 +566,7 @@ class MultimodalLens:
             yield
 
     @contextmanager
-    def intervene(self, *edits: Edit) -> Iterator[Acted]:
+    def intervene(self, *edits: Any) -> Iterator[Acted]:
         """A scope in which every run of the lens is made under edits of `lensplug.interventions`.
 
             with lens.intervene(Knockout(from_="image", to="last", layers=range(2, 5))):
@@ -578,6 +578,9 @@ class MultimodalLens:
         They act in the order given, those of an outer scope first, in `run_with_cache`, `run_with_gradients`,
         `run_with_hooks`, `logits_at`, `generate` and `lens.model` itself, before hooks of yours; caches hold what they
         made, and results say so (`result.provenance.options["interventions"]`). After the scope the model is as it was.
+
+        Args:
+            *edits: `Knockout`, `Ablate`, `Steer`, `Replace`, `Scale`.
 
         Yields:
             What they did in the last run.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -222,8 +222,8 @@ def refuse_edits(pattern: Float[Tensor, "batch head row key"], expected: Float[T
 
 
 def grouped(
-    by_head: Float[Tensor, "batch head row x"], shared: Float[Tensor, "batch kv_head key d_head"]
-) -> Float[Tensor, "batch kv_head rows x"]:
+    by_head: Shaped[Tensor, "example head row x"], shared: Float[Tensor, "batch kv_head key d_head"]
+) -> Shaped[Tensor, "example kv_head rows x"]:
     """The rows of all heads that share a key head, under each other."""
     return by_head.reshape(len(by_head), shared.shape[1], -1, by_head.shape[3])
 

@@ -27,6 +27,7 @@ from lensplug.interventions.edit import Changes
 from lensplug.interventions.layers_and_heads import Heads, Layers, heads_of, stated
 from lensplug.interventions.places import Place, Placed, RunPositions, in_words
 from lensplug.patches.unseen_keys import UnseenKeys
+from lensplug.validation.arguments import admitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,10 @@ class Knockout:
     """Query heads; None: all."""
     own: bool = False
     """Whether a position may be kept from itself too, where it is among both."""
+
+    def __post_init__(self) -> None:
+        """Raise if an option is of another type."""
+        admitted(self.own, bool, "own")
 
     def __str__(self) -> str:
         """In words, for provenance."""

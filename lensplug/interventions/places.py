@@ -26,6 +26,8 @@ from lensplug.positions.tokens import find_text
 from lensplug.validation.arguments import described
 from lensplug.validation.masks import Mask
 
+Number = float | int
+
 
 @dataclass(frozen=True)
 class Region:
@@ -34,21 +36,32 @@ class Region:
     In every view (the whole image and its tiles), so that nothing of the region is left.
     """
 
-    box: tuple[float, float, float, float]
+    box: tuple[Number, Number, Number, Number]
     image: int = 0
     """Which image of each example."""
-    at_least: float = 0.0
+    at_least: Number = 0.0
     """The share of a patch that must be inside; a patch counts above it."""
+
+    def __post_init__(self) -> None:
+        """Raise if it is no box."""
+        x0, y0, x1, y1 = self.box
+        if not (x0 < x1 and y0 < y1):
+            raise LensplugError(f"Region({self.box}) is empty, expected (x0, y0, x1, y1) with x0 < x1 and y0 < y1.")
 
 
 @dataclass(frozen=True)
 class Seconds:
     """The positions of a sound that hear a part of this time, in seconds of the original recording."""
 
-    start: float
-    end: float
+    start: Number
+    end: Number
     sound: int = 0
     """Which sound of each example."""
+
+    def __post_init__(self) -> None:
+        """Raise if it is no time."""
+        if not self.start < self.end:
+            raise LensplugError(f"Seconds({self.start}, {self.end}) is empty: the end comes behind the start.")
 
 
 @dataclass(frozen=True)

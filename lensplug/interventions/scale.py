@@ -23,6 +23,7 @@ from lensplug.errors import LensplugError
 from lensplug.interventions.edit import ActivationHook, Changes, refuse_missing_hook
 from lensplug.interventions.layers_and_heads import Heads, Layers, heads_of, stated
 from lensplug.interventions.places import Place, RunPositions, in_words
+from lensplug.validation.arguments import admitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +36,13 @@ class Scale:
 
     heads: Heads
     """Pairs (layer, head), or heads of each of `layers`; None: all."""
-    factor: float
+    factor: float | int
     layers: Layers = None
     positions: Place = "all"
+
+    def __post_init__(self) -> None:
+        """Raise if the factor is of another type."""
+        object.__setattr__(self, "factor", admitted(self.factor, float, "factor"))
 
     def __str__(self) -> str:
         """In words, for provenance."""

@@ -29,7 +29,7 @@ from lensplug.interventions.edit import ActivationHook, Changes, refuse_missing_
 from lensplug.interventions.layers_and_heads import Layers, layers_of, stated
 from lensplug.interventions.places import Place, RunPositions, in_words
 from lensplug.interventions.tensors import tensor_in_words
-from lensplug.validation.arguments import described
+from lensplug.validation.arguments import admitted, described
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +46,14 @@ class Steer:
     layers: Layers = None
     """The stream is changed where these layers have written to it (`resid_post`)."""
     positions: Place = "all"
-    scale: float = 1.0
+    scale: float | int = 1.0
     """In units of the stream's norm at each position (`relative`), else of the direction itself; negative: away."""
     relative: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise if an option is of another type."""
+        object.__setattr__(self, "scale", admitted(self.scale, float, "scale"))
+        admitted(self.relative, bool, "relative")
 
     def __str__(self) -> str:
         """In words, for provenance."""
