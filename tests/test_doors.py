@@ -19,15 +19,16 @@ PUBLIC = {
     " grads_from_attentions interventions join_pieces load media patches read reductions statistics tiny views wrap",
     "lensplug.interventions": "Ablate Acted Knockout Region Replace Scale Seconds Steer Words",
     "lensplug.analysis": "ActivationPatching Activations Agreement AttentionFrom AttentionMatrix Comparison"
-    " DeletionCurve DomainNeurons Example Flow GradientRollout Grounding GroupDifferences GroupMeans"
+    " DeletionCurve DirectAttribution DomainNeurons Example Flow GradientRollout Grounding GroupDifferences GroupMeans"
     " HeadSpecialization HeadsByLayer LogitLens"
     " ModalityAblation ModalityNull NeuronAblation NeuronActivity Probe ReceivedAttention Rollout"
     " activation_patching activations agreement attention_flow attention_from attention_matrix attention_rollout"
-    " compare deletion_curve domain_neurons gradient_rollout grounding head_specialization logit_lens modality_ablation"
+    " compare deletion_curve direct_attribution domain_neurons"
+    " gradient_rollout grounding head_specialization logit_lens modality_ablation"
     " modality_null neuron_ablation neuron_activity probe received_attention",
     "lensplug.views": "Explorer Widget activation_patching activations agreement attention_by_layer attention_flow"
     " attention_heads attention_matrix attention_over_signal attention_rollout colored_tokens comparison"
-    " deletion_curve domain_neurons draw grounding group_differences group_means group_positions"
+    " deletion_curve direct_attribution domain_neurons draw grounding group_differences group_means group_positions"
     " head_specialization heads_by_layer"
     " image_explorer image_overlay logit_lens modality_ablation modality_null modality_ribbon"
     " neuron_ablation neuron_activity probe received_attention settled_layers sound_overlay sound_player video_overlay",

@@ -63,19 +63,30 @@ def whole_values(
         LensplugError: If that cannot be known.
     """
     refuse_centred_stream(model, option)
-    attn = model.blocks[layer].attn
-    if not is_folded(model) or bool(_or_zeros(attn, "b_V").any()):
-        return v
-    origin = made_of(model)
-    if origin is not None:
-        bias = origin.value_biases[layer]
-        return v if bias is None else v + bias.detach().view(v.shape[2:]).to(v)
-    if bool(_or_zeros(attn, "b_O").any()):
+    bias = folded_value_bias(model, layer)
+    if bias is not None:
+        return v + bias.to(v)
+    if may_have_folded_values(model, layer):
         raise LensplugError(
             f"{option} measures value vectors with their bias, and in this model's layer {layer} it may have been"
             f" folded into the output bias: {UNPROCESSED}"
         )
     return v
+
+
+def folded_value_bias(model: Any, layer: int) -> Float[Tensor, "kv_head d_head"] | None:
+    """The value bias that processing moved into the output bias of a layer; None if it moved none, or unknown."""
+    attn = model.blocks[layer].attn
+    origin = made_of(model) if is_folded(model) and not bool(_or_zeros(attn, "b_V").any()) else None
+    bias = None if origin is None else origin.value_biases[layer]
+    return None if bias is None else bias.detach().view(-1, attn.W_O.shape[-2])
+
+
+def may_have_folded_values(model: Any, layer: int) -> bool:
+    """Whether the output bias of a layer may hold a value bias, in a model that TransformerLens processed by itself."""
+    attn = model.blocks[layer].attn
+    is_known = not is_folded(model) or bool(_or_zeros(attn, "b_V").any()) or made_of(model) is not None
+    return not is_known and bool(_or_zeros(attn, "b_O").any())
 
 
 def refuse_centred_stream(model: Any, option: str) -> None:
@@ -101,17 +112,22 @@ def refuse_centred_logits(model: Any, what: str) -> None:
     Raises:
         LensplugError: If the unembedding of the model is centred.
     """
-    unembed = getattr(model, "unembed", None)
-    if unembed is None or not is_folded(model):
-        return
-    W_U = unembed.W_U.detach()
-    # A sample of rows: means over a vocabulary of 150,000 for all 4,096 rows would take long each time.
-    rows = W_U[:: max(1, len(W_U) // 8)].float()
-    if float(rows.mean(dim=-1).abs().max()) < 1e-5 * float(rows.square().mean().sqrt()):
+    if has_centred_logits(model):
         raise LensplugError(
             f"{what} changes under processed weights, whose logits are centered at each position: use"
             " lensplug.wrap(..., process_weights=False)."
         )
+
+
+def has_centred_logits(model: Any) -> bool:
+    """Whether the logits of a model have lost their mean at each position: its unembedding is centred."""
+    unembed = getattr(model, "unembed", None)
+    if unembed is None or not is_folded(model):
+        return False
+    W_U = unembed.W_U.detach()
+    # A sample of rows: means over a vocabulary of 150,000 for all 4,096 rows would take long each time.
+    rows = W_U[:: max(1, len(W_U) // 8)].float()
+    return float(rows.mean(dim=-1).abs().max()) < 1e-5 * float(rows.square().mean().sqrt())
 
 
 def _or_zeros(attn: Any, name: str) -> Tensor:

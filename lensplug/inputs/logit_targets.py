@@ -76,7 +76,29 @@ def terms_of(
     """
     if isinstance(target, Written | MultimodalInput):
         return _of_answer(target, inputs)
-    rows = resolve_position(position, inputs.attention_mask)[:, None]
+    return token_terms(target, position, inputs.attention_mask, tokenizer, vocabulary)
+
+
+def token_terms(
+    target: Token | tuple[Token, Token],
+    position: Position,
+    attention_mask: Int[Tensor, "batch pos"],
+    tokenizer: Any,
+    vocabulary: int,
+) -> Terms:
+    """The logits that a token or a pair of them means, for what knows no inputs: a cache.
+
+    Args:
+        target: A token; a pair, for the difference of two logits.
+        position: Where a token's logit is read.
+        attention_mask: 1 = attended.
+        tokenizer: For words.
+        vocabulary: The number of tokens.
+
+    Raises:
+        LensplugError: If a target word is not exactly one token, or the position is out of range.
+    """
+    rows = resolve_position(position, attention_mask)[:, None]
     if isinstance(target, tuple) and len(target) == 2:
         ids = torch.stack([_ids(token, len(rows), tokenizer, vocabulary) for token in target], dim=-1)
         return Terms(rows, ids[:, None], torch.tensor([1.0, -1.0]).expand(len(rows), 1, 2))

@@ -10,6 +10,7 @@ from .figures.attention_rollout import attention_rollout as attention_rollout
 from .figures.comparison import comparison as comparison
 from .figures.deletion_curve import agreement as agreement
 from .figures.deletion_curve import deletion_curve as deletion_curve
+from .figures.direct_attribution import direct_attribution as direct_attribution
 from .figures.domain_neurons import domain_neurons as domain_neurons
 from .figures.grounding import grounding as grounding
 from .figures.group_differences import group_differences as group_differences

@@ -24,6 +24,7 @@ from lensplug.analysis.interventions.activation_patching import ActivationPatchi
 from lensplug.analysis.interventions.deletion_curve import DeletionCurve
 from lensplug.analysis.interventions.grounding import Grounding
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
+from lensplug.analysis.logits.direct_attribution_result import DirectAttribution
 from lensplug.analysis.logits.logit_lens import LogitLens
 from lensplug.analysis.neurons.domain_neurons import DomainNeurons
 from lensplug.analysis.neurons.neuron_ablation import NeuronAblation
@@ -39,6 +40,7 @@ from lensplug.views.figures.attention_matrix import attention_matrix
 from lensplug.views.figures.attention_rollout import attention_rollout
 from lensplug.views.figures.comparison import comparison
 from lensplug.views.figures.deletion_curve import agreement, deletion_curve
+from lensplug.views.figures.direct_attribution import direct_attribution
 from lensplug.views.figures.domain_neurons import domain_neurons
 from lensplug.views.figures.grounding import grounding
 from lensplug.views.figures.group_differences import group_differences
@@ -78,6 +80,7 @@ draw.register(HeadSpecialization, head_specialization)
 draw.register(HeadsByLayer, heads_by_layer)
 draw.register(ModalityNull, modality_null)
 draw.register(LogitLens, logit_lens)
+draw.register(DirectAttribution, direct_attribution)
 draw.register(Rollout, _rollout)
 draw.register(GradientRollout, attention_rollout)
 draw.register(Flow, attention_flow)

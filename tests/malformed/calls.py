@@ -57,6 +57,7 @@ def good_calls() -> list[Call]:
     received = analysis.received_attention(cache, modality=inputs.modality)
     matrix = analysis.attention_matrix(cache, layer=1)
     flow = analysis.attention_flow(cache, groups="modality", modality=inputs.modality)
+    written = analysis.direct_attribution(cache, ("Red", "Blue"), inputs.modality, by="source")
     three = torch.arange(inputs.shape[1]) * 3 // inputs.shape[1]
     patched = analysis.activation_patching(lens, inputs, second, ("Red", "Blue"), layers=(0, 0), groups=three)
     examples = [analysis.Example(question, "Red", images=[picture]), analysis.Example(question, "Blue", images=[other])]
@@ -121,6 +122,9 @@ def good_calls() -> list[Call]:
         Call("logit_lens", analysis.logit_lens, {
             "cache": cache, "positions": -1, "top_k": 3, "target": "Red", "final_norm": True, "attention_mask": None,
             "chunk_bytes": 2**20}),
+        Call("direct_attribution", analysis.direct_attribution, {
+            "cache": cache, "target": ("Red", "Blue"), "modality": inputs.modality, "by": "source", "position": -1,
+            "sinks": "first", "attention_mask": None}),
         Call("attention_rollout", analysis.attention_rollout, {
             "cache": cache, "rows": -1, "residual": 0.5, "head_fusion": "mean", "heads": [0], "discard": 0.1,
             "exclude_first": False, "layers": (0, 1), "per_layer": False, "attention_mask": None}),
@@ -163,6 +167,8 @@ def good_calls() -> list[Call]:
         Call("heads.top", heads.top, {"modality": "image", "k": 3}),
         Call("heads.combine", type(heads).combine, {"results": [heads, heads]}),
         Call("said.by_position", everywhere.by_position, {"example": 0, "measure": "probability"}),
+        Call("written.by_position", written.by_position, {"example": 0, "heads": [(0, 1)]}),
+        Call("written.top", written.top, {"k": 3, "example": 0}),
         Call("looked.by_position", looked.by_position, {"example": 0, "query": 0, "head": "mean"}),
         Call("rollout.by_position", rollout.by_position, {"example": 0}),
         Call("flow.by_position", flow.by_position, {"example": 0, "normalized": False, "shared": False}),
@@ -221,6 +227,8 @@ def good_calls() -> list[Call]:
         Call("views.modality_ribbon", views.modality_ribbon, {"inputs": inputs, "example": 0}),
         Call("views.modality_ablation", views.modality_ablation, {"result": ablated}),
         Call("views.neuron_ablation", views.neuron_ablation, {"result": deactivated}),
+        Call("views.direct_attribution", views.direct_attribution, {
+            "result": written, "example": 0, "modality": "image"}),
         Call("views.activation_patching", views.activation_patching, {"result": patched, "example": 0, "head": None}),
         Call("views.activations", views.activations, {"result": collected}),
         Call("views.probe", views.probe, {"result": probed}),

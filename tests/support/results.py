@@ -67,6 +67,11 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         "heads_by_layer": heads.by_layer(),
         "modality_null": analysis.modality_null(cache, inputs.modality, shuffles=20),
         "logit_lens": analysis.logit_lens(cache, positions=-1),
+        "direct_attribution": analysis.direct_attribution(cache, (answers[0], answers[1])),
+        "direct_attribution, by neuron": analysis.direct_attribution(cache, (answers[0], answers[1]), by="neuron"),
+        "direct_attribution, by source": analysis.direct_attribution(
+            cache, (answers[0], answers[1]), inputs.modality, by="source"
+        ),
         "attention_from": analysis.attention_from(cache),
         "attention_rollout": rollout,
         "attention_rollout, by layer": analysis.attention_rollout(cache, rows=-1, per_layer=True),

@@ -23,6 +23,7 @@ CHOSEN = {
     "MultimodalLens.without.positions", "MultimodalLens.logits_at.hidden", "ModalityMap.mask.modality",
     "ImageGrid.to_pixels.view", "ImageGrid.to_cells.view", "ImageGrid.overlap.view", "activation_patching.activation",
     "activation_patching.by", "activation_patching.groups", "agreement.positions", "deletion_curve.among",
+    "direct_attribution.by", "direct_attribution.sinks",
     "attention_flow.groups", "attention_flow.head_fusion", "attention_flow.residual", "attention_matrix.groups",
     "attention_matrix.head", "attention_rollout.head_fusion", "attention_rollout.residual",
     "gradient_rollout.contributions", "head_specialization.sinks", "modality_ablation.method",

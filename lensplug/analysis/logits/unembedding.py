@@ -47,10 +47,10 @@ def unembed(
 
     With the model's own order of operations and dtypes, so that the last residual gives its own logits.
     """
-    cfg, b_U = model.cfg, model.unembed.b_U
+    b_U = model.unembed.b_U
     W_U = model.unembed.W_U if final_norm else raw_unembedding(model)
     x = residual.to(W_U.device)
-    if final_norm and cfg.normalization_type is not None:
+    if final_norm:
         x = normalised(model, x)
     # HookedTransformer has a bias of zeros where the model has none: adding that would be one more pass over the rows.
     logits = torch.addmm(b_U, x, W_U, out=out) if bool(b_U.any()) else torch.mm(x, W_U, out=out)
@@ -65,8 +65,10 @@ def soft_cap(model: Any) -> float | None:
 
 
 def normalised(model: Any, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-    """After the final norm: LN, LNPre, RMS or RMSPre of a HookedTransformer, or a bridge's, written out."""
-    cfg, norm = model.cfg, model.ln_final
+    """After the final norm: LN, LNPre, RMS, RMSPre or none of a HookedTransformer, or a bridge's, written out."""
+    cfg, norm = model.cfg, getattr(model, "ln_final", None)
+    if cfg.normalization_type is None:
+        return x
     native = getattr(norm, "original_component", None)  # of a bridge: Hugging Face's module
     folded = getattr(cfg, "layer_norm_folding", False)
     if native is not None and (folded or getattr(norm, "use_native_layernorm_autograd", False)):

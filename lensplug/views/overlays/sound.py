@@ -22,7 +22,7 @@ from lensplug.media.warn import warn_user
 from lensplug.validation.arguments import check_example, checked
 from lensplug.views.overlays.overlay import add_scales, scales_of, slider
 from lensplug.views.overlays.rows import Rows, rows_at
-from lensplug.views.style import DIVERGING, FONT, MODALITY_COLORS, WHITE_TO_ORANGE, figure
+from lensplug.views.style import FONT, HEAT_SIGNED, MODALITY_COLORS, WHITE_TO_ORANGE, figure
 
 ROUNDED_S = 0.05
 """The largest difference that rounding makes to the length of a sound, in seconds."""
@@ -53,7 +53,8 @@ def sound_overlay(
     All rows share one scale; a button gives each its own. Top: one bar per audio position, as wide as its direct
     receptive field. Middle: the same values as color behind the waveform, each moment colored by the nearest position.
     Bottom: the spectrogram. Padding after the end of the sound is shaded, and the title states the share of the
-    audio's mass on it; so is the part of a long sound that the encoder does not receive.
+    audio's mass on it (of values of both signs, their sums); so is the part of a long sound that the encoder does not
+    receive. Values of both signs have a scale symmetric around 0, which is transparent.
 
     Args:
         values: One value per position of the example (a row of a rollout, of attention, ...), or
@@ -161,7 +162,7 @@ def _heat(
     step = timeline.duration_s / BINS
     return go.Heatmap(
         z=[painted.tolist()], x0=step / 2, dx=step, y0=0, dy=2.1, visible=shown, showscale=False,
-        colorscale=DIVERGING if scale[0] < 0 else WHITE_TO_ORANGE, zmin=scale[0], zmax=scale[1],
+        colorscale=HEAT_SIGNED if scale[0] < 0 else WHITE_TO_ORANGE, zmin=scale[0], zmax=scale[1],
         hovertemplate="%{x:.2f} s: %{z:.4f}<extra></extra>",
     )  # fmt: skip
 
@@ -231,9 +232,11 @@ def _shade(fig: go.Figure, start_s: float, end_s: float, text: str) -> None:
 
 
 def _padding_mass(row: Float[Tensor, " token"], timeline: AudioTimeline) -> str:
-    """A note if there is padding."""
+    """A note if there is padding; values of both signs have no shares."""
     if not bool(timeline.padding.any()):
         return ""
+    if bool((row < 0).any()):
+        return f" ({float(row[timeline.padding].sum()):+.3g} of {float(row.sum()):+.3g} is on padding)"
     share = float(row[timeline.padding].sum() / row.sum()) if float(row.sum()) else 0.0
     return f" ({share:.0%} of the audio's mass is on padding)"
 
