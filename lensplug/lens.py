@@ -43,6 +43,7 @@ from lensplug.provenance import fingerprint as checkpoint
 from lensplug.reductions import Keep, KeepGradients
 from lensplug.running import caching, generation, gradients, parity
 from lensplug.running.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality, names_taken
+from lensplug.running.edited_runs import EditedRuns, edited_runs
 from lensplug.running.generation import Answer, Choosing
 from lensplug.running.hook_checks import hook_names_of, known_hooks
 from lensplug.running.memory_estimate import Estimate, refuse_too_large
@@ -511,6 +512,53 @@ class MultimodalLens:
                 raise LensplugError("positions cannot be hidden where whole patterns are made.")
             stack.enter_context(engines.logit_rows(self.model, rows))
             yield
+
+    @checked
+    @contextmanager
+    def edited_runs(
+        self,
+        inputs: MultimodalInput,
+        rows: Int[Tensor, "batch row"] | None = None,
+        *,
+        whole_patterns: bool = False,
+        batch: int | None = None,
+        gradients: bool = False,
+    ) -> Iterator[EditedRuns]:
+        """A scope of many runs of one prompt, each with an edit of its own: batched, and begun where they are edited.
+
+            rows = torch.tensor([[inputs.shape[1] - 1]])
+            with lens.edited_runs(inputs, rows) as runs:
+                halved = runs.logits(1, [("blocks.3.hook_resid_pre", lambda stream, hook: stream / 2)], from_layer=3)
+
+        Blocks below `from_layer` are not run again, and hooks of yours in them do not fire again. Under edits that are
+        in force when the scope begins (`lens.intervene`), runs are whole, and one at a time.
+
+        Args:
+            inputs: From `prepare` or `encode`.
+            rows: For each example the positions, from the left, whose logits are made; None: all, with whole patterns.
+            whole_patterns: As for `logits_only`.
+            batch: How many runs are made side by side (`runs.batch`); None: as many as fit into half of the free
+                memory, and no more than make it faster.
+            gradients: For runs of which gradients are taken.
+
+        Raises:
+            LensplugError: If batch is less than 1.
+        """
+        refuse_other_inputs(inputs)
+        with turn(self.core.decoder.config):
+            refuse_training(self.hf_model, "lens.hf_model")
+            refuse_training(self.model, "lens.model")
+            with edited_runs(
+                self.model,
+                self.engine,
+                inputs,
+                rows,
+                whole_patterns=whole_patterns,
+                batch=batch,
+                whole_runs=bool(interventions.edits_on(self.model)),
+                gradients=gradients,
+            ) as runs:
+                yield runs
 
     @in_turn
     @checked

@@ -11,10 +11,10 @@ For a bridge alone: `hook_names` gives its hooks HookedTransformer's names, one 
 attending; `key_value_cache` finds the cache when it generates; `resid_mid` lets an edit between attention and MLP
 reach the stream; `unbridged` takes a bridge's components out of a Hugging Face model.
 
-`both/`: `logit_rows` gives logits of chosen positions; `checkpointed_blocks` lets a backward pass keep the blocks'
-inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding; `placeholders` refuses tokens
-for an image or sound that is missing; `temporary_hooks` takes hooks off without a pass over all of a
-model's hook points.
+`both/`: `logit_rows` gives logits of chosen positions; `from_layer` begins runs at a layer; `checkpointed_blocks` lets
+a backward pass keep the blocks' inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding;
+`placeholders` refuses tokens for an image or sound that is missing; `temporary_hooks` takes hooks off without a pass
+over all of a model's hook points.
 
 Importing this package changes nothing: a patch acts on one instance, when it is applied, until it is removed.
 
@@ -37,6 +37,7 @@ PATCHES = {
     "CheckpointedBlocks": "lensplug.patches.both.checkpointed_blocks",
     "ConfigFix": "lensplug.patches.hooked_transformer.core",
     "EmbeddingInput": "lensplug.patches.hooked_transformer.embedding_input",
+    "FromLayer": "lensplug.patches.both.from_layer",
     "GatedMLPInPlace": "lensplug.patches.hooked_transformer.mlp_in_place",
     "HookNames": "lensplug.patches.bridge.hook_names",
     "LogitDirections": "lensplug.patches.both.logit_directions",

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
@@ -117,6 +117,20 @@ def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextMan
     from lensplug.patches.both.logit_rows import LogitRows
 
     context: AbstractContextManager[Any] = in_force(LogitRows(model, rows))
+    return context
+
+
+def from_layer(model: Any, layer: int, residual: Float[Tensor, "batch pos d_model"]) -> AbstractContextManager[Any]:
+    """While it lasts, runs of a model of either engine begin at this layer, with this residual stream.
+
+    Args:
+        model: A model that an engine made.
+        layer: The first that is computed.
+        residual: What enters it.
+    """
+    from lensplug.patches.both.from_layer import FromLayer
+
+    context: AbstractContextManager[Any] = in_force(FromLayer(model, layer, residual))
     return context
 
 

@@ -91,7 +91,7 @@ def run_with_gradients(
     if reduced and any(name.endswith((PATTERNS, SCORES)) for name in names):
         raise LensplugError("with keep, patterns and scores are not kept: leave them out of names_filter.")
     with ExitStack() as stack:
-        for context in (torch.inference_mode(False), torch.enable_grad(), _frozen(model)):
+        for context in (torch.inference_mode(False), torch.enable_grad(), frozen(model)):
             stack.enter_context(context)
         if reduced:
             rows_shown = watched_rows(inputs.tokens)
@@ -144,7 +144,7 @@ def _gradients(scalar: Tensor, activations: dict[str, Tensor], embeds: Tensor) -
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter requires a gradient: what a backward pass needs for theirs is then not kept in memory."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
 

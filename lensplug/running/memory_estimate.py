@@ -168,6 +168,12 @@ def refuse_too_large(model: Any, inputs: MultimodalInput, plan: Plan, *, engine:
         Estimate.of(model, inputs, plan, engine=engine).refuse_too_large()
 
 
+def copies_that_fit(model: Any, inputs: MultimodalInput, plan: Plan, *, engine: str) -> int:
+    """How many copies of a run fit side by side into half of the memory that is free."""
+    estimate = Estimate._of(model, inputs, plan, engine)
+    return int(free_bytes(estimate.device) / 2 // max(1, estimate.total))
+
+
 @dataclass(frozen=True)
 class _Sizes:
     """Bytes of TransformerLens's activations."""

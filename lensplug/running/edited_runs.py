@@ -1,0 +1,175 @@
+"""Many runs of one prompt that each differ from it from some layer on: batched, and begun at that layer.
+
+For sweeps: an activation is patched, or a head cut, at one place after another, and only some logits are read. Copies
+of the prompt are run side by side, each with an edit of its own; what they have in common, the blocks below the first
+edit, is run once for all of them; attention runs at the speed of SDPA; logits are made where they are read. It is
+reached through `lens.edited_runs`.
+
+    with lens.edited_runs(inputs, rows) as runs:
+        for layer, places in ...:                       # as many places at a time as runs.batch
+            logits = runs.logits(len(places), [(name, hook)], from_layer=layer)   # [copy example row d_vocab]
+
+A hook gets the activation of all copies at once, `[copy x example ...]`, each copy with all examples. Edits of
+`lensplug.interventions` may be put in force inside the scope, on `runs.copies(n)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensplug import engines
+from lensplug.errors import LensplugError
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.patches.both.temporary_hooks import temporary_hooks
+from lensplug.positions.indices import watched_rows
+from lensplug.running.caching import Plan
+from lensplug.running.gradients import frozen
+from lensplug.running.memory_estimate import copies_that_fit
+
+BATCH_POSITIONS = {"cpu": 2048, "cuda": 16384}
+"""Positions of all copies together from which on a larger batch is no faster."""
+
+Hooks = Iterable[tuple[str, Callable[..., Any]]]
+
+
+@dataclass(eq=False)
+class EditedRuns:
+    """See the module; made by `edited_runs`."""
+
+    model: Any
+    engine: engines.EngineName
+    inputs: MultimodalInput
+    rows: Int[Tensor, "example row"] | None
+    """Where logits are made; None: everywhere, with whole patterns."""
+    whole_patterns: bool
+    batch: int
+    """How many copies run side by side; callers may run fewer."""
+    unedited: Float[Tensor, "example row d_vocab"]
+    """The logits of the prompt itself."""
+    streams: Mapping[int, Float[Tensor, "example pos d_model"]]
+    """Layer -> what enters it; empty where runs are whole."""
+    _copied: dict[int, MultimodalInput] = field(default_factory=dict)
+
+    def copies(self, n_copies: int) -> MultimodalInput:
+        """The inputs of so many copies of the prompt, each with all its examples."""
+        if n_copies == 1:
+            return self.inputs
+        if n_copies not in self._copied:
+            self._copied.clear()
+            self._copied[n_copies] = cast(MultimodalInput, self.inputs[list(range(len(self.inputs))) * n_copies])
+        return self._copied[n_copies]
+
+    def logits(
+        self, n_copies: int, hooks: Hooks = (), *, from_layer: int = 0
+    ) -> Float[Tensor, "copy example row d_vocab"]:
+        """The logits of copies of the prompt.
+
+        Args:
+            n_copies: How many.
+            hooks: What edits them: names of hooks and functions of activation `[copy x example ...]` and hook.
+            from_layer: The first layer with an edit: blocks below are not run.
+        """
+        logits = _run(
+            self.model, self.engine, self.copies(n_copies), self.rows, self.whole_patterns, hooks,
+            begin=(from_layer, self.streams[from_layer].repeat(n_copies, 1, 1)) if from_layer in self.streams else None,
+        )  # fmt: skip
+        return logits.view(n_copies, len(self.inputs), *logits.shape[1:])
+
+
+@contextmanager
+def edited_runs(
+    model: Any,
+    engine: engines.EngineName,
+    inputs: MultimodalInput,
+    rows: Int[Tensor, "example row"] | None,
+    *,
+    whole_patterns: bool = False,
+    batch: int | None = None,
+    whole_runs: bool = False,
+    gradients: bool = False,
+) -> Iterator[EditedRuns]:
+    """A scope of edited runs; see `MultimodalLens.edited_runs`.
+
+    Args:
+        model: A model that the engine made.
+        engine: A key of `ENGINES`.
+        inputs: The prompt, of one example or several.
+        rows: Positions whose logits are made, from the left; None: all, with whole patterns.
+        whole_patterns: Make scores and patterns of all rows, for hooks that edit them.
+        batch: How many copies run side by side; None: what fits into half of the free memory, and no more than makes
+            it faster.
+        whole_runs: Begin at the first layer, and run one copy at a time.
+        gradients: For runs of which gradients are taken: no parameter requires one.
+
+    Raises:
+        LensplugError: If batch is less than 1.
+    """
+    if batch is not None and batch < 1:
+        raise LensplugError(f"batch is {batch}, expected at least 1: how many runs are made side by side.")
+    whole_patterns = whole_patterns or rows is None
+    streams: dict[int, Tensor] = {}
+
+    def keep(stream: Tensor, hook: Any) -> None:
+        streams[int(hook.name.split(".")[1])] = stream.detach().clone()  # hooks may write into what they get
+
+    names = [] if whole_runs else [f"blocks.{layer}.hook_resid_pre" for layer in range(1, model.cfg.n_layers)]
+    with ExitStack() as stack:
+        if gradients:
+            for context in (torch.inference_mode(False), torch.enable_grad(), frozen(model)):
+                stack.enter_context(context)
+        else:
+            stack.enter_context(torch.no_grad())
+        # First: what enters a block, before hooks of others, which see it again when a run begins there.
+        with torch.no_grad(), temporary_hooks(model, [(name, keep) for name in names], first=True):
+            unedited = _run(model, engine, inputs, rows, whole_patterns, ())
+        if whole_runs:
+            batch = 1
+        elif batch is None:
+            batch = _default_batch(model, engine, inputs, rows, whole_patterns, gradients=gradients)
+        yield EditedRuns(model, engine, inputs, rows, whole_patterns, batch, unedited, streams)
+
+
+def _run(
+    model: Any,
+    engine: engines.EngineName,
+    inputs: MultimodalInput,
+    rows: Int[Tensor, "example row"] | None,
+    whole_patterns: bool,
+    hooks: Hooks,
+    *,
+    begin: tuple[int, Tensor] | None = None,
+) -> Float[Tensor, "run row d_vocab"]:
+    with ExitStack() as stack:
+        rows = rows if rows is None else rows.repeat(len(inputs) // len(rows), 1)
+        if not whole_patterns:
+            assert rows is not None
+            watched = rows if rows.shape[1] else watched_rows(inputs.tokens)
+            stack.enter_context(engines.attention_rows(engine, model, watched))
+            stack.enter_context(engines.short_blocks(engine, model))
+        if rows is not None:
+            stack.enter_context(engines.logit_rows(model, rows))
+        if begin is not None:
+            stack.enter_context(engines.from_layer(model, *begin))
+        stack.enter_context(temporary_hooks(model, hooks))
+        logits: Tensor = model(inputs)
+    return logits
+
+
+def _default_batch(
+    model: Any, engine: engines.EngineName, inputs: MultimodalInput, rows: Any, whole_patterns: bool, *, gradients: bool
+) -> int:
+    device = torch.device(model.cfg.device)
+    useful = BATCH_POSITIONS.get(device.type, BATCH_POSITIONS["cpu"]) // inputs.tokens.numel()
+    if useful <= 1:
+        return 1
+    nothing = None if whole_patterns else inputs.tokens.new_empty(len(inputs), 0)
+    plan = Plan([], [], nothing, None, rows, None, {})
+    n_kept = model.cfg.n_layers if gradients else 1  # the activations of a block, for the backward pass
+    return max(1, min(useful, copies_that_fit(model, inputs, plan, engine=engine) // n_kept))
