@@ -42,5 +42,7 @@ from .neurons.neuron_activity import NeuronActivity as NeuronActivity
 from .neurons.neuron_activity import neuron_activity as neuron_activity
 from .probes.activations import Activations as Activations
 from .probes.activations import activations as activations
+from .probes.difference_of_means import difference_of_means as difference_of_means
+from .probes.mean_activations import mean_activations as mean_activations
 from .probes.probe import probe as probe
 from .probes.probe_result import Probe as Probe

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -102,6 +102,13 @@ class Collected:
                 " ends at 65,504)."
             )
         return values
+
+    def means(self, weights: Float[Tensor, " example"]) -> list[Float32[Tensor, "*head d_act"]]:
+        """For each layer, the mean over the examples with these weights, summed in fp64."""
+        shares = (weights / weights.sum()).double()
+        layers = (torch.from_numpy(self.layer(index)).double() for index in range(len(self.layers)))
+        each = (torch.einsum("e,ehd->hd", shares, vectors) for vectors in layers)
+        return [(mean if self.by_head else mean[0]).float() for mean in each]
 
 
 def _refuse_twice(sources: Sequence[Source]) -> None:
