@@ -109,8 +109,8 @@ def to_rows(result: Result) -> ExampleRows:
             by_example = value.detach().cpu().movedim(column.example_axis, 0)
             values[column.field] = _with_every_label(result, column, by_example)
             sizes |= {EXAMPLE: len(by_example)} | dict(zip(column.axes, values[column.field].shape[1:], strict=True))
-    for column in absent:  # no example has a label of this axis
-        if set(column.axes) & kind.axis_labels.keys():
+    for column in absent:  # no example has a label of this axis; or, where its size is not known, it was not measured
+        if set(column.axes) & kind.axis_labels.keys() and set(column.axes) <= sizes.keys():
             values[column.field] = np.full([sizes[axis] for axis in (EXAMPLE, *column.axes)], np.nan)
             dtypes[column.field] = "float64"
     shared = {

@@ -85,10 +85,11 @@ class Measurement:
         values: dict[str, Any] = {}
         for name, value in self.options.items():
             if not isinstance(value, Mapping):
-                values[name] = value
+                is_pair = self.analysis == "direct_attribution" and name == "target" and isinstance(value, list)
+                values[name] = tuple(value) if is_pair else value
                 continue
             column = rows[value["column"]].tolist()
-            if self.analysis == "logit_lens":
+            if self.analysis in ("logit_lens", "direct_attribution"):
                 values[name] = torch.tensor([single_token(str(word), tokenizer) for word in column])
             else:
                 values[name] = [str(text) for text in column]

@@ -170,8 +170,8 @@ class Study:
         """Ask for an analysis of every example; `run` does it. Again changes nothing.
 
         Args:
-            function: `analysis.head_specialization`, `logit_lens`, `neuron_activity`, `modality_ablation`, `grounding`,
-                `neuron_ablation`, or its name.
+            function: `analysis.head_specialization`, `logit_lens`, `direct_attribution`, `neuron_activity`,
+                `modality_ablation`, `grounding`, `neuron_ablation`, or its name.
             name: What it is called, where one analysis is measured in several ways.
             **options: Its options: numbers, texts, lists of them, or `study.column(...)`.
 

@@ -60,6 +60,23 @@ def _activations(options: Mapping[str, Any]) -> RunOptions:
     return {"residual_positions": [options.get("position", -1)]} if is_residual and not options.get("pool") else {}
 
 
+def _position(options: Mapping[str, Any]) -> RunOptions:
+    return {name: [options.get("position", -1)] for name in ("query_positions", "residual_positions")}
+
+
+def _refuse_by_position(options: Mapping[str, Any]) -> None:
+    """Refuse a direct attribution whose numbers or options belong to the positions of one prompt."""
+    if options.get("by") == "source":
+        raise LensplugError(
+            "by='source' has a value for each position, and position 5 of one prompt is nothing that position 5 of"
+            " another is: by='modality' says what heads bring from each modality."
+        )
+    if not isinstance(options.get("position", -1), int):
+        raise LensplugError(
+            "position is a list, and a study asks about one position of every example: give one number."
+        )
+
+
 def _refuse_what_needs_all(options: Mapping[str, Any]) -> None:
     """Refuse options of a modality ablation whose meaning depends on all examples."""
     if options.get("method") in NEED_STATISTICS:
@@ -86,6 +103,7 @@ WAYS: dict[str, Way] = {
     "head_specialization": Way(reads_cache=True, run=_query),
     "modality_null": Way(reads_cache=True, run=_query),
     "logit_lens": Way(reads_cache=True, run=_residual),
+    "direct_attribution": Way(reads_cache=True, run=_position, refuse=_refuse_by_position),
     "neuron_activity": Way(reads_cache=True, rows=False),
     "activations": Way(reads_cache=True, rows=False, run=_activations),
     "modality_ablation": Way(reads_cache=False, refuse=_refuse_what_needs_all),

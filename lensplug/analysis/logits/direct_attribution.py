@@ -23,8 +23,8 @@ difference of two logits: a number that all logits share changes no answer.
 
 When not to use it: for effects through later layers, which are often larger: an early head that moves the color to
 where a later head reads it writes nothing directly (`activation_patching`). A frozen norm leaves out that a component
-also changes the scale. Of a difference nothing is lost where logits are squeezed into a range (Gemma 2): the numbers
-are of the logit before that.
+also changes the scale. Where a model squeezes its logits into a range (Gemma 2), the numbers are of the logit before
+that.
 
 What a run must keep depends on `by`: give it a `functools.partial` of this analysis with the same `by`. Of the stream
 and of patterns one position is enough. `by="neuron"` needs the neurons of all positions.
