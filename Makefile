@@ -108,7 +108,7 @@ COMPILED := av igraph matplotlib numpy pandas pillow psutil pyarrow scikit-learn
 $(BIN_LOWEST)/lensplug: pyproject.toml | $(UV)
 	$(PYTHON) -m venv --without-pip $(VENV_LOWEST)
 	$(UV) pip install --quiet --python $(BIN_LOWEST)/python --resolution lowest-direct \
-		$(addprefix --only-binary=,$(COMPILED)) -e ".[hooked,audio,flow,probes,static,video]"
+		$(addprefix --only-binary=,$(COMPILED)) -e ".[hooked,attribution,audio,flow,probes,static,video]"
 	$(UV) pip install --quiet --python $(BIN_LOWEST)/python pytest pytest-xdist hypothesis networkx scikit-image
 	touch $@
 

@@ -46,3 +46,5 @@ from .probes.difference_of_means import difference_of_means as difference_of_mea
 from .probes.mean_activations import mean_activations as mean_activations
 from .probes.probe import probe as probe
 from .probes.probe_result import Probe as Probe
+from .regions.region_attribution import region_attribution as region_attribution
+from .regions.region_attribution_result import RegionAttribution as RegionAttribution

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
+from lensplug.geometry.image_regions import Region, read_region
 from lensplug.geometry.raster import Raster
 from lensplug.validation.arguments import checked
-from lensplug.validation.masks import as_mask
-
-Region = Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"]
-"""A box x0 y0 x1 y1, or a mask of pixels `[height width]`: True and False, 1 and 0, or, as in images, 255 and 0."""
 
 ViewName = Literal["all", "base", "tiles"]
 """The whole image (base view), its tiles, or the mean of both."""
@@ -139,30 +134,12 @@ class ImageGrid:
         chosen = self._tokens_of(view)
         shares = torch.zeros(len(self))
         raster = Raster.of(self.boxes[chosen], self.height, self.width)
-        size = (self.height, self.width)
-        try:
-            region_values = torch.as_tensor(np.asarray(region) if isinstance(region, list | tuple) else region).cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise LensplugError(
-                f"the region is a {type(region).__name__}, expected a mask {list(size)}, or a box x0 y0 x1 y1."
-            ) from error
-        if region_values.shape == (4,):
-            x0, y0, x1, y1 = region_values.double().tolist()
-            if not (x0 < x1 and y0 < y1):
-                raise LensplugError(
-                    f"the box {region_values.tolist()} has no area: expected x0 < x1 and y0 < y1, in pixels."
-                )
-            shares[chosen] = raster.share_of_box(x0, y0, x1, y1)
-        elif region_values.shape == size:
-            white = region_values == 255
-            is_picture = bool((white | (region_values == 0)).all())
-            shares[chosen] = raster.share(white if is_picture else as_mask(region_values, size, "the region"))
+        known = read_region(region, self.height, self.width)
+        if known.dtype == torch.bool:
+            shares[chosen] = raster.share(known)
         else:
-            raise LensplugError(
-                f"the region has the shape {list(region_values.shape)}, expected a box x0 y0 x1 y1, or a mask of the"
-                " shape"
-                f" {list(size)} (height, width)."
-            )
+            x0, y0, x1, y1 = known.tolist()
+            shares[chosen] = raster.share_of_box(x0, y0, x1, y1)
         return shares
 
     def _tokens_of(self, view: ViewName) -> Bool[Tensor, " token"]:

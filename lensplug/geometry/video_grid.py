@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.geometry.image_grid import ImageGrid, Region
+from lensplug.geometry.image_grid import ImageGrid
+from lensplug.geometry.image_regions import Region
 from lensplug.validation.arguments import checked
 
 

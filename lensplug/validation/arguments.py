@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
 from operator import index
@@ -230,8 +230,10 @@ def _kind_in_words(member: Any) -> str:
         return PLAIN[member]
     if _is_tensor(member) or member is np.ndarray:
         return "a tensor"
-    if typing.get_origin(member) is Sequence:
+    if typing.get_origin(member) in (Sequence, tuple):
         return "a list"
+    if typing.get_origin(member) is Mapping:
+        return "a dictionary"
     return f"a {member.__name__}" if inspect.isclass(member) else _short(str(member))
 
 

@@ -24,6 +24,7 @@ from .figures.neuron_ablation import neuron_ablation as neuron_ablation
 from .figures.neuron_activity import neuron_activity as neuron_activity
 from .figures.probe import probe as probe
 from .figures.received_attention import received_attention as received_attention
+from .figures.region_attribution import region_attribution as region_attribution
 from .figures.ribbon import modality_ribbon as modality_ribbon
 from .figures.settled_layers import settled_layers as settled_layers
 from .overlays.image import image_overlay as image_overlay

@@ -31,6 +31,7 @@ from lensplug.analysis.neurons.neuron_ablation import NeuronAblation
 from lensplug.analysis.neurons.neuron_activity import NeuronActivity
 from lensplug.analysis.probes.activations import Activations
 from lensplug.analysis.probes.probe_result import Probe
+from lensplug.analysis.regions.region_attribution_result import RegionAttribution
 from lensplug.errors import LensplugError
 from lensplug.views.figures.activation_patching import activation_patching
 from lensplug.views.figures.activations import activations
@@ -54,6 +55,7 @@ from lensplug.views.figures.neuron_ablation import neuron_ablation
 from lensplug.views.figures.neuron_activity import neuron_activity
 from lensplug.views.figures.probe import probe
 from lensplug.views.figures.received_attention import received_attention
+from lensplug.views.figures.region_attribution import region_attribution
 from lensplug.views.figures.settled_layers import SETTLED, settled_layers
 
 
@@ -100,3 +102,4 @@ draw.register(NeuronActivity, neuron_activity)
 draw.register(ActivationPatching, activation_patching)
 draw.register(Activations, activations)
 draw.register(Probe, probe)
+draw.register(RegionAttribution, region_attribution)

@@ -64,6 +64,7 @@ def good_calls() -> list[Call]:
     ablated = analysis.modality_ablation(lens, examples, "image")
     deactivated = analysis.neuron_ablation(lens, examples, [(1, 3)], draws=1)
     curve = analysis.deletion_curve(lens, inputs, rollout.values[:, 0], "Red", steps=2, draws=1)
+    by_region = analysis.region_attribution(lens, inputs, "Red", (1, 2))
     agreed = analysis.agreement({"one": rollout, "two": looked.values[0, 0, 0, 0]})
     compared = analysis.compare(heads, heads)
     grid, timeline = inputs.modality.image_grid(), heard.modality.audio_timeline()
@@ -150,6 +151,10 @@ def good_calls() -> list[Call]:
         Call("deletion_curve", analysis.deletion_curve, {
             "lens": lens, "inputs": inputs, "relevance": rollout.values[:, 0], "target": "Red", "position": -1,
             "among": "media", "steps": 1, "draws": 1, "seed": 0, "batch_size": 4}),
+        Call("region_attribution", analysis.region_attribution, {
+            "lens": lens, "inputs": inputs, "target": "Red", "regions": (1, 2), "method": "shapley", "baseline": "grey",
+            "at": "medium", "measure": "logit", "position": -1, "media_index": 0, "samples": 2, "seed": 0,
+            "batch_size": 4}),
         Call("modality_ablation", analysis.modality_ablation, {
             "lens": lens, "examples": examples[:1], "modality": "image", "method": "remove", "classes": None,
             "batch_size": 2, "seed": 0}),
@@ -216,6 +221,11 @@ def good_calls() -> list[Call]:
         Call("views.comparison", views.comparison, {
             "result": compared, "number": None, "names": ["a", "b"], "modality": "image", "example": 0}),
         Call("views.deletion_curve", views.deletion_curve, {"result": curve}),
+        Call("views.region_attribution", views.region_attribution, {"result": by_region, "example": 0}),
+        Call("views.image_overlay(regions)", views.image_overlay, {
+            "values": by_region, "inputs": inputs, "image": picture, "media_index": 0, "example": 0, "view": None,
+            "title": "a"}, free=("title",)),
+        Call("RegionAttribution.top", by_region.top, {"k": 2, "example": 0}),
         Call("views.agreement", views.agreement, {"result": agreed}),
         Call("views.draw", lambda result: views.draw(result), {"result": heads}),
         Call("views.image_overlay", views.image_overlay, {

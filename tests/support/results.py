@@ -86,6 +86,11 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         ),
         "modality_ablation": analysis.modality_ablation(lens, examples, "image"),
         "grounding": analysis.grounding(lens, examples, "image"),
+        "region_attribution": analysis.region_attribution(lens, inputs, answers[0], (2, 2)),
+        "region_attribution, words": analysis.region_attribution(lens, inputs, answers[0], ["color?", "single word"]),
+        "region_attribution, masks": analysis.region_attribution(
+            lens, inputs, answers[0], {"left": (0, 0, 24, 48), "top": (0, 0, 48, 24)}, method="shapley", samples=3
+        ),
         "neuron_ablation": analysis.neuron_ablation(lens, examples, [(1, 3), (2, 5)], draws=2),
         "neuron_activity": activity,
         "domain_neurons": analysis.domain_neurons(activity, modality="image", share=0.1),

@@ -18,6 +18,7 @@ WORDS = {
     "log_probability": "log-probability of the target (nats)",
     "effect": "effect on the answer (nats)",
     "total": "what the medium adds to the answer (nats)",
+    "value": "what the region adds to the target",
     "mean_of_tokens": "what the medium adds to a token (nats)",
 }
 SHARES = ("target_on_top", "settled", "right", "changed")

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from lensplug.analysis.regions.region_attribution_result import RegionAttribution
 from lensplug.errors import LensplugError
 from lensplug.geometry import ImageGrid
 from lensplug.geometry.image_grid import ViewName
@@ -18,6 +19,7 @@ from lensplug.media.images import both_ways
 from lensplug.media.warn import warn_user
 from lensplug.validation.arguments import checked
 from lensplug.views.overlays.overlay import SIDE, add_buttons, add_scales, below, heat, lay_out, scales_of, slider
+from lensplug.views.overlays.regions import over_image
 from lensplug.views.overlays.rows import Rows, are_shares, rows_at
 from lensplug.views.style import figure
 
@@ -48,6 +50,8 @@ def image_overlay(
     tiles), buttons choose between them and their mean. All rows and views share one color scale; a button gives each
     row its own. Values of both signs have a scale symmetric around 0, which is transparent.
 
+    A `region_attribution` is drawn region by region, of the picture that it is of.
+
     Args:
         values: A result that has a value for each position (`attention_from`, a rollout, `received_attention`,
             `logit_lens` at the image's positions; the `by_position` of each says what it gives, and has
@@ -66,6 +70,10 @@ def image_overlay(
         LensplugError: If the image has no grid or no such view, the image is not available, or there is not one
             value per position.
     """
+    if isinstance(values, RegionAttribution):
+        if view is not None:
+            raise LensplugError("view= is for values of positions: regions are of the picture itself.")
+        return over_image(values, inputs, image, example, title)
     grid = grid_of(inputs, media_index, example)
     picture = picture_of(inputs, grid, image=image, media_index=media_index, example=example)
     rows = rows_at(values, inputs, inputs.modality.image_positions(media_index, example), example=example)

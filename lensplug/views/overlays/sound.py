@@ -14,15 +14,18 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from lensplug.analysis.regions.region_attribution_result import RegionAttribution
 from lensplug.errors import LensplugError
 from lensplug.geometry import AudioTimeline
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.media import Sound, load_sound
 from lensplug.media.warn import warn_user
 from lensplug.validation.arguments import check_example, checked
+from lensplug.views.figures.region_attribution import notes_of
 from lensplug.views.overlays.overlay import add_scales, scales_of, slider
+from lensplug.views.overlays.regions import painted, timeline_of
 from lensplug.views.overlays.rows import Rows, rows_at
-from lensplug.views.style import FONT, HEAT_SIGNED, MODALITY_COLORS, WHITE_TO_ORANGE, figure
+from lensplug.views.style import FONT, HEAT_SIGNED, MODALITY_COLORS, WHITE_TO_ORANGE, figure, titled
 
 ROUNDED_S = 0.05
 """The largest difference that rounding makes to the length of a sound, in seconds."""
@@ -56,6 +59,8 @@ def sound_overlay(
     audio's mass on it (of values of both signs, their sums); so is the part of a long sound that the encoder does not
     receive. Values of both signs have a scale symmetric around 0, which is transparent.
 
+    A `region_attribution` is drawn span by span, of the sound that it is of.
+
     Args:
         values: One value per position of the example (a row of a rollout, of attention, ...), or
             several named rows ("layer 0", ...).
@@ -69,19 +74,23 @@ def sound_overlay(
         LensplugError: If the family has no timeline, the sound is not available, or there is not one value per
             position.
     """
-    timeline = inputs.modality.audio_timeline(media_index, example)
-    if timeline is None:
-        raise LensplugError("this family has no geometry yet: its audio tokens cannot be placed in time.")
-    if sound is None and not inputs.audio:
-        raise LensplugError("the sound is not known (encode keeps none): give sound=.")
-    heard = load_sound(inputs.audio[example][media_index] if sound is None else sound)
-    timeline = _of_length(timeline, heard.duration_s)
-    rows = rows_at(values, inputs, inputs.modality.audio_positions(media_index, example), example=example)
+    of_regions = isinstance(values, RegionAttribution)
+    media_index = values.media_index if isinstance(values, RegionAttribution) else media_index
+    if isinstance(values, RegionAttribution):
+        heard = _sound_of(inputs, sound, media_index, example)
+        timeline = timeline_of(values, heard.duration_s, example)
+        rows = {"": values.values[example, : len(timeline)]}
+    else:
+        timeline = _timeline_of(inputs, media_index, example)
+        heard = _sound_of(inputs, sound, media_index, example)
+        timeline = _of_length(timeline, heard.duration_s)
+        rows = rows_at(values, inputs, inputs.modality.audio_positions(media_index, example), example=example)
     fig = make_subplots(rows=3, cols=1, shared_xaxes=True, row_heights=[0.36, 0.28, 0.36], vertical_spacing=0.04)
     row_scales, shared_scale = scales_of(list(rows.values()))
     for index, row in enumerate(rows.values()):
         fig.add_trace(_bars(row, timeline, shown=index == 0), row=1, col=1)
-        fig.add_trace(_heat(row, timeline, shared_scale, shown=index == 0), row=2, col=1)
+        colors = painted(row, timeline, BINS) if of_regions else timeline.to_seconds(row, bins=BINS)
+        fig.add_trace(_heat(colors, timeline.duration_s, shared_scale, shown=index == 0), row=2, col=1)
     fig.add_trace(_waveform(heard), row=2, col=1)
     fig.add_trace(_spectrogram(heard), row=3, col=1)
     _lay_out(fig, title, rows, timeline, heard.duration_s)
@@ -92,7 +101,26 @@ def sound_overlay(
         changes = {"yaxis.range": ends, "yaxis.autorange": False}, {"yaxis.autorange": True}
         add_scales(fig, shared_scale, row_scales, traces=heat_maps, layouts=changes)
         fig.update_layout(title={"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}})
+    if isinstance(values, RegionAttribution):
+        fig.update_yaxes(title=values.unit, row=1, col=1)
+        titled(fig, title, notes_of(values, example))
     return fig
+
+
+def _sound_of(inputs: MultimodalInput, sound: Any, media_index: int, example: int) -> Sound:
+    if sound is not None:
+        return load_sound(sound)
+    if not inputs.audio:
+        raise LensplugError("the sound is not known (encode keeps none): give sound=.")
+    check_example(example, len(inputs))
+    return load_sound(inputs.audio[example][media_index])
+
+
+def _timeline_of(inputs: MultimodalInput, media_index: int, example: int) -> AudioTimeline:
+    timeline = inputs.modality.audio_timeline(media_index, example)
+    if timeline is None:
+        raise LensplugError("this family has no geometry yet: its audio tokens cannot be placed in time.")
+    return timeline
 
 
 def _of_length(timeline: AudioTimeline, duration_s: float) -> AudioTimeline:
@@ -155,13 +183,10 @@ def _bars(row: Float[Tensor, " token"], timeline: AudioTimeline, *, shown: bool)
     )  # fmt: skip
 
 
-def _heat(
-    row: Float[Tensor, " token"], timeline: AudioTimeline, scale: tuple[float, float], *, shown: bool
-) -> go.Heatmap:
-    painted = timeline.to_seconds(row, bins=BINS)
-    step = timeline.duration_s / BINS
+def _heat(colors: Float[Tensor, " bin"], duration_s: float, scale: tuple[float, float], *, shown: bool) -> go.Heatmap:
+    step = duration_s / len(colors)
     return go.Heatmap(
-        z=[painted.tolist()], x0=step / 2, dx=step, y0=0, dy=2.1, visible=shown, showscale=False,
+        z=[colors.tolist()], x0=step / 2, dx=step, y0=0, dy=2.1, visible=shown, showscale=False,
         colorscale=HEAT_SIGNED if scale[0] < 0 else WHITE_TO_ORANGE, zmin=scale[0], zmax=scale[1],
         hovertemplate="%{x:.2f} s: %{z:.4f}<extra></extra>",
     )  # fmt: skip

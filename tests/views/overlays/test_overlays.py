@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from support.models import scene
 from support.painted import painted
 
-from lensplug import analysis, views
+import lensplug
+from lensplug import LensplugError, analysis, views
 from lensplug.analysis.provenance import Provenance
 from lensplug.views.style import DIVERGING, HEAT, HEAT_SIGNED
 
@@ -137,3 +139,42 @@ def test_tokens_of_both_signs_have_one_scale(seen):
     body = views.colored_tokens(values, seen.inputs).body
     assert '"minValue": -1.0' in body and '"maxValue": 1.0' in body
     assert np.isclose(float(values.max()), 1)
+
+
+def test_regions_over_the_picture_and_the_sound():
+    """Cells where masks say, overlapping regions added up; spans at their seconds, NaN where none is."""
+    provenance = Provenance("region_attribution", "a", "float32", "by hand", {})
+    masks = torch.zeros(2, 4, 6, dtype=torch.bool)
+    masks[0, :, :3] = True
+    masks[1, 1:3, 2:5] = True
+    one = torch.tensor([1.0])
+    result = analysis.RegionAttribution(
+        torch.tensor([[2.0, -0.5]]), torch.zeros(1, 2), one, one * 0, one.long(), (("left", "middle"),), "image",
+        provenance, boxes=torch.tensor([[[0.0, 0, 3, 4], [2, 1, 5, 3]]]), masks=(masks,),
+    )  # fmt: skip
+    inputs = lensplug.tiny.llava_onevision().prepare("What is the color?", images=[scene(6, 4)])
+    (drawn,) = views.image_overlay(result, inputs).data
+    assert drawn.y.tolist() == [0, 1, 3, 4] and drawn.x.tolist() == [0, 2, 3, 5, 6]
+    nan = float("nan")
+    expected = [[2, 2, nan, nan], [2, 1.5, -0.5, nan], [2, 2, nan, nan]]
+    torch.testing.assert_close(torch.tensor(drawn.z), torch.tensor(expected), equal_nan=True)
+    assert drawn.text[1][1] == "left<br>middle" and drawn.zmin == -2 and drawn.zmax == 2
+    with pytest.raises(LensplugError, match="view= is for values of positions"):
+        views.image_overlay(result, inputs, view="base")
+    with pytest.raises(LensplugError, match="6 x 4 pixels"):
+        views.image_overlay(result, inputs, image=scene(6, 5))
+    with pytest.raises(LensplugError, match="regions are of image"):
+        views.sound_overlay(result, inputs, sound=(np.zeros(8000, np.float32), 8000))
+
+    heard = lensplug.tiny.audio_llama()
+    of_sound = heard.prepare("How does the speaker sound?", audio=[(0.1 * np.ones(8000, np.float32), 8000)])
+    spans = dataclasses.replace(
+        result, kind="audio", boxes=None, masks=(), spans_s=torch.tensor([[[0.25, 0.5], [0.5, 2.0]]])
+    )
+    bars, heat, *_ = views.sound_overlay(spans, of_sound).data
+    assert list(bars.x) == [0.375, 0.75] and list(bars.width) == [0.25, 0.5] and list(bars.y) == [2, -0.5]
+    colors = torch.tensor(heat.z[0])
+    assert bool(colors[:50].isnan().all()) and colors[50:100].unique().tolist() == [2.0]
+    assert colors[100:].unique().tolist() == [-0.5]
+    with pytest.raises(LensplugError, match="regions are of audio"):
+        views.image_overlay(spans, inputs)
