@@ -95,7 +95,7 @@ $(UV):
 	$(BIN)/python -m pip install --quiet uv
 
 $(BIN)/lensplug: pyproject.toml | $(UV)
-	$(UV) pip install --quiet --python $(BIN)/python -e ".[hooked,dev]"
+	$(UV) pip install --quiet --python $(BIN)/python -e ".[hooked,dev,sae]"
 	touch $@
 
 $(BIN_4)/lensplug: pyproject.toml | $(BIN)/lensplug

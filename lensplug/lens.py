@@ -628,7 +628,7 @@ class MultimodalLens:
         made, and results say so (`result.provenance.options["interventions"]`). After the scope the model is as it was.
 
         Args:
-            *edits: `Knockout`, `Ablate`, `Steer`, `Replace`, `Scale`.
+            *edits: `Knockout`, `Ablate`, `Steer`, `Replace`, `Scale`, `SpliceSAE`.
 
         Yields:
             What they did in the last run.

@@ -6,4 +6,5 @@ from .places import Seconds as Seconds
 from .places import Words as Words
 from .replace import Replace as Replace
 from .scale import Scale as Scale
+from .splice_sae import SpliceSAE as SpliceSAE
 from .steer import Steer as Steer
