@@ -153,7 +153,7 @@ class MultimodalLens:
         conversation_prompts, spoken = split_answers(conversations.read(text))
         if spoken is not None and answer is not None:
             raise LensplugError("the messages end with the assistant's answer, and answer= is given: give one of them.")
-        outputs, media = prompts.prepare(
+        outputs, media, pieces = prompts.prepare(
             self.processor,
             conversation_prompts,
             batched=conversations.is_batch(text),
@@ -162,7 +162,7 @@ class MultimodalLens:
             audio=audio,
             chat_template=chat_template,
         )
-        inputs = _inputs.encode(self.hf_model, self.core, self.processor, outputs, given=media)
+        inputs = _inputs.encode(self.hf_model, self.core, self.processor, outputs, given=media, pieces=pieces)
         words = spoken if answer is None else answer
         return inputs if words is None else self._with_answer(inputs, words).inputs
 

@@ -13,6 +13,7 @@ from typing import Any
 from lensplug.errors import LensplugError
 from lensplug.hf import chat_templates
 from lensplug.hf.conversations import Conversation, media_of, messages, with_media
+from lensplug.hf.user_words import Pieces, pieces_of
 from lensplug.media import Media, Sound, load_media
 from lensplug.media.warn import warn_user
 
@@ -26,7 +27,7 @@ def prepare(
     videos: Any = None,
     audio: Any = None,
     chat_template: bool = True,
-) -> tuple[Mapping[str, Any], Media]:
+) -> tuple[Mapping[str, Any], Media, list[Pieces | None]]:
     """Run the processor on prompts, images, videos and sounds.
 
     Args:
@@ -42,7 +43,8 @@ def prepare(
             placeholders itself.
 
     Returns:
-        The processor's outputs, and what was given, loaded.
+        The processor's outputs; what was given, loaded; and each prompt as it was written, in pieces that tell the
+        user's words from the template's (None where that is not known).
 
     Raises:
         LensplugError: If media and placeholders do not match, or a file cannot be read.
@@ -72,30 +74,28 @@ def prepare(
                 f"{type(processor).__name__} takes sounds in its chat template only: pass plain text and"
                 " chat_template=True."
             )
-        return _by_template(
-            processor,
-            [
-                with_media(prompt, {"audio": len(media_of_examples)})
-                for prompt, media_of_examples in zip(prompts, sounds, strict=True)
-            ],
-            heard,
-        ), loaded
+        turns = [
+            with_media(prompt, {"audio": len(media_of_examples)})
+            for prompt, media_of_examples in zip(prompts, sounds, strict=True)
+        ]
+        return _by_template(processor, turns, heard), loaded, [_texts_of(conversation) for conversation in turns]
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    pieces: list[Pieces | None] = [[(text, True)] for text in texts]
     if chat_template:
         counts = [
             {kind: len(media_of_examples[example]) for kind, media_of_examples in media.items()}
             for example in range(len(prompts))
         ]
-        texts = [
-            _chat_prompt(processor, with_media(prompt, count)) for prompt, count in zip(prompts, counts, strict=True)
-        ]
+        turns = [with_media(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
+        texts = [_chat_prompt(processor, conversation) for conversation in turns]
+        pieces = [pieces_of(processor, conversation, text) for conversation, text in zip(turns, texts, strict=True)]
     for kind, media_of_examples in media.items():
         _refuse_other_count(texts, media_of_examples, getattr(processor, f"{kind}_token", None), kind)
     arguments = _arguments(processor, texts, loaded, heard)
     bos = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
     if chat_template and bos and texts[0].startswith(bos):
         arguments.get("text_kwargs", arguments)["add_special_tokens"] = False  # the template has written it
-    return _run(processor, arguments), loaded
+    return _run(processor, arguments), loaded, pieces
 
 
 def _run(processor: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -159,6 +159,11 @@ def _by_template(
     except (ValueError, TypeError) as error:
         raise LensplugError(f"{type(processor).__name__} refused its inputs: {error}") from error
     return outputs
+
+
+def _texts_of(conversation: Conversation) -> Pieces:
+    """The texts of a conversation whose prompt is not seen: what the template adds is not among them."""
+    return [(text, turn.role == "user") for turn in conversation for kind, text in turn.parts if kind == "text"]
 
 
 def _at_the_encoders_rate(processor: Any, sounds: Sequence[Sequence[Sound]]) -> list[list[Sound]]:

@@ -6,7 +6,7 @@ gave. It is reached through the lens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, cast
@@ -25,6 +25,7 @@ from lensplug.media import Media, Sound, Video
 from lensplug.media.warn import warn_user
 from lensplug.positions.modality_map import ModalityMap
 from lensplug.positions.tokens import token_texts
+from lensplug.positions.user_words import user_words
 from lensplug.validation.arguments import check_example, checked
 from lensplug.validation.finite import LARGER_RANGE, refuse_not_finite
 from lensplug.validation.masks import as_mask
@@ -182,6 +183,7 @@ def encode(
     processor_outputs: Mapping[str, Any],
     *,
     given: Media,
+    pieces: Sequence[Sequence[tuple[str, bool]] | None] | None = None,
 ) -> MultimodalInput:
     """Run the full model up to its decoder on what a processor returned.
 
@@ -192,6 +194,7 @@ def encode(
         processor_outputs: A BatchFeature or dict with at least `input_ids`, on any device.
         given: The media as far as they are at hand: kept for the views, and for sizes and lengths that the
             outputs do not tell.
+        pieces: Each prompt as it was written, each piece with whether the user wrote it; None where it is not known.
 
     Raises:
         LensplugError: If there are no tokens, or the model refuses its inputs.
@@ -246,18 +249,29 @@ def encode(
         video_grids=layout.video_grids,
         timelines=layout.timelines,
     )
+    str_tokens = token_texts(tokens, tokenizer)
+    if pieces is not None and all(piece is not None for piece in pieces):
+        modality = replace(modality, user_words=_user_words(pieces, str_tokens, tokens, tokenizer, modality))
     return MultimodalInput(
         embeds=seam.embeds,
         tokens=tokens,
         attention_mask=seam.attention_mask,
         modality=modality,
-        str_tokens=token_texts(tokens, tokenizer),
+        str_tokens=str_tokens,
         model_inputs=model_inputs,
         decoder_inputs=seam.beside,
         images=given.images,
         videos=given.videos,
         audio=given.audio,
     )
+
+
+def _user_words(
+    pieces: Sequence[Any], str_tokens: list[list[str]], tokens: Tensor, tokenizer: Any, modality: ModalityMap
+) -> Bool[Tensor, "batch pos"]:
+    is_ordinary = modality.mask("text") & ~modality.special
+    examples = zip(pieces, str_tokens, tokens.tolist(), is_ordinary, strict=True)
+    return torch.stack([user_words(written, texts, ids, tokenizer, row) for written, texts, ids, row in examples])
 
 
 def _say_what_is_not_heard(layout: MediaLayout) -> None:

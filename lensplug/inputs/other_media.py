@@ -121,7 +121,7 @@ def _features(processor: Any, n_variants: int, media: Media) -> Mapping[str, Any
             )
             for variant in range(n_variants)
         ]
-    outputs, _ = prompts.prepare(
+    outputs, _, _ = prompts.prepare(
         processor,
         texts,
         batched=True,

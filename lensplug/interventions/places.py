@@ -1,8 +1,9 @@
 """Where an edit acts, as users say it, and the positions of a run that it means.
 
-A place is a name ("image", "text", "media", "last", "all"), positions (negative ones count from the last that is not
-padding), a mask of True and False, a `Region` of an image, `Seconds` of a sound, or `Words` of the prompt. It is
-resolved for each run, so that an edit can be made once and used on many inputs.
+A place is a name ("image", "text", "media", "question", "last", "all"), positions (negative ones count from the last
+that is not padding), a mask of True and False, a `Region` of an image, `Seconds` of a sound, or `Words` of the prompt.
+It is resolved for each run, so that an edit can be made once and used on many inputs. "question" is what the user
+wrote: text without special tokens, without what the chat template adds, and without the last position.
 
 While an answer is generated, its tokens come behind the prompt. "all" and "generated" mean them too; "last" is, at each
 step, the position from which the next token is predicted. Every other place is of the prompt alone.
@@ -71,9 +72,18 @@ class Words:
     text: str
 
 
-Place = PositionsName | Literal["last", "all"] | Region | Seconds | Words | tuple[PositionsName, ...] | Positions | Mask
+Place = (
+    PositionsName
+    | Literal["question", "last", "all"]
+    | Region
+    | Seconds
+    | Words
+    | tuple[PositionsName, ...]
+    | Positions
+    | Mask
+)
 """See the module."""
-PLACE_NAMES = (*NAMES, "last", "all")
+PLACE_NAMES = (*NAMES, "question", "last", "all")
 
 
 @dataclass(frozen=True)
@@ -149,8 +159,9 @@ class RunPositions:
         if isinstance(place, str) and place == "all":
             return Placed(self.attended, later=True)
         if isinstance(place, str) and place == "last":
-            last = resolve_positions(-1, self.attended.long(), name=name)
-            return Placed(torch.zeros_like(self.attended).scatter(1, last, value=True), later=True)
+            return Placed(self._last(name), later=True)
+        if isinstance(place, str) and place == "question":
+            return Placed(self._question(name), later=False)
         if (names := named(place)) is not None:
             if unknown := [kind for kind in names if kind not in PLACE_NAMES]:
                 raise LensplugError(
@@ -160,6 +171,19 @@ class RunPositions:
             mask = mask_at(cast(Any, names), self._modality(name), self.attended.shape, name, against="the run is")
             return Placed(mask, later="generated" in names)
         return Placed(self._numbered(place, name), later=False)
+
+    def _last(self, name: str) -> Bool[Tensor, "example pos"]:
+        last = resolve_positions(-1, self.attended.long(), name=name)
+        return torch.zeros_like(self.attended).scatter(1, last, value=True)
+
+    def _question(self, name: str) -> Bool[Tensor, "example pos"]:
+        words = self._modality(name).user_words
+        if words is None:
+            raise LensplugError(
+                f"{name} is 'question', and which words of this prompt are the user's is not known: run inputs of"
+                " lens.prepare, or give Words('What is it?'), positions or a mask."
+            )
+        return words.to(self.attended.device) & ~self._last(name)
 
     def _numbered(self, place: Any, name: str) -> Bool[Tensor, "example pos"]:
         """Positions or a mask, as numbers."""

@@ -56,6 +56,9 @@ class ModalityMap:
     """(example, media_index) -> the frames and places of that video's tokens."""
     timelines: Mapping[tuple[int, int], AudioTimeline] = field(default_factory=dict)
     """(example, media_index) -> when the tokens of that sound are heard."""
+    user_words: Bool[Tensor, "batch pos"] | None = None
+    """The words of the user: no special tokens, nothing that the chat template adds. None where it is not known, as of
+    `lens.encode`."""
 
     @classmethod
     @checked
@@ -259,15 +262,17 @@ class ModalityMap:
     def to(self, device: torch.device | str) -> ModalityMap:
         """The same map on another device."""
         labels, special, media_index = (t.to(device) for t in (self.labels, self.special, self.media_index))
-        return replace(self, labels=labels, special=special, media_index=media_index)
+        words = None if self.user_words is None else self.user_words.to(device)
+        return replace(self, labels=labels, special=special, media_index=media_index, user_words=words)
 
     def appended(self, generated: Bool[Tensor, "batch new"]) -> ModalityMap:
         """The map of prompt + answer: new positions are "generated", or "pad" where False."""
-        labels = torch.where(generated, GENERATED, PAD).to(self.labels)
+        labels, no_words = torch.where(generated, GENERATED, PAD).to(self.labels), torch.zeros_like(generated)
         return replace(
             self,
             labels=torch.cat([self.labels, labels], dim=1),
-            special=torch.cat([self.special, torch.zeros_like(generated)], dim=1),
+            special=torch.cat([self.special, no_words], dim=1),
+            user_words=None if self.user_words is None else torch.cat([self.user_words, no_words], dim=1),
             media_index=torch.cat([self.media_index, torch.full_like(labels, -1)], dim=1),
         )
 

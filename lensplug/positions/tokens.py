@@ -49,12 +49,26 @@ def find_text(text: str, str_tokens: Sequence[str], tokens: Sequence[int] = (), 
         tokens: Their ids: a character of several tokens ("🙂") is decoded from them together.
         tokenizer: For these.
     """
-    pieces = _whole_characters(str_tokens, tokens, tokenizer)
-    owners = [place for piece, *place in pieces for _ in "".join(piece.split())]
-    characters = "".join("".join(piece.split()) for piece, _, _ in pieces)
+    characters, owners = characters_of(str_tokens, tokens, tokenizer)
     compact = "".join(text.split())
     start = characters.rfind(compact) if compact else -1
     return None if start < 0 else range(owners[start][0], owners[start + len(compact) - 1][1])
+
+
+def characters_of(
+    str_tokens: Sequence[str], tokens: Sequence[int], tokenizer: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """All positions as one text without white space, and for each character its positions, from and to.
+
+    Args:
+        str_tokens: The text of each position.
+        tokens: Their ids, for characters of several tokens.
+        tokenizer: For these.
+    """
+    pieces = [
+        ("".join(piece.split()), start, stop) for piece, start, stop in _whole_characters(str_tokens, tokens, tokenizer)
+    ]
+    return "".join(piece for piece, _, _ in pieces), [(start, stop) for piece, start, stop in pieces for _ in piece]
 
 
 LONGEST = 12

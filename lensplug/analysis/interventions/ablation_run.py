@@ -180,17 +180,13 @@ class AblationRun:
     def _text(self, examples: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
         """The words of the prompts: without special tokens, what the chat template adds, and `Example.keep`."""
         ordinary = inputs.modality.mask("text") & ~inputs.modality.special
-        words = torch.zeros_like(ordinary)
+        words = inputs.modality.user_words
+        chosen: Tensor = ordinary if words is None else ordinary & words
         for row, (example, texts) in enumerate(zip(examples, inputs.str_tokens, strict=True)):
-            ids = inputs.tokens[row].tolist()
-            where, protected = (
-                find_text(text, texts, ids, self.lens.tokenizer) for text in (example.text, example.keep)
-            )
+            protected = find_text(example.keep, texts, inputs.tokens[row].tolist(), self.lens.tokenizer)
             if example.keep and protected is None:
                 raise LensplugError(f"{example.keep!r}, to be kept, does not occur in the prompt {example.text!r}.")
-            words[row, list(where if where is not None else range(len(texts)))] = True
-            words[row, list(protected or ())] = False
-        chosen: Tensor = ordinary & words
+            chosen[row, list(protected or ())] = False
         return chosen
 
     def _draw(self, candidates: Bool[Tensor, "batch pos"], counts: Tensor) -> Bool[Tensor, "batch pos"]:

@@ -122,7 +122,7 @@ def test_between_two_that_are_the_same_there_is_nothing_to_recover(lens, dtype):
 def first_of(batch):
     """The first example of a batch, with the padding that it has there."""
     modality = batch.modality
-    own = {name: getattr(modality, name)[:1] for name in ("labels", "special", "media_index")}
+    own = {name: getattr(modality, name)[:1] for name in ("labels", "special", "media_index", "user_words")}
     return replace(
         batch, embeds=batch.embeds[:1], tokens=batch.tokens[:1], attention_mask=batch.attention_mask[:1],
         modality=replace(modality, **own), str_tokens=batch.str_tokens[:1],
