@@ -30,6 +30,8 @@ from .interventions.grounding import grounding as grounding
 from .interventions.modality_ablation import Example as Example
 from .interventions.modality_ablation import ModalityAblation as ModalityAblation
 from .interventions.modality_ablation import modality_ablation as modality_ablation
+from .interventions.modality_interaction import ModalityInteraction as ModalityInteraction
+from .interventions.modality_interaction import modality_interaction as modality_interaction
 from .logits.direct_attribution import direct_attribution as direct_attribution
 from .logits.direct_attribution_result import DirectAttribution as DirectAttribution
 from .logits.logit_lens import LogitLens as LogitLens

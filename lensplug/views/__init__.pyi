@@ -19,6 +19,7 @@ from .figures.head_specialization import head_specialization as head_specializat
 from .figures.heads_by_layer import heads_by_layer as heads_by_layer
 from .figures.logit_lens import logit_lens as logit_lens
 from .figures.modality_ablation import modality_ablation as modality_ablation
+from .figures.modality_interaction import modality_interaction as modality_interaction
 from .figures.modality_null import modality_null as modality_null
 from .figures.neuron_ablation import neuron_ablation as neuron_ablation
 from .figures.neuron_activity import neuron_activity as neuron_activity

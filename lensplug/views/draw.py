@@ -24,6 +24,7 @@ from lensplug.analysis.interventions.activation_patching import ActivationPatchi
 from lensplug.analysis.interventions.deletion_curve import DeletionCurve
 from lensplug.analysis.interventions.grounding import Grounding
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
+from lensplug.analysis.interventions.modality_interaction import ModalityInteraction
 from lensplug.analysis.logits.direct_attribution_result import DirectAttribution
 from lensplug.analysis.logits.logit_lens import LogitLens
 from lensplug.analysis.neurons.domain_neurons import DomainNeurons
@@ -50,6 +51,7 @@ from lensplug.views.figures.head_specialization import head_specialization
 from lensplug.views.figures.heads_by_layer import heads_by_layer
 from lensplug.views.figures.logit_lens import logit_lens
 from lensplug.views.figures.modality_ablation import modality_ablation
+from lensplug.views.figures.modality_interaction import modality_interaction
 from lensplug.views.figures.modality_null import modality_null
 from lensplug.views.figures.neuron_ablation import neuron_ablation
 from lensplug.views.figures.neuron_activity import neuron_activity
@@ -103,3 +105,4 @@ draw.register(ActivationPatching, activation_patching)
 draw.register(Activations, activations)
 draw.register(Probe, probe)
 draw.register(RegionAttribution, region_attribution)
+draw.register(ModalityInteraction, modality_interaction)

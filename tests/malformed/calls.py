@@ -151,6 +151,8 @@ def good_calls() -> list[Call]:
         Call("deletion_curve", analysis.deletion_curve, {
             "lens": lens, "inputs": inputs, "relevance": rollout.values[:, 0], "target": "Red", "position": -1,
             "among": "media", "steps": 1, "draws": 1, "seed": 0, "batch_size": 4}),
+        Call("modality_interaction", analysis.modality_interaction, {
+            "lens": lens, "examples": examples[:1], "medium": "image", "batch_size": 2}),
         Call("region_attribution", analysis.region_attribution, {
             "lens": lens, "inputs": inputs, "target": "Red", "regions": (1, 2), "method": "shapley", "baseline": "grey",
             "at": "medium", "measure": "logit", "position": -1, "media_index": 0, "samples": 2, "seed": 0,

@@ -86,6 +86,7 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         ),
         "modality_ablation": analysis.modality_ablation(lens, examples, "image"),
         "grounding": analysis.grounding(lens, examples, "image"),
+        "modality_interaction": analysis.modality_interaction(lens, examples, "image"),
         "region_attribution": analysis.region_attribution(lens, inputs, answers[0], (2, 2)),
         "region_attribution, words": analysis.region_attribution(lens, inputs, answers[0], ["color?", "single word"]),
         "region_attribution, masks": analysis.region_attribution(

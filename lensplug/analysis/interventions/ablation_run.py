@@ -161,7 +161,7 @@ class AblationRun:
 
     def _chosen(self, examples: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
         if self.modality == "text":
-            return self._text(examples, inputs)
+            return written_words(self.lens, examples, inputs)
         chosen: Tensor = inputs.modality.mask(self.modality)
         for example, row in zip(examples, chosen, strict=True):
             if not bool(row.any()):
@@ -171,29 +171,34 @@ class AblationRun:
     def _candidates(self, examples: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
         """Where the control draws from."""
         if self.modality != "text":
-            return self._text(examples, inputs)
+            return written_words(self.lens, examples, inputs)
         media: Tensor = torch.zeros_like(inputs.attention_mask, dtype=torch.bool)
         for name in ("image", "video", "audio"):
             media |= inputs.modality.mask(name)
         return media
-
-    def _text(self, examples: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
-        """The words of the prompts: without special tokens, what the chat template adds, and `Example.keep`."""
-        ordinary = inputs.modality.mask("text") & ~inputs.modality.special
-        words = inputs.modality.user_words
-        chosen: Tensor = ordinary if words is None else ordinary & words
-        for row, (example, texts) in enumerate(zip(examples, inputs.str_tokens, strict=True)):
-            protected = find_text(example.keep, texts, inputs.tokens[row].tolist(), self.lens.tokenizer)
-            if example.keep and protected is None:
-                raise LensplugError(f"{example.keep!r}, to be kept, does not occur in the prompt {example.text!r}.")
-            chosen[row, list(protected or ())] = False
-        return chosen
 
     def _draw(self, candidates: Bool[Tensor, "batch pos"], counts: Tensor) -> Bool[Tensor, "batch pos"]:
         """So many of the candidates of each example, at random."""
         random_order = torch.rand(candidates.shape, generator=self.generator).to(candidates.device)
         rank = random_order.masked_fill(~candidates, 2.0).argsort(dim=1).argsort(dim=1)
         return candidates & (rank < counts[:, None])
+
+
+def written_words(lens: Lens, examples: Sequence[Example], inputs: MultimodalInput) -> Bool[Tensor, "batch pos"]:
+    """The words of the prompts: without special tokens, what the chat template adds, and `Example.keep`.
+
+    Raises:
+        LensplugError: If what is to be kept is not in the prompt.
+    """
+    ordinary = inputs.modality.mask("text") & ~inputs.modality.special
+    words = inputs.modality.user_words
+    chosen: Tensor = ordinary if words is None else ordinary & words
+    for row, (example, texts) in enumerate(zip(examples, inputs.str_tokens, strict=True)):
+        protected = find_text(example.keep, texts, inputs.tokens[row].tolist(), lens.tokenizer)
+        if example.keep and protected is None:
+            raise LensplugError(f"{example.keep!r}, to be kept, does not occur in the prompt {example.text!r}.")
+        chosen[row, list(protected or ())] = False
+    return chosen
 
 
 def prepared(lens: Lens, examples: Sequence[Example], *, with_answers: bool = False) -> MultimodalInput:

@@ -1,6 +1,7 @@
 """Given answers behind their prompts (teacher forcing): where their tokens are, and how probable each is.
 
-The work that `grounding` and `neuron_ablation` share. The logits that are read lie one position before each token.
+The work that `grounding`, `modality_interaction` and `neuron_ablation` share. The logits that are read lie one position
+before each token.
 """
 
 from __future__ import annotations
@@ -69,3 +70,8 @@ def log_probabilities(
     tokens = inputs.tokens.gather(1, positions).to(logits.device)
     chosen = logits.float().log_softmax(dim=-1).gather(2, tokens[..., None])[..., 0]
     return chosen.cpu().masked_fill(~exists.cpu(), torch.nan)
+
+
+def lengthened(values: Float[Tensor, "*axes token"], length: int) -> Float[Tensor, "*axes other"]:
+    """NaN behind the last token of shorter answers."""
+    return torch.nn.functional.pad(values, (0, length - values.shape[-1]), value=torch.nan)

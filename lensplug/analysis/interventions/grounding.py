@@ -12,8 +12,10 @@ Method, for an answer t₁ … tₙ to a prompt with a medium:
 When to use it: for answers of several words, to tell words that the medium gave from words that the language model
 would have written in any case (candidates of hallucination), and over a data set.
 
-When not to use it: a blank medium is out of distribution as well, and another blank may give other numbers (compare
-`modality_ablation`, whose methods differ). Where the model already is certain, log-probabilities near 0 cannot rise.
+When not to use it: to tell whether the medium alone would be enough, or only together with the question
+(`modality_interaction`). A blank medium is out of distribution as well, and another blank may give other numbers
+(compare `modality_ablation`, whose methods differ). Where the model already is certain, log-probabilities near 0
+cannot rise.
 
 Example:
     examples = [analysis.Example("What is the color? Answer single word.", "Red", images=[picture])]
@@ -37,6 +39,7 @@ from lensplug.analysis.interventions.ablation_run import Example, prepared, with
 from lensplug.analysis.interventions.given_answers import (
     answer_positions,
     answer_texts,
+    lengthened,
     log_probabilities,
     refuse_without_answers,
 )
@@ -93,7 +96,7 @@ class Grounding(Result):
         refuse_other_making(results)
         longest = max(result.with_medium.shape[1] for result in results)
         joined: dict[str, Any] = {
-            name: torch.cat([_lengthened(getattr(result, name), longest) for result in results])
+            name: torch.cat([lengthened(getattr(result, name), longest) for result in results])
             for name in ("with_medium", "with_blank")
         }
         return replace(results[0], texts=tuple(text for result in results for text in result.texts), **joined)
@@ -174,7 +177,3 @@ def _of_batch(lens: Lens, examples: Sequence[Example], medium: MediumName) -> Gr
             lens.model, "grounding", f"log-probability of given answers; {medium} against {BLANK[medium]}"
         ),
     )
-
-
-def _lengthened(values: Float[Tensor, "example token"], length: int) -> Float[Tensor, "example other"]:
-    return torch.nn.functional.pad(values, (0, length - values.shape[1]), value=torch.nan)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lensplug.analysis.regions.prompt_words import words_of
 from lensplug.errors import LensplugError
 from lensplug.geometry.image_regions import box_around, cells_of, pixels_of
 from lensplug.inputs.multimodal_input import MultimodalInput
@@ -54,21 +55,20 @@ class Places:
         return len(self.names)
 
 
-def places_of(regions: Regions, inputs: MultimodalInput, media_index: int, words: Any, tokenizer: Any) -> Places:
+def places_of(regions: Regions, inputs: MultimodalInput, media_index: int, tokenizer: Any) -> Places:
     """The regions of one example.
 
     Args:
         regions: As the user gave them.
         inputs: One example.
         media_index: Which picture or sound, for regions of one.
-        words: Called without arguments, says which positions each word of the prompt has: `[(name, positions)]`.
         tokenizer: Finds texts in the prompt.
 
     Raises:
         LensplugError: If they are none of these, there are none or too many, or one is not in its medium.
     """
     if isinstance(regions, str):
-        return _texts(words(), inputs)
+        return _texts(words_of(tokenizer, inputs), inputs)
     if isinstance(regions, float | int):
         return _equal_spans(float(regions), inputs, media_index)
     if isinstance(regions, tuple) and len(regions) == 2 and all(isinstance(count, int) for count in regions):

@@ -1,4 +1,4 @@
-"""The words of a prompt: what the user wrote, without what the model's chat template puts around it."""
+"""The words of a prompt as regions, and what stands in the place of one that is taken away."""
 
 from __future__ import annotations
 
@@ -17,60 +17,31 @@ CHUNK = 8192
 """Tokens whose embeddings are made at once."""
 
 
-def words_of(lens: Lens, inputs: MultimodalInput) -> list[tuple[str, list[int]]]:
-    """Each word and its positions, in their order.
-
-    What the template writes is known from a prompt without words and with the same media: what both begin with, and
-    what both end with, is not the user's. Special tokens and media never are.
+def words_of(tokenizer: Any, inputs: MultimodalInput) -> list[tuple[str, list[int]]]:
+    """Each word of the user and its positions, in their order.
 
     Args:
-        lens: Prepares that prompt.
+        tokenizer: Marks where words begin.
         inputs: One example, from `prepare`.
 
     Raises:
-        LensplugError: If there is no word.
+        LensplugError: If which words are the user's is not known, or there is none.
     """
-    row = inputs.tokens[0][inputs.modality.mask("pad")[0].logical_not()].tolist()
-    first = inputs.tokens.shape[1] - len(row)
-    if not bool(inputs.attention_mask[0, first:].all()):
-        raise LensplugError("the prompt is padded at its right: lens.prepare pads at the left.")
-    is_word = inputs.modality.mask("text")[0] & ~inputs.modality.special[0]
-    asked = [
-        token
-        for token, written in zip(row, inputs.modality.mask("generated")[0, first:].tolist(), strict=True)
-        if not written
-    ]
-    before, behind = _template(lens, inputs, asked)
-    is_word[: first + before] = False
-    is_word[first + len(asked) - behind :] = False
+    is_word = inputs.modality.user_words
+    if is_word is None or not bool(is_word[0].any()):
+        raise LensplugError(
+            "which words of these inputs are the user's is not known (lens.prepare knows), or there are none: give"
+            " texts of the prompt as regions, ['the color', ...]."
+        )
     pieces = inputs.str_tokens[0]
-    if lens.tokenizer is not None:
-        pieces = [str(piece) for piece in lens.tokenizer.convert_ids_to_tokens(inputs.tokens[0].tolist())]
+    if tokenizer is not None:
+        pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(inputs.tokens[0].tolist())]
     groups = join_pieces(pieces)
     found: dict[int, list[int]] = {}
-    for position in is_word.nonzero()[:, 0].tolist():
+    for position in is_word[0].nonzero()[:, 0].tolist():
         found.setdefault(int(groups.of_position[position]), []).append(position)
     named = [("".join(inputs.str_tokens[0][position] for position in where).strip(), where) for where in found.values()]
-    words = [(name, where) for name, where in named if name]
-    if not words:
-        raise LensplugError("the prompt has no words beside those of its chat template: give texts of it as regions.")
-    return words
-
-
-def _template(lens: Lens, inputs: MultimodalInput, asked: list[int]) -> tuple[int, int]:
-    """How many tokens at the front and at the end of a prompt are those of one without words."""
-    media: dict[str, Any] = {
-        name: [list(getattr(inputs, name)[0])] for name in ("images", "videos", "audio") if any(getattr(inputs, name))
-    }
-    try:
-        empty = lens.prepare([""], **media).tokens[0].tolist()
-    except LensplugError:  # a model without a template: all is the user's
-        return 0, 0
-    shortest = min(len(empty), len(asked))
-    before = next((index for index in range(shortest) if empty[index] != asked[index]), shortest)
-    rest = shortest - before
-    behind = next((index for index in range(rest) if empty[-1 - index] != asked[-1 - index]), rest)
-    return before, behind
+    return [(name, where) for name, where in named if name]
 
 
 def mean_embedding(lens: Lens) -> Float[Tensor, " d_model"]:

@@ -39,7 +39,6 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import cast
 
 import torch
@@ -56,7 +55,6 @@ from lensplug.analysis.regions.captum_methods import (
     refuse_samples,
 )
 from lensplug.analysis.regions.places import Places, Regions, places_of
-from lensplug.analysis.regions.prompt_words import words_of
 from lensplug.analysis.regions.region_attribution_result import RegionAttribution
 from lensplug.errors import LensplugError
 from lensplug.inputs.logit_targets import LogitTarget, Terms, Written, terms_of
@@ -125,7 +123,7 @@ def region_attribution(
     parts = []
     for example in range(len(inputs)):
         alone = cast(MultimodalInput, inputs[example : example + 1])
-        places = places_of(regions, alone, media_index, partial(words_of, lens, alone), lens.tokenizer)
+        places = places_of(regions, alone, media_index, lens.tokenizer)
         _refuse_without_effect(places, baseline, at)
         if method == "kernel_shap" and len(places) < 2:
             raise LensplugError(

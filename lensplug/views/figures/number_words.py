@@ -18,6 +18,9 @@ WORDS = {
     "log_probability": "log-probability of the target (nats)",
     "effect": "effect on the answer (nats)",
     "total": "what the medium adds to the answer (nats)",
+    "interaction": "interaction of medium and text (nats)",
+    "by_medium": "what the medium alone adds (nats)",
+    "by_text": "what the text alone adds (nats)",
     "value": "what the region adds to the target",
     "mean_of_tokens": "what the medium adds to a token (nats)",
 }

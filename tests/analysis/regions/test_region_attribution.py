@@ -271,6 +271,8 @@ def test_answers_batches_and_inputs_that_were_encoded(lens):
     assert analysis.region_attribution(lens, known, "Red", (2, 1)).values.shape == (1, 2)
     with pytest.raises(LensplugError, match=r"not known.*lens.encode give images=\[\.\.\.\]"):
         analysis.region_attribution(lens, lens.encode(by_processor), "Red")
+    with pytest.raises(LensplugError, match="give texts of the prompt as regions"):
+        analysis.region_attribution(lens, known, "Red", "words")
     changed = {**by_processor, "pixel_values": by_processor["pixel_values"] * 0.7}
     with pytest.warns(lensplug.LensplugWarning), pytest.raises(LensplugError, match="gives other embeddings"):
         analysis.region_attribution(lens, lens.encode(changed, images=pictures[1]), "Red")
