@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
@@ -78,6 +78,32 @@ class Lens(Protocol):
         logit_positions: Positions | None = None,
     ) -> tuple[Float[Tensor, ...] | None, ActivationCache]:
         """Logits and the activations that an analysis reads."""
+
+    def edited_runs(
+        self,
+        inputs: MultimodalInput,
+        rows: Int[Tensor, "batch row"] | None = None,
+        *,
+        whole_patterns: bool = False,
+        batch: int | None = None,
+        gradients: bool = False,
+    ) -> AbstractContextManager[EditedRuns]:
+        """A scope of many runs of one prompt, each with an edit of its own: `lensplug.running.edited_runs`."""
+
+
+@runtime_checkable
+class EditedRuns(Protocol):
+    """Many runs of one prompt, batched, and begun at the first layer that is edited."""
+
+    batch: int
+    """How many copies of the prompt run side by side."""
+    unedited: Float[Tensor, "example row d_vocab"]
+    """The logits of the prompt itself."""
+
+    def logits(
+        self, n_copies: int, hooks: Iterable[tuple[str, Callable[..., Any]]] = (), *, from_layer: int = 0
+    ) -> Float[Tensor, "copy example row d_vocab"]:
+        """The logits of copies of the prompt, edited by hooks on activations `[copy x example ...]`."""
 
 
 @runtime_checkable

@@ -19,10 +19,12 @@ property only.
 
 When not to use it: backup paths that carry the same information hide an effect (McGrath et al. 2023, "The Hydra
 Effect", arXiv 2307.15771), and an activation of one image among those of another is out of distribution. Each place
-needs its own run: merge positions (`groups="modality"`) when there are thousands.
+needs its own run: merge positions (`groups="modality"`) when there are thousands, or take gradients
+(`attribution_patching`).
 
-The loop is `transformer_lens.patching.generic_activation_patch`. The other functions of `transformer_lens.patching`
-take the lens's inputs in place of tokens, too, if both prompts have the same positions:
+Places of one layer are run side by side, and the layers below are run once for all of them (`lens.edited_runs`). The
+functions of `transformer_lens.patching`, which run one place after another from the first layer on, take the lens's
+inputs in place of tokens, too, if both prompts have the same positions:
 
     patching.get_act_patch_resid_pre(lens.model, blue, cache_of_red, metric)
 
@@ -40,118 +42,48 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from lensplug.analysis.attention.cached_mixing import layer_range
-from lensplug.analysis.attention.resolve_groups import Merge, position_groups
+from lensplug.analysis.attention.resolve_groups import Merge
+from lensplug.analysis.interventions.measured_target import MeasuredTarget, rounding_of
+from lensplug.analysis.interventions.patched_places import (
+    Activation,
+    PatchedPlaces,
+    Places,
+    moved,
+    patched_groups,
+    refuse_no_heads,
+)
+from lensplug.analysis.interventions.recovered_effect import RecoveredEffect
 from lensplug.analysis.interventions.runtime_warning import announce
-from lensplug.analysis.processed_weights import refuse_centred_logits
-from lensplug.analysis.protocols import Lens
+from lensplug.analysis.protocols import EditedRuns, Lens
 from lensplug.analysis.provenance import Provenance
-from lensplug.analysis.result import Result
-from lensplug.errors import LensplugError
 from lensplug.inputs.aligned_positions import counterparts
-from lensplug.inputs.logit_targets import Target, terms_of
+from lensplug.inputs.logit_targets import Target
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.positions.groups import Groups
-from lensplug.validation.arguments import check_example, checked
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-StreamActivation = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
-HeadActivation = Literal["q", "k", "v", "z", "pattern"]
-Activation = StreamActivation | HeadActivation
-"""TransformerLens's short names: of the stream, and of heads."""
-HEADS: tuple[HeadActivation, ...] = get_args(HeadActivation)
-PatchedPlaces = Literal["position", "head", "head_and_position"]
-"""What is patched at a time: a position of all heads, a head at all positions, or a head at a position."""
+from lensplug.validation.arguments import at_least, checked
 
 
 @dataclass(frozen=True, repr=False)
-class ActivationPatching(Result):
+class ActivationPatching(RecoveredEffect):
     """What is measured on the corrupt prompt when one activation is the clean one."""
-
-    label_columns = ("example", "layer", "group", "label", "head")
-    main_number = "recovered"
-    example_depth = {"labels": 0}
 
     values: Float[Tensor, "example layer group head"]
     """The target, patched. An axis that is patched as a whole has one entry; NaN where an example has no such group."""
-    clean: Float[Tensor, " example"]
-    """The target of the clean prompt."""
-    corrupt: Float[Tensor, " example"]
-    rounding: Float[Tensor, " example"]
-    """What rounding explains of a difference between the two; see `activation_patching`."""
-    groups: Int[Tensor, "example pos"]
-    """The group of each position of the corrupt prompt; -1 where nothing is patched."""
-    labels: tuple[tuple[str, ...], ...]
-    """Names of each example's groups."""
-    layers: tuple[int, ...]
-    activation: Activation
-    by: PatchedPlaces
-    provenance: Provenance
 
     @property
-    def recovered(self) -> Float[Tensor, "example layer group head"]:
-        """How much of the way from corrupt (0) to clean (1); NaN where there is nothing to recover.
-
-        That is, where the two prompts differ by no more than rounding explains (`rounding`).
-        """
-        effect = self.clean - self.corrupt
-        effect = effect.masked_fill(effect.abs() <= self.rounding, torch.nan)[:, None, None, None]
-        return (self.values - self.corrupt[:, None, None, None]) / effect
-
-    @checked
-    def groups_of(self, example: int = 0) -> list[int]:
-        """The numbers of the groups that an example has; elsewhere values are NaN."""
-        check_example(example, len(self.values))
-        return sorted(set(self.groups[example].tolist()) - {-1})
-
-    @checked
-    def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
-        """What each position's group recovers in each layer, for overlays; NaN where nothing is patched.
-
-        Raises:
-            LensplugError: If it was not patched by position, with all heads together.
-        """
-        check_example(example, len(self.values))
-        if self.by != "position":
-            raise LensplugError(f"this was patched by {self.by}: an overlay needs by='position'.")
-        group_of_position = self.groups[example]
-        rows = self.recovered[example, :, :, 0][:, group_of_position.clamp(min=0)].masked_fill(
-            group_of_position < 0, torch.nan
-        )
-        return {f"layer {layer}": row for layer, row in zip(self.layers, rows, strict=True)}
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row for each example, layer, group and head; head -1 is all of them."""
-        import pandas as pd
-
-        examples, layers, _, heads = self.values.shape
-        recovered = self.recovered
-        return pd.DataFrame(
-            {
-                "example": example,
-                "layer": self.layers[layer],
-                "group": group,
-                "label": self.labels[example][group],
-                "head": -1 if self.by == "position" else head,
-                "value": float(self.values[example, layer, group, head]),
-                "recovered": float(recovered[example, layer, group, head]),
-            }
-            for example in range(examples)
-            for layer, group, head in product(range(layers), self.groups_of(example), range(heads))
-        )
+    def change(self) -> Float[Tensor, "example layer group head"]:
+        """The target, patched, minus that of the corrupt prompt."""
+        return self.values - self.corrupt[:, None, None, None]
 
 
 @checked
@@ -166,6 +98,8 @@ def activation_patching(
     groups: Merge = None,
     layers: tuple[int, int] | None = None,
     position: int = -1,
+    batch: int | None = None,
+    progress: bool = True,
 ) -> ActivationPatching:
     """Put clean activations into the corrupt run, one place at a time.
 
@@ -193,47 +127,44 @@ def activation_patching(
             `[batch pos]`, which number the result too; what has -1 is left alone.
         layers: The first and the last layer to patch; all by default.
         position: Where a token's logit is read; negative ones count from the last that is not padding.
+        batch: How many places of a layer are run side by side; None: as many as fit into half of the free memory, and
+            no more than make it faster. 1 needs least.
+        progress: Show a bar in a terminal or notebook.
 
     Raises:
         LensplugError: If the positions cannot be aligned, the target is not exactly one token, or an option is
             not known.
     """
-    from transformer_lens import patching  # it takes seconds to import
-    from transformer_lens.utilities import get_act_name
+    from transformer_lens.utilities import get_act_name  # it takes seconds to import
 
-    _refuse_bad_options(activation, by)
+    refuse_no_heads(activation, by)
+    at_least(1, batch=1 if batch is None else batch)
     aligned, model = counterparts(clean, corrupt), lens.model
-    chosen, merged = layer_range(layers, model.cfg.n_layers), _groups(groups, by, corrupt)
-    of_clean, of_corrupt = (_Measured(lens, inputs, target, position) for inputs in (clean, corrupt))
-    names, pattern = [get_act_name(activation, layer) for layer in chosen], activation == "pattern"
+    chosen, merged = layer_range(layers, model.cfg.n_layers), patched_groups(groups, by, corrupt)
+    of_clean, of_corrupt = (MeasuredTarget(lens, inputs, target, position) for inputs in (clean, corrupt))
+    names, pattern = [str(get_act_name(activation, layer)) for layer in chosen], activation == "pattern"
     query_positions: list[int] | None = None if pattern or of_clean.rows is None else []  # as the runs below
     logits, cache = lens.run_with_cache(
         clean, names_filter=names, query_positions=query_positions, logit_positions=of_clean.rows
     )
     assert logits is not None
     value_of_clean = of_clean(logits)
-    clean_activations = {name: _moved(cache[name], aligned, (2, 3) if pattern else (1,)) for name in names}
-    heads = 1 if by == "position" else clean_activations[names[0]].shape[1 if pattern else 2]
-    places = _Places(torch.stack([groups_of_example.of_position for groups_of_example in merged]), chosen, heads)
-    setter = _Setter(places.groups, pattern=pattern, one_head=by != "position")
-    values: list[Float[Tensor, " example"]] = []
-
-    def metric(logits: Tensor) -> Tensor:
-        values.append(of_corrupt(logits))
-        return values[-1].mean()
-
-    rows, table = of_corrupt.rows, places.table()
-    with torch.no_grad(), nullcontext() if rows is None else lens.logits_only(rows, whole_patterns=pattern):
-        begun = perf_counter()
-        value_of_corrupt = of_corrupt(model(corrupt))
-        announce("activation_patching", len(table), perf_counter() - begun, shorter="groups=, layers=")
-        patching.generic_activation_patch(model, corrupt, clean_activations, metric, setter, activation, index_df=table)
+    n_heads = 1 if by == "position" else cache[names[0]].shape[1 if pattern else 2]
+    places = Places(torch.stack([groups_of_example.of_position for groups_of_example in merged]), n_heads, pattern)
+    with lens.edited_runs(corrupt, of_corrupt.rows, whole_patterns=pattern, batch=batch) as runs:
+        value_of_corrupt = of_corrupt(runs.unedited)
+        sweep = _Sweep(runs, places, of_corrupt, model.cfg.n_layers, one_head=by != "position")
+        with tqdm(total=len(chosen) * len(places.of_a_layer), unit="run", disable=None if progress else True) as bar:
+            values = [
+                sweep.of_layer(layer, name, moved(cache[name], aligned, activation), list(chosen), bar)
+                for layer, name in zip(chosen, names, strict=True)
+            ]
     convention = f"clean {activation} into corrupt by {by}, {of_corrupt.in_words}"
     return ActivationPatching(
         values=places.laid_out(values),
         clean=value_of_clean,
         corrupt=value_of_corrupt,
-        rounding=torch.maximum(of_clean.scale, of_corrupt.scale) * _rounding(model.cfg),
+        rounding=rounding_of(model.cfg, of_clean, of_corrupt),
         groups=places.groups,
         labels=tuple(tuple(groups_of_example.names) for groups_of_example in merged),
         layers=tuple(chosen),
@@ -243,130 +174,41 @@ def activation_patching(
     )
 
 
-class _Measured:
-    """The target of some inputs: logits to a number for each example."""
-
-    def __init__(self, lens: Lens, inputs: MultimodalInput, target: Target, position: int) -> None:
-        self._examples = len(inputs)
-        self.scale = torch.zeros(len(inputs), dtype=torch.float32)
-        """Magnitude of what was read first, per example: its largest logit, or the value of the function."""
-        self.rows: Int[Tensor, "batch row"] | None = None
-        self._of: Callable[[Tensor], Tensor]
-        if callable(target):
-            self._of, self.in_words = target, "a function of the logits"
-        else:
-            terms = terms_of(target, position, inputs, lens.tokenizer, lens.model.cfg.d_vocab_out)
-            if not terms.is_difference:
-                refuse_centred_logits(lens.model, "the logit of a single token (not the difference of two)")
-            self._of, self.rows, self.in_words = terms.of, terms.rows, f"logit at position {position}"
-
-    def __call__(self, logits: Float[Tensor, "batch row d_vocab"]) -> Float[Tensor, " example"]:
-        values = torch.as_tensor(self._of(logits)).detach().float().cpu().reshape(-1)
-        if len(values) not in (1, self._examples):
-            raise LensplugError(
-                f"the target makes {len(values)} numbers of {self._examples} example(s), expected one, or one for each."
-            )
-        if bool(values.isnan().any()):
-            raise LensplugError("the target is NaN: in fp16 attention scores can overflow; use bfloat16 or float32.")
-        values = values.expand(self._examples)
-        if not bool(self.scale.any()):
-            magnitudes = values if self.rows is None else logits.detach().float().cpu().flatten(1).abs().amax(dim=1)
-            self.scale = magnitudes.abs()
-        return values
-
-
-def _rounding(cfg: Any) -> float:
-    """The part of the largest logit that rounding explains of a difference."""
-    eps = max(torch.finfo(cfg.dtype).eps, torch.finfo(torch.float32).eps)
-    return float(eps * (2 * cfg.n_layers + 1) ** 0.5)
-
-
 @dataclass(frozen=True)
-class _Places:
-    """Where the clean activation goes: every layer, every group that an example has, every head."""
+class _Sweep:
+    """One layer after another, places side by side."""
 
-    groups: Int[Tensor, "example pos"]
-    layers: Sequence[int]
-    heads: int
-
-    @property
-    def _there(self) -> Bool[Tensor, "example group"]:
-        """Which groups an example has."""
-        numbers = torch.arange(int(self.groups.max()) + 1)
-        return (self.groups[:, :, None] == numbers).any(dim=1)
-
-    def table(self) -> pd.DataFrame:
-        """One row for each run, as `generic_activation_patch` takes them."""
-        import pandas as pd
-
-        groups = self._there.any(dim=0).nonzero()[:, 0].tolist()
-        return pd.DataFrame(product(self.layers, groups, range(self.heads)), columns=["layer", "group", "head"])
-
-    def laid_out(self, values: Sequence[Float[Tensor, " example"]]) -> Float[Tensor, "example layer group head"]:
-        """What the runs of the table gave; NaN where an example has no such group."""
-        is_present = self._there
-        shape = (len(is_present), len(self.layers), is_present.shape[1], self.heads)
-        table_values = torch.full(shape, torch.nan, dtype=torch.float32)
-        table_values[:, :, is_present.any(dim=0)] = torch.stack(list(values), dim=1).view(
-            len(is_present), len(self.layers), -1, self.heads
-        )
-        return table_values.masked_fill(~is_present[:, None, :, None], torch.nan)
-
-
-@dataclass(frozen=True)
-class _Setter:
-    """What TransformerLens calls a patch_setter: the clean activation where a group, and a head, is."""
-
-    of_position: Int[Tensor, "example pos"]
-    pattern: bool
+    runs: EditedRuns
+    places: Places
+    measured: MeasuredTarget
+    n_layers: int
     one_head: bool
 
-    def __call__(self, corrupted: Tensor, index: Sequence[int], clean: Tensor) -> Tensor:
-        _, group, head = index
-        at_position, at_head = (2, 1) if self.pattern else (1, 2)
-        in_group = (self.of_position == group).to(corrupted.device)
-        where = in_group.view(_along(corrupted, 0, at_position))
-        if self.one_head:
-            heads = torch.arange(corrupted.shape[at_head], device=corrupted.device)
-            where = where & (heads == head).view(_along(corrupted, at_head))
-        return torch.where(where, clean.to(corrupted), corrupted)
+    def of_layer(
+        self, layer: int, name: str, clean: Tensor, layers: Sequence[int], bar: Any
+    ) -> Float[Tensor, "place example"]:
+        """The target with each place of a layer patched."""
+        values = []
+        for batch in self.places.batches(self.runs.batch):
+            begun = perf_counter()
+            logits = self.runs.logits(len(batch), [(name, self._patched(batch, clean))], from_layer=layer)
+            values.append(self.measured.of_copies(logits))
+            if not bar.n:
+                self._announce(perf_counter() - begun, len(batch), layers)
+            bar.update(len(batch))
+        return torch.cat(values)
 
+    def _patched(self, batch: Sequence[tuple[int, int]], clean: Tensor) -> Any:
+        def patched(corrupt: Tensor, hook: Any) -> Tensor:
+            copies = corrupt.view(len(batch), -1, *corrupt.shape[1:])
+            where = self.places.masks(batch, copies[0], self.one_head)
+            return torch.where(where, clean.to(corrupt), copies).flatten(0, 1)
 
-def _along(tensor: Tensor, *axes: int) -> list[int]:
-    """Its shape with 1 in place of every axis but these."""
-    return [size if axis in axes else 1 for axis, size in enumerate(tensor.shape)]
+        return patched
 
-
-def _moved(activation: Tensor, aligned: Int[Tensor, "batch pos"], axes: Sequence[int]) -> Tensor:
-    """A clean activation rearranged to the positions of the corrupt prompt; 0 at its padding."""
-    source_positions = aligned.to(activation.device)
-    for axis in axes:
-        shape = list(activation.shape)
-        shape[axis] = source_positions.shape[1]
-        index = source_positions.view([size if dimension in (0, axis) else 1 for dimension, size in enumerate(shape)])
-        activation = activation.gather(axis, index.clamp(min=0).expand(shape)).masked_fill(index < 0, 0)
-    return activation
-
-
-def _groups(groups: Merge, by: str, corrupt: Any) -> list[Groups]:
-    mask = corrupt.attention_mask.cpu()
-    if by == "head":
-        if groups is not None:
-            raise LensplugError("by='head' patches all positions: leave groups out, or use by='head_and_position'.")
-        return [Groups(groups_of_example.long() - 1, ["all positions"]) for groups_of_example in mask]
-    merged = position_groups(groups, mask, modality=corrupt.modality.to("cpu"), str_tokens=corrupt.str_tokens)
-    patched_groups = [
-        groups_of_example.only(real.bool())
-        if groups is None
-        else Groups(groups_of_example.of_position.masked_fill(real == 0, -1), groups_of_example.names)
-        for groups_of_example, real in zip(merged, mask, strict=True)
-    ]
-    for example, groups_of_example in enumerate(patched_groups):
-        if not bool((groups_of_example.of_position >= 0).any()):
-            raise LensplugError(f"no position of example {example} is in a group: there is nothing to patch.")
-    return patched_groups
-
-
-def _refuse_bad_options(activation: Activation, by: PatchedPlaces) -> None:
-    if by != "position" and activation not in HEADS:
-        raise LensplugError(f"{activation!r} has no heads: by='position', or one of {', '.join(map(repr, HEADS))}.")
+    def _announce(self, seconds: float, n_runs: int, layers: Sequence[int]) -> None:
+        """Warn of long sweeps, from the time of the first batch: runs that begin at later layers take less."""
+        depths = [self.n_layers - layer for layer in layers]
+        remaining = len(self.places.of_a_layer) * len(layers) - n_runs
+        per_run = seconds / n_runs * sum(depths) / len(depths) / depths[0]
+        announce("activation_patching", remaining, per_run, shorter="groups=, layers=")

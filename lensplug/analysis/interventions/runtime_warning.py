@@ -1,4 +1,4 @@
-"""Runs that will take minutes say so before they start: how many, and how long, from one that was timed."""
+"""Runs that will take minutes say so before they start: how many, and how long, from those that were timed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def announce(what: str, runs: int, seconds: float, *, shorter: str) -> None:
     Args:
         what: Who runs them.
         runs: How many are to come.
-        seconds: That one took.
+        seconds: That one takes.
         shorter: How to make them fewer.
     """
     expected = runs * seconds
     if expected > LONG_S:
         warnings.warn(
-            f"{what}: {runs} runs to come, about {expected / 60:.0f} minutes (one took {seconds:.1f} s). Fewer with"
+            f"{what}: {runs} runs to come, about {expected / 60:.0f} minutes (one takes {seconds:.1f} s). Fewer with"
             f" {shorter}.",
             LensplugWarning,
             stacklevel=3,

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from transformer_lens import patching
@@ -289,9 +290,49 @@ def test_the_table_and_the_pictures(lens, pair: Pair):
         by_head.by_position()
 
 
+@pytest.mark.parametrize("activation", ["resid_pre", "resid_mid", "z", "pattern"])
+def test_places_side_by_side_are_places_one_by_one(lens, activation):
+    """The library's own loop, one place after another from the first layer on, whatever the batch."""
+    prompts = [COLOR, COLOR + " Now."]
+    clean, corrupt = (lens.prepare(prompts, images=[[picture(color)]] * 2) for color in ("red", "blue"))
+    attended = corrupt.attention_mask.bool()
+    groups = torch.where(attended, (torch.arange(corrupt.shape[1]) * 7 + 3) % 5, -1)  # scattered, in no order
+    ids = [single_token(word, lens.tokenizer) for word in PAIR]
+    _, cache = lens.run_with_cache(clean)
+
+    def metric(logits):
+        found.append(logits[:, -1, ids[0]] - logits[:, -1, ids[1]])
+        return found[-1].mean()
+
+    def setter(corrupted, index, clean):
+        queries = (groups == index[1])[:, None, :, None] if activation == "pattern" else groups == index[1]
+        where = queries.view(*queries.shape, *[1] * (corrupted.ndim - queries.ndim))
+        return torch.where(where, clean, corrupted)
+
+    found: list[torch.Tensor] = []
+    table = pd.DataFrame([(layer, group) for layer in (0, 2, 5) for group in range(5)], columns=["layer", "group"])
+    with torch.no_grad():
+        patching.generic_activation_patch(lens.model, corrupt, cache, metric, setter, activation, index_df=table)
+    expected = torch.stack(found, dim=1).view(2, 3, 5)
+    for batch in (None, 1, 2, 3):
+        result = analysis.activation_patching(
+            lens, clean, corrupt, PAIR, activation=activation, groups=groups, batch=batch, progress=False
+        )
+        torch.testing.assert_close(result.values[:, [0, 2, 5], :, 0], expected, atol=1e-4, rtol=0)
+    assert float(expected.std()) > 0.1, "this test can fail"
+
+
+def test_the_bar_is_silent_where_it_is_asked_to_be(lens, pair: Pair, capsys, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    groups = torch.zeros(pair[0].tokens.shape[1]).long()
+    analysis.activation_patching(lens, *pair, PAIR, groups=groups, layers=(0, 0), progress=False)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
+        ({"batch": 0}, "batch is 0, expected at least 1"),
         ({"activation": "resid"}, "activation is 'resid'"),
         ({"by": "layer"}, "by is 'layer'"),
         ({"by": "head"}, "has no heads"),

@@ -61,7 +61,7 @@ class OnPlain:
     def _never(self, *args: Any, **options: Any) -> Any:
         raise AssertionError("nothing is run")
 
-    prepare = with_media = logits_at = logits_only = run_with_cache = _never
+    prepare = with_media = logits_at = logits_only = run_with_cache = edited_runs = _never
 
 
 def ran(method, own):

@@ -15,7 +15,7 @@ from fuzz.case import Case, holds
 from fuzz.properties.core import drawn
 from fuzz.wrapped import Prompts, Wrapped, encoded
 from lensplug import analysis
-from lensplug.analysis.interventions.activation_patching import Activation, PatchedPlaces, StreamActivation
+from lensplug.analysis.interventions.patched_places import Activation, PatchedPlaces, StreamActivation
 
 
 def _measured(case: Case, batch: Prompts, vocabulary: int) -> tuple[Any, int, Callable[[Tensor], Tensor]]:
