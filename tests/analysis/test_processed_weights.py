@@ -30,6 +30,7 @@ READ: dict[str, Callable[[Any, Any], Any]] = {
     "raw lens": lambda cache, m: analysis.logit_lens(cache, target=5, final_norm=False),
     "lens": lambda cache, m: analysis.logit_lens(cache, target=5),
     "heads": analysis.head_specialization,
+    "written": lambda cache, m: analysis.direct_attribution(cache, (5, 7), m, by="modality"),
     "received": lambda cache, m: analysis.received_attention(cache),
     "matrix": lambda cache, m: analysis.attention_matrix(cache, layer=1),
     "rollout": lambda cache, m: analysis.attention_rollout(cache, rows=-1),

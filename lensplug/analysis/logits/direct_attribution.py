@@ -143,18 +143,18 @@ def direct_attribution(
         values, others, sources, squares = _components(cache, by, terms.rows, stream, reading.direction)
         others |= {"ln_final.b": reading.norm_bias.sum(dim=1), "unembed.b_U": output_bias}
         last = normalised(model, stream.last_as_cached.flatten(0, 1)).view(columns.shape).to(columns)
-        logit = (last * columns).sum(dim=(1, 2), dtype=torch.float64) + output_bias
+        logit = (last * columns).cpu().double().sum(dim=(1, 2)) + output_bias.cpu()
     other_values = torch.stack([value.double().cpu() for value in others.values()], dim=1)
     eps = torch.finfo(stream.last_as_cached.dtype).eps
     tolerance = (ROUNDING * eps * (rounding + squares).sqrt()).clamp(min=SUMS_WITHIN).cpu()
-    total = values.double().cpu().sum(dim=(1, 2)) + other_values.sum(dim=1)
-    _refuse_what_does_not_sum(total, logit.cpu(), tolerance, by)
+    total = values.double().sum(dim=(1, 2)) + other_values.sum(dim=1)
+    _refuse_what_does_not_sum(total, logit, tolerance, by)
     classes, masses = _masses(sources, modality_map, sinks)
     return DirectAttribution(
-        values=values.float().cpu(),
+        values=values.float(),
         others=other_values.float(),
         other_names=tuple(others),
-        logit=logit.float().cpu(),
+        logit=logit.float(),
         tolerance=tolerance.float(),
         rows=terms.rows.cpu(),
         target_texts=texts_of_target(terms, getattr(model, "tokenizer", None)),
@@ -162,7 +162,7 @@ def direct_attribution(
         provenance=Provenance.of(
             cache, NAME, _convention(model, by), query=position, options={"target": _in_words(target), "by": by}
         ),
-        sources=sources.float().cpu() if sources is not None and by == "source" else None,
+        sources=sources.float() if sources is not None and by == "source" else None,
         masses=masses,
         modalities=classes,
     )
@@ -219,7 +219,7 @@ def _components(
     name = "attn_out" if by == "neuron" else "mlp_out"
     others |= {f"{layer}_{name}": beside[:, layer] for layer in layers}
     others |= {f"{layer}_{bias}": written[layer].bias for layer in layers}
-    parts_written = torch.stack([of_layer.parts for of_layer in written], dim=1)
+    parts_written = torch.stack([of_layer.parts.cpu() for of_layer in written], dim=1)
     squares = torch.stack([of_layer.squares for of_layer in written]).sum(dim=0).to(embedding)
     if by in ("source", "modality"):
         return parts_written.double().sum(dim=-1), others, parts_written, squares
@@ -238,10 +238,10 @@ def _masses(
     belongs: Bool[Tensor, "example modality pos"] = (of_classes.to(member.device).float() @ member.float()) > 0
     is_present = belongs.any(dim=-1)
     chosen = is_present.any(dim=0).nonzero()[:, 0]
-    belongs, is_present = belongs[:, chosen].to(sources.device), is_present[:, chosen].to(sources.device)
+    belongs, is_present = belongs[:, chosen].cpu(), is_present[:, chosen].cpu()
     masses = torch.einsum("elhk,emk->elhm", sources.double(), belongs.double())
     masses = masses.masked_fill(~is_present[:, None, None], torch.nan)
-    return tuple(CLASSES[index] for index in chosen.tolist()), masses.float().cpu()
+    return tuple(CLASSES[index] for index in chosen.tolist()), masses.float()
 
 
 def _refuse_what_does_not_sum(
@@ -254,7 +254,7 @@ def _refuse_what_does_not_sum(
             f"by {by} the components of example {example} sum to {float(total[example]):.5g}, and the logit is"
             f" {float(logit[example]):.5g}: rounding explains a difference of {float(tolerance[example]):.2g}. A hook"
             " has edited an activation in this run, or the model adds to the stream what is not known here: run without"
-            " the hook, or take by='layer'."
+            " the hook, or take by='layer' (where heads were ablated by='head', of a cache that holds hook_z)."
         )
 
 
