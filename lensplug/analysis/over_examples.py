@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ class OverExamples:
     """Column ("layer", "head") -> an entry for each row; none where there is a single row."""
     values: Mapping[str, Float[Tensor, "example row"]]
     """Name of a number ("mass") -> its values; NaN where an example has none."""
+    weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Label -> the weight of each row where rows that differ in it are averaged; all count alike by default."""
 
     def number(self, name: str | None) -> tuple[str, Float[Tensor, "example row"]]:
         """A number by its name; the first by default.
@@ -51,20 +53,26 @@ class OverExamples:
         kept = list(dict.fromkeys(rows))
         place = {row: index for index, row in enumerate(kept)}
         where = torch.tensor([place[row] for row in rows])
+        weights = torch.tensor(self.weights.get(over, [1.0] * len(rows)), dtype=torch.float64)
         return OverExamples(
             {name: [row[index] for row in kept] for index, name in enumerate(others)},
-            {name: _means(values, where, len(kept)) for name, values in self.values.items()},
+            {name: _means(values, weights, where, len(kept)) for name, values in self.values.items()},
+            {
+                name: [of_label[rows.index(row)] for row in kept]
+                for name, of_label in self.weights.items()
+                if name != over
+            },
         )
 
 
 def _means(
-    values: Float[Tensor, "example row"], where: Int[Tensor, " row"], count: int
+    values: Float[Tensor, "example row"], weights: Float[Tensor, " row"], where: Int[Tensor, " row"], count: int
 ) -> Float[Tensor, "example other"]:
-    """The mean of the rows that go to each place, NaN left out."""
+    """The weighted mean of the rows that go to each place, NaN left out."""
     wide = values.double()
     zeros = wide.new_zeros(len(wide), count)
-    numbers = zeros.index_add(1, where, (~wide.isnan()).double())
-    return zeros.index_add(1, where, wide.nan_to_num(0.0)) / numbers
+    total = zeros.index_add(1, where, (~wide.isnan()).double() * weights)
+    return zeros.index_add(1, where, wide.nan_to_num(0.0) * weights) / total
 
 
 def grid(**axes: Sequence[Any]) -> dict[str, list[Any]]:

@@ -27,6 +27,8 @@ FORMAT = 1
 """The version of the format: raised when a file of it cannot be read as one of the last."""
 PARTS = {kind.__name__: kind for kind in (Provenance, EvenLayer)}
 """Types that occur in results, besides tensors, texts and numbers."""
+SMALL = 100_000
+"""Maximum number of entries of a tensor that a header holds: what all examples share, such as the steps of a curve."""
 HEADER = "lensplug"
 """The entry of the safetensors header."""
 
@@ -65,6 +67,9 @@ def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return value
     if "tensor" in value:
         return tensors[value["tensor"]]
+    if "numbers" in value:
+        numbers = torch.tensor(decoded(value["numbers"], tensors), dtype=getattr(torch, value["dtype"]))
+        return numbers.reshape(value["shape"])
     if "float" in value:
         return float(value["float"])
     if "tuple" in value:
@@ -85,7 +90,11 @@ def _fields_of(value: Any, prefix: str, tensors: dict[str, Tensor] | None) -> di
 
 
 def encoded(value: Any, name: str = "", tensors: dict[str, Tensor] | None = None) -> Any:
-    """A value as JSON; tensors go under their names into `tensors`, where they may."""
+    """A value as JSON; tensors go under their names into `tensors`, or where there is none are small, and written out.
+
+    Raises:
+        TypeError: If a tensor is too large to be written out.
+    """
     if isinstance(value, Tensor) and tensors is not None:
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
@@ -101,7 +110,10 @@ def encoded(value: Any, name: str = "", tensors: dict[str, Tensor] | None = None
     if type(value).__name__ in PARTS and is_dataclass(value):
         return {"part": type(value).__name__, "fields": _fields_of(value, f"{name}.", tensors)}
     if isinstance(value, Tensor):
-        raise TypeError(f"{name or 'a value'} is a tensor, and only JSON is kept here")
+        if value.numel() > SMALL:
+            raise TypeError(f"{name or 'a value'} is a tensor of {value.numel()} entries, more than a header holds")
+        numbers = [encoded(number) for number in value.flatten().tolist()]
+        return {"numbers": numbers, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     return {"table": {column: encoded(_column(value[column]), f"{name}.{column}", tensors) for column in value}}
 
 

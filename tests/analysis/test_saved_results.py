@@ -20,6 +20,7 @@ from torch import Tensor
 import lensplug
 from lensplug import LensplugError, analysis, views
 from lensplug.analysis.result import Result
+from lensplug.analysis.saved_fields import SMALL, decoded, encoded
 from lensplug.analysis.saved_results import outline
 
 
@@ -58,6 +59,18 @@ def test_every_result_is_read_as_it_was_saved(results, tmp_path):
         found = lensplug.read(path)
         refuse_difference(result, found, name)
         pd.testing.assert_frame_equal(result.to_dataframe(), found.to_dataframe())
+
+
+def test_small_tensors_are_written_out_in_a_header():
+    nan = torch.nan
+    values = [torch.linspace(0, 1, 11), torch.tensor([[1, 2], [3, 2**62]]), torch.tensor([True, False]),
+              torch.tensor([0.1, nan, -torch.inf], dtype=torch.float64), torch.tensor([0.3]).bfloat16(),
+              torch.zeros(2, 0, 3), torch.tensor(5)]  # fmt: skip
+    for value in values:
+        header = json.dumps(encoded(value), allow_nan=False)
+        refuse_difference(value, decoded(json.loads(header), {}), header)
+    with pytest.raises(TypeError, match="more than a header holds"):
+        encoded(torch.zeros(SMALL + 1))
 
 
 def test_an_outline_has_all_but_the_numbers_of_large_tensors(results, tmp_path):

@@ -15,7 +15,8 @@ within the range of random orders carries no information, however it looks.
 Papers: Samek et al. 2017, "Evaluating the visualization of what a deep neural network has learned", arXiv 1509.06321;
 for rollouts, Chefer, Gur & Wolf 2021, arXiv 2103.15679.
 
-When to use it: to test a map before interpreting it, and to compare maps on the same examples.
+When to use it: to test a map before interpreting it, and to compare maps on the same examples; over a data set, as a
+measurement of a study (`study.measure(analysis.deletion_curve, relevance="gradient_rollout")`).
 
 When not to use it: a prompt with half an image is out of distribution, so part of a drop can be an artifact of that
 (Hooker et al. 2019, "A Benchmark for Interpretability Methods in Deep Neural Networks", arXiv 1806.10758). Redundant
@@ -30,6 +31,7 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -39,6 +41,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.analysis.interventions.runtime_warning import announce
+from lensplug.analysis.over_examples import OverExamples, grid
 from lensplug.analysis.protocols import Lens
 from lensplug.analysis.provenance import Provenance
 from lensplug.analysis.result import Result, one_row
@@ -51,6 +54,8 @@ from lensplug.validation.arguments import checked
 
 if TYPE_CHECKING:
     import pandas as pd
+ORDERS = ("most relevant first", "least relevant first", "random")
+"""What the orders of deletion are called."""
 MOST_VARIANTS = 100_000
 """Maximum number of variants of one example: their masks are made before the first is run."""
 
@@ -79,9 +84,9 @@ class DeletionCurve(Result):
 
         The smaller with the most relevant first, and the larger with the least relevant first, the better the map.
         """
-        curves = {"most relevant first": self.most_first, "least relevant first": self.least_first}
+        curves = dict(zip(ORDERS, (self.most_first, self.least_first), strict=False))
         if self.random.shape[1]:
-            curves["random"] = self.random.mean(dim=1)
+            curves[ORDERS[2]] = self.random.mean(dim=1)
         return {name: torch.trapezoid(curve, self.fractions, dim=-1) for name, curve in curves.items()}
 
     @property
@@ -92,6 +97,24 @@ class DeletionCurve(Result):
             return torch.full((len(areas), 2), torch.nan)
         spread = 1.96 * areas.std(dim=1)
         return torch.stack([areas.mean(dim=1) - spread, areas.mean(dim=1) + spread], dim=1)
+
+    def over_examples(self) -> OverExamples:
+        """Log-probability in each order (of random ones the mean) at each fraction, and how far below random it is.
+
+        Averaged over "fraction", they are the area under each curve and the area between it and that of random orders.
+        """
+        random = self.random.mean(dim=1)  # NaN where none was drawn
+        curves = torch.stack([self.most_first, self.least_first, random], dim=1).double()
+        below = random[:, None].double() - curves
+        below[:, 2] = torch.nan  # itself
+        widths = self.fractions.double().diff()
+        nothing = widths.new_zeros(1)
+        weights = (torch.cat([widths, nothing]) + torch.cat([nothing, widths])) / 2  # of the trapezoidal rule
+        return OverExamples(
+            grid(order=(*ORDERS[:2], "random order"), fraction=self.fractions.double().round(decimals=6).tolist()),
+            {"log_probability": curves.flatten(1), "below_random": below.flatten(1)},
+            {"fraction": weights.repeat(len(ORDERS)).tolist()},
+        )
 
     def summary(self) -> pd.DataFrame:
         """For each order the mean area over the examples, and its 95% interval (1.96 standard errors)."""
@@ -108,7 +131,7 @@ class DeletionCurve(Result):
         """One row for each example, order and step; orders drawn at random are numbered."""
         import pandas as pd
 
-        orders = {"most relevant first": self.most_first, "least relevant first": self.least_first}
+        orders = dict(zip(ORDERS, (self.most_first, self.least_first), strict=False))
         orders |= {f"random {draw}": self.random[:, draw] for draw in range(self.random.shape[1])}
         return pd.DataFrame(
             {
@@ -134,7 +157,7 @@ def deletion_curve(
     among: Where = "media",
     steps: int = 10,
     draws: int = 10,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 8,
 ) -> DeletionCurve:
     """Delete positions in the order of their relevance, and in random orders.
@@ -152,7 +175,7 @@ def deletion_curve(
             mask `[example pos]`.
         steps: In how many equal steps.
         draws: How many random orders; 0 for none (for other maps of examples whose random orders are known).
-        seed: Random seed of the orders.
+        seed: Random seed of the orders; or one for each example, whose orders then do not depend on those beside it.
         batch_size: How many variants run at once, of all examples together.
 
     Raises:
@@ -177,9 +200,8 @@ def deletion_curve(
     if bool((values.isnan() & chosen).any()):
         raise LensplugError("relevance is NaN at positions that are to be deleted: give among= a mask of those it has.")
     fractions = torch.linspace(0, 1, steps + 1)
-    generator = torch.Generator().manual_seed(seed)
     deleted = []
-    for example in range(len(inputs)):
+    for example, generator in enumerate(_generators(seed, len(inputs))):
         orders = _orders(values[example], chosen[example], draws, generator)
         cuts = (fractions * orders.shape[1]).round().long()
         rank = torch.full((len(orders), values.shape[1]), orders.shape[1], device=orders.device)
@@ -197,6 +219,19 @@ def deletion_curve(
         deleted=chosen.sum(dim=1).cpu(),
         provenance=Provenance.of_model(lens.model, "deletion_curve", convention),
     )
+
+
+def _generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
+    """The generator of each example: one for all, or for each its own.
+
+    Raises:
+        LensplugError: If there is another number of seeds.
+    """
+    if isinstance(seed, int):
+        return [torch.Generator().manual_seed(seed)] * count
+    if len(seed) != count:
+        raise LensplugError(f"seed has {len(seed)} entries for {count} examples: give one number, or one for each.")
+    return [torch.Generator().manual_seed(of_example) for of_example in seed]
 
 
 def _among(among: Where, inputs: MultimodalInput) -> tuple[Bool[Tensor, "example pos"], str]:

@@ -109,6 +109,32 @@ def test_areas_random_orders_and_their_interval(lens, batch, relevance):
         analysis.DeletionCurve.combine([curve, analysis.deletion_curve(lens, batch, relevance, "Red", steps=2)])
 
 
+def test_a_seed_for_each_example_makes_its_orders_its_own(lens, batch, relevance):
+    """Equal to the example alone, whatever is beside it; and to one seed for all, where there is one example."""
+    together = analysis.deletion_curve(lens, batch, relevance, ("Red", "Blue"), steps=STEPS, draws=2, seed=[7, 8])
+    for example, seed in enumerate((7, 8)):
+        own = {name: getattr(batch, name)[example][None] for name in ("embeds", "tokens", "attention_mask")}
+        among = batch.modality.mask("image")[example][None]
+        alone = analysis.deletion_curve(
+            lens, dataclasses.replace(batch, **own), relevance[example], ("Red", "Blue"), among=among, steps=STEPS,
+            draws=2, seed=seed,
+        )  # fmt: skip
+        torch.testing.assert_close(together.random[example], alone.random[0], atol=1e-4, rtol=1e-4)
+    with pytest.raises(LensplugError, match="seed has 3 entries for 2 examples"):
+        analysis.deletion_curve(lens, batch, relevance, "Red", seed=[1, 2, 3])
+
+
+def test_averaged_over_fractions_numbers_are_areas(lens, batch, relevance):
+    curve = analysis.deletion_curve(lens, batch, relevance, "Red", steps=STEPS, draws=3)
+    averaged = curve.over_examples().averaged("fraction")
+    assert averaged.labels == {"order": ["most relevant first", "least relevant first", "random order"]}
+    areas = torch.stack(list(curve.area.values()), dim=1).double()
+    torch.testing.assert_close(averaged.values["log_probability"], areas, atol=1e-6, rtol=1e-6)
+    below = averaged.values["below_random"]
+    torch.testing.assert_close(below[:, :2], areas[:, 2:] - areas[:, :2], atol=1e-6, rtol=1e-5)
+    assert below[:, 2].isnan().all()
+
+
 def test_equal_values_are_put_in_a_random_order(lens, batch):
     flat = torch.zeros(batch.tokens.shape)
     first, second = (
