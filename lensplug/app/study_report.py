@@ -20,14 +20,15 @@ from lensplug.study.measurements import Measurement
 from lensplug.study.passes import declared
 from lensplug.views.page.page import Page, Part, Section
 
-COMPARED: dict[str, tuple[str, tuple[str, ...]]] = {
-    "head_specialization": ("Which heads look otherwise at the {}", ("mass",)),
-    "logit_lens": ("At which layers answers settle otherwise", ("settled",)),
-    "modality_ablation": ("What the {} is used for otherwise", ("right", "changed")),
-    "grounding": ("What the {} adds otherwise", ("total",)),
-    "neuron_activity": ("Which neurons fire in the other", ()),
+COMPARED: dict[str, tuple[str, tuple[str, ...], str | None]] = {
+    "head_specialization": ("Which heads look otherwise at the {}", ("mass",), None),
+    "logit_lens": ("At which layers answers settle otherwise", ("settled",), None),
+    "modality_ablation": ("What the {} is used for otherwise", ("right", "changed"), None),
+    "grounding": ("What the {} adds otherwise", ("total",), None),
+    "neuron_activity": ("Which neurons fire in the other", (), None),
+    "deletion_curve": ("Whether the map finds more of what the answer needs", ("below_random",), "fraction"),
 }
-"""Analysis -> title, with the medium; and the numbers that two studies are compared by."""
+"""Analysis -> title, with the medium; the numbers that two studies are compared by; what they are averaged over."""
 
 
 Found: TypeAlias = Sequence[tuple[Measurement, StudyResult | LensplugError]]
@@ -140,7 +141,7 @@ _PAIRS = (
 
 
 def _difference(first: StudyResult, second: StudyResult, names: tuple[str, str], asked: Asked) -> Section:
-    title, numbers = COMPARED.get(first.measurement.analysis, (first.measurement.analysis, (None,)))
+    title, numbers, over = COMPARED.get(first.measurement.analysis, (first.measurement.analysis, (None,), None))
     name = first.measurement.name
     title = title.format(asked.medium) + (f": {name}" if name != first.measurement.analysis else "")
     if not first.measurement.way.rows:
@@ -148,7 +149,7 @@ def _difference(first: StudyResult, second: StudyResult, names: tuple[str, str],
         text = f"Counts have no examples, and so no intervals. These are the domain neurons of {names[1]}."
         return Section(title, text, () if neurons is None else (views.domain_neurons(neurons),), wide=True)
     try:
-        found = [first.compare(second, names=names, number=number) for number in numbers]
+        found = [first.compare(second, names=names, number=number, over=over) for number in numbers]
     except LensplugError as error:
         return Section(title, about.without_paths(str(error)))
     return Section(title, "", tuple(part for one in found for part in _parts(one, asked)), wide=True)

@@ -12,7 +12,7 @@ from typing import Any
 from lensplug import analysis, views
 from lensplug.analysis.group_means import GroupMeans
 from lensplug.app.study_facts import Asked
-from lensplug.app.study_tables import Answers, answers_table, significant, top_heads
+from lensplug.app.study_tables import Answers, answers_table, map_verdicts, significant, top_heads
 from lensplug.errors import LensplugError
 from lensplug.study import StudyResult
 from lensplug.views.page.page import Part, Section
@@ -39,6 +39,7 @@ def section_of(result: StudyResult, asked: Asked, answers: Answers) -> Section:
         "modality_ablation": _ablation,
         "grounding": _grounding,
         "neuron_activity": _neurons,
+        "deletion_curve": _deletion,
     }
     section = made.get(result.measurement.analysis, _means)(result, asked, answers)
     name, of_analysis = result.measurement.name, result.measurement.analysis
@@ -141,6 +142,25 @@ def _grounding(result: StudyResult, asked: Asked, answers: Answers) -> Section:
         f"The log-probability of the given answer with the {asked.medium} minus that with a blank one, in nats: above"
         " 0 the medium makes the answer more probable (1 nat: 2.7 times). A mean near 0 may hide answers that it helps"
         " and others that it harms.",
+        tuple(parts),
+        wide=True,
+    )
+
+
+def _deletion(result: StudyResult, asked: Asked, answers: Answers) -> Section:
+    relevance = {**result.measurement.way.defaults, **result.measurement.options}["relevance"]
+    curves = result.mean(asked.by)
+    parts: list[Part] = [views.group_means(curves), map_verdicts(result, asked)]
+    if "random order" in set(curves.table.order):
+        below = result.mean(asked.by, number="below_random", over="fraction")
+        parts.append(views.group_means(below))
+    return Section(
+        "Whether the map finds what the answer needs",
+        f"Positions are deleted in the order of a map ({relevance}), and in random orders: hidden from attention, and"
+        " their embeddings replaced by the mean. Where the map is right, the answer's log-probability falls early with"
+        " the most relevant first, and late with the least relevant first. The distance below random orders is the area"
+        " between the curves: the mean difference along them, in nats. A prompt with half an image is unlike what the"
+        " model was trained on, which is the same in all orders as far as they delete as many positions.",
         tuple(parts),
         wide=True,
     )

@@ -89,6 +89,45 @@ def answers_table(answers: Answers) -> Table:
     return Table(("most probable token", *groups), tuple(rows), "What the model says: how many examples of each group.")
 
 
+def map_verdicts(result: StudyResult, asked: Asked) -> Table:
+    """How far the curve with the most relevant first lies below random orders, and whether the map means anything."""
+    rows = []
+    for by in (None, asked.by) if asked.by else (None,):
+        areas = result.mean(by, over="fraction", interval=None)
+        below = result.mean(by, number="below_random", over="fraction")
+        for group in areas.groups:
+            area = areas.table[areas.table.group == group].set_index("order")["mean"]
+            count = areas.table[areas.table.group == group]["count"].max()
+            of_map = below.table[(below.table.group == group) & (below.table.order == "most relevant first")]
+            limits = of_map.iloc[0] if len(of_map) else None
+            distance = "" if limits is None else f"{limits['mean']:+.3f}" + _interval(limits)
+            random = f"{area['random order']:.3f}" if "random order" in area else ""
+            first = f"{area['most relevant first']:.3f}"
+            rows.append((group, str(count), first, random, distance, _verdict(limits)))
+    return Table(
+        ("group", "examples", "mean along the curve, map", "random", "below random, 95 %", "in words"),
+        tuple(rows),
+        "Log-probabilities in nats. Limits that hold 0: no better than chance, however the map looks.",
+    )
+
+
+def _verdict(limits: Any) -> str:
+    """What a distance below random orders says of a map."""
+    if limits is None:
+        return "not known: no random orders were drawn"
+    if limits.low != limits.low:
+        return "not known of one example"
+    if limits.low > 0:
+        return "the map finds what the answer needs"
+    if limits.high < 0:
+        return "worse than chance: the answer needs what the map calls irrelevant"
+    return "no better than chance"
+
+
+def _interval(limits: Any) -> str:
+    return "" if limits.low != limits.low else f" [{limits.low:+.3f}, {limits.high:+.3f}]"
+
+
 def significant(found: analysis.GroupDifferences, medium: str | None) -> Table:
     """The rows that differ, corrected, the largest differences first."""
     rows = found.significant()

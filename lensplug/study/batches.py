@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,10 +12,11 @@ from lensplug.analysis.interventions.ablation_run import Example
 from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
 from lensplug.study.measurements import Measurement
+from lensplug.study.media import Media, by_kind
 
 
 def run_batch(
-    lens: Any, measurements: Sequence[Measurement], rows: pd.DataFrame, media: Sequence[Any]
+    lens: Any, measurements: Sequence[Measurement], rows: pd.DataFrame, media: Sequence[Media]
 ) -> dict[str, Any]:
     """Measure a batch.
 
@@ -31,7 +32,7 @@ def run_batch(
     results: dict[str, Result] = {}
     of_cache = [measurement for measurement in measurements if measurement.way.reads_cache]
     if of_cache:
-        inputs = lens.prepare(rows.prompt.tolist(), **_by_kind(media))
+        inputs = lens.prepare(rows.prompt.tolist(), **by_kind(media))
         _, cache = lens.run_with_cache(inputs, **_run_options(of_cache))
         for measurement in of_cache:
             arguments = measurement.arguments(rows, lens.tokenizer)
@@ -39,7 +40,12 @@ def run_batch(
                 arguments["modality"] = inputs.modality
             results[measurement.name] = measurement.function(cache, **arguments)
         del cache
-    given = [measurement for measurement in measurements if not measurement.way.reads_cache]
+    by_themselves = [measurement for measurement in measurements if not measurement.way.reads_cache]
+    for measurement in by_themselves:
+        if measurement.way.measured is not None:
+            options = {**measurement.way.defaults, **measurement.options}
+            results[measurement.name] = measurement.way.measured(lens, rows, media, options)
+    given = [measurement for measurement in by_themselves if measurement.way.measured is None]
     if given:
         examples = [_example(row, of_example) for row, of_example in zip(rows.itertuples(), media, strict=True)]
         for measurement in given:
@@ -70,13 +76,7 @@ READ_AT = {
 """Option of a run -> hooks of which it keeps some positions."""
 
 
-def _by_kind(media: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, Any]:
-    """The media of a batch as `lens.prepare` takes them."""
-    kinds = {kind for of_example in media for kind, files in of_example.items() if files}
-    return {kind: [list(of_example.get(kind, ())) for of_example in media] for kind in sorted(kinds)}
-
-
-def _example(row: Any, media: Mapping[str, Sequence[Any]]) -> Example:
+def _example(row: Any, media: Media) -> Example:
     if not isinstance(row.target, str) or not row.target:
         raise LensplugError("the example has no answer to be scored: add examples with a column 'target'.")
     files: dict[str, Any] = {kind: list(of_kind) for kind, of_kind in media.items()}

@@ -114,15 +114,15 @@ def measurement_of(function: Callable[..., Any] | str, name: str | None, options
         if key not in allowed:
             raise LensplugError(f"{called} takes no option {key!r} in a study: it takes {', '.join(allowed)}.")
         if not isinstance(value, OfColumn):
-            hints = get_type_hints(inspect.unwrap(getattr(analyses, called)))
+            hints = {**get_type_hints(inspect.unwrap(getattr(analyses, called))), **WAYS[called].hints}
             admitted(value, hints[key], key)
     if isinstance(options.get("query"), list | tuple):
         raise LensplugError("query is a list, and a study asks about one position of every example: give one number.")
     there = {*options, *WAYS[called].defaults}
+    WAYS[called].refuse(options)
     missing = [key for key, value in allowed.items() if value.default is value.empty and key not in there]
     if missing:
         raise LensplugError(f"{called} needs {missing[0]}: study.measure(analysis.{called}, {missing[0]}=...).")
-    WAYS[called].refuse(options)
     return Measurement(called, {key: _plain(key, value) for key, value in sorted(options.items())}, name or called)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -23,6 +24,16 @@ SUFFIXES = {
     **dict.fromkeys((".wav", ".flac", ".ogg", ".mp3", ".m4a"), "audio"),
 }
 """What a file of a folder is taken for."""
+
+
+Media: TypeAlias = Mapping[str, Sequence[Any]]
+"""Of an example: a kind -> its files, or their bytes."""
+
+
+def by_kind(media: Sequence[Media]) -> dict[str, list[list[Any]]]:
+    """The media of a batch as `lens.prepare` takes them."""
+    kinds = {kind for of_example in media for kind, files in of_example.items() if files}
+    return {kind: [list(of_example.get(kind, ())) for of_example in media] for kind in sorted(kinds)}
 
 
 @dataclass(frozen=True)

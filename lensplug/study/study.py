@@ -171,7 +171,8 @@ class Study:
 
         Args:
             function: `analysis.head_specialization`, `logit_lens`, `direct_attribution`, `neuron_activity`,
-                `modality_ablation`, `grounding`, `neuron_ablation`, or its name.
+                `modality_ablation`, `grounding`, `neuron_ablation`, `deletion_curve` (with `relevance`, a map by name),
+                or its name.
             name: What it is called, where one analysis is measured in several ways.
             **options: Its options: numbers, texts, lists of them, or `study.column(...)`.
 

@@ -7,16 +7,21 @@ activations, are kept as one result for each chunk; all others as a row for each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
+
 from lensplug.analysis.interventions.ablation_methods import NEED_STATISTICS
+from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
+from lensplug.study import deletion_curves
+from lensplug.study.media import Media
 
 RunOptions = Mapping[str, Any]
 """Positions and reductions for `lens.run_with_cache`."""
-GIVEN = {"cache", "modality", "lens", "examples", "batch_size", "progress", "attention_mask"}
+GIVEN = {"cache", "modality", "lens", "inputs", "examples", "batch_size", "progress", "attention_mask"}
 """Arguments that the study gives itself."""
 
 
@@ -37,6 +42,10 @@ class Way:
     """Whether it has a row for each example; else its results are kept whole, one for each chunk."""
     run: Callable[[Mapping[str, Any]], RunOptions] = lambda options: {}
     """Its options -> those of the run."""
+    measured: Callable[[Any, pd.DataFrame, Sequence[Media], Mapping[str, Any]], Result] | None = None
+    """Of an analysis that takes no examples: the lens, rows, media and options -> its result."""
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    """Option -> what a study takes, where that differs from the analysis's annotation."""
     refuse: Callable[[Mapping[str, Any]], None] = lambda options: None
     """Refuses options that a study cannot measure with."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -108,6 +117,13 @@ WAYS: dict[str, Way] = {
     "activations": Way(reads_cache=True, rows=False, run=_activations),
     "modality_ablation": Way(reads_cache=False, refuse=_refuse_what_needs_all),
     "grounding": Way(reads_cache=False),
+    "deletion_curve": Way(
+        reads_cache=False,
+        measured=deletion_curves.measured,
+        hints=deletion_curves.HINTS,
+        refuse=deletion_curves.refuse,
+        defaults=deletion_curves.DEFAULTS,
+    ),
     "neuron_ablation": Way(reads_cache=False, refuse=_refuse_means),
 }
 """The analyses that a study measures."""

@@ -18,7 +18,9 @@ QUESTION = "What is the color? Answer single word."
 COLORS = ("red", "blue")
 
 
-def group_results(heads: analysis.HeadSpecialization, said: analysis.LogitLens) -> dict[str, Result]:
+def group_results(
+    heads: analysis.HeadSpecialization, said: analysis.LogitLens, curve: analysis.DeletionCurve
+) -> dict[str, Result]:
     """Means and differences, as a study makes them of its examples."""
     examples = pd.DataFrame(
         {"id": ["a", "b", "c", "d"], "sha256": [["a"], ["b"], ["c"], ["d"]], "color": ["red", "blue", "red", "blue"]}
@@ -26,11 +28,13 @@ def group_results(heads: analysis.HeadSpecialization, said: analysis.LogitLens) 
     options = IntervalOptions("bootstrap", None, 0.95, 20, 0)
     of_heads = [(examples, analysis.HeadSpecialization.combine([heads, heads]))]
     of_layers = [(examples, analysis.LogitLens.combine([said, said]))]
+    of_curves = [(examples, analysis.DeletionCurve.combine([curve, curve]))]
     made: dict[str, Result] = {}
     every: tuple[tuple[str, Chunks, str], ...] = (
         ("heads", of_heads, "mass"),
         ("layers", of_layers, "target_log_probability"),
         ("settled", of_layers, "settled"),
+        ("deletion", of_curves, "log_probability"),
     )
     for name, chunks, number in every:
         mean = means(chunks, name, "color", number, options)
@@ -61,6 +65,7 @@ def every_result(seed: int = 0) -> dict[str, Result]:
     heads = analysis.head_specialization(cache, inputs.modality)
     rollout = analysis.attention_rollout(cache, rows=-1)
     relevance = analysis.gradient_rollout(cam, grads, rows=-1)
+    curve = analysis.deletion_curve(lens, inputs, relevance, answers[0], steps=2, draws=2)
     activity = analysis.neuron_activity(cache, inputs.modality, domain=COLORS)
     return {
         "head_specialization": heads,
@@ -80,7 +85,7 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         "received_attention": analysis.received_attention(cache, modality=inputs.modality),
         "attention_matrix": analysis.attention_matrix(cache, layer=1),
         "agreement": analysis.agreement({"rollout": rollout, "gradient rollout": relevance}),
-        "deletion_curve": analysis.deletion_curve(lens, inputs, relevance, answers[0], steps=2, draws=2),
+        "deletion_curve": curve,
         "activation_patching": analysis.activation_patching(
             lens, inputs, flipped, (answers[0], answers[1]), by="head", activation="z", layers=(2, 3)
         ),
@@ -98,7 +103,7 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         "activations": analysis.activations(cache, inputs.modality, pool="image"),
         "probe": probe_of_colors(lens, seed),
         "compare": analysis.compare(heads, heads),
-        **group_results(heads, analysis.logit_lens(cache)),
+        **group_results(heads, analysis.logit_lens(cache), curve),
     }
 
 

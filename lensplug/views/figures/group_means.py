@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from lensplug.analysis.group_means import GroupMeans
 from lensplug.errors import LensplugError
 from lensplug.validation.arguments import checked
+from lensplug.views.figures.deletion_by_group import deletion_by_group
 from lensplug.views.figures.group_layers import add_lines, color_of, layer_column, layers_down, lighter
 from lensplug.views.figures.number_words import CONDITIONS, SHARES, mean_of, words
 from lensplug.views.style import DIVERGING, PAPER_TO_DARK, figure, titled, visible
@@ -24,7 +25,7 @@ BARS = 60
 
 @checked
 def group_means(result: GroupMeans, *, modality: str | None = None) -> go.Figure:
-    """A map of layers and heads for each group; a line over layers with its interval for each; else bars.
+    """A map of layers and heads for each group; lines over layers, or deletion curves, with intervals; else bars.
 
     Args:
         result: From `study.result(...).mean(by=...)`.
@@ -38,6 +39,8 @@ def group_means(result: GroupMeans, *, modality: str | None = None) -> go.Figure
     title = f"{mean_of(result.number)}{of_class}{{}}{_by(result)}"
     if {"layer", "head"} <= set(result.labels):
         return _maps(result, table, title.format(" by head"))
+    if {"order", "fraction"} <= set(result.labels):
+        return _deletion(result, title.format(" while positions are deleted"))
     if layer_column(table):
         return _lines(result, table, title.format(" by layer"))
     return _bars(result, table, title.format(""))
@@ -125,6 +128,13 @@ def _lines(result: GroupMeans, table: pd.DataFrame, title: str) -> go.Figure:
     _range(fig, result, table)
     fig.update_xaxes(title=words(result.number))
     titled(fig, title, notes_of(result, what="bands"))
+    return fig
+
+
+def _deletion(result: GroupMeans, title: str) -> go.Figure:
+    fig, more = deletion_by_group(result)
+    titled(fig, title, notes_of(result, what="bands") + more)
+    fig.update_layout(margin={"t": fig.layout.margin.t + 18}, height=fig.layout.height + 18)
     return fig
 
 

@@ -16,6 +16,7 @@ WORDS = {
     "right": "share answered right",
     "changed": "share of answers changed",
     "log_probability": "log-probability of the target (nats)",
+    "below_random": "distance below random orders (nats)",
     "effect": "effect on the answer (nats)",
     "total": "what the medium adds to the answer (nats)",
     "interaction": "interaction of medium and text (nats)",
