@@ -107,7 +107,7 @@ def _size(medium: Any) -> tuple[int, ...]:
 
 def _features(processor: Any, n_variants: int, media: Media) -> Mapping[str, Any]:
     """What the processor makes of the media behind no words."""
-    if media.audio:  # here, where no warning says so: it came with the inputs
+    if any(media.audio):  # here, where no warning says so: it came with the inputs
         rate = prompts.encoder_rate(processor)
         media = replace(media, audio=tuple(tuple(sound.at_rate(rate) for sound in sounds) for sounds in media.audio))
     template = prompts.has_chat_template(processor)

@@ -104,6 +104,7 @@ def test_refusals(lens):
         lens.with_media(inputs, images=[[picture, picture]])
     with pytest.raises(LensplugError, match=r"2 examples, expected one: inputs\[0:1\]"):
         lens.with_media(inputs.expand(2), images=[[picture]])
+    assert torch.equal(lens.with_media(inputs, audio=[None]).embeds, lens.with_media(inputs, images=[[picture]]).embeds)
     with pytest.raises(LensplugError, match="the image of these inputs is not known"):
         lens.with_media(lens.encode(inputs.model_inputs), audio=[[]])
     unprocessed = lensplug.wrap(lens.hf_model, None, check=False)

@@ -24,21 +24,26 @@ EXACT = 7
 """Up to so many regions all their orders are taken: 5,040 of them, over 128 sets."""
 PERMUTATIONS = 25
 """Orders that are drawn, where nothing else is asked for."""
+MOST_SAMPLES = 100_000
+"""Maximum number of orders or sets that are drawn."""
 AT_ONCE = 64
 """Sets that captum asks for at once; they run in batches of the user's size."""
 
 
-def need_captum() -> None:
-    """Refuse where captum is not installed, before anything is computed.
+def need_captum(method: Method) -> None:
+    """Refuse where what a method runs on is not installed, before anything is computed.
 
     Raises:
         LensplugError: If it is not.
     """
-    try:
-        import_module("captum.attr")
-        import_module("sklearn")  # captum's own KernelShap fits with it
-    except ImportError as error:
-        raise LensplugError("region_attribution needs captum: pip install 'lensplug[attribution]'.") from error
+    packages = {"captum.attr": "captum"} | ({"sklearn": "scikit-learn"} if method == "kernel_shap" else {})
+    for module, package in packages.items():  # captum's KernelShap fits by scikit-learn, which captum does not bring
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise LensplugError(
+                f"region_attribution with method={method!r} needs {package}: pip install 'lensplug[attribution]'."
+            ) from error
 
 
 def is_exact(method: Method, n_regions: int, samples: int | None) -> bool:
@@ -106,5 +111,5 @@ def refuse_samples(method: Method, samples: int | None) -> None:
             "samples changes nothing for method='occlusion', which blanks each region once: leave it out."
         )
     least = 1 if method == "shapley" else 3
-    if samples < least:
-        raise LensplugError(f"samples is {samples}, expected at least {least} for method={method!r}.")
+    if not least <= samples <= MOST_SAMPLES:
+        raise LensplugError(f"samples is {samples}, expected {least} to {MOST_SAMPLES} for method={method!r}.")

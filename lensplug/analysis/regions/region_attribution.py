@@ -117,7 +117,7 @@ def region_attribution(
     at_least(1, batch_size=batch_size)
     refuse_other_inputs(inputs)
     refuse_samples(method, samples)
-    need_captum()
+    need_captum(method)
     terms = terms_of(target, position, inputs, lens.tokenizer, lens.model.cfg.d_vocab_out)
     where = "over the answer" if isinstance(target, Written | MultimodalInput) else f"at position {position}"
     parts = []

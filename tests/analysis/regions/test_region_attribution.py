@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from itertools import combinations, product
 
 import numpy as np
@@ -15,7 +16,7 @@ from support.built import ENGINES
 
 import lensplug
 from lensplug import LensplugError, analysis
-from lensplug.analysis.regions.captum_methods import attributed
+from lensplug.analysis.regions.captum_methods import attributed, need_captum
 from lensplug.tiny.scenes import draw_scene
 from lensplug.tiny.voices import make_voice
 
@@ -298,6 +299,7 @@ def test_refusals(lens, drawn):
     refused("the text 'weather' is not in the prompt", ["weather"])
     refused("samples changes nothing", samples=3)
     refused("samples is 0", method="shapley", samples=0)
+    refused("expected 3 to 100000", method="kernel_shap", samples=10**9)
     refused("there is one region", (1, 1), method="kernel_shap")
     refused("baseline='mean' is for pictures", "words", baseline="mean")
     refused("changes nothing for words", "words", at="embeddings")
@@ -305,7 +307,12 @@ def test_refusals(lens, drawn):
     refused("batch_size is 0", batch_size=0)
 
 
-def test_what_to_install(lens, drawn, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
-    with pytest.raises(LensplugError, match=r"pip install 'lensplug\[attribution\]'"):
-        analysis.region_attribution(lens, lens.prepare(QUESTION, images=[drawn.image]), "Red")
+def test_what_to_install(monkeypatch):
+    """scikit-learn only where captum asks for it."""
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    need_captum("shapley")
+    with pytest.raises(LensplugError, match=r"'kernel_shap' needs scikit-learn: pip install 'lensplug\[attribution\]'"):
+        need_captum("kernel_shap")
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(LensplugError, match="'occlusion' needs captum: pip install"):
+        need_captum("occlusion")
