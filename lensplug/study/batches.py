@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
@@ -29,6 +31,24 @@ def run_batch(
     Returns:
         Name of a measurement -> its result.
     """
+    results: dict[str, Result] = {}
+    for together in _by_edits(measurements):
+        with lens.intervene(*together[0].edits) if together[0].interventions else nullcontext():
+            results |= _run_alike(lens, together, rows, media)
+    return results
+
+
+def _by_edits(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
+    """Those that are measured under the same edits, which share runs."""
+    groups: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault(json.dumps(list(measurement.interventions)), []).append(measurement)
+    return list(groups.values())
+
+
+def _run_alike(
+    lens: Any, measurements: Sequence[Measurement], rows: pd.DataFrame, media: Sequence[Media]
+) -> dict[str, Result]:
     results: dict[str, Result] = {}
     of_cache = [measurement for measurement in measurements if measurement.way.reads_cache]
     if of_cache:

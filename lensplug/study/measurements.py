@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, get_type_hints
@@ -15,6 +15,8 @@ import torch
 from lensplug import analysis as analyses
 from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
+from lensplug.interventions.as_json import from_json, to_json
+from lensplug.interventions.edit import Edit
 from lensplug.positions.tokens import single_token
 from lensplug.study.identity import hash_of
 from lensplug.study.ways import GIVEN, WAYS, OfColumn, Way
@@ -31,11 +33,19 @@ class Measurement:
     """As JSON holds them; `OfColumn` as {"column": name}."""
     name: str = ""
     """What its columns begin with; the analysis's name by default."""
+    interventions: Sequence[Mapping[str, Any]] = ()
+    """The edits under which it is measured, as JSON holds them."""
 
     @property
     def key(self) -> str:
         """What identifies it: an option that is given as its default is no other measurement."""
-        return hash_of([self.analysis, self.changed, self.name])
+        edits = [list(self.interventions)] if self.interventions else []  # without, as before there were any
+        return hash_of([self.analysis, self.changed, self.name, *edits])
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The edits."""
+        return [from_json(stored) for stored in self.interventions]
 
     @cached_property
     def changed(self) -> Mapping[str, Any]:
@@ -46,6 +56,11 @@ class Measurement:
             for name, value in self.options.items()
             if name not in defaults or not _equal(value, _lists(defaults[name]))
         }
+
+    @property
+    def in_words(self) -> str:
+        """Options and edits, for an error."""
+        return " under ".join([repr(dict(self.options)), *map(str, self.edits)])
 
     @property
     def way(self) -> Way:
@@ -96,7 +111,12 @@ class Measurement:
         return values
 
 
-def measurement_of(function: Callable[..., Any] | str, name: str | None, options: Mapping[str, Any]) -> Measurement:
+def measurement_of(
+    function: Callable[..., Any] | str,
+    name: str | None,
+    options: Mapping[str, Any],
+    interventions: Sequence[Edit] = (),
+) -> Measurement:
     """An analysis and its options, checked as far as they can be without a model.
 
     Raises:
@@ -123,7 +143,8 @@ def measurement_of(function: Callable[..., Any] | str, name: str | None, options
     missing = [key for key, value in allowed.items() if value.default is value.empty and key not in there]
     if missing:
         raise LensplugError(f"{called} needs {missing[0]}: study.measure(analysis.{called}, {missing[0]}=...).")
-    return Measurement(called, {key: _plain(key, value) for key, value in sorted(options.items())}, name or called)
+    plain = {key: _plain(key, value) for key, value in sorted(options.items())}
+    return Measurement(called, plain, name or called, [to_json(edit) for edit in interventions])
 
 
 def _plain(name: str, value: Any) -> Any:

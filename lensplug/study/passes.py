@@ -123,8 +123,8 @@ def declare(storage: Storage, measurement: Measurement) -> None:
             return
         if known.measurement.name == measurement.name:
             raise LensplugError(
-                f"{measurement.name!r} is measured with {dict(known.measurement.options)!r} already, and now asked for"
-                f" with {dict(measurement.options)!r}: give this one a name, study.measure(..., name='another')."
+                f"{measurement.name!r} is measured with {known.measurement.in_words} already, and now asked for with"
+                f" {measurement.in_words}: give this one a name, study.measure(..., name='another')."
             )
     content = json.dumps({"since": time.time(), **asdict(measurement)}, indent=1).encode()
     storage.create(f"{MEASUREMENTS}/{measurement.key}.json", content)
@@ -154,7 +154,8 @@ def _declared(storage: Storage) -> dict[str, Declared]:
     found = {}
     for file in (f"{MEASUREMENTS}/{name}" for name in storage.names(MEASUREMENTS)):
         written = _json(storage, file)
-        measurement = Measurement(written["analysis"], written["options"], written["name"])
+        edits = written.get("interventions", ())  # older studies have none
+        measurement = Measurement(written["analysis"], written["options"], written["name"], edits)
         found[file] = Declared(measurement, written["since"])
     return found
 

@@ -33,6 +33,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from lensplug.errors import LensplugError, LensplugWarning
+from lensplug.interventions.edit import Edit
 from lensplug.study import example_tables, executors, new_examples, passes
 from lensplug.study.chunk_files import SUFFIX, failures, parse
 from lensplug.study.claims import Claims
@@ -166,7 +167,14 @@ class Study:
         return OfColumn(name)
 
     @checked
-    def measure(self, function: Callable[..., Any] | str, *, name: str | None = None, **options: Any) -> None:
+    def measure(
+        self,
+        function: Callable[..., Any] | str,
+        *,
+        name: str | None = None,
+        interventions: Sequence[Edit] = (),
+        **options: Any,
+    ) -> None:
         """Ask for an analysis of every example; `run` does it. Again changes nothing.
 
         Args:
@@ -174,12 +182,15 @@ class Study:
                 `modality_ablation`, `grounding`, `neuron_ablation`, `deletion_curve` (with `relevance`, a map by name),
                 or its name.
             name: What it is called, where one analysis is measured in several ways.
+            interventions: Edits under which it is measured (`lensplug.interventions`), in places that every example
+                has: `[Knockout(from_="image", to="last", layers=[1])]`. Measured without them under another name,
+                both are there to be compared.
             **options: Its options: numbers, texts, lists of them, or `study.column(...)`.
 
         Raises:
             LensplugError: If a study does not measure it, or an option is unknown.
         """
-        passes.declare(self.storage, measurement_of(function, name, options))
+        passes.declare(self.storage, measurement_of(function, name, options, interventions))
 
     @checked
     def forget(self, name: str) -> None:

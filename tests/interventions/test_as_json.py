@@ -12,9 +12,10 @@ import lensplug
 from lensplug import LensplugError
 from lensplug.interventions import Ablate, Knockout, Region, Replace, Scale, Seconds, Steer, Words
 from lensplug.interventions.as_json import from_json, to_json
+from lensplug.interventions.edit import Edit
 
 MEANS = {"blocks.1.attn.hook_z": torch.arange(32.0).view(4, 8) / 7}
-EDITS = [
+EDITS: list[Edit] = [
     Knockout(from_="image", to="last", layers=range(1, 3)),
     Knockout(from_=("text", "image"), heads=[(0, 1), (2, 3)], own=True),
     Knockout(from_=Region((0, 1.5, 10, 20), at_least=0.5), to=Words("the color?")),
