@@ -257,6 +257,7 @@ class MultimodalLens:
                 - "rollout": `attention_rollout` itself, of all rows, one `[batch query key]` for all layers.
                 - "modality_mass": what each query of each head gives to each modality: `head_specialization` of any
                   query position.
+                - "received": what each key of each head receives of later queries: `sinks`.
             query_positions: Keep scores and patterns of these query positions only, in fp32, `[batch head row key]`
                 in the order given (`cache.query_positions`). Attention then runs at the speed of SDPA, does not
                 overflow in fp16, and no `head x pos x pos` tensor is made.

@@ -8,6 +8,7 @@ from .attention.attention_matrix import AttentionMatrix as AttentionMatrix
 from .attention.attention_matrix import attention_matrix as attention_matrix
 from .attention.attention_rollout import Rollout as Rollout
 from .attention.attention_rollout import attention_rollout as attention_rollout
+from .attention.found_sinks import Sinks as Sinks
 from .attention.gradient_rollout import GradientRollout as GradientRollout
 from .attention.gradient_rollout import gradient_rollout as gradient_rollout
 from .attention.head_readings import HeadSpecialization as HeadSpecialization
@@ -17,6 +18,11 @@ from .attention.modality_null import ModalityNull as ModalityNull
 from .attention.modality_null import modality_null as modality_null
 from .attention.received_attention import ReceivedAttention as ReceivedAttention
 from .attention.received_attention import received_attention as received_attention
+from .attention.sink_share import SinkShare as SinkShare
+from .attention.sink_share import sink_share as sink_share
+from .attention.sinks import sinks as sinks
+from .attention.spatial_entropy import SpatialEntropy as SpatialEntropy
+from .attention.spatial_entropy import spatial_entropy as spatial_entropy
 from .compare import Comparison as Comparison
 from .compare import compare as compare
 from .group_differences import GroupDifferences as GroupDifferences

@@ -33,6 +33,7 @@ Knowledge = Literal[
     "residual_positions",
     "modality_parts",
     "rollout_mixing",
+    "received_times",
     "weights",
     "interventions",
 ]

@@ -42,6 +42,8 @@ class LensCache(ActivationCache):
     """Which positions are which part in what `keep="modality_mass"` kept."""
     rollout_mixing: Mixing | None
     """With which options `keep="rollout"` multiplied."""
+    received_times: float | None
+    """How many even shares `keep="received"` took for a query to look at a key."""
     weights: str
     """The fingerprint of the weights that ran (`lensplug.provenance.fingerprint`): they may be changed before the cache
     is read."""
@@ -60,6 +62,7 @@ class LensCache(ActivationCache):
         residual_positions: Int[Tensor, "batch residual"] | None = None,
         modality_parts: Bool[Tensor, "batch part pos"] | None = None,
         rollout_mixing: Mixing | None = None,
+        received_times: float | None = None,
         weights: str = "",
         interventions: tuple[str, ...] = (),
     ) -> None:
@@ -68,6 +71,7 @@ class LensCache(ActivationCache):
         self.attention_mask, self.str_tokens = attention_mask, str_tokens
         self.query_positions, self.residual_positions = query_positions, residual_positions
         self.modality_parts, self.rollout_mixing = modality_parts, rollout_mixing
+        self.received_times = received_times
         self.weights, self.interventions = weights, interventions
 
     @classmethod
@@ -117,7 +121,8 @@ class LensCache(ActivationCache):
         if name.endswith("attn.hook_pattern"):
             layer = int(name.split(".")[1])
             of_all = (hook_names.ROLLOUT, hook_names.ROLLOUT_ROWS)
-            derived = (hook_names.head_mean(layer), hook_names.modality_mass(layer), *of_all)
+            of_layer = (hook_names.head_mean, hook_names.modality_mass, hook_names.received)
+            derived = (*(name_of(layer) for name_of in of_layer), *of_all)
             for outdated in (*derived, *(hook_names.cam(layer, sign) for sign in ("positive", "negative"))):
                 self.cache_dict.pop(outdated, None)
 

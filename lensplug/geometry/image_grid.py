@@ -94,6 +94,26 @@ class ImageGrid:
         total, covers = self._painted(values, view, ((y[1:] + y[:-1]) / 2, (x[1:] + x[:-1]) / 2))
         return total.masked_fill(covers == 0, torch.nan), y, x
 
+    @checked
+    def cells(self, *, view: ViewName = "base") -> tuple[Int[Tensor, " token"], Int[Tensor, " token"]]:
+        """The row and the column of each token in the grid of a view, counted from 0 at the top left; -1 for others.
+
+        The tiles are one grid: tokens on both sides of the edge between two tiles are neighbours.
+
+        Args:
+            view: "base" or "tiles"; "all" for an image that has only one of them.
+
+        Raises:
+            LensplugError: If there are both, and "all" is asked for: they are two grids.
+        """
+        if view == "all" and len(self.views) > 1:
+            raise LensplugError("view is 'all', and base view and tiles are two grids: view='base' or view='tiles'.")
+        chosen = self._tokens_of(view)
+        raster = Raster.of(self.boxes[chosen], self.height, self.width)
+        row, column = (torch.full((len(self),), -1) for _ in range(2))
+        row[chosen], column[chosen] = raster.row, raster.column
+        return row, column
+
     def _painted(
         self,
         values: Float[Tensor, " token"],

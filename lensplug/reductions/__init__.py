@@ -24,6 +24,7 @@ from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.reductions.cam import Cam as Cam
 from lensplug.reductions.head_mean import HeadMean as HeadMean
 from lensplug.reductions.modality_mass import ModalityMass as ModalityMass
+from lensplug.reductions.received import Received as Received
 from lensplug.reductions.rollout_product import RolloutProduct as RolloutProduct
 from lensplug.validation.arguments import described
 
@@ -66,11 +67,16 @@ class GradientReduction(Protocol):
         """Called with layer, first row, pattern and gradient of each block, the last layer first; has `named`."""
 
 
-BY_NAME: dict[str, Any] = {"head_mean": HeadMean, "modality_mass": ModalityMass, "rollout": RolloutProduct}
+BY_NAME: dict[str, Any] = {
+    "head_mean": HeadMean,
+    "modality_mass": ModalityMass,
+    "received": Received,
+    "rollout": RolloutProduct,
+}
 GRADIENTS_BY_NAME: dict[str, Any] = {"cam": Cam, "cam_negative": partial(Cam, "negative")}
 """With their default options."""
 
-ReductionName = Literal["head_mean", "modality_mass", "rollout"]
+ReductionName = Literal["head_mean", "modality_mass", "received", "rollout"]
 GradientReductionName = Literal["cam", "cam_negative"]
 Keep = ReductionName | Reduction | Sequence[ReductionName | Reduction] | None
 KeepGradients = GradientReductionName | GradientReduction | Sequence[GradientReductionName | GradientReduction] | None

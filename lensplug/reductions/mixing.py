@@ -13,7 +13,7 @@ from operator import index
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
@@ -66,11 +66,14 @@ class Mixing:
     @property
     def in_words(self) -> str:
         """For a result's provenance."""
+        return self.words("first position left out" if self.exclude_first else "first position kept")
+
+    def words(self, left_out: str) -> str:
+        """The same, where an analysis says itself what is left out."""
         which = "all heads" if self.heads is None else f"heads {', '.join(map(str, self.heads))}"
         words = [f"{which} fused by {self.head_fusion}", f"residual weight {self.residual}", "rows sum to 1"]
         words += [f"smallest {self.discard:.0%} of each row left out"] if self.discard else []
-        words += ["first position left out" if self.exclude_first else "first position kept"]
-        return ", ".join(words)
+        return ", ".join([*words, left_out])
 
     def check_heads(self, n_layers: int, n_heads: int) -> None:
         """Refuse heads that a model does not have.
@@ -112,11 +115,11 @@ class Mixing:
         return pattern.amax(dim=1) if self.head_fusion == "max" else pattern.amin(dim=1)
 
     def attention(
-        self, fused: Float[Tensor, "batch row key"], first: Int[Tensor, " batch"]
+        self, fused: Float[Tensor, "batch row key"], left_out: Bool[Tensor, "batch key"] | None
     ) -> Float[Tensor, "batch row key"]:
-        """Rows of fused attention that sum to 1, or to 0 where nothing is left; `first` is the first position."""
-        if self.exclude_first:
-            fused = fused.scatter(2, first[:, None, None].expand(-1, fused.shape[1], 1), 0.0)
+        """Rows of fused attention without what is left out; they sum to 1, or to 0 where nothing is left."""
+        if left_out is not None:
+            fused = fused.masked_fill(left_out.to(fused.device)[:, None], 0.0)
         if self.discard:
             fused = _without_smallest(fused, self.discard)
         total = fused.sum(dim=-1, keepdim=True)

@@ -16,6 +16,11 @@ def modality_mass(layer: int) -> str:
     return f"blocks.{layer}.attn.modality_mass"
 
 
+def received(layer: int) -> str:
+    """What each key of one layer's heads receives from later queries, `[batch head key measure]`."""
+    return f"blocks.{layer}.attn.received"
+
+
 def cam(layer: int, sign: str = "positive") -> str:
     """The mean over one layer's heads of the positive (negative) part of gradient x pattern, `[batch query key]`."""
     return f"blocks.{layer}.attn.cam_{sign}"

@@ -51,6 +51,8 @@ class _Product:
     def __init__(self, mixing: Mixing, attention_mask: Int[Tensor, "batch pos"], layers: int) -> None:
         self.mixing, self.noted = mixing, {"rollout_mixing": mixing}
         self._first = attention_mask.argmax(dim=1)
+        at = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        self._left_out = at == self._first[:, None] if mixing.exclude_first else None
         self._shape, self._layers = attention_mask.shape, layers
         self.named: dict[str, Float[Tensor, "batch ..."]] = {}
 
@@ -69,7 +71,8 @@ class _Product:
                 " not: keep='head_mean', and give the cache to analysis.attention_rollout."
             )
         fused = self.mixing.fused(pattern, self.mixing.heads_of(layer))
-        attention = self.mixing.attention(fused, self._first.to(pattern.device))
+        left_out = None if self._left_out is None else self._left_out[:, :keys]
+        attention = self.mixing.attention(fused, left_out)
         assert not isinstance(self.mixing.residual, str)
         residual_share = keeps(attention, self.mixing.residual)[:, :, None]
         off_first = beside_first(attention, self._first)[:, :, None]

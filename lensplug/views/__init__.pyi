@@ -28,6 +28,9 @@ from .figures.received_attention import received_attention as received_attention
 from .figures.region_attribution import region_attribution as region_attribution
 from .figures.ribbon import modality_ribbon as modality_ribbon
 from .figures.settled_layers import settled_layers as settled_layers
+from .figures.sinks import sink_share as sink_share
+from .figures.sinks import sinks as sinks
+from .figures.spatial_entropy import spatial_entropy as spatial_entropy
 from .overlays.image import image_overlay as image_overlay
 from .overlays.signal import attention_over_signal as attention_over_signal
 from .overlays.sound import sound_overlay as sound_overlay

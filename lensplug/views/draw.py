@@ -12,11 +12,14 @@ from lensplug.analysis.attention.attention_flow import Flow
 from lensplug.analysis.attention.attention_from import AttentionFrom
 from lensplug.analysis.attention.attention_matrix import AttentionMatrix
 from lensplug.analysis.attention.attention_rollout import Rollout
+from lensplug.analysis.attention.found_sinks import Sinks
 from lensplug.analysis.attention.gradient_rollout import GradientRollout
 from lensplug.analysis.attention.head_readings import HeadSpecialization
 from lensplug.analysis.attention.heads_by_layer import HeadsByLayer
 from lensplug.analysis.attention.modality_null import ModalityNull
 from lensplug.analysis.attention.received_attention import ReceivedAttention
+from lensplug.analysis.attention.sink_share import SinkShare
+from lensplug.analysis.attention.spatial_entropy import SpatialEntropy
 from lensplug.analysis.compare import Comparison
 from lensplug.analysis.group_differences import GroupDifferences
 from lensplug.analysis.group_means import GroupMeans
@@ -59,6 +62,8 @@ from lensplug.views.figures.probe import probe
 from lensplug.views.figures.received_attention import received_attention
 from lensplug.views.figures.region_attribution import region_attribution
 from lensplug.views.figures.settled_layers import SETTLED, settled_layers
+from lensplug.views.figures.sinks import sink_share, sinks
+from lensplug.views.figures.spatial_entropy import spatial_entropy
 
 
 @singledispatch
@@ -106,3 +111,6 @@ draw.register(Activations, activations)
 draw.register(Probe, probe)
 draw.register(RegionAttribution, region_attribution)
 draw.register(ModalityInteraction, modality_interaction)
+draw.register(Sinks, sinks)
+draw.register(SinkShare, sink_share)
+draw.register(SpatialEntropy, spatial_entropy)

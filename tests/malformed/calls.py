@@ -56,6 +56,9 @@ def good_calls() -> list[Call]:
     looked = analysis.attention_from(cache)
     received = analysis.received_attention(cache, modality=inputs.modality)
     matrix = analysis.attention_matrix(cache, layer=1)
+    found = analysis.sinks(cache, inputs, times=1.2, min_queries=4)
+    shared = analysis.sink_share(cache, inputs, sinks=[0, 30])
+    entropies = analysis.spatial_entropy(cache, inputs)
     flow = analysis.attention_flow(cache, groups="modality", modality=inputs.modality)
     written = analysis.direct_attribution(cache, ("Red", "Blue"), inputs.modality, by="source")
     three = torch.arange(inputs.shape[1]) * 3 // inputs.shape[1]
@@ -119,7 +122,7 @@ def good_calls() -> list[Call]:
             "modality": inputs.modality, "str_tokens": inputs.str_tokens, "example": 0, "blocks": 3, "stretches": 12,
             "text_run": 1, "join_newlines": False}),
         Call("head_specialization", analysis.head_specialization, {
-            "cache": cache, "modality": inputs.modality, "query": -1, "exclude_sink": False}),
+            "cache": cache, "modality": inputs.modality, "query": -1, "sinks": [0], "exclude_sink": False}),
         Call("logit_lens", analysis.logit_lens, {
             "cache": cache, "positions": -1, "top_k": 3, "target": "Red", "final_norm": True, "attention_mask": None,
             "chunk_bytes": 2**20}),
@@ -128,7 +131,7 @@ def good_calls() -> list[Call]:
             "sinks": "first", "attention_mask": None}),
         Call("attention_rollout", analysis.attention_rollout, {
             "cache": cache, "rows": -1, "residual": 0.5, "head_fusion": "mean", "heads": [0], "discard": 0.1,
-            "exclude_first": False, "layers": (0, 1), "per_layer": False, "attention_mask": None}),
+            "exclude_first": False, "sinks": [0], "layers": (0, 1), "per_layer": False, "attention_mask": None}),
         Call("attention_flow", analysis.attention_flow, {
             "cache": cache, "row": -1, "residual": 0.5, "groups": "modality", "head_fusion": "mean", "heads": [0],
             "discard": 0.1, "exclude_first": False, "layers": (0, 1), "modality": inputs.modality,
@@ -139,7 +142,15 @@ def good_calls() -> list[Call]:
         Call("received_attention", analysis.received_attention, {
             "cache": cache, "layer": 0, "head": "mean", "scale": "row-max", "exclude_sink": False,
             "modality": inputs.modality, "str_tokens": None, "attention_mask": None}),
-        Call("attention_from", analysis.attention_from, {"cache": cache, "queries": -1, "attention_mask": None}),
+        Call("attention_from", analysis.attention_from, {
+            "cache": cache, "queries": -1, "sinks": [0], "attention_mask": None}),
+        Call("sinks", analysis.sinks, {
+            "cache": cache, "modality": inputs, "rules": ["massive"], "ratio": 1000.0, "magnitude": 100.0, "tau": 20.0,
+            "times": 20.0, "queries": 0.5, "heads": 0.5, "min_queries": 16, "min_layers": 1}),
+        Call("sink_share", analysis.sink_share, {"cache": cache, "modality": inputs, "sinks": [0, 30], "query": -1}),
+        Call("spatial_entropy", analysis.spatial_entropy, {
+            "attention": cache, "modality": inputs, "query": -1, "media_index": 0, "view": "base", "margin": 0.0,
+            "sinks": None}),
         Call("attention_matrix", analysis.attention_matrix, {
             "cache": cache, "layer": 1, "head": "mean", "groups": None, "str_tokens": None, "attention_mask": None}),
         Call("agreement", analysis.agreement, {
@@ -191,6 +202,13 @@ def good_calls() -> list[Call]:
         Call("compared.largest", compared.largest, {"k": 3, "number": None}),
         Call("grid.to_pixels", grid.to_pixels, {"values": per_token, "view": "all", "preserve_mass": False}),
         Call("grid.to_cells", grid.to_cells, {"values": per_token, "view": "base"}),
+        Call("grid.cells", grid.cells, {"view": "base"}),
+        Call("share.looking", shared.looking, {"modality": "image", "mass": 0.2, "share": 0.5}),
+        Call("entropy.localising", entropies.localising, {"k": 3, "among": 10}),
+        Call("entropy.selected", entropies.selected, {"among": 10}),
+        Call("views.sinks", views.sinks, {"result": found, "example": 0, "inputs": inputs}),
+        Call("views.sink_share", views.sink_share, {"result": shared, "modality": "image"}),
+        Call("views.spatial_entropy", views.spatial_entropy, {"result": entropies, "k": 3}),
         Call("grid.overlap", grid.overlap, {"region": (1, 2, 30, 40), "view": "all"}),
         Call("timeline.to_seconds", timeline.to_seconds, {"values": torch.rand(len(timeline)), "bins": 20}),
         Call("modality.mask", inputs.modality.mask, {"modality": "image"}),

@@ -78,6 +78,9 @@ def every_result(seed: int = 0) -> dict[str, Result]:
             cache, (answers[0], answers[1]), inputs.modality, by="source"
         ),
         "attention_from": analysis.attention_from(cache),
+        "sinks": analysis.sinks(cache, inputs, times=1.2, min_queries=4, heads=0.3),
+        "sink_share": analysis.sink_share(cache, inputs, sinks=[0, 30]),
+        "spatial_entropy": analysis.spatial_entropy(cache, inputs),
         "attention_rollout": rollout,
         "attention_rollout, by layer": analysis.attention_rollout(cache, rows=-1, per_layer=True),
         "attention_flow": analysis.attention_flow(cache, groups="modality", modality=inputs.modality),

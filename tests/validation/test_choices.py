@@ -41,6 +41,9 @@ CHOSEN = {
     "NeuronActivity.probability.modality", "probe.method", "Study.run.executor", "StudyResult.compare.correction",
     "StudyResult.difference.correction", "StudyResult.mean.interval", "statistics.adjusted_p_values.correction",
     "statistics.group_differences.correction", "statistics.paired_differences.correction",
+    "attention_flow.sinks", "attention_from.sinks", "attention_matrix.sinks", "attention_rollout.sinks",
+    "gradient_rollout.sinks", "received_attention.sinks", "sink_share.sinks", "spatial_entropy.sinks",
+    "spatial_entropy.view", "sinks.rules", "ImageGrid.cells.view",
     "views.attention_matrix.scale", "views.head_specialization.by", "views.image_overlay.view",
 }  # fmt: skip
 """Every parameter of a public function that takes one of a few names."""
@@ -139,7 +142,9 @@ def test_options_of_reductions_too():
 
 
 def test_a_list_of_reductions_may_name_each():
-    with pytest.raises(LensplugError, match="keep has 'cam', expected 'head_mean', 'modality_mass', 'rollout', or a"):
+    with pytest.raises(
+        LensplugError, match="keep has 'cam', expected 'head_mean', 'modality_mass', 'received', 'rollout', or a"
+    ):
         reductions.chosen(["head_mean", "cam"])
 
 

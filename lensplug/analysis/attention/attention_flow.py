@@ -42,6 +42,7 @@ from torch import Tensor
 from lensplug.analysis.attention.cached_mixing import layer_range, read_fused, read_residual_weight
 from lensplug.analysis.attention.flow_groups import flow_groups
 from lensplug.analysis.attention.layered_graph import LayeredGraph
+from lensplug.analysis.attention.left_out import LeftOut, first_is_meant, left_out
 from lensplug.analysis.attention.resolve_groups import Merge
 from lensplug.analysis.attention.uniform_attention import EvenLayer, beyond_order, even_layer, lift
 from lensplug.analysis.protocols import needs
@@ -192,6 +193,7 @@ def attention_flow(
     heads: Heads | None = None,
     discard: float = 0.0,
     exclude_first: bool = False,
+    sinks: LeftOut = None,
     layers: tuple[int, int] | None = None,
     modality: Modality | None = None,
     attention_mask: Mask | None = None,
@@ -215,6 +217,7 @@ def attention_flow(
         heads: Only these: heads of every layer, or pairs (layer, head).
         discard: The share of each row's weights, the smallest, that is left out.
         exclude_first: Leave out the weight on the first position that is not padding.
+        sinks: Positions that are left out in its place, as in `attention_rollout`; alone, they have no lift.
         layers: The first and the last layer that it flows through; all by default.
         modality: `inputs.modality`, or the inputs, for `groups="modality"`, and to name modalities.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
@@ -225,7 +228,9 @@ def attention_flow(
         LensplugError: If something is missing in the cache, an option is out of its range, or it would take too long.
     """
     modality = None if modality is None else modality_of(modality)
-    mixing = Mixing(head_fusion, None if heads is None else tuple(heads), residual, discard, exclude_first)
+    is_first = first_is_meant(sinks, exclude_first)
+    mixing = Mixing(head_fusion, None if heads is None else tuple(heads), residual, discard, is_first)
+    sinks = "first" if is_first else sinks
     chosen = layer_range(layers, n_layers(cache))
     graphs: list[LayeredGraph] = []
     even_graphs: list[LayeredGraph] = []
@@ -234,6 +239,7 @@ def attention_flow(
         if not graphs:
             mask = _attended(cache, (fused.shape[0], fused.shape[2]), attention_mask, modality, row)
             index, first = resolve_position(row, mask, name="row"), mask.argmax(dim=1)
+            is_left_out, words = left_out(sinks, mask)
             merged = flow_groups(groups, modality, mask, index)
             graphs, even_graphs = (
                 [
@@ -246,15 +252,18 @@ def attention_flow(
             )
         weight = read_residual_weight(cache, mixing, layer, needed_by="attention_flow")
         residual_weights = weight.double().cpu() if isinstance(weight, Tensor) else [weight] * len(fused)
-        capacities = [_capacity(mixing, *each) for each in zip(fused, residual_weights, first, merged, strict=True)]
+        sinks_of_example = [None] * len(fused) if is_left_out is None else list(is_left_out)
+        capacities = [
+            _capacity(mixing, *each) for each in zip(fused, residual_weights, sinks_of_example, merged, strict=True)
+        ]
         share = minutes / 2 if uniform else minutes
         _refuse_hours(graphs, capacities, layer - chosen[0] + 1, share, merging=groups is not None)
         for graph, capacity in zip(graphs, capacities, strict=True):
             graph.add(capacity)
         if uniform:
-            attention = mixing.attention(fused.float(), first)
+            attention = mixing.attention(fused.float(), is_left_out)
             residual_of = weight.cpu() if isinstance(weight, Tensor) else weight
-            even = even_layer(cache, layer, attention, residual_of, mask, exclude_first=exclude_first)
+            even = even_layer(cache, layer, attention, residual_of, mask, left_out=is_left_out)
             for example, (graph, groups_of_example) in enumerate(zip(even_graphs, merged, strict=True)):
                 graph.add(_even_capacity(even, example, groups_of_example))
     flows = [
@@ -274,7 +283,7 @@ def attention_flow(
             )
         ]
         even_flows = torch.nn.utils.rnn.pad_sequence(uniform_flows, batch_first=True, padding_value=torch.nan)
-    convention = f"{mixing.in_words}, layers {chosen[0]} to {chosen[-1]}, maximum flow {_into(groups)}"
+    convention = f"{mixing.words(words)}, layers {chosen[0]} to {chosen[-1]}, maximum flow {_into(groups)}"
     return Flow(
         values=torch.nn.utils.rnn.pad_sequence(flows, batch_first=True, padding_value=torch.nan),
         row=index,
@@ -330,15 +339,16 @@ def _capacity(
     mixing: Mixing,
     fused: Float[Tensor, "query key"],
     residual: float | Float[Tensor, " query"],
-    first: Int[Tensor, ""],
+    left_out_positions: Bool[Tensor, " key"] | None,
     groups: Groups,
 ) -> Float[Tensor, "group group"]:
     """A' of one layer in fp64, the edges between two groups added up."""
     width = len(groups.names)
     capacity = torch.zeros(width, width, dtype=torch.float64)
     members = (groups.of_position >= 0).nonzero()[:, 0]
+    is_left_out = None if left_out_positions is None else left_out_positions[None]
     for rows in torch.split(members, ROWS_AT_ONCE):  # thousands of rows in fp64 at once would be gigabytes
-        attention = mixing.attention(fused[None, rows].double(), first[None])
+        attention = mixing.attention(fused[None, rows].double(), is_left_out)
         residual_share = keeps(attention, residual[None, rows] if isinstance(residual, Tensor) else residual)[0]
         mixed = ((1 - residual_share)[:, None] * attention[0]).T[members]
         merged = capacity.new_zeros(width, len(rows)).index_add_(0, groups.of_position[members], mixed)

@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensplug.analysis.attention.left_out import LeftOut, left_out, without
 from lensplug.analysis.protocols import needs
 from lensplug.analysis.provenance import Provenance
 from lensplug.analysis.result import Result
@@ -56,7 +57,8 @@ class AttentionFrom(Result):
     main_number = "attention"
 
     values: Float[Tensor, "example layer head query key"]
-    """Fractions of the query's attention (0 to 1); over the keys they sum to 1."""
+    """Fractions of the query's attention (0 to 1); over the keys they sum to 1; 0 on sinks that are left out, and where
+    nothing else is left."""
     queries: Int[Tensor, "example query"]
     """The query positions, from the left."""
     provenance: Provenance
@@ -112,7 +114,11 @@ class AttentionFrom(Result):
 @needs("attn.hook_pattern")
 @checked
 def attention_from(
-    cache: ActivationCache, *, queries: Positions = -1, attention_mask: Mask | None = None
+    cache: ActivationCache,
+    *,
+    queries: Positions = -1,
+    sinks: LeftOut = None,
+    attention_mask: Mask | None = None,
 ) -> AttentionFrom:
     """The attention rows of a few queries.
 
@@ -120,6 +126,9 @@ def attention_from(
         cache: An ActivationCache with `hook_pattern` of every layer (`attention_from.needs`).
         queries: Positions that look, the same for every example or a tensor `[example query]`; negative ones
             count from the last position that is not padding.
+        sinks: Leave out what the queries give to these positions, and read the rest of each row as if it were all:
+            "first", the first that is not padding; what `analysis.sinks` found; positions, or a mask `[batch pos]`.
+            None: nothing is left out.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
 
     Raises:
@@ -128,8 +137,10 @@ def attention_from(
     shape = pattern_shape(cache, needed_by="attention_from")
     mask = attended(cache, shape, attention_mask, torch.device("cpu"), positions=queries)
     positions = resolve_positions(queries, mask, name="queries")
-    layers = [rows.cpu() for rows in read_rows(cache, range(n_layers(cache)), positions, needed_by="attention_from")]
-    convention = "fraction of the query's attention, each head alone"
+    is_left_out, words = left_out(sinks, mask)
+    every_layer = read_rows(cache, range(n_layers(cache)), positions, needed_by="attention_from")
+    layers = [without(rows.cpu(), is_left_out) for rows in every_layer]
+    convention = "fraction of the query's attention, each head alone" + ("" if is_left_out is None else f"; {words}")
     return AttentionFrom(
         torch.stack(layers, dim=1), positions.cpu(), Provenance.of(cache, "attention_from", convention)
     )

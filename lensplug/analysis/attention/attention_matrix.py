@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lensplug.analysis.attention.left_out import LeftOut, left_out, without
 from lensplug.analysis.attention.single_layer import Head, read_layer
 from lensplug.analysis.protocols import needs
 from lensplug.analysis.provenance import Provenance
@@ -60,8 +61,8 @@ class AttentionMatrix(Result):
     example_depth = {"texts": 0}
 
     values: Float[Tensor, "example query key"]
-    """Fractions of the query's attention (0 to 1); over the keys they sum to 1. NaN for padding, and behind the last
-    group of an example that has fewer than another."""
+    """Fractions of the query's attention (0 to 1); over the keys they sum to 1; 0 on sinks that are left out. NaN for
+    padding, and behind the last group of an example that has fewer than another."""
     texts: tuple[tuple[str, ...], ...]
     """Text of each position or group of an example; "" where it was not given."""
     layer: int
@@ -99,6 +100,7 @@ def attention_matrix(
     layer: int,
     head: Head = "mean",
     groups: GroupsOf = None,
+    sinks: LeftOut = None,
     str_tokens: Sequence[Sequence[str]] | None = None,
     attention_mask: Mask | None = None,
 ) -> AttentionMatrix:
@@ -111,6 +113,8 @@ def attention_matrix(
         head: "mean" over all heads, one head, or several to average.
         groups: "words" to join the pieces of the tokens by their marks; or one `Groups` for each example, from
             `lensplug.join_pieces` (which takes a fast tokenizer's word ids) or `views.group_positions`.
+        sinks: Leave out what queries give to these positions; rows of the rest sum to 1 again: "first", the first that
+            is not padding; what `analysis.sinks` found; positions, or a mask `[batch pos]`. None: nothing is left out.
         str_tokens: To name positions, for a cache that has none: of TransformerLens alone, or made without `tokens`.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
 
@@ -122,6 +126,8 @@ def attention_matrix(
     batch, length = attention.shape[0], attention.shape[-1]
     mask = attended(cache, (batch, length), attention_mask, attention.device).bool()
     texts = texts_of(cache, str_tokens, (batch, length))
+    is_left_out, words = left_out(sinks, mask.long())
+    attention = without(attention, is_left_out)
     if groups is None:
         values = attention.masked_fill(~(mask[:, :, None] & mask[:, None]), torch.nan)
         form = "each position alone"
@@ -137,7 +143,7 @@ def attention_matrix(
             values[example, :count, :count] = groups_of_example.pool(attention[example][None])[0]
         texts = tuple(tuple(groups_of_example.names) for groups_of_example in chosen)
         form = "grouped: sum over keys, mean over queries"
-    convention = f"{layer_attention.in_words}, rows sum to 1, {form}"
+    convention = f"{layer_attention.in_words}, rows sum to 1, {form}{'' if is_left_out is None else f', {words}'}"
     provenance = Provenance.of(cache, "attention_matrix", convention)
     return AttentionMatrix(values, texts, layer_attention.layer, layer_attention.head, groups is not None, provenance)
 

@@ -39,6 +39,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug.analysis.attention.cached_mixing import layer_range, read_fused, read_residual_weight
+from lensplug.analysis.attention.left_out import LeftOut, first_is_meant, left_out
 from lensplug.analysis.attention.rollout_rows import chosen_rows, row_names, rows_table
 from lensplug.analysis.attention.uniform_attention import EvenLayer, beyond_order, even_layer, lift, rolled_out
 from lensplug.analysis.protocols import needs
@@ -86,7 +87,7 @@ class Rollout(Result):
 
     @cached_property
     def lift(self) -> Float[Tensor, "example row pos"]:
-        """`values` over `uniform`: 1 where order alone decides; NaN for the first position and what is not seen."""
+        """`values` over `uniform`: 1 where order alone decides; NaN for the first, sinks left out, what is not seen."""
         return lift(self.values, self.uniform, self._shown)
 
     @cached_property
@@ -165,6 +166,7 @@ def attention_rollout(
     heads: Heads | None = None,
     discard: float = 0.0,
     exclude_first: bool = False,
+    sinks: LeftOut = None,
     layers: tuple[int, int] | None = None,
     per_layer: bool = False,
     attention_mask: Mask | None = None,
@@ -187,6 +189,8 @@ def attention_rollout(
             of equal weights at the edge none is.
         exclude_first: Leave out the weight on the first position that is not padding, where many heads rest, before
             rows are normalised. The lift leaves that position out in either case.
+        sinks: Positions that are left out in its place: "first"; what `analysis.sinks` found; positions, or a mask
+            `[batch pos]`. None: what `exclude_first` says. The lift leaves them out too.
         layers: The first and the last layer that are multiplied; all by default.
         per_layer: Also give the rollout up to each layer (`by_layer`): what enters the rows from the first of `layers`
             on. For chosen rows costs layers^2 x pos^2.
@@ -195,18 +199,21 @@ def attention_rollout(
     Raises:
         LensplugError: If something is missing in the cache, or an option is out of its range.
     """
-    mixing = Mixing(head_fusion, None if heads is None else tuple(heads), residual, discard, exclude_first)
+    first = first_is_meant(sinks, exclude_first)
+    mixing = Mixing(head_fusion, None if heads is None else tuple(heads), residual, discard, first)
+    sinks = "first" if first else sinks
     chosen = layer_range(layers, n_layers(cache))
     product = read_kept(cache, hook_names.ROLLOUT)
-    if product is not None and _is_of(cache, mixing, layers, per_layer):
+    if product is not None and _is_of(cache, mixing, layers, per_layer, sinks):
         mask = attended(cache, (product.shape[0], product.shape[1]), attention_mask, product.device, positions=rows)
         index = chosen_rows(rows, mask)
         values, by_layer = product.gather(1, index[:, :, None].expand(-1, -1, product.shape[2])), None
-        even = _even_as_kept(cache, mask, exclude_first)
+        is_left_out, words = left_out(sinks, mask)
+        even = _even_as_kept(cache, mask, is_left_out)
     else:
-        index, up_to, even = _multiplied(cache, mixing, chosen, rows, attention_mask, per_layer)
+        index, up_to, even, words = _multiplied(cache, mixing, chosen, rows, attention_mask, per_layer, sinks)
         values, by_layer = up_to[:, -1], up_to.cpu() if per_layer else None
-    convention = f"{mixing.in_words}, layers {chosen[0]} to {chosen[-1]}"
+    convention = f"{mixing.words(words)}, layers {chosen[0]} to {chosen[-1]}"
     return Rollout(
         values=values.cpu(),
         rows=index.cpu(),
@@ -219,30 +226,38 @@ def attention_rollout(
     )
 
 
-def _even_as_kept(cache: ActivationCache, mask: Int[Tensor, "batch pos"], exclude_first: bool) -> tuple[EvenLayer, ...]:
+def _even_as_kept(
+    cache: ActivationCache, mask: Int[Tensor, "batch pos"], is_left_out: Bool[Tensor, "batch pos"] | None
+) -> tuple[EvenLayer, ...]:
     """The baseline of a rollout that was multiplied up while the model ran."""
     row_parts = read(cache, hook_names.ROLLOUT_ROWS, needed_by="attention_rollout")
     return tuple(
-        EvenLayer.of(
-            cache, layer, row_parts[:, layer, :, 0], row_parts[:, layer, :, 1], mask, exclude_first=exclude_first
-        )
+        EvenLayer.of(cache, layer, row_parts[:, layer, :, 0], row_parts[:, layer, :, 1], mask, left_out=is_left_out)
         for layer in range(row_parts.shape[1])
     )
 
 
-def _is_of(cache: ActivationCache, mixing: Mixing, layers: tuple[int, int] | None, per_layer: bool) -> bool:
+def _is_of(
+    cache: ActivationCache, mixing: Mixing, layers: tuple[int, int] | None, per_layer: bool, sinks: LeftOut
+) -> bool:
     """Whether the rollout that the cache holds is the one asked for.
 
     Raises:
         LensplugError: If it is not, and nothing is there to make that from.
     """
     cached_mixing = known(cache, "rollout_mixing")
-    if cached_mixing == mixing and layers is None and not per_layer:
+    is_by_name = sinks is None or isinstance(sinks, str)
+    if cached_mixing == mixing and layers is None and not per_layer and is_by_name:
         return True
     pattern = cache.cache_dict.get("blocks.0.attn.hook_pattern")
     has_whole_patterns = pattern is not None and pattern.shape[-1] == pattern.shape[-2]
     if has_whole_patterns or hook_names.head_mean(0) in cache.cache_dict:
         return False
+    if not is_by_name:
+        raise LensplugError(
+            "the cache holds a rollout that was multiplied with those sinks in it: run with keep='head_mean', of which"
+            " attention_rollout(..., sinks=...) makes one without them."
+        )
     raise LensplugError(
         f"the cache holds the rollout of all layers with {cached_mixing.in_words}: for other options run with"
         " keep=[lensplug.reductions.RolloutProduct(Mixing(...))], for other layers or per_layer with keep='head_mean'."
@@ -256,8 +271,12 @@ def _multiplied(
     rows: Positions | None,
     attention_mask: Mask | None,
     per_layer: bool,
-) -> tuple[Int[Tensor, "batch row"], Float[Tensor, "batch layer row pos"], tuple[EvenLayer, ...]]:
-    """The chosen rows, their products up to each layer (or up to the last only), and the layers of the baseline."""
+    sinks: LeftOut,
+) -> tuple[Int[Tensor, "batch row"], Float[Tensor, "batch layer row pos"], tuple[EvenLayer, ...], str]:
+    """The chosen rows, their products up to each layer (or up to the last only), the layers of the baseline.
+
+    And what was left out, in words.
+    """
     index = values = None
     even: list[EvenLayer] = []
     for layer in reversed(layers):
@@ -265,15 +284,15 @@ def _multiplied(
         if index is None or values is None:
             batch, length = fused.shape[0], fused.shape[-1]
             mask = attended(cache, (batch, length), attention_mask, fused.device, positions=rows)
-            index, first = chosen_rows(rows, mask), mask.argmax(dim=1)
+            index, (is_left_out, words) = chosen_rows(rows, mask), left_out(sinks, mask)
             one_hot = torch.nn.functional.one_hot(index, length).float()
             values = one_hot[:, :0]
         if per_layer or layer == layers[-1]:  # the rows of one more product begin here
             values = torch.cat([one_hot, values], dim=1)
-        attention = mixing.attention(fused, first)
+        attention = mixing.attention(fused, is_left_out)
         residual = read_residual_weight(cache, mixing, layer, needed_by="attention_rollout")
         residual_share = keeps(attention, residual)[:, None]
         values = (values * (1 - residual_share)) @ attention + values * residual_share
-        even.append(even_layer(cache, layer, attention, residual, mask, exclude_first=mixing.exclude_first))
+        even.append(even_layer(cache, layer, attention, residual, mask, left_out=is_left_out))
     assert index is not None and values is not None
-    return index, values.reshape(batch, -1, index.shape[1], length), tuple(reversed(even))
+    return index, values.reshape(batch, -1, index.shape[1], length), tuple(reversed(even)), words

@@ -11,15 +11,17 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from lensplug.analysis.attention.found_sinks import Sinks
 from lensplug.analysis.attention.head_readings import CLASSES, SINK
+from lensplug.analysis.attention.left_out import found_or_given
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import looks_ahead_within, n_layers
 from lensplug.errors import LensplugError
 from lensplug.positions.modality_map import ModalityMap
 from lensplug.reductions.modality_mass import PARTS, VIEWS, part_numbers
 
-SinkName = Literal["first", "special"]
-Sinks = SinkName | Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"] | None
+SinkChoice = Literal["first", "special"] | Sinks | Sequence[Any] | np.ndarray | Shaped[Tensor, "*axes"] | None
+"""Which positions are a class of their own: by name, as `analysis.sinks` found them, positions, or a mask."""
 EVERY = (*CLASSES, *VIEWS)
 """Whatever has readings: the classes, and the views of images."""
 SINKS = {"first": "the first position", "special": "the first position and the special tokens"}
@@ -40,19 +42,11 @@ def sink_positions(
     end = "left out" if exclude_sink else "are a class of their own"
     if isinstance(sinks, str) and sinks in SINKS:
         return None, f"sinks ({SINKS[sinks]}) {end}"
-    expected = f"expected 'first', 'special', None, or a mask of the shape {list(mask.shape)}"
-    try:
-        sink_mask = torch.as_tensor(sinks)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LensplugError(f"sinks is {sinks!r}, {expected}.") from error
-    if sink_mask.shape != mask.shape or not bool(((sink_mask == 0) | (sink_mask == 1)).all()):
-        raise LensplugError(
-            f"sinks has the shape {list(sink_mask.shape)}, {expected} that has 1 where a sink is, else 0."
-        )
-    return sink_mask.to(mask.device).bool() & mask.bool(), f"sinks ({int(sink_mask.sum())} positions given) {end}"
+    found, words = found_or_given(sinks, mask)
+    return found, f"sinks ({words}) {end}"
 
 
-def parts_of_classes(modality: ModalityMap, sinks: Sinks) -> Bool[Tensor, "example every part"]:
+def parts_of_classes(modality: ModalityMap, sinks: SinkChoice) -> Bool[Tensor, "example every part"]:
     """Which parts make up each of `EVERY`, in each example."""
     every = _parts_of_every(isinstance(sinks, str) and sinks == "special")
     membership = every.expand(len(modality.labels), -1, -1)

@@ -46,6 +46,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensplug.analysis.attention.left_out import LeftOut, left_out
 from lensplug.analysis.attention.rollout_rows import chosen_rows, row_names, rows_table
 from lensplug.analysis.processed_weights import refuse_centred_logits
 from lensplug.analysis.protocols import needs
@@ -108,6 +109,7 @@ def gradient_rollout(
     contributions: Contributions = "positive",
     normalize: bool = False,
     exclude_first: bool | None = None,
+    sinks: LeftOut = None,
     attention_mask: Mask | None = None,
 ) -> GradientRollout:
     """Relevance by equations 5 and 6 of Chefer et al. 2021.
@@ -133,6 +135,8 @@ def gradient_rollout(
             small next to it. Costs layers x pos^3 whichever rows are requested.
         exclude_first: Leave out attention to the first position that is not padding. None: in causal attention, where
             it is a rest, and not in attention that looks both ways, where it is one position of all.
+        sinks: Positions that are left out in its place: "first"; what `analysis.sinks` found; positions, or a mask
+            `[batch pos]`. None: what `exclude_first` says.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
 
     Raises:
@@ -147,14 +151,15 @@ def gradient_rollout(
     batch, length = last.shape[0], last.shape[-1]
     mask = attended(cache, (batch, length), attention_mask, last.device, positions=rows)
     index = chosen_rows(rows, mask)
-    if exclude_first is None:
+    if sinks is not None and exclude_first is not None:
+        raise LensplugError(f"exclude_first={exclude_first} and sinks both say what is left out: give sinks alone.")
+    if sinks is None and exclude_first is None:
         exclude_first = getattr(getattr(cache.model, "cfg", None), "attention_dir", "causal") == "causal"
-    gives = mask.bool().clone()
-    if exclude_first:
-        gives.scatter_(1, mask.argmax(dim=1, keepdim=True), False)
+    is_left_out, words = left_out(sinks, mask, first=bool(exclude_first))
+    gives = mask.bool() if is_left_out is None else mask.bool() & ~is_left_out
 
     def cam_of(layer: int) -> Float[Tensor, "batch query key"]:
-        """Equation 5 for one layer, without padding, and without the first position where that is left out."""
+        """Equation 5 for one layer, without padding, and without the positions that are left out."""
         cam = _weighted(cache, grads, layer, contributions)
         return cam * (mask.bool()[:, :, None] & gives[:, None]).to(cam.device)
 
@@ -173,8 +178,7 @@ def gradient_rollout(
             relevance = relevance + (identity + relevance) @ cam_of(layer)
     form = "rows of R - I normalised in each layer" if normalize else "R - I not normalised"
     part = f"{contributions} part of" if contributions != "signed" else "signed (what infinitely small changes do)"
-    first = "first position left out" if exclude_first else "first position kept"
-    convention = f"{part} gradient x attention, mean over heads; {form}; {first}"
+    convention = f"{part} gradient x attention, mean over heads; {form}; {words}"
     return GradientRollout(
         values=(identity + relevance).cpu(),
         relevance=relevance.cpu(),

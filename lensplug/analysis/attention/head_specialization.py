@@ -34,7 +34,7 @@ from torch import Tensor
 
 from lensplug.analysis.attention.classes_in_sight import (
     EVERY,
-    Sinks,
+    SinkChoice,
     allowed_positions,
     parts_of_classes,
     seen,
@@ -61,7 +61,7 @@ def head_specialization(
     modality: Modality,
     *,
     query: Position = -1,
-    sinks: Sinks = "first",
+    sinks: SinkChoice = "first",
     exclude_sink: bool = False,
 ) -> HeadSpecialization:
     """Attention mass from one query position onto each modality and onto the sink, by layer and head.
@@ -73,8 +73,8 @@ def head_specialization(
         modality: Which position is what: `inputs.modality`, or the inputs.
         query: The position that looks, or one for each example; negative ones count from the last that is not padding.
         sinks: Which positions are a class of their own, "sink", and no longer count with their modality: "first",
-            the first that is not padding; "special", the tokenizer's special tokens too; a mask `[batch pos]`, where
-            other positions are known to take attention in bulk (`received_attention` shows them); None, no position.
+            the first that is not padding; "special", the tokenizer's special tokens too; what `analysis.sinks` found;
+            positions, or a mask `[batch pos]`; None, no position.
         exclude_sink: Leave the sinks out, and read the rest of the row as if it were all: the masses are
             fractions of the attention that is not on a sink.
 

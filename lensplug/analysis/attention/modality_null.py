@@ -42,7 +42,7 @@ from torch import Tensor
 
 from lensplug.analysis.attention.classes_in_sight import (
     EVERY,
-    Sinks,
+    SinkChoice,
     allowed_positions,
     parts_of_classes,
     seen_ahead,
@@ -160,7 +160,7 @@ def modality_null(
     modality: Modality,
     *,
     query: Position = -1,
-    sinks: Sinks = "first",
+    sinks: SinkChoice = "first",
     shuffles: int = 200,
     seed: int = 0,
 ) -> ModalityNull:
@@ -171,7 +171,8 @@ def modality_null(
             of this one.
         modality: Which position is what: `inputs.modality`, or the inputs.
         query: The position that looks, or one for each example; negative ones count from the last that is not padding.
-        sinks: Which positions keep their label, as in `head_specialization`: "first", "special", a mask, or None.
+        sinks: Which positions keep their label, as in `head_specialization`: "first", "special", what
+            `analysis.sinks` found, positions, a mask, or None.
         shuffles: How many; p is at least 1 / (shuffles + 1).
         seed: Of the shuffles. Each example is shuffled from it anew: its numbers do not depend on those beside it.
 
@@ -209,7 +210,7 @@ def modality_null(
 
 
 def _positions_of_classes(
-    modality: Any, sinks: Sinks, sink_mask: Bool[Tensor, "batch pos"] | None
+    modality: Any, sinks: SinkChoice, sink_mask: Bool[Tensor, "batch pos"] | None
 ) -> Bool[Tensor, "batch label pos"]:
     """Which positions have which label; sinks and padding have none."""
     members = parts(modality, sink_mask).cpu()

@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lensplug.analysis.attention.left_out import LeftOut, left_out
 from lensplug.analysis.attention.single_layer import Head, OneLayer, read_layer
 from lensplug.analysis.attention.visible_positions import visible
 from lensplug.analysis.protocols import needs
@@ -161,6 +162,7 @@ def received_attention(
     scale: RowScale = "row-max",
     over: ColumnReading = "seen",
     exclude_sink: bool = False,
+    sinks: LeftOut = None,
     modality: Modality | None = None,
     str_tokens: Sequence[Sequence[str]] | None = None,
     attention_mask: Mask | None = None,
@@ -177,6 +179,8 @@ def received_attention(
             in a causal model not earlier, within a sliding window); "rows", its mean over all rows that are not
             padding; or "sum".
         exclude_sink: Leave out the first position that is not padding; rows are scaled by the largest of the rest.
+        sinks: Positions that are left out in its place: "first"; what `analysis.sinks` found; positions, or a mask
+            `[batch pos]`. None: what `exclude_sink` says.
         modality: `inputs.modality`, or the inputs, to name media.
         str_tokens: To name tokens, for a cache that has none: of TransformerLens alone, or made without `tokens`.
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
@@ -193,9 +197,8 @@ def received_attention(
     if attention_mask is None and modality is not None:
         attention_mask = modality.attention_mask
     mask = attended(cache, shape, attention_mask, fused.device).bool()
-    is_counted = mask
-    if exclude_sink:
-        is_counted = mask & (torch.arange(shape[1], device=mask.device) != mask.int().argmax(dim=1)[:, None])
+    is_left_out, words = left_out(sinks, mask.long(), first=exclude_sink, first_option="exclude_sink")
+    is_counted = mask if is_left_out is None else mask & ~is_left_out
     matrix = (fused * mask[:, :, None] * is_counted[:, None]).cpu()
     is_visible = (
         visible(cache, layer_attention.layer, mask.long(), fused, modality=modality) & is_counted[:, None]
@@ -212,7 +215,7 @@ def received_attention(
         "rows scaled to maximum 1" if scale == "row-max" else "rows as they are"
     )
     convention += "" if over == "seen" else f"; {OVER[over]}"
-    convention += "; first position left out" if exclude_sink else ""
+    convention += "" if is_left_out is None else f"; {words}"
     return ReceivedAttention(
         values=values,
         count=count,

@@ -43,7 +43,7 @@ class EvenLayer:
     stop: Int[Tensor, "example pos"]
     """Behind the last row that sees it."""
     receives: Bool[Tensor, "example pos"]
-    """Which positions a share is spread over: no padding, and not the first where it is set apart."""
+    """Which positions a share is spread over: no padding, no sink that is left out, not the first if set apart."""
     first: Int[Tensor, " example"]
 
     @classmethod
@@ -55,7 +55,7 @@ class EvenLayer:
         off_first: Float[Tensor, "example row"],
         mask: Int[Tensor, "example pos"],
         *,
-        exclude_first: bool,
+        left_out: Bool[Tensor, "example pos"] | None,
         ahead: Int[Tensor, "example pos"] | None = None,
     ) -> EvenLayer:
         """What one layer lets each position see, by the configuration of the cache's model.
@@ -66,7 +66,7 @@ class EvenLayer:
             kept: How much of itself each row keeps.
             off_first: The share of each row that is not on the first position.
             mask: 1 where there is no padding.
-            exclude_first: Whether the rollout leaves out the first position.
+            left_out: The positions that the rollout leaves out, if any.
             ahead: The last position that each row sees, where a model lets some look ahead (within an image).
         """
         cfg: Any = getattr(cache.model, "cfg", None)
@@ -83,11 +83,12 @@ class EvenLayer:
         if causal and getattr(cfg, "use_local_attn", False) and cfg.attn_types[layer] == "local":
             last_ahead = positions if ahead is None else ahead
             stop = torch.minimum(torch.maximum(positions + cfg.window_size, last_ahead + 1), stop)
-        first, is_apart = mask.int().argmax(dim=1), causal or exclude_first
-        receives = mask & ~((positions == first[:, None]) & is_apart)
-        return cls(
-            kept.cpu().double(), off_first if is_apart else torch.ones_like(off_first), start, stop, receives, first
-        )
+        first = mask.int().argmax(dim=1)
+        is_left_out = torch.zeros_like(mask) if left_out is None else left_out.cpu()
+        is_apart = is_left_out.gather(1, first[:, None]) | causal  # [example 1]
+        receives = mask & ~is_left_out & ~((positions == first[:, None]) & is_apart)
+        others = torch.where(is_apart, off_first, 1.0)
+        return cls(kept.cpu().double(), others, start, stop, receives, first)
 
     @property
     def share(self) -> Float[Tensor, "example row"]:
@@ -124,7 +125,7 @@ def even_layer(
     residual: float | Float[Tensor, "example row"],
     mask: Int[Tensor, "example pos"],
     *,
-    exclude_first: bool,
+    left_out: Bool[Tensor, "example pos"] | None,
 ) -> EvenLayer:
     """The baseline of one layer whose attention is at hand, normalised."""
     ahead = None
@@ -133,7 +134,7 @@ def even_layer(
         ahead = ahead * attention.any(dim=2)
     residual_share = keeps(attention, residual)
     off_first = beside_first(attention, mask.argmax(dim=1))
-    return EvenLayer.of(cache, layer, residual_share, off_first, mask, exclude_first=exclude_first, ahead=ahead)
+    return EvenLayer.of(cache, layer, residual_share, off_first, mask, left_out=left_out, ahead=ahead)
 
 
 def rolled_out(

@@ -48,7 +48,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensplug.analysis.attention.classes_in_sight import EVERY, Sinks, parts_of_classes, sink_positions
+from lensplug.analysis.attention.classes_in_sight import EVERY, SinkChoice, parts_of_classes, sink_positions
 from lensplug.analysis.attention.head_readings import CLASSES
 from lensplug.analysis.logits import block_writes
 from lensplug.analysis.logits.direct_attribution_result import By, DirectAttribution
@@ -102,7 +102,7 @@ def direct_attribution(
     *,
     by: By = "layer",
     position: Position = -1,
-    sinks: Sinks = "first",
+    sinks: SinkChoice = "first",
     attention_mask: Mask | None = None,
 ) -> DirectAttribution:
     """What the components of a model write directly into a logit, or a difference of two.
@@ -227,7 +227,7 @@ def _components(
 
 
 def _masses(
-    sources: Float[Tensor, "example layer head source"] | None, modality: ModalityMap | None, sinks: Sinks
+    sources: Float[Tensor, "example layer head source"] | None, modality: ModalityMap | None, sinks: SinkChoice
 ) -> tuple[tuple[str, ...], Float[Tensor, "example layer head modality"] | None]:
     """What comes from each class of positions that occurs; NaN where an example has none."""
     if sources is None or modality is None:

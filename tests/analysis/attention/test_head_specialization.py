@@ -182,7 +182,7 @@ def test_which_positions_are_sinks_is_chosen():
     usual = head_specialization(cache_of_patterns([first]), modality)
     torch.testing.assert_close(usual.mass[0, 0, 0], torch.tensor([0.3, 0.2, 0.5]), check_dtype=False)
     for sinks, message in (
-        ("last", "sinks is 'last', expected 'first', 'special', a list, a tensor or None"),
+        ("last", "sinks is 'last', expected 'first', 'special', a Sinks, a list, a tensor or None"),
         (torch.ones(1, 4), r"sinks has the shape \[1, 4\], expected .* a mask of the shape \[1, 5\]"),
         (torch.full((1, 5), 2), "a mask of the shape"),
     ):

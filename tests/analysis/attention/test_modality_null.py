@@ -162,4 +162,4 @@ def test_what_is_refused():
     with pytest.raises(LensplugError, match="from query 0 nothing but the sink is in sight"):
         modality_null(cache, modality, query=0)
     with pytest.raises(LensplugError, match="sinks has the shape"):
-        modality_null(cache, modality, sinks=[1, 0])
+        modality_null(cache, modality, sinks=[[1, 0]])
