@@ -32,6 +32,7 @@ from lensplug.inputs.multimodal_input import MultimodalInput, refuse_other_input
 from lensplug.interventions import in_force as interventions
 from lensplug.interventions.edit import Edit
 from lensplug.interventions.in_force import Acted
+from lensplug.interventions.knockout import Knockout
 from lensplug.media import load_media
 from lensplug.media.processed_media import load_seen
 from lensplug.patches.both.placeholders import placeholders_as_words
@@ -41,7 +42,7 @@ from lensplug.positions.by_modality import Where, mask_at, named
 from lensplug.positions.indices import Position
 from lensplug.provenance import fingerprint as checkpoint
 from lensplug.reductions import Keep, KeepGradients
-from lensplug.running import caching, generation, gradients, parity
+from lensplug.running import caching, generation, gradients, knockout_runs, parity
 from lensplug.running.caching import HookName, NamesFilter, Needed, Plan, PositionsOrModality, names_taken
 from lensplug.running.edited_runs import EditedRuns, edited_runs
 from lensplug.running.generation import Answer, Choosing
@@ -560,6 +561,48 @@ class MultimodalLens:
                 gradients=gradients,
             ) as runs:
                 yield runs
+
+    @in_turn
+    @checked
+    def read_under_each(
+        self,
+        inputs: MultimodalInput,
+        variants: Sequence[Sequence[Knockout]],
+        rows: Int[Tensor, " row"],
+        read: Callable[[Tensor], Tensor],
+        *,
+        done: Callable[[int], None] = lambda passes: None,
+    ) -> Tensor:
+        """What is read of the logits of one prompt under each of many knockouts.
+
+        Positions before the first that a knockout reaches are run once for all; the others of many knockouts run in one
+        pass. Towards "last" a knockout costs one position.
+
+            by_layer = [[Knockout("image", "last", layers=layer)] for layer in range(24)]
+            last = torch.tensor([inputs.shape[1] - 1])
+            lens.read_under_each(inputs, by_layer, last, lambda logits: logits[:, 0].argmax(-1))
+
+        Args:
+            inputs: One example, from `prepare` or `encode`.
+            variants: For each the knockouts that are in force together; an empty one is the prompt as it is.
+            rows: Positions, from the left, whose logits are read.
+            read: Takes logits `[variant row d_vocab]` of some variants, returns what is kept, `[variant ...]`.
+            done: Called behind each pass with the number of its variants.
+
+        Returns:
+            What `read` returned, in the order of the variants.
+
+        Raises:
+            LensplugError: If there are several examples or no variants, or a knockout changes nothing.
+        """
+        refuse_other_inputs(inputs)
+        if len(inputs) != 1 or not variants:
+            raise LensplugError(
+                f"read_under_each is given {len(inputs)} examples and {len(variants)} variants, expected one example"
+                " (inputs[0:1]) and at least one variant."
+            )
+        refuse_training(self.model, "lens.model")
+        return knockout_runs.read_under(self.model, self.engine, inputs, variants, rows, read, done)
 
     @in_turn
     @checked

@@ -148,6 +148,21 @@ def decoding(engine: EngineName, model: Any, prompt: Any) -> Any:
     return import_module(ENGINES[engine]).decoding(model, prompt)
 
 
+def branches(
+    engine: EngineName, model: Any, embeds: Float[Tensor, "1 pos d_model"], start: int, position_ids: Tensor | None
+) -> Any:
+    """Many runs of one prompt that share its first positions: a `lensplug.patches.both.branches.Branches`.
+
+    Args:
+        engine: A key of `ENGINES`.
+        model: A model that it made.
+        embeds: The prompt's, without padding.
+        start: How many positions are shared.
+        position_ids: Of several parts, where the core is given them.
+    """
+    return import_module(ENGINES[engine]).branches(model, embeds, start, position_ids)
+
+
 def at_sdpa_speed(engine: EngineName, model: Any, n_examples: int) -> AbstractContextManager[Any]:
     """Within this scope attention computes no scores and patterns, unless a hook needs them.
 

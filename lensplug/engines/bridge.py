@@ -34,6 +34,13 @@ def decoding(model: Any, prompt: Any) -> Any:
     return BridgeDecoding(model, prompt)
 
 
+def branches(model: Any, embeds: Tensor, start: int, position_ids: Tensor | None = None) -> Any:
+    """Many runs of one prompt behind its first positions, which are run once."""
+    from lensplug.patches.both.branches import BridgeBranches
+
+    return BridgeBranches(model, embeds, start, position_ids)
+
+
 def unwatched_blocks(model: Any) -> Patch:
     """A patch under which blocks without hooks run without their hook points."""
     from lensplug.patches.bridge.unwatched_blocks import BridgeUnwatchedBlocks

@@ -36,6 +36,13 @@ def decoding(model: Any, prompt: Any) -> Any:
     return HookedDecoding(model, prompt)
 
 
+def branches(model: Any, embeds: Tensor, start: int, position_ids: Tensor | None = None) -> Any:
+    """Many runs of one prompt behind its first positions, which are run once."""
+    from lensplug.patches.both.branches import HookedBranches
+
+    return HookedBranches(model, embeds, start, position_ids)
+
+
 def unwatched_blocks(model: Any) -> Patch:
     """A patch under which blocks without hooks run without their hook points."""
     from lensplug.patches.hooked_transformer.unwatched_blocks import UnwatchedBlocks

@@ -170,6 +170,10 @@ class GrowingEntry:
         _, v, rotated = self._append(k, v, rotated)
         return rotated, v
 
+    def shared(self, count: int) -> GrowingEntry:
+        """What this many branches read: what they append is kept by none of them."""
+        return _SharedEntry(self, count)
+
     def _append(self, *new: Tensor) -> list[Tensor]:
         length = self.length + new[0].shape[1]
         if not self._kept or length > self._kept[0].shape[1]:
@@ -182,6 +186,23 @@ class GrowingEntry:
             stored[:, self.length : length] = tensor
         self.length = length
         return [stored[:, :length] for stored in self._kept]
+
+
+class _SharedEntry(GrowingEntry):
+    """Keys and values of one example that all examples of a pass come behind."""
+
+    def __init__(self, entry: GrowingEntry, count: int) -> None:
+        super().__init__()
+        self.length, self.all_rotated = entry.length, entry.all_rotated
+        self._kept = [tensor[:, : entry.length].expand(count, -1, -1, -1) for tensor in entry._kept]
+
+    def append_rotated(self, k: Tensor, rotated: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All rotated keys, and all values."""
+        _, past_v, past_rotated = self._kept
+        return torch.cat([past_rotated, rotated], dim=1), torch.cat([past_v, v], dim=1)
+
+    def _append(self, *new: Tensor) -> list[Tensor]:
+        return [torch.cat([first, tensor], dim=1) for first, tensor in zip(self._kept, new, strict=False)]
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
