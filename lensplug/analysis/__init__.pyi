@@ -31,8 +31,10 @@ from .interventions.activation_patching import ActivationPatching as ActivationP
 from .interventions.activation_patching import activation_patching as activation_patching
 from .interventions.deletion_curve import DeletionCurve as DeletionCurve
 from .interventions.deletion_curve import deletion_curve as deletion_curve
+from .interventions.flow_result import InformationFlow as InformationFlow
 from .interventions.grounding import Grounding as Grounding
 from .interventions.grounding import grounding as grounding
+from .interventions.information_flow import information_flow as information_flow
 from .interventions.modality_ablation import Example as Example
 from .interventions.modality_ablation import ModalityAblation as ModalityAblation
 from .interventions.modality_ablation import modality_ablation as modality_ablation

@@ -12,6 +12,7 @@ from torch import Tensor
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.inputs.edited_inputs import Variant
 from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.interventions.knockout import Knockout
 from lensplug.positions.indices import Positions
 from lensplug.validation.masks import Mask
 
@@ -104,6 +105,20 @@ class EditedRuns(Protocol):
         self, n_copies: int, hooks: Iterable[tuple[str, Callable[..., Any]]] = (), *, from_layer: int = 0
     ) -> Float[Tensor, "copy example row d_vocab"]:
         """The logits of copies of the prompt, edited by hooks on activations `[copy x example ...]`."""
+
+
+@runtime_checkable
+class LensWithKnockouts(Lens, Protocol):
+    """What an analysis that makes many knockouts is given: the same lenses."""
+
+    def read_under_each(
+        self,
+        inputs: MultimodalInput,
+        variants: Sequence[Sequence[Knockout]],
+        rows: Int[Tensor, " row"],
+        read: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """What is read of the logits of one prompt under each of many knockouts."""
 
 
 @runtime_checkable

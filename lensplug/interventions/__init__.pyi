@@ -1,4 +1,5 @@
 from .ablate import Ablate as Ablate
+from .grid_regions import grid_regions as grid_regions
 from .in_force import Acted as Acted
 from .knockout import Knockout as Knockout
 from .places import Region as Region

@@ -42,6 +42,8 @@ class Region:
     """Which image of each example."""
     at_least: Number = 0.0
     """The share of a patch that must be inside; a patch counts above it."""
+    relative: bool = False
+    """Whether the box is in shares of the image's width and height, 0 to 1, in place of pixels."""
 
     def __post_init__(self) -> None:
         """Raise if it is no box."""
@@ -227,7 +229,11 @@ class RunPositions:
             if grid is None:
                 raise LensplugError(f"{name}={place}: where this image's positions lie is not known: give a mask.")
             positions = modality.image_positions(place.image, example)
-            return positions[(grid.overlap(place.box) > place.at_least).to(positions.device)]
+            x0, y0, x1, y1 = place.box
+            box = (
+                (x0 * grid.width, y0 * grid.height, x1 * grid.width, y1 * grid.height) if place.relative else place.box
+            )
+            return positions[(grid.overlap(box) > place.at_least).to(positions.device)]
         timeline = modality.audio_timeline(place.sound, example)
         if timeline is None:
             raise LensplugError(f"{name}={place}: when this sound's positions are heard is not known: give a mask.")

@@ -17,6 +17,7 @@ from .figures.group_differences import group_differences as group_differences
 from .figures.group_means import group_means as group_means
 from .figures.head_specialization import head_specialization as head_specialization
 from .figures.heads_by_layer import heads_by_layer as heads_by_layer
+from .figures.information_flow import information_flow as information_flow
 from .figures.logit_lens import logit_lens as logit_lens
 from .figures.modality_ablation import modality_ablation as modality_ablation
 from .figures.modality_interaction import modality_interaction as modality_interaction

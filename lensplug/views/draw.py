@@ -25,6 +25,7 @@ from lensplug.analysis.group_differences import GroupDifferences
 from lensplug.analysis.group_means import GroupMeans
 from lensplug.analysis.interventions.activation_patching import ActivationPatching
 from lensplug.analysis.interventions.deletion_curve import DeletionCurve
+from lensplug.analysis.interventions.flow_result import InformationFlow
 from lensplug.analysis.interventions.grounding import Grounding
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
 from lensplug.analysis.interventions.modality_interaction import ModalityInteraction
@@ -52,6 +53,7 @@ from lensplug.views.figures.group_differences import group_differences
 from lensplug.views.figures.group_means import group_means
 from lensplug.views.figures.head_specialization import head_specialization
 from lensplug.views.figures.heads_by_layer import heads_by_layer
+from lensplug.views.figures.information_flow import information_flow
 from lensplug.views.figures.logit_lens import logit_lens
 from lensplug.views.figures.modality_ablation import modality_ablation
 from lensplug.views.figures.modality_interaction import modality_interaction
@@ -102,6 +104,7 @@ draw.register(DeletionCurve, deletion_curve)
 draw.register(Agreement, agreement)
 draw.register(DomainNeurons, domain_neurons)
 draw.register(Grounding, grounding)
+draw.register(InformationFlow, information_flow)
 draw.register(GroupMeans, _group_means)
 draw.register(GroupDifferences, group_differences)
 draw.register(NeuronAblation, neuron_ablation)

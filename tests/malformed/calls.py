@@ -68,6 +68,7 @@ def good_calls() -> list[Call]:
     deactivated = analysis.neuron_ablation(lens, examples, [(1, 3)], draws=1)
     curve = analysis.deletion_curve(lens, inputs, rollout.values[:, 0], "Red", steps=2, draws=1)
     by_region = analysis.region_attribution(lens, inputs, "Red", (1, 2))
+    flowing = analysis.information_flow(lens, inputs, "Red", draws=1, progress=False)
     agreed = analysis.agreement({"one": rollout, "two": looked.values[0, 0, 0, 0]})
     compared = analysis.compare(heads, heads)
     grid, timeline = inputs.modality.image_grid(), heard.modality.audio_timeline()
@@ -164,6 +165,12 @@ def good_calls() -> list[Call]:
             "among": "media", "steps": 1, "draws": 1, "seed": 0, "batch_size": 4}),
         Call("modality_interaction", analysis.modality_interaction, {
             "lens": lens, "examples": examples[:1], "medium": "image", "batch_size": 2}),
+        Call("information_flow", analysis.information_flow, {
+            "lens": lens, "examples": inputs, "target": "Red", "paths": [("image", "last")], "window": 1, "layers": [1],
+            "draws": 1, "seed": 0, "batch_size": 2, "progress": False}),
+        Call("InformationFlow.mean", flowing.mean, {"confidence": 0.9, "replicates": 20, "seed": 0}),
+        Call("views.information_flow", views.information_flow, {"result": flowing}),
+        Call("grid_regions", lensplug.interventions.grid_regions, {"rows": 1, "columns": 2, "image": 0}),
         Call("region_attribution", analysis.region_attribution, {
             "lens": lens, "inputs": inputs, "target": "Red", "regions": (1, 2), "method": "shapley", "baseline": "grey",
             "at": "medium", "measure": "logit", "position": -1, "media_index": 0, "samples": 2, "seed": 0,

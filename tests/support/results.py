@@ -9,6 +9,7 @@ import pandas as pd
 import lensplug
 from lensplug import analysis
 from lensplug.analysis.result import Result
+from lensplug.interventions import grid_regions
 from lensplug.study.differences import ComparisonOptions, differences, side
 from lensplug.study.groups import Chunks
 from lensplug.study.means import IntervalOptions, means
@@ -66,6 +67,7 @@ def every_result(seed: int = 0) -> dict[str, Result]:
     rollout = analysis.attention_rollout(cache, rows=-1)
     relevance = analysis.gradient_rollout(cam, grads, rows=-1)
     curve = analysis.deletion_curve(lens, inputs, relevance, answers[0], steps=2, draws=2)
+    cells = grid_regions(2, 4)
     activity = analysis.neuron_activity(cache, inputs.modality, domain=COLORS)
     return {
         "head_specialization": heads,
@@ -95,6 +97,10 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         "modality_ablation": analysis.modality_ablation(lens, examples, "image"),
         "grounding": analysis.grounding(lens, examples, "image"),
         "modality_interaction": analysis.modality_interaction(lens, examples, "image"),
+        "information_flow": analysis.information_flow(lens, examples, window=2, draws=2, progress=False),
+        "information_flow, by region": analysis.information_flow(
+            lens, examples, paths={name: (cell, "last") for name, cell in cells.items()}, draws=1, progress=False
+        ),
         "region_attribution": analysis.region_attribution(lens, inputs, answers[0], (2, 2)),
         "region_attribution, words": analysis.region_attribution(lens, inputs, answers[0], ["color?", "single word"]),
         "region_attribution, masks": analysis.region_attribution(
