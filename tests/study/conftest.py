@@ -1,13 +1,24 @@
-"""A server that speaks S3's protocol, on this machine: fixture `bucket`."""
+"""A study of ten scenes (`finished`, and `copied` to be changed); a server that speaks S3's protocol (`bucket`)."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import random
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from support.models import QUESTION
+from support.scene_studies import MODEL
 
+import lensplug
+from lensplug import analysis
+from lensplug.study import Study
+from lensplug.tiny.scenes import draw_scene
+
+SIZES = ((48, 48), (96, 48), (96, 96))
 _numbers = itertools.count()
 ACCOUNT = {
     "AWS_ACCESS_KEY_ID": "tests",
@@ -44,3 +55,40 @@ def bucket(s3_server) -> str:
     name = f"bucket{next(_numbers)}"
     boto3.client("s3", endpoint_url=f"http://{s3_server}").create_bucket(Bucket=name)
     return f"s3://{name}/studies/flowers?endpoint_override={s3_server}&scheme=http"
+
+
+@pytest.fixture(scope="session")
+def lens():
+    return lensplug.tiny.llava_onevision()
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """Ten pictures of three sizes, in a folder for each shape."""
+    folder = tmp_path_factory.mktemp("scenes")
+    rng = random.Random(0)
+    for index in range(10):
+        shape = ("ring", "cross")[index % 2]
+        path = folder / shape / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        draw_scene(rng, size=SIZES[index % 3], shape=shape).image.save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(lens, scenes, tmp_path_factory) -> Study:
+    """A study of them, with three measurements."""
+    study = Study(tmp_path_factory.mktemp("studies") / "finished", model=MODEL, chunk=4)
+    study.add_folder(scenes, prompt=QUESTION, group="shape")
+    study.measure(analysis.head_specialization, query=-1)
+    study.measure(analysis.logit_lens, positions=-1)
+    study.measure(analysis.neuron_activity, domain=study.column("shape"))
+    study.run(lens=lens, batch=4)
+    return study
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Study:
+    """A copy of it, to be changed."""
+    shutil.copytree(finished.storage.place, tmp_path / "study")
+    return Study(tmp_path / "study")
