@@ -149,18 +149,11 @@ def report(
 ) -> None:
     """Write one self-contained page on what is done so far."""
     with steps() as step:
-        from lensplug.app.study_report import study_report
-        from lensplug.views.static.library import need_matplotlib
+        from lensplug.app.study_report import write_study_report
 
-        if static:
-            need_matplotlib()
-        target = file_to_write(out)
         opened = _open(folder)
         other = None if compare is None else _open(compare)
-        page = study_report(opened, by=by, other=other, progress=step)
-        if static:
-            step("drawing the pictures")
-        written = page.save(target, static=static)
+        written = write_study_report(opened, out, by=by, other=other, static=static, progress=step)
     say("Page: ", str(written), f" ({written.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -6,6 +6,7 @@ Used by `lensplug study report` and `Study.report`. Figures are those of `lenspl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 from lensplug import views
@@ -15,10 +16,12 @@ from lensplug.app.study_facts import Asked
 from lensplug.app.study_sections import domain_neurons_of, section_of
 from lensplug.app.study_tables import Answers, answers_of, significant
 from lensplug.errors import LensplugError
+from lensplug.files.writable import file_to_write
 from lensplug.study import Study, StudyResult
 from lensplug.study.measurements import Measurement
 from lensplug.study.passes import declared
 from lensplug.views.page.page import Page, Part, Section
+from lensplug.views.static.library import need_matplotlib
 
 COMPARED: dict[str, tuple[str, tuple[str, ...], str | None]] = {
     "head_specialization": ("Which heads look otherwise at the {}", ("mass",), None),
@@ -86,6 +89,37 @@ def study_report(
             ("Compared with", f"{about.name_of(other)}: {dict(about.facts(about.asked_of(other, by)))['Model']}"),
         )
     return Page(title, facts, tuple(section for section in sections if section), tuple(dict.fromkeys(lines)))
+
+
+def write_study_report(
+    study: Study,
+    path: str | Path,
+    *,
+    by: str | None = None,
+    other: Study | None = None,
+    static: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Path:
+    """Write the page of a study; whether it can be written is found out before anything is read.
+
+    Args:
+        study: The study.
+        path: The page; one that is there is replaced.
+        by: As for `study_report`.
+        other: Likewise.
+        static: Without scripts, drawn with matplotlib.
+        progress: Called with a few words before each step.
+
+    Raises:
+        LensplugError: If it cannot be made or written, or matplotlib is needed and not installed.
+    """
+    if static:
+        need_matplotlib()
+    target = file_to_write(path)
+    page = study_report(study, by=by, other=other, progress=progress)
+    if static:
+        progress("drawing the pictures")
+    return page.save(target, static=static)
 
 
 def _results(study: Study) -> Iterator[tuple[Measurement, StudyResult | LensplugError]]:

@@ -54,6 +54,8 @@ from lensplug.statistics.values import (
 )
 from lensplug.validation.arguments import at_least, checked
 
+MOST_REPLICATES = 100_000
+"""Whose means of 336 rows are 270 MB for each group."""
 CLUSTERS_AT_ONCE = 256
 """So many have their weights in memory: 2,000 replicates are 4 MB."""
 
@@ -84,9 +86,14 @@ class Bootstrap:
             seed: The same seed gives the same numbers; another seed, others.
 
         Raises:
-            LensplugError: If there are no two replicates.
+            LensplugError: If there are no two replicates, or too many.
         """
         at_least(2, replicates=replicates)
+        if replicates > MOST_REPLICATES:
+            raise LensplugError(
+                f"replicates is {replicates:,}, expected at most {MOST_REPLICATES:,}: their means are all in memory,"
+                " and limits hardly change beyond a few thousand."
+            )
         self.replicates, self.seed = replicates, seed
         self._sums: dict[str, GroupSums] = {}
         self._rows: int | None = None

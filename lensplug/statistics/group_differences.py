@@ -33,9 +33,9 @@ from lensplug.errors import LensplugError
 from lensplug.statistics.bootstrap import refuse_confidence
 from lensplug.statistics.corrections import Correction
 from lensplug.statistics.differences import Differences, adjusted
-from lensplug.statistics.permutation import labels, permutation_test
+from lensplug.statistics.permutation import labels, permutation_test, refuse_permutations
 from lensplug.statistics.values import Values, as_table, refuse_other_count, refuse_other_rows, sums_by_name
-from lensplug.validation.arguments import at_least, checked
+from lensplug.validation.arguments import checked
 
 FLOOR = 1e-12
 """Of a sum of squares: a variance below is rounding, and the values are all the same."""
@@ -69,7 +69,7 @@ def group_differences(
         LensplugError: If a cluster is on both sides, or rows or names do not fit the values.
     """
     refuse_confidence(confidence)
-    at_least(1, permutations=permutations)
+    refuse_permutations(permutations)
     a_table, b_table = as_table(a, "a"), as_table(b, "b")
     refuse_other_rows(b_table.shape[1], a_table.shape[1])
     a_names, a_sums, a_counts = _by_cluster(a_table, a_clusters, "a")

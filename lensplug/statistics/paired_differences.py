@@ -34,9 +34,9 @@ from lensplug.errors import LensplugError
 from lensplug.statistics.bootstrap import Bootstrap, refuse_confidence
 from lensplug.statistics.corrections import Correction
 from lensplug.statistics.differences import Differences, adjusted
-from lensplug.statistics.permutation import permutation_test, signs
+from lensplug.statistics.permutation import permutation_test, refuse_permutations, signs
 from lensplug.statistics.values import Values, as_table, refuse_other_count, refuse_other_rows, sums_by_name
-from lensplug.validation.arguments import at_least, checked
+from lensplug.validation.arguments import checked
 
 FLOOR = 1e-12
 """Of a sum of squares: a variance below is rounding, and the differences are all the same."""
@@ -75,7 +75,7 @@ def paired_differences(
         LensplugError: If no name is on both sides, rows or names do not fit the values, or a pair is in two clusters.
     """
     refuse_confidence(confidence)
-    at_least(1, permutations=permutations)
+    refuse_permutations(permutations)
     a_table, b_table = as_table(a, "a"), as_table(b, "b")
     refuse_other_rows(b_table.shape[1], a_table.shape[1])
     pairs, differences = _matched(a_table, b_table, a_pairs, b_pairs)

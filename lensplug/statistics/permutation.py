@@ -10,10 +10,15 @@ from math import comb
 import numpy as np
 from jaxtyping import Float64
 
+from lensplug.errors import LensplugError
+from lensplug.validation.arguments import at_least
+
 EXACT_UP_TO = 2**12
 """So many permutations are all tried, whatever number of random ones is asked for: the signs of 12 pairs."""
 NUMBERS_AT_ONCE = 2**19
 """So many numbers a block of permutations, and the statistics of one, have at most: 4 MB."""
+MOST = 1_000_000
+"""Permutations: a p-value of 0.05 is known to 0.0002, and none is below 0.000001."""
 TIE = 1e-9
 """Statistics are equal where they differ by less, relatively: sums of the same numbers in another order do."""
 
@@ -28,6 +33,20 @@ class PermutationTest:
     max_statistic_p_value: Float64[np.ndarray, " row"]
     permutations: int
     is_exact: bool
+
+
+def refuse_permutations(permutations: int) -> None:
+    """Refuse none, and more than tell anything.
+
+    Raises:
+        LensplugError: Then.
+    """
+    at_least(1, permutations=permutations)
+    if permutations > MOST:
+        raise LensplugError(
+            f"permutations is {permutations:,}, expected at most {MOST:,}: a p-value of 0.05 is known to 0.0002"
+            " then, and more are hours for nothing."
+        )
 
 
 def permutation_test(

@@ -172,18 +172,34 @@ def _checkpoint_of_folder(folder: Path) -> dict[str, str]:
 
 
 def _hash_of_files(paths: Iterable[Path]) -> str:
+    """One hash for several files.
+
+    Raises:
+        LensplugError: If one cannot be read.
+    """
     digest = hashlib.sha256()
     for path in sorted(paths):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with open(path, "rb") as file:
-            if size <= SAMPLES * SAMPLE_BYTES:
-                digest.update(file.read())
-                continue
-            for index in range(SAMPLES):
-                file.seek(index * (size - SAMPLE_BYTES) // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
+        try:
+            _count_in(digest, path)
+        except OSError as error:
+            raise LensplugError(
+                f"{path.name!r} of the model's folder cannot be read: {error.strerror or error}. Restore it, or take it"
+                " out of the folder."
+            ) from error
     return digest.hexdigest()[:16]
+
+
+def _count_in(digest: Any, path: Path) -> None:
+    """Add the name and size of a file, and its content or pieces of it."""
+    size = path.stat().st_size
+    digest.update(f"{path.name} {size} ".encode())
+    with open(path, "rb") as file:
+        if size <= SAMPLES * SAMPLE_BYTES:
+            digest.update(file.read())
+            return
+        for index in range(SAMPLES):
+            file.seek(index * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
 
 
 def _commit(name: str, revision: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -35,6 +36,26 @@ def refuse_other_lens(identity: Identity, lens: Any) -> None:
         raise LensplugError(f"the lens is not what the study is of. What differs is {fields}. Leave lens= out.")
 
 
+def function_of(model: str) -> Callable[..., Any]:
+    """The function that loads a study's model, "module:function".
+
+    Raises:
+        LensplugError: If it cannot be imported, or is no function.
+    """
+    module, _, name = model.partition(":")
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise LensplugError(
+            f"the model of this study is loaded by {model!r}, which cannot be imported: {error}. Start where it can be,"
+            " or set PYTHONPATH."
+        ) from error
+    if not callable(function):
+        raise LensplugError(f"{model!r} is {described(function)}, expected a function that returns a lens.")
+    found: Callable[..., Any] = function
+    return found
+
+
 def load_lens(identity: Identity, device: str | None, model: str | None = None) -> Any:
     """Load the model of a study.
 
@@ -48,14 +69,7 @@ def load_lens(identity: Identity, device: str | None, model: str | None = None) 
     """
     options = dict(identity.load)
     if identity.checkpoint["kind"] == "function":
-        module, _, name = identity.model.partition(":")
-        try:
-            function = getattr(import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise LensplugError(
-                f"the model of this study is loaded by {identity.model!r}, which cannot be imported: {error}. Start"
-                " where it can be, or set PYTHONPATH."
-            ) from error
+        function = function_of(identity.model)
         return function(**options, **({} if device is None else {"device": device}))
     from lensplug.loading.load_and_wrap import load
 

@@ -19,6 +19,17 @@ from lensplug.study.supervision import supervise
 
 WORKER = "LENSPLUG_STUDY_WORKER"
 """Set in the environment of a process that works for another: no progress bar, no waiting."""
+ARRAY_TASKS = (("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN"), ("SGE_TASK_ID", "SGE_TASK_FIRST"))
+"""What the environment of a task of an array job says: which it is, and which is the first."""
+
+
+def checks_results() -> bool:
+    """Whether this process reads all results when it starts, to find those that are broken.
+
+    One is enough: none that works for another does, and of an array job's tasks the first.
+    """
+    further = [os.environ[task] != os.environ[first] for task, first in ARRAY_TASKS if {task, first} <= {*os.environ}]
+    return WORKER not in os.environ and not any(further)
 
 
 def devices_of(devices: str | Sequence[str] | None) -> list[str | None]:

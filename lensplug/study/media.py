@@ -67,12 +67,12 @@ def stored(source: Any, kind: str, folder: Path = Path()) -> Medium:
     if isinstance(source, dict) and source.get("bytes") is None and source.get("path"):
         source = source["path"]  # of a data set, whose files are here
     if isinstance(source, str | Path):
-        path = (folder / Path(source).expanduser()).resolve()
         try:
+            path = (folder / Path(source).expanduser()).resolve()
             if path.exists() and not path.is_file():
                 raise LensplugError(f"{str(source)!r} is no regular file: give the file of a picture, video or sound.")
             content = path.read_bytes()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself, a user without a home
             raise LensplugError(f"{str(source)!r} cannot be read: {getattr(error, 'strerror', error)}.") from error
         return Medium(str(path), _sha256(content), _size(content, kind))
     content, suffix = _in_memory(source, kind)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from lensplug.analysis.interventions.ablation_run import Example
-from lensplug.errors import LensplugError
+from lensplug.errors import LensplugError, LensplugWarning
 from lensplug.study.media import MEDIA, Medium, stored
 from lensplug.study.storage import Storage
 from lensplug.validation.arguments import described
@@ -99,19 +100,32 @@ def from_folder(
     if not root.is_dir():
         raise LensplugError(f"{str(folder)!r} is no folder.")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    examples = []
+    examples: list[NewExample] = []
+    unreadable: list[str] = []
     for path in sorted(Path(directory) / name for directory, _, names in os.walk(root) for name in names):
         kind = suffixes.get(path.suffix.lower())
-        if kind is None or any(part.startswith(".") for part in path.relative_to(root).parts) or not path.is_file():
-            continue
         inside = path.relative_to(root).parts
-        medium = stored(path, kind)
+        if kind is None or any(part.startswith(".") for part in inside) or _is_special(path):
+            continue
+        try:
+            medium = stored(path, kind)
+        except LensplugError as error:
+            unreadable.append(str(error))
+            continue
         examples += [
             NewExample(text, {kind: [medium]}, columns={group: inside[0] if len(inside) > 1 else root.resolve().name})
             for text in prompts
         ]
     if not prompts:
         raise LensplugError("prompt is an empty list: give at least one.")
+    if unreadable:
+        # It has no bytes by which it would be known: it is no example until it can be read.
+        warnings.warn(
+            f"{len(unreadable)} files of {str(folder)!r} are left out: {' '.join(unreadable[:3])} Add the folder again"
+            " when they can be.",
+            LensplugWarning,
+            stacklevel=4,
+        )
     if not examples:
         raise LensplugError(
             f"{str(folder)!r} has no images, videos or sounds: taken are files that end in"
@@ -120,15 +134,28 @@ def from_folder(
     return _with_keys(examples)
 
 
+def _is_special(path: Path) -> bool:
+    """Whether it is there and no regular file: a folder, a pipe."""
+    try:
+        return path.exists() and not path.is_file()
+    except OSError:  # a link to itself
+        return False
+
+
 def _with_keys(examples: Sequence[NewExample]) -> list[NewExample]:
-    """Copies of a picture under other names are examples of their own, told apart by where they are."""
+    """Copies of a picture under other names are examples of their own, told apart by where they are.
+
+    A file and links to it are at one place, and one example of a group.
+    """
     seen: set[str] = set()
-    told_apart = []
+    told_apart: dict[tuple[str, str, str], NewExample] = {}
     for example in examples:
-        names = [medium.name for media in example.media.values() for medium in media]
-        told_apart.append(replace(example, key=" ".join(names)) if example.id in seen else example)
+        where = " ".join(medium.name for media in example.media.values() for medium in media)
+        place = (example.prompt, where, str(example.columns))
+        if place not in told_apart:
+            told_apart[place] = replace(example, key=where) if example.id in seen else example
         seen.add(example.id)
-    return told_apart
+    return list(told_apart.values())
 
 
 def from_tables(tables: Iterable[pd.DataFrame], folder: Path, prompt: str | None) -> Iterator[NewExample]:

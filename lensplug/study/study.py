@@ -39,8 +39,8 @@ from lensplug.study.chunk_files import SUFFIX, failures, parse
 from lensplug.study.claims import Claims
 from lensplug.study.example_tables import chunk_names, user_columns
 from lensplug.study.identity import Identity, identity_of, read_identity, refuse_other, write_identity
-from lensplug.study.load import load_lens, refuse_other_lens
-from lensplug.study.local import WORKER, devices_of
+from lensplug.study.load import function_of, load_lens, refuse_other_lens
+from lensplug.study.local import WORKER, checks_results, devices_of
 from lensplug.study.measurements import measurement_of
 from lensplug.study.media import SUFFIXES
 from lensplug.study.new_examples import NewExample
@@ -96,6 +96,8 @@ class Study:
         asked = identity_of(model, load, size)
         if existing is not None:
             refuse_other(self.storage, existing, asked)
+        if existing is None and asked.checkpoint["kind"] == "function":
+            function_of(asked.model)  # a study that could never run is not begun
         self.identity = existing or write_identity(self.storage, asked)
 
     def __repr__(self) -> str:
@@ -234,8 +236,7 @@ class Study:
         """
         at_least(1, batch=batch)
         self.storage.remove_abandoned()
-        # A process that works for another need not read all results again: that one did.
-        for one in passes.passes(self.storage) if WORKER not in os.environ else ():
+        for one in passes.passes(self.storage) if checks_results() else ():
             if broken := one.set_broken_aside(self.storage):
                 warnings.warn(
                     f"{len(broken)} files of results are broken, {broken[0]!r} and what follows: set aside as"
@@ -362,8 +363,8 @@ class Study:
             LensplugError: If there are no examples, no such column, nothing to compare, or the page cannot be written.
         """
         # Looked up when it is asked for, so that a study never needs a plotting library.
-        made = import_module("lensplug.app.study_report").study_report(self, by=by, other=other)
-        written: Path = made.save(path, static=static)
+        write = import_module("lensplug.app.study_report").write_study_report
+        written: Path = write(self, path, by=by, other=other, static=static)
         return written
 
     def _failures_of(self, one: passes.Pass) -> pd.DataFrame:

@@ -216,6 +216,19 @@ def test_groups_by_another_column(tuned, tmp_path):
     assert html.count("plotly-graph-div") == 3 and html.count('<table class="plain">') == 4  # of three groups
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(study, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    for read in ("lensplug.app.study_report.study_report", "lensplug.study.study.passes.pass_of"):
+        monkeypatch.setattr(read, lambda *_, **__: pytest.fail("results were read"))
+    with pytest.raises(LensplugError, match="is no folder"):
+        study.report(tmp_path / "file" / "page.html")
+    for command in (["report"], ["export", "grounding"]):
+        name, *measurement = command
+        out = ["--out", str(tmp_path / "file" / "x.csv")]
+        ended = CliRunner().invoke(app, ["study", name, study.storage.place, *measurement, *out])
+        assert ended.exit_code == 2 and "is no folder" in ended.output
+
+
 def test_the_command_writes_a_page_without_scripts(study, tuned, tmp_path):
     pytest.importorskip("matplotlib")
     arguments = ["study", "report", tuned.storage.place, "--out", str(tmp_path / "a.html"), "--static"]

@@ -232,3 +232,8 @@ def test_nothing_yet():
     assert bootstrap.groups == () and bootstrap.mean.shape == (0, 0)
     assert isinstance(bootstrap.interval(), Interval)
     bootstrap.merge(Bootstrap())
+
+
+def test_more_replicates_than_memory_holds_are_refused():
+    with pytest.raises(LensplugError, match="replicates is 10,000,000, expected at most 100,000"):
+        Bootstrap(replicates=10_000_000)

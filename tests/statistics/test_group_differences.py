@@ -134,3 +134,8 @@ def test_what_is_refused(options, said):
     arguments = {"a": [[1.0]] * 2, "b": [[2.0]] * 2} | options
     with pytest.raises(LensplugError, match=re.escape(said)):
         group_differences(arguments.pop("a"), arguments.pop("b"), **arguments)
+
+
+def test_more_permutations_than_tell_anything_are_refused():
+    with pytest.raises(LensplugError, match="permutations is 10,000,000, expected at most 1,000,000: a p-value"):
+        group_differences(np.zeros((2, 1)), np.zeros((2, 1)), permutations=10_000_000)

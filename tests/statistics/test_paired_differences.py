@@ -178,3 +178,8 @@ def test_what_is_refused(options, said):
     arguments = {"a": [[1.0]] * 3, "b": [[2.0]] * 3, "a_pairs": list("pqr"), "b_pairs": list("pqr")} | options
     with pytest.raises(LensplugError, match=re.escape(said)):
         paired_differences(arguments.pop("a"), arguments.pop("b"), **arguments)
+
+
+def test_more_permutations_than_tell_anything_are_refused():
+    with pytest.raises(LensplugError, match="permutations is 10,000,000, expected at most 1,000,000: a p-value"):
+        paired_differences(np.zeros((1, 1)), np.zeros((1, 1)), a_pairs=["a"], b_pairs=["a"], permutations=10_000_000)

@@ -109,6 +109,17 @@ def test_a_file_that_was_cut_short_is_set_aside_and_measured_again(copied, finis
     assert torch.equal(again.mass, before.mass) and path.with_name(path.name + ".broken").exists()
 
 
+def test_of_an_array_jobs_tasks_the_first_reads_all_results(copied, lens, monkeypatch):
+    path = next((Path(copied.storage.place) / "results").rglob("*.parquet"))
+    path.write_bytes(path.read_bytes()[:-100])
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "2")
+    copied.run(lens=lens)  # it would warn
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    with pytest.warns(lensplug.LensplugWarning, match="1 files of results are broken"):
+        copied.run(lens=lens)
+
+
 def test_a_full_disk_loses_nothing(lens, scenes, tmp_path, monkeypatch):
     study = Study(tmp_path / "study", model=MODEL, chunk=2)
     study.add_folder(scenes, prompt=QUESTION)

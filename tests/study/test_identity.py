@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +29,41 @@ def test_a_study_of_something_else_is_refused_by_what_differs(copied):
         Study(Path(place) / "results", model=MODEL)
     with pytest.raises(LensplugError, match="there is no study in"):
         Study(Path(place) / "nothing here")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("no_such_module:load", "cannot be imported: No module named 'no_such_module'. Start where it can be"),
+        ("lensplug.tiny:nothing", "cannot be imported: .*nothing"),
+        ("lensplug.tiny:CHECKPOINTS", "expected a function that returns a lens"),
+        ("/nowhere/model", "there is no such folder"),
+        (Path("model"), "there is no such folder"),
+        ("no name of the hub", "could not be found"),
+    ],
+)
+def test_a_study_that_could_never_run_is_not_begun(tmp_path, model, message):
+    with pytest.raises(LensplugError, match=message):
+        Study(tmp_path / "study", model=model)
+    assert not (tmp_path / "study" / "study.json").exists()
+
+
+def test_a_study_is_opened_where_its_function_is_not(tmp_path, monkeypatch):
+    (tmp_path / "my_models_for_this_test.py").write_text("def load(): pass")
+    with monkeypatch.context() as path:
+        path.syspath_prepend(str(tmp_path))
+        begun = Study(tmp_path / "study", model="my_models_for_this_test:load")
+    monkeypatch.delitem(sys.modules, "my_models_for_this_test")
+    assert Study(tmp_path / "study", model="my_models_for_this_test:load").identity == begun.identity
+
+
+def test_a_link_to_nothing_in_a_models_folder_is_named(tmp_path):
+    from lensplug.tiny import CHECKPOINTS
+
+    shutil.copytree(CHECKPOINTS / "llava-onevision", tmp_path / "model")
+    (tmp_path / "model" / "vocab.txt").symlink_to("nowhere")
+    with pytest.raises(LensplugError, match="'vocab.txt' of the model's folder cannot be read: No such file"):
+        Study(tmp_path / "study", model=tmp_path / "model")
 
 
 def test_a_folder_of_a_model_is_known_by_its_content(tmp_path):

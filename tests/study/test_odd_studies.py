@@ -230,6 +230,10 @@ def test_odd_files_of_a_folder(study, tmp_path):
     assert study.add_folder(folder, prompt=QUESTION) == 0
     shutil.copy(files[1], folder / "[x].png")
     assert study.add(table([str(folder / "[x].png")], key=["brackets"])) == 1
+    (tmp_path / "itself.png").symlink_to("itself.png")
+    for odd in (tmp_path / "itself.png", "~nobody-of-this-name/x.png"):
+        with pytest.raises(LensplugError, match="cannot be read"):
+            study.add(table([str(odd)]))
     with pytest.raises(LensplugError, match="no regular file"):
         study.add(table([str(folder / "pipe.png")]))
     with pytest.raises(LensplugError, match="empty list"):
@@ -237,6 +241,25 @@ def test_odd_files_of_a_folder(study, tmp_path):
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes(Path(files[1]).read_bytes())
     with pytest.raises(LensplugError, match="not UTF-8"):
         study.add_folder(folder, prompt="another")
+
+
+def test_files_of_a_folder_that_cannot_be_read_are_named_and_left_out(study, tmp_path):
+    folder = tmp_path / "pictures"
+    pictures(folder, 2)
+    (folder / "nothing.png").symlink_to("nowhere.png")
+    (folder / "itself.png").symlink_to("itself.png")
+    with pytest.warns(LensplugWarning, match="2 files of .* are left out: .*itself.png.*nothing.png.*No such file"):
+        assert study.add_folder(folder, prompt=QUESTION) == 2
+    shutil.copy(folder / "0.png", folder / "nowhere.png")
+    (folder / "itself.png").unlink()
+    assert study.add_folder(folder, prompt=QUESTION) == 1  # a copy of 0.png, and a link to it
+    (folder / "linked.png").symlink_to("1.png")
+    assert study.add_folder(folder, prompt=QUESTION) == 0
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "nothing.png").symlink_to("nowhere.png")
+    with pytest.warns(LensplugWarning, match="1 files"), pytest.raises(LensplugError, match="has no images"):
+        study.add_folder(alone, prompt=QUESTION)
 
 
 def test_what_is_no_list_of_examples_is_refused(study):

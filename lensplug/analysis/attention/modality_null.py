@@ -77,6 +77,10 @@ TIE = 1e-9
 """Masses are equal that differ by less than this share of the row: sums in another order."""
 
 
+MOST_SHUFFLES = 1_000_000
+"""Of the labels of an example."""
+
+
 @dataclass(frozen=True, repr=False)
 class ModalityNull(Result):
     """Attention on each modality from one query position, against shuffled labels; NaN where it is not in sight."""
@@ -181,6 +185,11 @@ def modality_null(
             another form, or the query sees nothing but sinks.
     """
     at_least(1, shuffles=shuffles)
+    if shuffles > MOST_SHUFFLES:
+        raise LensplugError(
+            f"shuffles is {shuffles:,}, expected at most {MOST_SHUFFLES:,}: a p-value of 0.05 is known to 0.0002"
+            " then, and z needs none of them."
+        )
     modality = modality_of(modality)
     mask = modality.attention_mask
     refuse_other_map(cache, pattern_shape(cache, needed_by="modality_null"), modality)

@@ -159,6 +159,8 @@ def test_what_is_refused():
     cache, modality = cache_of_patterns(causal_patterns(2, 1, 2, 8)), map_of(IDS)
     with pytest.raises(LensplugError, match="shuffles is 0, expected at least 1."):
         modality_null(cache, modality, shuffles=0)
+    with pytest.raises(LensplugError, match="shuffles is 10,000,000, expected at most 1,000,000"):
+        modality_null(cache, modality, shuffles=10_000_000)
     with pytest.raises(LensplugError, match="from query 0 nothing but the sink is in sight"):
         modality_null(cache, modality, query=0)
     with pytest.raises(LensplugError, match="sinks has the shape"):
