@@ -21,7 +21,7 @@ from lensplug.study.media import Media
 
 RunOptions = Mapping[str, Any]
 """Positions and reductions for `lens.run_with_cache`."""
-GIVEN = {"cache", "modality", "lens", "inputs", "examples", "batch_size", "progress", "attention_mask"}
+GIVEN = {"cache", "attention", "modality", "lens", "inputs", "examples", "batch_size", "progress", "attention_mask"}
 """Arguments that the study gives itself."""
 
 
@@ -111,6 +111,7 @@ def _refuse_means(options: Mapping[str, Any]) -> None:
 WAYS: dict[str, Way] = {
     "head_specialization": Way(reads_cache=True, run=_query),
     "modality_null": Way(reads_cache=True, run=_query),
+    "spatial_entropy": Way(reads_cache=True, run=_query),
     "logit_lens": Way(reads_cache=True, run=_residual),
     "direct_attribution": Way(reads_cache=True, run=_position, refuse=_refuse_by_position),
     "neuron_activity": Way(reads_cache=True, rows=False),
