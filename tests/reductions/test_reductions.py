@@ -10,7 +10,7 @@ from support.models import three_prompts
 
 import lensplug
 from lensplug import LensplugError, analysis
-from lensplug.reductions import HeadMean, ModalityMass, RolloutProduct
+from lensplug.reductions import HeadMean, ModalityMass, Received, RolloutProduct
 from lensplug.reductions.mixing import Mixing
 
 MIXINGS = [
@@ -96,6 +96,14 @@ def test_head_specialization_of_any_query(lens, batch, whole, any_block, exclude
         analysis.head_specialization(cache, lensplug.ModalityMap(labels, labels > 9, labels))
 
 
+def test_sinks_of_what_keys_receive(lens, batch, whole, any_block):
+    _, cache = lens.run_with_cache(batch, names_filter=[], keep=Received(times=1.5))
+    options: dict[str, Any] = {"rules": "attention", "times": 1.5, "heads": 0.3, "min_queries": 3}
+    kept, expected = (analysis.sinks(one, batch, **options) for one in (cache, whole))
+    assert torch.equal(kept.found, expected.found) and kept.found.any()
+    torch.testing.assert_close(kept.received, expected.received, atol=2e-6, rtol=1e-4, equal_nan=True)
+
+
 def test_means_of_some_layers(lens, batch, whole):
     _, cache = lens.run_with_cache(batch, names_filter=[], keep=HeadMean(layers=[3]))
     assert list(cache) == ["blocks.3.attn.head_mean"]
@@ -106,7 +114,7 @@ def test_means_of_some_layers(lens, batch, whole):
 
 
 def test_what_is_said_in_numbers_is_what_is_kept(lens, batch):
-    for one in (HeadMean(), HeadMean(layers=[1, 2]), ModalityMass(), RolloutProduct()):
+    for one in (HeadMean(), HeadMean(layers=[1, 2]), ModalityMass(), Received(), RolloutProduct()):
         _, cache = lens.run_with_cache(batch, names_filter=[], keep=one)
         assert sum(value.numel() for value in cache.values()) == one.numbers(batch, 6, 6)
         assert all(value.dtype == torch.float32 for value in cache.values())
