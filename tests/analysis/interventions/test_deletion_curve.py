@@ -128,7 +128,10 @@ def test_averaged_over_fractions_numbers_are_areas(lens, batch, relevance):
     curve = analysis.deletion_curve(lens, batch, relevance, "Red", steps=STEPS, draws=3)
     averaged = curve.over_examples().averaged("fraction")
     assert averaged.labels == {"order": ["most relevant first", "least relevant first", "random order"]}
-    areas = torch.stack(list(curve.area.values()), dim=1).double()
+    drawn = curve.random.mean(dim=1)
+    curves = torch.stack([curve.most_first, curve.least_first, drawn], dim=1).double()
+    areas = torch.from_numpy(np.trapezoid(curves.numpy(), curve.fractions.double().numpy()))
+    torch.testing.assert_close(areas.float(), torch.stack(list(curve.area.values()), dim=1))
     torch.testing.assert_close(averaged.values["log_probability"], areas, atol=1e-6, rtol=1e-6)
     below = averaged.values["below_random"]
     torch.testing.assert_close(below[:, :2], areas[:, 2:] - areas[:, :2], atol=1e-6, rtol=1e-5)
