@@ -93,7 +93,7 @@ def sinks(result: Sinks, *, example: int = 0, inputs: MultimodalInput | None = N
     )  # fmt: skip
     fig.update_yaxes(visible=False, row=2, col=1)
     fig.update_layout(showlegend=True, legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0})
-    fig.update_layout(margin={"t": fig.layout.margin.t + 50}, height=fig.layout.height + 50)
+    fig.update_layout(margin={"t": fig.layout.margin.t + 50, "b": 100}, height=fig.layout.height + 100)
     return fig
 
 

@@ -28,6 +28,7 @@ def spatial_entropy(result: SpatialEntropy, *, k: int = 3) -> go.Figure:
     at_least(1, k=k)
     entropy, mass = result.entropy.nanmean(dim=0), result.mass.mean(dim=0)
     layers, heads = entropy.shape
+    largest = max(float(entropy.nan_to_num(0).max()), 0.1)
     often = result.selected()
     hover = [
         [
@@ -43,7 +44,7 @@ def spatial_entropy(result: SpatialEntropy, *, k: int = 3) -> go.Figure:
     heat = go.Heatmap(
         x=list(range(heads)), y=list(range(layers)), z=cells(entropy), customdata=hover, text=written(entropy),
         texttemplate="%{text}", hovertemplate="%{customdata}<extra></extra>", colorscale=ENTROPY, zmin=0,
-        zmax=max(float(entropy.nan_to_num(0).max()), 0.1), xgap=1, ygap=1,
+        zmax=largest, xgap=1, ygap=1,
         colorbar={"thickness": 12, "title": {"text": "nats"}, "y": 1, "yanchor": "top", "len": upper / height},
     )  # fmt: skip
     fig.add_trace(heat, row=1, col=1)
@@ -61,8 +62,8 @@ def spatial_entropy(result: SpatialEntropy, *, k: int = 3) -> go.Figure:
         )  # fmt: skip
     for layer, head in sorted(named):
         fig.add_annotation(
-            x=float(mass[layer, head]), y=float(entropy[layer, head]), text=f"{layer}.{head}", showarrow=False,
-            yshift=11, font={"size": 11, "color": CHOSEN}, row=2, col=1,
+            x=float(mass[layer, head]), y=float(entropy[layer, head]) + 0.08 * largest, text=f"{layer}.{head}",
+            showarrow=False, font={"size": 11, "color": CHOSEN}, row=2, col=1,
         )  # fmt: skip
     fig.add_vline(x=result.elbow, line={"dash": "dot", "width": 1, "color": "#59616b"}, row=2, col=1)
     fig.update_layout(figure(title="", height=height).layout)
@@ -73,7 +74,6 @@ def spatial_entropy(result: SpatialEntropy, *, k: int = 3) -> go.Figure:
     )
     titled(fig, f"Spatial entropy of each head's map ({examples})", notes)
     axes_of_heads(fig, layers, heads, row=1, col=1)
-    largest = max(float(entropy.nan_to_num(0).max()), 0.1)
     lines = {"gridcolor": "#eceef0", "zeroline": False}
     fig.update_xaxes(title="mass on the picture", range=[-0.02, 1.02], **lines, row=2, col=1)
     fig.update_yaxes(title="entropy, nats", range=[-0.06 * largest, 1.15 * largest], **lines, row=2, col=1)
