@@ -115,6 +115,10 @@ class PatternBlocks:
             return F.scaled_dot_product_attention(
                 self.q, self.k, v, is_causal=self.causal, scale=1 / self.scale, enable_gqa=grouped_heads
             )
+        if everything and 2 * self.past <= self.length:
+            # As if there were queries before: a causal kernel leaves half of the scores out, with a mask none.
+            all_queries = F.pad(self.q, (0, 0, self.past, 0))
+            return replace(self, q=all_queries).attend(v)[:, :, self.past :]
         # With a mask, kernels of some devices do not know shared key heads, and fall back to one that makes all scores.
         k, v = (
             projection.repeat_interleave(self.q.shape[1] // projection.shape[1], dim=1) for projection in (self.k, v)
@@ -150,6 +154,19 @@ class PatternBlocks:
         # Of a few rows, query heads that share keys are rows too, and no key is copied.
         mask = grouped(mask.expand(-1, heads, -1, -1), k)
         z = F.scaled_dot_product_attention(grouped(q, k), k, v, attn_mask=mask, scale=1 / self.scale)
+        return ungrouped(z, heads) * sees
+
+    def attend_at(
+        self, rows: Int[Tensor, "batch row"], v: Float[Tensor, "batch kv_head key d_head"]
+    ) -> Float[Tensor, "batch head row d_head"]:
+        """The output where the queries are those of a few rows alone, counted from the first position of all."""
+        rows, heads = rows.to(v.device), self.q.shape[1]
+        mask = self._allowed(rows - self.past, None) if self.mask is None else self.mask
+        if self.unseen:
+            mask = mask & ~hidden_from(self.unseen, rows, self.length)
+        sees = mask.any(dim=-1, keepdim=True)
+        mask = grouped((mask | ~sees).expand(-1, heads, -1, -1), self.k)
+        z = F.scaled_dot_product_attention(grouped(self.q, self.k), self.k, v, attn_mask=mask, scale=1 / self.scale)
         return ungrouped(z, heads) * sees
 
     def _attend_once(

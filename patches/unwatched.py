@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lensplug.patches.later_positions import Cut, LaterPositions
 from lensplug.patches.patch import Patch, PatchOfParts
 from lensplug.patches.rows_of_blocks import RowsOfABlock
 
@@ -28,6 +29,19 @@ THE_SAME = (
 class Unwatched(PatchOfParts):
     """While applied, blocks that no hook sees within compute the same numbers, without their hook points."""
 
+    def __init__(self, model: Any, parts: Sequence[UnwatchedBlock], later: LaterPositions | None = None) -> None:
+        """Keep the blocks that are known; nothing is changed before `apply`.
+
+        Args:
+            model: The model.
+            parts: A patch of each block that is known.
+            later: Which positions of each pass are computed, where all blocks are known.
+        """
+        super().__init__(model, parts)
+        if later is not None and len(parts) == len(model.blocks):
+            for layer, part in enumerate(parts):
+                part.later, part.layer, part.all_blocks = later, layer, list(parts)
+
 
 class UnwatchedBlock(Patch):
     """One block. Whether a hook sees it is looked up in every pass: hooks come and go.
@@ -36,6 +50,10 @@ class UnwatchedBlock(Patch):
     made, so are those on scores and patterns. No other is.
     """
 
+    later: LaterPositions | None = None
+    """Which positions are computed; None: all."""
+    layer: int
+    all_blocks: list[UnwatchedBlock]
     replaced_for_rows: ClassVar[str]
     """The method of the block's attention that a patch which makes rows of patterns replaces."""
 
@@ -49,7 +67,7 @@ class UnwatchedBlock(Patch):
         """
         super().__init__(block)
         patterns = (block.attn.hook_attn_scores, block.attn.hook_pattern)
-        called = {*edges, *patterns}
+        called, self.edges = {*edges, *patterns}, edges
         self._hooks = _hooks_of([module for module in modules if module not in called])
         self._pattern_hooks = _hooks_of(patterns)
 
@@ -59,9 +77,25 @@ class UnwatchedBlock(Patch):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's own forward where a hook sees it or a gradient is taken, else the short one."""
+        if self.later is not None and self.later.begin == self.layer:
+            self.later.decide(self.all_blocks)
         if len(args) != 1 or torch.is_grad_enabled() or self._watched():
             return self._forward(*args, **kwargs)
         return self._short(*args, **kwargs)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the block runs with all its hook points."""
+        return torch.is_grad_enabled() or self._watched()
+
+    @property
+    def shows_rows(self) -> bool:
+        """Whether rows of its pattern are made."""
+        return self._rows() is not None
+
+    def _cut(self, residual: Tensor) -> Cut | None:
+        """What is computed of this pass; None: all."""
+        return None if self.later is None else self.later.cut(self.layer, len(self.all_blocks), residual)
 
     def _watched(self) -> bool:
         return any(self._hooks) or (any(self._pattern_hooks) and self._rows() is None)

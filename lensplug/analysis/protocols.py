@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
@@ -102,7 +102,12 @@ class EditedRuns(Protocol):
     """The logits of the prompt itself."""
 
     def logits(
-        self, n_copies: int, hooks: Iterable[tuple[str, Callable[..., Any]]] = (), *, from_layer: int = 0
+        self,
+        n_copies: int,
+        hooks: Sequence[tuple[str, Callable[..., Any]]] = (),
+        *,
+        from_layer: int = 0,
+        from_position: int = 0,
     ) -> Float[Tensor, "copy example row d_vocab"]:
         """The logits of copies of the prompt, edited by hooks on activations `[copy x example ...]`."""
 

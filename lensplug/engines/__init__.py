@@ -18,6 +18,7 @@ from torch import Tensor
 from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
 from lensplug.patches.errors import changed_inside
+from lensplug.patches.later_positions import LaterPositions
 from lensplug.patches.patch import in_force
 from lensplug.patches.rows_of_blocks import EachBlock, EachGradient
 from lensplug.validation.masks import Mask
@@ -174,13 +175,18 @@ def at_sdpa_speed(engine: EngineName, model: Any, n_examples: int) -> AbstractCo
     return attention_rows(engine, model, torch.zeros(n_examples, 0, dtype=torch.long))
 
 
-def short_blocks(engine: EngineName, model: Any) -> AbstractContextManager[Any]:
+def short_blocks(engine: EngineName, model: Any, later: LaterPositions | None = None) -> AbstractContextManager[Any]:
     """While it lasts, blocks that no hook sees within compute the same numbers in fewer calls; inside `attention_rows`.
 
     Hooks on the residual stream between blocks, and on rows of scores and patterns, are called as ever; a block with
     any other hook, also one that comes meanwhile, runs with all hook points.
+
+    Args:
+        engine: A key of `ENGINES`.
+        model: A model that it made.
+        later: Which positions of each pass are computed, where no hook sees blocks behind the first; None: all.
     """
-    context: AbstractContextManager[Any] = in_force(import_module(ENGINES[engine]).unwatched_blocks(model))
+    context: AbstractContextManager[Any] = in_force(import_module(ENGINES[engine]).unwatched_blocks(model, later))
     return context
 
 

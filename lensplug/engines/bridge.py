@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lensplug.hf.language_core import LanguageCore
+from lensplug.patches.later_positions import LaterPositions
 from lensplug.patches.patch import Patch
 from lensplug.patches.rows_of_blocks import EachBlock, EachGradient
 from lensplug.validation.masks import Mask
@@ -41,11 +42,11 @@ def branches(model: Any, embeds: Tensor, start: int, position_ids: Tensor | None
     return BridgeBranches(model, embeds, start, position_ids)
 
 
-def unwatched_blocks(model: Any) -> Patch:
+def unwatched_blocks(model: Any, later: LaterPositions | None = None) -> Patch:
     """A patch under which blocks without hooks run without their hook points."""
     from lensplug.patches.bridge.unwatched_blocks import BridgeUnwatchedBlocks
 
-    return BridgeUnwatchedBlocks(model)
+    return BridgeUnwatchedBlocks(model, later)
 
 
 def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = False) -> Any:

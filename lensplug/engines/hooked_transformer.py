@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.hf.language_core import BESIDE, LanguageCore
+from lensplug.patches.later_positions import LaterPositions
 from lensplug.patches.patch import Patch
 from lensplug.patches.rows_of_blocks import EachBlock, EachGradient
 from lensplug.validation.masks import Mask
@@ -43,11 +44,11 @@ def branches(model: Any, embeds: Tensor, start: int, position_ids: Tensor | None
     return HookedBranches(model, embeds, start, position_ids)
 
 
-def unwatched_blocks(model: Any) -> Patch:
+def unwatched_blocks(model: Any, later: LaterPositions | None = None) -> Patch:
     """A patch under which blocks without hooks run without their hook points."""
     from lensplug.patches.hooked_transformer.unwatched_blocks import UnwatchedBlocks
 
-    return UnwatchedBlocks(model)
+    return UnwatchedBlocks(model, later)
 
 
 def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = False) -> Any:

@@ -15,7 +15,7 @@ A hook gets the activation of all copies at once, `[copy x example ...]`, each c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -28,15 +28,16 @@ from lensplug import engines
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.patches.both.temporary_hooks import temporary_hooks
+from lensplug.patches.later_positions import LaterPositions
 from lensplug.positions.indices import watched_rows
-from lensplug.running.caching import Plan
+from lensplug.running.caching import ROWS, Plan
 from lensplug.running.gradients import frozen
 from lensplug.running.memory_estimate import copies_that_fit
 
 BATCH_POSITIONS = {"cpu": 2048, "cuda": 16384}
 """Positions of all copies together from which on a larger batch is no faster."""
 
-Hooks = Iterable[tuple[str, Callable[..., Any]]]
+Hooks = Sequence[tuple[str, Callable[..., Any]]]
 
 
 @dataclass(eq=False)
@@ -67,7 +68,7 @@ class EditedRuns:
         return self._copied[n_copies]
 
     def logits(
-        self, n_copies: int, hooks: Hooks = (), *, from_layer: int = 0
+        self, n_copies: int, hooks: Hooks = (), *, from_layer: int = 0, from_position: int = 0
     ) -> Float[Tensor, "copy example row d_vocab"]:
         """The logits of copies of the prompt.
 
@@ -75,10 +76,19 @@ class EditedRuns:
             n_copies: How many.
             hooks: What edits them: names of hooks and functions of activation `[copy x example ...]` and hook.
             from_layer: The first layer with an edit: blocks below are not run.
+            from_position: The first position with an edit, of all copies and examples: behind the edited blocks, and
+                where no hook sees them, positions before it are not run.
         """
+        begin = later = None
+        if from_layer in self.streams:
+            begin = from_layer, self.streams[from_layer].repeat(n_copies, 1, 1)
+        if self.streams and self.rows is not None and self.rows.numel():
+            looks_ahead = getattr(self.model.cfg, "looks_ahead_within", None) is not None
+            first = 0 if looks_ahead else min(from_position, int(self.rows.min()))
+            later = LaterPositions(first, from_layer, self.streams, self.rows.repeat(n_copies, 1))
         logits = _run(
-            self.model, self.engine, self.copies(n_copies), self.rows, self.whole_patterns, hooks,
-            begin=(from_layer, self.streams[from_layer].repeat(n_copies, 1, 1)) if from_layer in self.streams else None,
+            self.model, self.engine, self.copies(n_copies), self.rows, self.whole_patterns, hooks, begin=begin,
+            later=later,
         )  # fmt: skip
         return logits.view(n_copies, len(self.inputs), *logits.shape[1:])
 
@@ -145,14 +155,16 @@ def _run(
     hooks: Hooks,
     *,
     begin: tuple[int, Tensor] | None = None,
+    later: LaterPositions | None = None,
 ) -> Float[Tensor, "run row d_vocab"]:
     with ExitStack() as stack:
         rows = rows if rows is None else rows.repeat(len(inputs) // len(rows), 1)
         if not whole_patterns:
-            assert rows is not None
-            watched = rows if rows.shape[1] else watched_rows(inputs.tokens)
-            stack.enter_context(engines.attention_rows(engine, model, watched))
-            stack.enter_context(engines.short_blocks(engine, model))
+            # A row of patterns, where hooks see them: an edit, which would change nothing, is noticed, and refused.
+            is_seen = engines.watched_patterns(model) or any(name.endswith(ROWS) for name, _ in hooks)
+            shown = watched_rows(inputs.tokens) if is_seen else inputs.tokens.new_empty(len(inputs), 0)
+            stack.enter_context(engines.attention_rows(engine, model, shown))
+            stack.enter_context(engines.short_blocks(engine, model, later))
         if rows is not None:
             stack.enter_context(engines.logit_rows(model, rows))
         if begin is not None:

@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from lensplug.patches.bridge.padding import seen_by
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.hook_points import seen
+from lensplug.patches.later_positions import Cut
 from lensplug.patches.pattern_blocks import PatternBlocks
 from lensplug.patches.rows_of_blocks import RowsOfABlock, RowsOfBlocks
 from lensplug.patches.unseen_keys import unseen_keys
@@ -112,6 +113,15 @@ def attend(
 ) -> Float[Tensor, "batch head pos d_head"]:
     """What a block's attention gives by SDPA, no rows and no hooks."""
     return _blocks(attn, q, k, attention_mask, None).attend(v)
+
+
+def later_blocks(attn: Any, q: Tensor, k: Tensor, attention_mask: Tensor | None, cut: Cut) -> PatternBlocks:
+    """The same as parts, where the queries are those of a cut."""
+    if attention_mask is None:
+        return _blocks(attn, q, k, None, None)
+    mask = seen_by(attention_mask, k.shape[2], k.shape[2], q.device)[:, :, cut.first :].transpose(1, 2)
+    mask = cut.queried(mask).transpose(1, 2)
+    return PatternBlocks(q, k, 1 / float(attn.original_component.scaling), mask=mask, unseen=unseen_keys(attn))
 
 
 def _blocks(

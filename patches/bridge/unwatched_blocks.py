@@ -27,8 +27,9 @@ from transformer_lens.model_bridge.generalized_components import (
 )
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from lensplug.patches.bridge.attention_rows import CACHES, attend
+from lensplug.patches.bridge.attention_rows import CACHES, attend, later_blocks
 from lensplug.patches.hook_points import seen
+from lensplug.patches.later_positions import Cut, LaterPositions
 from lensplug.patches.modules import every_module
 from lensplug.patches.unwatched import Unwatched, UnwatchedBlock, as_made, projected
 
@@ -41,9 +42,14 @@ ATTENTION = ("q", "k", "v", "o")
 class BridgeUnwatchedBlocks(Unwatched):
     """While applied, blocks of a bridge that no hook sees run without their hook points."""
 
-    def __init__(self, model: Any) -> None:
-        """Keep `model`; nothing is changed before `apply`."""
-        super().__init__(model, [_Block(block) for block in model.blocks if _is_known(block)])
+    def __init__(self, model: Any, later: LaterPositions | None = None) -> None:
+        """Keep `model`; nothing is changed before `apply`.
+
+        Args:
+            model: A TransformerBridge.
+            later: Which positions of each pass are computed; None: all.
+        """
+        super().__init__(model, [_Block(block) for block in model.blocks if _is_known(block)], later)
 
 
 class _Block(UnwatchedBlock):
@@ -78,7 +84,14 @@ class _Block(UnwatchedBlock):
         block, linears = self.target, self._linears
         residual = seen(block.hook_in, residual)
         cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
-        attended = self._attended(_norm(block.ln1, residual), position_embeddings, attention_mask, cache)
+        if (cut := self._cut(residual)) is not None:
+            residual = cut.later
+        x = _norm(block.ln1, residual)
+        if cut is None:
+            attended = self._attended(x, position_embeddings, attention_mask, cache)
+        else:
+            attended = self._attended_later(x, cut, position_embeddings, attention_mask)
+            residual = cut.queried(residual)
         if self._around:
             attended = _norm(block.ln1_post, attended)
         middle = residual + attended
@@ -88,19 +101,37 @@ class _Block(UnwatchedBlock):
         post = act(projected(x, linears["gate"]))
         post *= projected(x, linears["in"])
         mlp_output = projected(post, linears["out"])
-        return seen(block.hook_out, middle + (_norm(block.ln2_post, mlp_output) if self._around else mlp_output))
+        output = seen(block.hook_out, middle + (_norm(block.ln2_post, mlp_output) if self._around else mlp_output))
+        return output if cut is None else cut.given_on(output)
 
     def _attended(self, x: Tensor, position_embeddings: Any, attention_mask: Tensor | None, cache: Any) -> Tensor:
-        attn, linears = self.target.attn, self._linears
-        heads = (*x.shape[:2], -1, attn.original_component.head_dim)
-        q, k, v = (projected(x, linears[name]).view(heads).transpose(1, 2) for name in ("q", "k", "v"))
-        if "q_norm" in attn.submodules:
-            q, k = _norm(attn.q_norm, q), _norm(attn.k_norm, k)
+        attn = self.target.attn
+        q, k, v = (self._by_head(name, x).transpose(1, 2) for name in ("q", "k", "v"))
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
         k, v = attn._update_kv_cache(k, v, past_key_values=cache)
         rows = self._rows()
         z = attend(attn, q, k, v, attention_mask) if rows is None else rows.attended(q, k, v, attention_mask)
-        return projected(z.transpose(1, 2).reshape(*x.shape[:2], -1), linears["o"])
+        return projected(z.transpose(1, 2).reshape(*x.shape[:2], -1), self._linears["o"])
+
+    def _attended_later(self, x: Tensor, cut: Cut, position_embeddings: Any, attention_mask: Tensor | None) -> Tensor:
+        """Of the later positions; keys and values of the earlier ones are made of the stream that is known."""
+        attn, early = self.target.attn, _norm(self.target.ln1, cut.earlier)
+        k, v = (cut.joined(self._by_head(name, early), self._by_head(name, x)).transpose(1, 2) for name in ("k", "v"))
+        q = self._by_head("q", cut.queried(x)).transpose(1, 2)
+        k = apply_rotary_pos_emb(k, k, *position_embeddings)[1]
+        behind = [cut.queried(table[:, cut.first :]) for table in position_embeddings]
+        q = apply_rotary_pos_emb(q, q, *behind)[0]
+        blocks = later_blocks(attn, q, k, attention_mask, cut)
+        z = blocks.attend(v) if cut.rows is None else blocks.attend_at(cut.rows, v)
+        return projected(z.transpose(1, 2).flatten(2), self._linears["o"])
+
+    def _by_head(self, name: str, x: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+        """Queries, keys or values, before their rotation."""
+        attn, flat = self.target.attn, projected(x, self._linears[name])
+        d_head = attn.original_component.head_dim
+        by_head = flat.view(*x.shape[:2], flat.shape[-1] // d_head, d_head)  # there may be no positions
+        normed = f"{name}_norm" in attn.submodules
+        return _norm(getattr(attn, f"{name}_norm"), by_head) if normed else by_head
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:

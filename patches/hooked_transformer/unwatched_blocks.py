@@ -30,6 +30,7 @@ from transformer_lens.components import (
 from transformer_lens.utilities.tensors import get_offset_position_ids
 
 from lensplug.patches.hook_points import seen
+from lensplug.patches.later_positions import Cut, LaterPositions
 from lensplug.patches.modules import every_module
 from lensplug.patches.pattern_blocks import PatternBlocks
 from lensplug.patches.unseen_keys import unseen_keys
@@ -48,12 +49,17 @@ POST_NORMS = ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
 class UnwatchedBlocks(Unwatched):
     """While applied, blocks of a HookedTransformer that no hook sees run without their hook points."""
 
-    def __init__(self, model: Any) -> None:
-        """Keep `model`; nothing is changed before `apply`."""
+    def __init__(self, model: Any, later: LaterPositions | None = None) -> None:
+        """Keep `model`; nothing is changed before `apply`.
+
+        Args:
+            model: A HookedTransformer.
+            later: Which positions of each pass are computed; None: all.
+        """
         positions = _Positions()
         with_modules = [(block, every_module(block)) for block in model.blocks]
         known = [_Block(block, modules, positions) for block, modules in with_modules if _is_known(block, modules)]
-        super().__init__(model, known)
+        super().__init__(model, known, later)
 
 
 class _Positions:
@@ -82,7 +88,7 @@ class _Block(UnwatchedBlock):
         shortformer_pos_embed: None = None,
         past_kv_cache_entry: Any = None,
         attention_mask: Int[Tensor, "batch key"] | None = None,
-    ) -> Float[Tensor, "batch pos d_model"]:
+    ) -> Float[Tensor, "batch computed d_model"]:
         entry = past_kv_cache_entry
         is_usable = entry is None or (isinstance(entry, GrowingEntry) and entry.all_rotated)
         if shortformer_pos_embed is not None or not is_usable:
@@ -90,27 +96,24 @@ class _Block(UnwatchedBlock):
             return original_output
         block = self.target
         residual = seen(block.hook_resid_pre, residual)
-        middle = self._attended(_norm(block.ln1, residual), entry, attention_mask).add_(residual)
+        if (cut := self._cut(residual)) is not None:
+            residual = cut.later
+        x = _norm(block.ln1, residual)
+        if cut is None:
+            middle = self._attended(x, entry, attention_mask).add_(residual)
+        else:
+            middle = self._attended_later(x, cut, attention_mask).add_(cut.queried(residual))
         middle = seen(block.hook_resid_mid, middle)
         mlp, x = block.mlp, _norm(block.ln2, middle)
         # Written into the activation, which is not used elsewhere; its input is gone before the next is made.
         post = mlp.act_fn(F.linear(x, mlp.W_gate.T.contiguous()))
         post *= F.linear(x, mlp.W_in.T.contiguous())
         post += mlp.b_in
-        return seen(block.hook_resid_post, F.linear(post, mlp.W_out.T.contiguous(), mlp.b_out).add_(middle))
+        output = seen(block.hook_resid_post, F.linear(post, mlp.W_out.T.contiguous(), mlp.b_out).add_(middle))
+        return output if cut is None else cut.given_on(output)
 
     def _attended(self, x: Tensor, entry: Any, attention_mask: Tensor | None) -> Tensor:
-        attn = self.target.attn
-        has_own_weights = not isinstance(attn, GroupedQueryAttention)
-        k_and_v = (
-            (attn.W_K, attn.b_K, attn.W_V, attn.b_V)
-            if has_own_weights
-            else (attn._W_K, attn._b_K, attn._W_V, attn._b_V)
-        )
-        q = _by_head(x, attn.W_Q, attn.b_Q)
-        k, v = _by_head(x, *k_and_v[:2]), _by_head(x, *k_and_v[2:])
-        if attn.cfg.use_qk_norm:
-            q, k = _norm(attn.q_norm, q), _norm(attn.k_norm, k)
+        q, (k, v) = self._queries(x), self._keys_and_values(x)
         past = 0 if entry is None else entry.length
         cos, sin, padding = self._tables(past, x.shape[1], attention_mask)
         q, rotated = _rotated(q, cos, sin), _rotated(k, cos, sin)
@@ -119,11 +122,47 @@ class _Block(UnwatchedBlock):
         if (rows := self._rows()) is not None:
             z = rows.attended(q, rotated, v, attention_mask)
         else:
-            window = attn.cfg.window_size if attn.attn_type == "local" else None
-            q, rotated, v = q.transpose(1, 2), rotated.transpose(1, 2), v.transpose(1, 2)
-            scale, unseen = float(attn.attn_scale), unseen_keys(attn)
-            z = PatternBlocks(q, rotated, scale, window, causal=True, padding=padding, unseen=unseen).attend(v)
-            z = z.transpose(1, 2)
+            z = self._blocks(q, rotated, padding).attend(v.transpose(1, 2)).transpose(1, 2)
+        return self._projected(z)
+
+    def _attended_later(self, x: Tensor, cut: Cut, attention_mask: Tensor | None) -> Tensor:
+        """Of the later positions; keys and values of the earlier ones are made of the stream that is known."""
+        cos, sin, padding = self._tables(0, cut.length, attention_mask)
+        q = self._queries(cut.queried(x))
+        k, v = self._keys_and_values(x)
+        early_k, early_v = self._keys_and_values(_norm(self.target.ln1, cut.earlier))
+        before, behind = slice(0, cut.first), slice(cut.first, None)
+        early = _rotated(early_k, cos[: len(early_k), before], sin[: len(early_k), before])
+        rotated = cut.joined(early, _rotated(k, cos[:, behind], sin[:, behind]))
+        q = _rotated(q, cut.queried(cos[:, behind]), cut.queried(sin[:, behind]))
+        blocks, v = self._blocks(q, rotated, padding), cut.joined(early_v, v).transpose(1, 2)
+        z = blocks.attend(v) if cut.rows is None else blocks.attend_at(cut.rows, v)
+        return self._projected(z.transpose(1, 2))
+
+    def _queries(self, x: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+        attn = self.target.attn
+        q = _by_head(x, attn.W_Q, attn.b_Q)
+        return _norm(attn.q_norm, q) if attn.cfg.use_qk_norm else q
+
+    def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Before their rotation."""
+        attn = self.target.attn
+        is_shared = isinstance(attn, GroupedQueryAttention)
+        weights: tuple[Tensor, ...] = (
+            (attn._W_K, attn._b_K, attn._W_V, attn._b_V) if is_shared else (attn.W_K, attn.b_K, attn.W_V, attn.b_V)
+        )
+        k, v = _by_head(x, *weights[:2]), _by_head(x, *weights[2:])
+        return _norm(attn.k_norm, k) if attn.cfg.use_qk_norm else k, v
+
+    def _blocks(self, q: Tensor, rotated: Tensor, padding: Tensor | None) -> PatternBlocks:
+        attn = self.target.attn
+        window = attn.cfg.window_size if attn.attn_type == "local" else None
+        scale, unseen = float(attn.attn_scale), unseen_keys(attn)
+        q, k = q.transpose(1, 2), rotated.transpose(1, 2)
+        return PatternBlocks(q, k, scale, window, causal=True, padding=padding, unseen=unseen)
+
+    def _projected(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+        attn = self.target.attn
         return F.linear(z.flatten(2), attn.W_O.permute(2, 0, 1).flatten(1), attn.b_O)
 
     def _tables(self, past: int, length: int, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

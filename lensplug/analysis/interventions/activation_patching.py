@@ -191,7 +191,8 @@ class _Sweep:
         values = []
         for batch in self.places.batches(self.runs.batch):
             begun = perf_counter()
-            logits = self.runs.logits(len(batch), [(name, self._patched(batch, clean))], from_layer=layer)
+            hook, first = (name, self._patched(batch, clean)), self.places.first_position(batch)
+            logits = self.runs.logits(len(batch), [hook], from_layer=layer, from_position=first)
             values.append(self.measured.of_copies(logits))
             if not bar.n:
                 self._announce(perf_counter() - begun, len(batch), layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any, Literal, get_args
 
@@ -25,7 +26,7 @@ PatchedPlaces = Literal["position", "head", "head_and_position"]
 """What is patched at a time: a position of all heads, a head at all positions, or a head at a position."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Places:
     """Every group that an example has, and every head, in each layer."""
 
@@ -36,16 +37,32 @@ class Places:
     pattern: bool = False
     """Whether the activation is `[batch head query key]`: a position is then the one that looks."""
 
-    @property
+    @cached_property
     def is_present(self) -> Bool[Tensor, "example group"]:
         """Which groups an example has."""
-        numbers = torch.arange(int(self.groups.max()) + 1)
-        return (self.groups[:, :, None] == numbers).any(dim=1)
+        return (self.groups[:, :, None] == self._numbers).any(dim=1)
+
+    @cached_property
+    def _first_positions(self) -> list[int]:
+        """The first position of each group in any example; that of a group which is nowhere is behind the last."""
+        positions = torch.arange(self.groups.shape[1])[:, None]
+        is_elsewhere = (self.groups[:, :, None] != self._numbers).all(dim=0)
+        firsts: list[int] = positions.masked_fill(is_elsewhere, len(positions)).amin(dim=0).tolist()
+        return firsts
 
     @property
+    def _numbers(self) -> Int[Tensor, " group"]:
+        return torch.arange(int(self.groups.max()) + 1)
+
+    @cached_property
     def of_a_layer(self) -> list[tuple[int, int]]:
-        """Group and head of each place."""
-        return list(product(self.is_present.any(dim=0).nonzero()[:, 0].tolist(), range(self.n_heads)))
+        """Group and head of each place, by their first positions."""
+        groups = self.is_present.any(dim=0).nonzero()[:, 0].tolist()
+        return list(product(sorted(groups, key=self._first_positions.__getitem__), range(self.n_heads)))
+
+    def first_position(self, places: Sequence[tuple[int, int]]) -> int:
+        """The first position of any of these places, in any example."""
+        return min(self._first_positions[group] for group, _ in places)
 
     def batches(self, size: int) -> Iterator[list[tuple[int, int]]]:
         """The places of a layer, so many at a time, as evenly as they can be."""
@@ -79,12 +96,12 @@ class Places:
         return on_device
 
     def laid_out(self, values: Sequence[Float[Tensor, "place example"]]) -> Float[Tensor, "example layer group head"]:
-        """What the places of each layer gave; NaN where an example has no such group."""
+        """What the places of each layer gave, in their order; NaN where an example has no such group."""
         is_present = self.is_present
         shape = (len(is_present), len(values), is_present.shape[1], self.n_heads)
         table = torch.full(shape, torch.nan, dtype=torch.float32)
-        by_place = torch.stack([each.float().cpu().T for each in values], dim=1)
-        table[:, :, is_present.any(dim=0)] = by_place.reshape(*shape[:2], -1, self.n_heads)
+        group, head = torch.tensor(self.of_a_layer).T
+        table[:, :, group, head] = torch.stack([each.float().cpu().T for each in values], dim=1)
         return table.masked_fill(~is_present[:, None, :, None], torch.nan)
 
 
