@@ -194,7 +194,7 @@ class _Sweep:
             hook, first = (name, self._patched(batch, clean)), self.places.first_position(batch)
             logits = self.runs.logits(len(batch), [hook], from_layer=layer, from_position=first)
             values.append(self.measured.of_copies(logits))
-            if not bar.n:
+            if layer == layers[0] and len(values) == 1:  # a bar that is not shown does not count
                 self._announce(perf_counter() - begun, len(batch), layers)
             bar.update(len(batch))
         return torch.cat(values)

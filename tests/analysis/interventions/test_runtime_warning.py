@@ -31,8 +31,10 @@ def delete(lens, inputs):
 
 
 def test_long_runs_say_how_many_and_how_long(lens, inputs, slow):
-    with pytest.warns(UserWarning, match=r"activation_patching: 23 runs to come, about 2 minutes .*5.8 s.*groups="):
+    said = r"activation_patching: 23 runs to come, about 2 minutes .*5.8 s.*groups="
+    with pytest.warns(UserWarning, match=said) as warned:
         patch(lens, inputs)
+    assert len(warned) == 1, "once"
     with pytest.warns(UserWarning, match=r"deletion_curve: \d+ runs to come, about \d+ minutes .*steps=, draws="):
         delete(lens, inputs)
 
