@@ -88,6 +88,8 @@ bench: $(BIN)/lensplug
 	$(BIN)/python benchmarks/flow.py
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/study.py
+	$(BIN)/python benchmarks/patching.py
+	$(BIN)/python benchmarks/interventions.py
 
 # uv unpacks a wheel once, and every environment links to its files: .venv-4 comes after .venv, which has most of them.
 $(UV):

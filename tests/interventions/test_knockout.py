@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from support.beside import FAMILIES, given_of, wrapped
 from support.built import ENGINES
 from support.models import largest_difference, relative_difference, scene, text_model, text_tokens
 
@@ -204,6 +205,18 @@ def test_gradients_are_those_of_the_cut_model(engine):
     assert bool(cache["pattern", 1][:, [1, 2], 12:, 7:10].all())
 
 
+def test_what_is_reduced_while_the_model_runs_is_of_the_cut_patterns(engine):
+    lens = text_lens(engine)
+    inputs = encoded(lens)
+    with lens.intervene(Knockout(from_=[7, 8, 9], to=list(range(12, LENGTH)), layers=[1], heads=[0, 3])):
+        _, whole = lens.run_with_cache(inputs)
+        _, kept = lens.run_with_cache(inputs, needs=[], keep=["head_mean", "modality_mass"])
+    for layer in range(3):
+        mean = kept[f"blocks.{layer}.attn.head_mean"]
+        torch.testing.assert_close(mean, whole["pattern", layer].float().mean(dim=1), atol=1e-5, rtol=1e-4)
+    assert kept.interventions == whole.interventions
+
+
 def test_a_query_that_sees_nothing_writes_nothing(engine):
     lens = text_lens(engine)
     inputs = encoded(lens, padded=False)
@@ -248,3 +261,21 @@ def test_what_changes_nothing_is_refused(engine, edit, message):
     inputs = encoded(lens)
     with lens.intervene(edit), pytest.raises(LensplugError, match=message):
         lens.model(inputs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cores_with_masks_and_positions_of_their_own(family):
+    """An image that sees itself whole (Gemma 3), windows, positions of three parts."""
+    lens = wrapped(family)
+    inputs = lens.encode(given_of(family))
+    last = inputs.shape[1] - 1
+    image = inputs.modality.mask("image")
+    blocked = torch.zeros(len(inputs), last + 1, last + 1, dtype=torch.bool)
+    blocked[:, last] = image
+    expected = by_plain_hooks(lens, inputs, blocked, [0, 1, 2])
+    with torch.no_grad(), lens.intervene(Knockout(from_="image", to="last")):
+        assert largest_difference(lens.model(inputs)[:, last], expected[:, last]) < 1e-4
+        assert largest_difference(every_position(lens, inputs)[:, last], expected[:, last]) < 1e-4
+        answer = lens.generate(inputs, max_new_tokens=3)
+    assert torch.equal(answer.tokens[:, 0], expected[:, last].argmax(-1))
+    assert largest_difference(lens.model(inputs)[:, last], expected[:, last]) > 0.05
