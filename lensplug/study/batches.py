@@ -70,7 +70,8 @@ def _run_alike(
         examples = [_example(row, of_example) for row, of_example in zip(rows.itertuples(), media, strict=True)]
         for measurement in given:
             arguments = measurement.arguments(rows, lens.tokenizer)
-            results[measurement.name] = measurement.function(lens, examples, batch_size=len(rows), **arguments)
+            arguments |= {"batch_size": len(rows), **measurement.way.fixed}
+            results[measurement.name] = measurement.function(lens, examples, **arguments)
     return results
 
 

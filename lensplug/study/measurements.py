@@ -100,8 +100,7 @@ class Measurement:
         values: dict[str, Any] = {}
         for name, value in self.options.items():
             if not isinstance(value, Mapping):
-                is_pair = self.analysis == "direct_attribution" and name == "target" and isinstance(value, list)
-                values[name] = tuple(value) if is_pair else value
+                values[name] = _pairs(self.analysis, name, value)
                 continue
             column = rows[value["column"]].tolist()
             if self.analysis in ("logit_lens", "direct_attribution"):
@@ -163,6 +162,13 @@ def _plain(name: str, value: Any) -> Any:
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(inspect.unwrap(function)).parameters
     return {name: value.default for name, value in parameters.items() if value.default is not value.empty}
+
+
+def _pairs(analysis: str, name: str, value: Any) -> Any:
+    """An option as the analysis takes it: JSON has lists for its pairs."""
+    if (analysis, name) == ("direct_attribution", "target") and isinstance(value, list):
+        return tuple(value)
+    return [tuple(pair) for pair in value] if (analysis, name) == ("information_flow", "paths") else value
 
 
 def _equal(value: Any, default: Any) -> bool:

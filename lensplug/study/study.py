@@ -182,7 +182,7 @@ class Study:
         Args:
             function: `analysis.head_specialization`, `logit_lens`, `direct_attribution`, `neuron_activity`,
                 `modality_ablation`, `grounding`, `neuron_ablation`, `deletion_curve` (with `relevance`, a map by name),
-                or its name.
+                `information_flow`, `spatial_entropy`, or its name.
             name: What it is called, where one analysis is measured in several ways.
             interventions: Edits under which it is measured (`lensplug.interventions`), in places that every example
                 has: `[Knockout(from_="image", to="last", layers=[1])]`. Measured without them under another name,

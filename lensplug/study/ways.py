@@ -50,6 +50,8 @@ class Way:
     """Refuses options that a study cannot measure with."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What a study takes, as JSON, where the analysis has no default or another."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that are always given so: a worker shows no bar."""
 
 
 def _query(options: Mapping[str, Any]) -> RunOptions:
@@ -126,5 +128,10 @@ WAYS: dict[str, Way] = {
         defaults=deletion_curves.DEFAULTS,
     ),
     "neuron_ablation": Way(reads_cache=False, refuse=_refuse_means),
+    "information_flow": Way(
+        reads_cache=False,
+        fixed={"progress": False},
+        hints={"paths": Sequence[Sequence[str]], "layers": Sequence[int] | None},
+    ),
 }
 """The analyses that a study measures."""
