@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from support.models import QUESTION
 from support.scene_studies import MODEL
@@ -92,3 +93,14 @@ def copied(finished, tmp_path) -> Study:
     """A copy of it, to be changed."""
     shutil.copytree(finished.storage.place, tmp_path / "study")
     return Study(tmp_path / "study")
+
+
+@pytest.fixture(scope="session")
+def three_colors(tmp_path_factory) -> pd.DataFrame:
+    """A picture of each of three colors, its answer, and a number to know it by."""
+    folder, rows = tmp_path_factory.mktemp("pictures"), []
+    for index, color in enumerate(("red", "blue", "green")):
+        path = folder / f"{index}.png"
+        draw_scene(random.Random(index), size=(48, 48), color=color).image.save(path)
+        rows.append({"prompt": QUESTION, "image": str(path), "target": color.capitalize(), "number": index})
+    return pd.DataFrame(rows)

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import random
-
-import pandas as pd
-import pytest
 import torch
 from support.models import QUESTION
 
 import lensplug
 from lensplug import Study, analysis
-from lensplug.tiny.scenes import draw_scene
 
 PATHS = [("image", "last"), ("question", "last")]
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory) -> pd.DataFrame:
-    folder, rows = tmp_path_factory.mktemp("pictures"), []
-    for index, color in enumerate(("red", "blue", "green")):
-        path = folder / f"{index}.png"
-        draw_scene(random.Random(index), size=(48, 48), color=color).image.save(path)
-        rows.append({"prompt": QUESTION, "image": str(path), "target": color.capitalize(), "number": index})
-    return pd.DataFrame(rows)
-
-
-def test_it_is_the_analysis_of_each_example(table, tmp_path):
+def test_it_is_the_analysis_of_each_example(three_colors, tmp_path):
     lens = lensplug.tiny.llava_onevision()
     study = Study(tmp_path / "flow", model="lensplug.tiny:llava_onevision")
-    study.add(table)
+    study.add(three_colors)
     study.measure(analysis.information_flow, paths=PATHS, draws=0)
     study.run(lens=lens, batch=2)
     assert not len(study.failures())
     found = study.result(analysis.information_flow)
     order = found.examples["number"].tolist()
-    examples = [analysis.Example(QUESTION, row.target, images=[row.image]) for row in table.itertuples()]
+    examples = [analysis.Example(QUESTION, row.target, images=[row.image]) for row in three_colors.itertuples()]
     expected = analysis.information_flow(lens, examples, paths=PATHS, draws=0, progress=False)
     torch.testing.assert_close(found.result.change, expected.change[order], atol=0.1, rtol=1e-3)
     assert found.result.paths == expected.paths

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
-import pandas as pd
 import pytest
 import torch
 from support.models import QUESTION
@@ -14,25 +11,14 @@ from lensplug import LensplugError, Study, analysis
 from lensplug.interventions import Knockout, Scale, SpliceSAE
 from lensplug.interventions.edit import Edit
 from lensplug.study.measurements import measurement_of
-from lensplug.tiny.scenes import draw_scene
 
 CUT = Knockout(from_="image", to="last", layers=[1])
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory) -> pd.DataFrame:
-    folder, rows = tmp_path_factory.mktemp("pictures"), []
-    for index, color in enumerate(("red", "blue", "green")):
-        path = folder / f"{index}.png"
-        draw_scene(random.Random(index), size=(48, 48), color=color).image.save(path)
-        rows.append({"prompt": QUESTION, "image": str(path), "target": color.capitalize(), "number": index})
-    return pd.DataFrame(rows)
-
-
-def test_a_measurement_under_edits_is_the_analysis_under_them(table, tmp_path):
+def test_a_measurement_under_edits_is_the_analysis_under_them(three_colors, tmp_path):
     lens = lensplug.tiny.llava_onevision()
     study = Study(tmp_path / "cut", model="lensplug.tiny:llava_onevision")
-    study.add(table)
+    study.add(three_colors)
     both: list[Edit] = [CUT, Scale(heads=[(2, 0)], factor=0.0)]
     ways: dict[str, list[Edit]] = {"plain": [], "cut": [CUT], "both": both}
     for name, edits in ways.items():
@@ -40,7 +26,7 @@ def test_a_measurement_under_edits_is_the_analysis_under_them(table, tmp_path):
     study.measure(analysis.grounding, medium="image", name="grounding", interventions=[CUT])
     study.run(lens=lens, batch=3)
     assert not len(study.failures())
-    inputs = lens.prepare(table.prompt.tolist(), images=[[image] for image in table.image])
+    inputs = lens.prepare(three_colors.prompt.tolist(), images=[[image] for image in three_colors.image])
     settled = {}
     for name, edits in ways.items():
         with lens.intervene(*edits):
@@ -50,16 +36,16 @@ def test_a_measurement_under_edits_is_the_analysis_under_them(table, tmp_path):
         torch.testing.assert_close(found.log_probability, expected.log_probability[order])
         settled[name] = found.log_probability
     assert not torch.allclose(settled["plain"], settled["cut"]) and not torch.allclose(settled["cut"], settled["both"])
-    examples = [analysis.Example(QUESTION, row.target, images=[row.image]) for row in table.itertuples()]
+    examples = [analysis.Example(QUESTION, row.target, images=[row.image]) for row in three_colors.itertuples()]
     with lens.intervene(CUT):
         grounded = analysis.grounding(lens, examples, "image")
     of_study = study.result("grounding").result
     torch.testing.assert_close(of_study.with_medium, grounded.with_medium[order], equal_nan=True)
 
 
-def test_the_name_of_another_measurement_is_refused_with_its_edits(table, tmp_path):
+def test_the_name_of_another_measurement_is_refused_with_its_edits(three_colors, tmp_path):
     study = Study(tmp_path / "names", model="lensplug.tiny:llava_onevision")
-    study.add(table)
+    study.add(three_colors)
     study.measure(analysis.logit_lens, positions=-1)
     with pytest.raises(LensplugError, match="under Knockout.*give this one a name"):
         study.measure(analysis.logit_lens, positions=-1, interventions=[CUT])
