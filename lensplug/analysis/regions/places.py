@@ -16,6 +16,7 @@ from lensplug.analysis.regions.prompt_words import words_of
 from lensplug.errors import LensplugError
 from lensplug.geometry.image_regions import box_around, cells_of, pixels_of
 from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.interventions.places import Region, Seconds, Words
 from lensplug.positions.tokens import find_text
 from lensplug.validation.masks import Mask
 
@@ -23,8 +24,8 @@ Kind = Literal["image", "audio", "text"]
 """What the regions are parts of."""
 Regions = tuple[int, int] | float | Literal["words"] | Mapping[str, Any] | Mask
 """Rows and columns of a grid over the picture; the length of each span of the sound in seconds; each word of the
-prompt; or a list of boxes x0 y0 x1 y1, masks `[height width]`, spans (start_s, end_s), or texts of the prompt. As a
-dictionary each has a name."""
+prompt; or a list of boxes x0 y0 x1 y1, masks `[height width]`, spans (start_s, end_s), texts of the prompt, or of
+`Region`, `Seconds`, `Words` of `lensplug.interventions`. As a dictionary each has a name."""
 MOST = 4096
 """Maximum number of regions."""
 HOW = (
@@ -79,7 +80,8 @@ def places_of(regions: Regions, inputs: MultimodalInput, media_index: int, token
         names = [f"row {row}, column {column}" for row in range(rows) for column in range(columns)]
         return replace(_boxes(boxes.tolist(), names, inputs, media_index), is_grid=True)
     names = [str(name) for name in regions] if isinstance(regions, Mapping) else []
-    entries = list(regions.values() if isinstance(regions, Mapping) else regions)
+    each = regions.values() if isinstance(regions, Mapping) else regions
+    entries = [_plain(entry, inputs, media_index) for entry in each]
     _refuse_many(len(entries))
     if all(isinstance(entry, str) for entry in entries):
         found = [
@@ -97,6 +99,22 @@ def places_of(regions: Regions, inputs: MultimodalInput, media_index: int, token
         return _boxes(entries, called, inputs, media_index)
     hint = "; for a single region give a list of it" if shapes == {()} else ""
     raise LensplugError(f"regions have entries of the shapes {sorted(shapes)}, expected {HOW}{hint}.")
+
+
+def _plain(entry: Any, inputs: MultimodalInput, media_index: int) -> Any:
+    """A place of `lensplug.interventions` as a box, a span or a text; anything else as it is."""
+    if isinstance(entry, Words):
+        return entry.text
+    if not isinstance(entry, Region | Seconds):
+        return entry
+    index = entry.image if isinstance(entry, Region) else entry.sound
+    if index != media_index:
+        raise LensplugError(f"{entry} is of medium {index}, and media_index is {media_index}: give both the same.")
+    if isinstance(entry, Seconds):
+        return (entry.start, entry.end)
+    image = _image(inputs, media_index)
+    size = (image.width, image.height) * 2
+    return tuple(edge * length for edge, length in zip(entry.box, size, strict=True)) if entry.relative else entry.box
 
 
 def _shape(entry: Any) -> tuple[int, ...]:
