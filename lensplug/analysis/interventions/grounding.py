@@ -8,6 +8,8 @@ Method, for an answer t₁ … tₙ to a prompt with a medium:
 3. difference[i] = log p(tᵢ | medium) - log p(tᵢ | blank medium), in nats: above 0 the medium made the token more
    probable, 0 the words before it are enough, below 0 the medium spoke against it. The sum over an answer is its log
    likelihood ratio.
+4. With `knockout=True`, the medium is taken away in another way beside it: it stays, and no position sees those of the
+   medium, in any layer (attention knockout). Nothing is said by a blank then; but heads must look elsewhere.
 
 When to use it: for answers of several words, to tell words that the medium gave from words that the language model
 would have written in any case (candidates of hallucination), and over a data set.
@@ -74,11 +76,18 @@ class Grounding(Result):
     """The tokens of each answer."""
     medium: str
     provenance: Provenance
+    with_knockout: Float[Tensor, "example token"] | None = None
+    """The same with the medium in its place and seen by no position; None where it was not asked for."""
 
     @property
     def difference(self) -> Float[Tensor, "example token"]:
         """With the medium minus with the blank one, in nats: what the medium adds to each token."""
         return self.with_medium - self.with_blank
+
+    @property
+    def knockout_difference(self) -> Float[Tensor, "example token"] | None:
+        """With the medium minus with it knocked out, in nats; None where it was not asked for."""
+        return None if self.with_knockout is None else self.with_medium - self.with_knockout
 
     @property
     def total(self) -> Float[Tensor, " example"]:
@@ -95,9 +104,9 @@ class Grounding(Result):
         """
         refuse_other_making(results)
         longest = max(result.with_medium.shape[1] for result in results)
+        names = ["with_medium", "with_blank", *([] if results[0].with_knockout is None else ["with_knockout"])]
         joined: dict[str, Any] = {
-            name: torch.cat([lengthened(getattr(result, name), longest) for result in results])
-            for name in ("with_medium", "with_blank")
+            name: torch.cat([lengthened(getattr(result, name), longest) for result in results]) for name in names
         }
         return replace(results[0], texts=tuple(text for result in results for text in result.texts), **joined)
 
@@ -110,7 +119,7 @@ class Grounding(Result):
         """One row for each example and token of its answer."""
         import pandas as pd
 
-        difference = self.difference
+        difference, of_knockout = self.difference, self.knockout_difference
         return pd.DataFrame(
             {
                 "example": example,
@@ -119,6 +128,7 @@ class Grounding(Result):
                 "log_probability": float(self.with_medium[example, index]),
                 "log_probability_blank": float(self.with_blank[example, index]),
                 "difference": float(difference[example, index]),
+                **({} if of_knockout is None else {"knockout_difference": float(of_knockout[example, index])}),
             }
             for example, tokens in enumerate(self.texts)
             for index, token in enumerate(tokens)
@@ -131,6 +141,7 @@ def grounding(
     examples: Sequence[Example],
     medium: MediumName,
     *,
+    knockout: bool = False,
     batch_size: int = 8,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Grounding:
@@ -141,11 +152,12 @@ def grounding(
         examples: Prompts with media, each with the answer (a text) whose tokens are looked at: a right answer, or what
             `lens.generate` wrote.
         medium: Which medium is replaced: "image", "video" or "audio".
+        knockout: Read the answers with attention to the medium knocked out, too: a third run of each.
         batch_size: How many prompts run at once.
         progress: Called with a few words before each batch.
 
     Returns:
-        Log-probabilities `[example token]` under both.
+        Log-probabilities `[example token]` under each.
 
     Raises:
         LensplugError: If there are no examples, one lacks the medium or an answer, or an answer is not a text.
@@ -155,11 +167,11 @@ def grounding(
     parts = []
     for start in range(0, len(examples), batch_size):
         progress(f"reading answers, example {start + 1} of {len(examples)}")
-        parts.append(_of_batch(lens, examples[start : start + batch_size], medium))
+        parts.append(_of_batch(lens, examples[start : start + batch_size], medium, knockout=knockout))
     return Grounding.combine(parts)
 
 
-def _of_batch(lens: Lens, examples: Sequence[Example], medium: MediumName) -> Grounding:
+def _of_batch(lens: Lens, examples: Sequence[Example], medium: MediumName, *, knockout: bool) -> Grounding:
     inputs = prepared(lens, examples, with_answers=True)
     for example, has_medium in zip(examples, inputs.modality.mask(medium).any(dim=1).tolist(), strict=True):
         if not has_medium:
@@ -168,12 +180,15 @@ def _of_batch(lens: Lens, examples: Sequence[Example], medium: MediumName) -> Gr
     if not torch.equal(inputs.tokens, blank.tokens):
         raise LensplugError(f"a blank {medium} has another number of positions here: no token could be compared.")
     positions, exists = answer_positions(inputs)
+    without = "; and against attention to it knocked out" if knockout else ""
+    cut = lens.logits_at(inputs, positions - 1, hidden=inputs.modality.mask(medium)) if knockout else None
     return Grounding(
         with_medium=log_probabilities(lens.logits_at(inputs, positions - 1), inputs, positions, exists),
         with_blank=log_probabilities(lens.logits_at(blank, positions - 1), blank, positions, exists),
         texts=answer_texts(inputs),
         medium=medium,
         provenance=Provenance.of_model(
-            lens.model, "grounding", f"log-probability of given answers; {medium} against {BLANK[medium]}"
+            lens.model, "grounding", f"log-probability of given answers; {medium} against {BLANK[medium]}{without}"
         ),
+        with_knockout=None if cut is None else log_probabilities(cut, inputs, positions, exists),
     )

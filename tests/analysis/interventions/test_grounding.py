@@ -60,6 +60,38 @@ def test_log_probabilities_are_those_of_the_whole_model(lens, batch_size):
     assert len(result.texts[0]) < len(result.texts[1]) == result.with_medium.shape[1]
 
 
+def test_attention_knocked_out_is_hugging_faces_decoder_with_a_mask(lens):
+    """Beside the blank: the picture stays, and its columns are masked in every layer."""
+    examples = [Example(QUESTION, "Red", images=[scene("red")]), Example(PHRASE, "Blue square", images=[scene("blue")])]
+    result = analysis.grounding(lens, examples, "image", knockout=True)
+    assert result.with_knockout is not None and result.knockout_difference is not None
+    of_knockout = result.knockout_difference
+    for index, example in enumerate(examples):
+        inputs = lens.prepare(example.text, images=list(example.images), answer=example.answer)
+        length = inputs.shape[1]
+        sees = torch.ones(length, length, dtype=torch.bool).tril() & ~inputs.modality.mask("image")[0]
+        mask = torch.zeros(1, 1, length, length).masked_fill(~sees, torch.finfo(torch.float32).min)
+        with torch.no_grad():
+            states = lens.hf_model.get_decoder()(
+                inputs_embeds=inputs.embeds, attention_mask=mask, position_ids=torch.arange(length)[None]
+            ).last_hidden_state
+            logits = lens.hf_model.get_output_embeddings()(states)[0].log_softmax(dim=-1)
+        places = inputs.modality.mask("generated")[0].nonzero()[:, 0]
+        expected = logits[places - 1, inputs.tokens[0, places]]
+        torch.testing.assert_close(result.with_knockout[index, : len(places)], expected, atol=1e-3, rtol=1e-4)
+        assert float((of_knockout - result.difference)[index, 0].abs()) > 0.1
+    table = result.to_dataframe()
+    assert table["knockout_difference"].tolist() == pytest.approx(
+        result.knockout_difference[~result.difference.isnan()]
+    )
+    bars = views.grounding(result).data
+    assert [bar.name for bar in bars] == ["blank image", "attention knocked out"]
+    plain = analysis.grounding(lens, examples, "image")
+    assert plain.with_knockout is None and "knockout_difference" not in plain.to_dataframe()
+    with pytest.raises(LensplugError, match="convention"):
+        Grounding.combine([plain, result])
+
+
 def test_the_color_needs_the_picture(lens):
     examples = [
         Example(QUESTION, color.capitalize(), images=[scene(color)]) for color in ("red", "green")
