@@ -29,6 +29,8 @@ from .group_differences import GroupDifferences as GroupDifferences
 from .group_means import GroupMeans as GroupMeans
 from .interventions.activation_patching import ActivationPatching as ActivationPatching
 from .interventions.activation_patching import activation_patching as activation_patching
+from .interventions.attribution_patching import AttributionPatching as AttributionPatching
+from .interventions.attribution_patching import attribution_patching as attribution_patching
 from .interventions.deletion_curve import DeletionCurve as DeletionCurve
 from .interventions.deletion_curve import deletion_curve as deletion_curve
 from .interventions.flow_result import InformationFlow as InformationFlow

@@ -24,6 +24,7 @@ from lensplug.analysis.compare import Comparison
 from lensplug.analysis.group_differences import GroupDifferences
 from lensplug.analysis.group_means import GroupMeans
 from lensplug.analysis.interventions.activation_patching import ActivationPatching
+from lensplug.analysis.interventions.attribution_patching import AttributionPatching
 from lensplug.analysis.interventions.deletion_curve import DeletionCurve
 from lensplug.analysis.interventions.flow_result import InformationFlow
 from lensplug.analysis.interventions.grounding import Grounding
@@ -110,6 +111,7 @@ draw.register(GroupDifferences, group_differences)
 draw.register(NeuronAblation, neuron_ablation)
 draw.register(NeuronActivity, neuron_activity)
 draw.register(ActivationPatching, activation_patching)
+draw.register(AttributionPatching, activation_patching)
 draw.register(Activations, activations)
 draw.register(Probe, probe)
 draw.register(RegionAttribution, region_attribution)

@@ -160,6 +160,10 @@ def good_calls() -> list[Call]:
         Call("activation_patching", analysis.activation_patching, {
             "lens": lens, "clean": inputs, "corrupt": second, "target": ("Red", "Blue"), "activation": "resid_pre",
             "by": "position", "groups": three, "layers": (0, 0), "position": -1}),
+        Call("attribution_patching", analysis.attribution_patching, {
+            "lens": lens, "clean": inputs, "corrupt": second, "target": ("Red", "Blue"), "activation": "resid_pre",
+            "by": "position", "groups": three, "layers": (0, 0), "position": -1, "steps": 2, "verify": 1,
+            "progress": False}),
         Call("deletion_curve", analysis.deletion_curve, {
             "lens": lens, "inputs": inputs, "relevance": rollout.values[:, 0], "target": "Red", "position": -1,
             "among": "media", "steps": 1, "draws": 1, "seed": 0, "batch_size": 4}),

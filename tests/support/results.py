@@ -94,6 +94,9 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         "activation_patching": analysis.activation_patching(
             lens, inputs, flipped, (answers[0], answers[1]), by="head", activation="z", layers=(2, 3)
         ),
+        "attribution_patching": analysis.attribution_patching(
+            lens, inputs, flipped, (answers[0], answers[1]), by="head", activation="z", layers=(2, 3), verify=2
+        ),
         "modality_ablation": analysis.modality_ablation(lens, examples, "image"),
         "grounding": analysis.grounding(lens, examples, "image"),
         "modality_interaction": analysis.modality_interaction(lens, examples, "image"),

@@ -44,7 +44,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -63,9 +62,10 @@ from lensplug.analysis.interventions.patched_places import (
     patched_groups,
     refuse_no_heads,
 )
+from lensplug.analysis.interventions.patching_sweep import PatchingSweep
 from lensplug.analysis.interventions.recovered_effect import RecoveredEffect
 from lensplug.analysis.interventions.runtime_warning import announce
-from lensplug.analysis.protocols import EditedRuns, Lens
+from lensplug.analysis.protocols import Lens
 from lensplug.analysis.provenance import Provenance
 from lensplug.inputs.aligned_positions import counterparts
 from lensplug.inputs.logit_targets import Target
@@ -153,10 +153,11 @@ def activation_patching(
     places = Places(torch.stack([groups_of_example.of_position for groups_of_example in merged]), n_heads, pattern)
     with lens.edited_runs(corrupt, of_corrupt.rows, whole_patterns=pattern, batch=batch) as runs:
         value_of_corrupt = of_corrupt(runs.unedited)
-        sweep = _Sweep(runs, places, of_corrupt, model.cfg.n_layers, one_head=by != "position")
+        sweep = PatchingSweep(runs, places, of_corrupt, one_head=by != "position")
         with tqdm(total=len(chosen) * len(places.of_a_layer), unit="run", disable=None if progress else True) as bar:
+            done = _Progress(bar, list(chosen), model.cfg.n_layers, len(places.of_a_layer))
             values = [
-                sweep.of_layer(layer, name, moved(cache[name], aligned, activation), list(chosen), bar)
+                sweep.of_layer(layer, name, moved(cache[name], aligned, activation), done)
                 for layer, name in zip(chosen, names, strict=True)
             ]
     convention = f"clean {activation} into corrupt by {by}, {of_corrupt.in_words}"
@@ -174,42 +175,28 @@ def activation_patching(
     )
 
 
-@dataclass(frozen=True)
-class _Sweep:
-    """One layer after another, places side by side."""
+@dataclass
+class _Progress:
+    """A bar, and a warning of sweeps that will take minutes."""
 
-    runs: EditedRuns
-    places: Places
-    measured: MeasuredTarget
+    bar: Any
+    layers: Sequence[int]
     n_layers: int
-    one_head: bool
+    """Of the model."""
+    n_places: int
+    """Of a layer."""
+    _is_begun: bool = False  # a bar that is not shown does not count
 
-    def of_layer(
-        self, layer: int, name: str, clean: Tensor, layers: Sequence[int], bar: Any
-    ) -> Float[Tensor, "place example"]:
-        """The target with each place of a layer patched."""
-        values = []
-        for batch in self.places.batches(self.runs.batch):
-            begun = perf_counter()
-            hook, first = (name, self._patched(batch, clean)), self.places.first_position(batch)
-            logits = self.runs.logits(len(batch), [hook], from_layer=layer, from_position=first)
-            values.append(self.measured.of_copies(logits))
-            if layer == layers[0] and len(values) == 1:  # a bar that is not shown does not count
-                self._announce(perf_counter() - begun, len(batch), layers)
-            bar.update(len(batch))
-        return torch.cat(values)
+    def __call__(self, n_runs: int, seconds: float) -> None:
+        """Some runs are done."""
+        if not self._is_begun:
+            self._is_begun = True
+            self._announce(n_runs, seconds)
+        self.bar.update(n_runs)
 
-    def _patched(self, batch: Sequence[tuple[int, int]], clean: Tensor) -> Any:
-        def patched(corrupt: Tensor, hook: Any) -> Tensor:
-            copies = corrupt.view(len(batch), -1, *corrupt.shape[1:])
-            where = self.places.masks(batch, copies[0], self.one_head)
-            return torch.where(where, clean.to(corrupt), copies).flatten(0, 1)
-
-        return patched
-
-    def _announce(self, seconds: float, n_runs: int, layers: Sequence[int]) -> None:
+    def _announce(self, n_runs: int, seconds: float) -> None:
         """Warn of long sweeps, from the time of the first batch: runs that begin at later layers take less."""
-        depths = [self.n_layers - layer for layer in layers]
-        remaining = len(self.places.of_a_layer) * len(layers) - n_runs
+        depths = [self.n_layers - layer for layer in self.layers]
+        remaining = self.n_places * len(self.layers) - n_runs
         per_run = seconds / n_runs * sum(depths) / len(depths) / depths[0]
         announce("activation_patching", remaining, per_run, shorter="groups=, layers=")

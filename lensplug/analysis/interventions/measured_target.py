@@ -37,6 +37,8 @@ class MeasuredTarget:
         """Magnitude of what was read first, per example: its largest logit, or the value of the function."""
         self.rows: Int[Tensor, "batch row"] | None = None
         """Where logits are read; None: everywhere."""
+        self.is_shared = False
+        """Whether a function made one number of several examples, which is then that of each."""
         self._of: Callable[[Tensor], Tensor]
         if callable(target):
             self._of, self.in_words = target, "a function of the logits"
@@ -71,6 +73,7 @@ class MeasuredTarget:
             raise LensplugError(
                 f"the target makes {len(values)} numbers of {self._examples} example(s), expected one, or one for each."
             )
+        self.is_shared = len(values) < self._examples
         return values.expand(self._examples)
 
     def of_copies(self, logits: Float[Tensor, "copy example row d_vocab"]) -> Float[Tensor, "copy example"]:

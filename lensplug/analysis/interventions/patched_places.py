@@ -64,9 +64,11 @@ class Places:
         """The first position of any of these places, in any example."""
         return min(self._first_positions[group] for group, _ in places)
 
-    def batches(self, size: int) -> Iterator[list[tuple[int, int]]]:
-        """The places of a layer, so many at a time, as evenly as they can be."""
-        places = self.of_a_layer
+    def batches(
+        self, size: int, places: Sequence[tuple[int, int]] | None = None
+    ) -> Iterator[Sequence[tuple[int, int]]]:
+        """Some places of a layer, by default all, so many at a time, as evenly as they can be."""
+        places = self.of_a_layer if places is None else places
         n_batches = -(-len(places) // size)
         for index in range(n_batches):
             start, stop = (len(places) * edge // n_batches for edge in (index, index + 1))

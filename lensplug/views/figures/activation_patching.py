@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.analysis.interventions.activation_patching import ActivationPatching
+from lensplug.analysis.interventions.recovered_effect import RecoveredEffect
 from lensplug.errors import LensplugError
 from lensplug.positions.groups import Groups
 from lensplug.validation.arguments import check_example, checked
@@ -15,21 +15,21 @@ from lensplug.views.style import DIVERGING, figure, titled, visible
 
 
 @checked
-def activation_patching(result: ActivationPatching, *, example: int = 0, head: int | None = None) -> go.Figure:
+def activation_patching(result: RecoveredEffect, *, example: int = 0, head: int | None = None) -> go.Figure:
     """A heat map of layer x position (or group), or of layer x head.
 
     Color is the recovered fraction of the effect: off-white at 0, full orange at 1 (the clean run's answer), blue
     below 0; it is clipped to -1 and 1.
 
     Args:
-        result: From `analysis.activation_patching`.
+        result: From `analysis.activation_patching` or `analysis.attribution_patching`.
         example: Which example.
         head: For by="head_and_position", which head; by default the strongest at each position.
 
     Raises:
         LensplugError: If there is no such example or head.
     """
-    check_example(example, len(result.values))
+    check_example(example, len(result.clean))
     groups = result.groups_of(example)
     values, head_note = result.recovered[example, :, groups], ""
     is_grouped = int((result.groups[example] >= 0).sum()) > values.shape[1]
@@ -56,7 +56,7 @@ def activation_patching(result: ActivationPatching, *, example: int = 0, head: i
     return fig
 
 
-def _names(result: ActivationPatching, example: int) -> list[str]:
+def _names(result: RecoveredEffect, example: int) -> list[str]:
     """Unique names of the groups: a name that occurs twice is followed by its first position."""
     labels = list(result.labels[example])
     if len(set(labels)) == len(labels):

@@ -16,7 +16,7 @@ from lensplug.analysis.interventions import runtime_warning
 def slow(monkeypatch):
     """Every run seems to take ten seconds."""
     clock = iter(range(0, 10**6, 10))
-    for name in ("activation_patching", "deletion_curve"):
+    for name in ("patching_sweep", "deletion_curve"):
         module = import_module(f"lensplug.analysis.interventions.{name}")  # the door has the function
         monkeypatch.setattr(module, "perf_counter", lambda: float(next(clock)))
 
