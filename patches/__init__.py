@@ -37,7 +37,6 @@ PATCHES = {
     "CheckpointedBlocks": "lensplug.patches.both.checkpointed_blocks",
     "ConfigFix": "lensplug.patches.hooked_transformer.core",
     "EmbeddingInput": "lensplug.patches.hooked_transformer.embedding_input",
-    "FromLayer": "lensplug.patches.both.from_layer",
     "GatedMLPInPlace": "lensplug.patches.hooked_transformer.mlp_in_place",
     "HookNames": "lensplug.patches.bridge.hook_names",
     "LogitDirections": "lensplug.patches.both.logit_directions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache as once
 
 import pytest
@@ -158,8 +159,9 @@ def test_one_prompt_has_variants_as_two_have(lens, given):
 def test_ablation_of_the_image(lens, given, inputs, method, monkeypatch):
     examples = [Example(f"{index}", "a") for index in range(2)]
     run = AblationRun(lens, examples, "image", method, torch.Generator().manual_seed(0), 2, lambda doing: None)
-    monkeypatch.setattr(ablation_run, "prepared", lambda lens, examples: inputs)
-    monkeypatch.setattr(run, "_text", lambda own, inputs: inputs.modality.mask("text"))
+    spoken = replace(inputs.modality, user_words=inputs.modality.mask("text"))
+    written = replace(inputs, modality=spoken)
+    monkeypatch.setattr(ablation_run, "prepared", lambda lens, examples: written)
     scores = run.outcome([(5,), (6,)]).scores[:, [0, 1], [0, 1]]  # of each example's own answer
     reference = reference_logits(lens.hf_model, given)[:, -1].log_softmax(-1)
     torch.testing.assert_close(scores[0], reference[[0, 1], [5, 6]], atol=1e-4, rtol=0)

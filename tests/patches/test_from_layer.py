@@ -9,7 +9,7 @@ from support.built import ENGINES, built
 from support.models import TEXT_CORES, snapshot, text_model, text_tokens
 
 from lensplug import LensplugError
-from lensplug.patches import FromLayer
+from lensplug.patches.both.from_layer import FromLayer
 
 TOKENS = text_tokens(24, 2)
 MASKS = {"none": None, "left": slice(0, 5), "right": slice(19, 24)}
