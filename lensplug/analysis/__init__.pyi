@@ -31,6 +31,8 @@ from .interventions.activation_patching import ActivationPatching as ActivationP
 from .interventions.activation_patching import activation_patching as activation_patching
 from .interventions.attribution_patching import AttributionPatching as AttributionPatching
 from .interventions.attribution_patching import attribution_patching as attribution_patching
+from .interventions.circuit_faithfulness import CircuitFaithfulness as CircuitFaithfulness
+from .interventions.circuit_faithfulness import circuit_faithfulness as circuit_faithfulness
 from .interventions.deletion_curve import DeletionCurve as DeletionCurve
 from .interventions.deletion_curve import deletion_curve as deletion_curve
 from .interventions.flow_result import InformationFlow as InformationFlow

@@ -127,6 +127,14 @@ class LensWithKnockouts(Lens, Protocol):
 
 
 @runtime_checkable
+class LensWithEdits(Lens, Protocol):
+    """What an analysis that runs under edits is given: the same lenses."""
+
+    def intervene(self, *edits: Any) -> AbstractContextManager[Any]:
+        """A scope in which every run is made under edits of `lensplug.interventions`."""
+
+
+@runtime_checkable
 class Core(Protocol):
     """The language core of a Hugging Face model, as far as analyses read it: `lensplug.hf.language_core`."""
 

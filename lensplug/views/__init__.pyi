@@ -7,6 +7,7 @@ from .figures.attention_by_layer import attention_by_layer as attention_by_layer
 from .figures.attention_flow import attention_flow as attention_flow
 from .figures.attention_matrix import attention_matrix as attention_matrix
 from .figures.attention_rollout import attention_rollout as attention_rollout
+from .figures.circuit_faithfulness import circuit_faithfulness as circuit_faithfulness
 from .figures.comparison import comparison as comparison
 from .figures.deletion_curve import agreement as agreement
 from .figures.deletion_curve import deletion_curve as deletion_curve

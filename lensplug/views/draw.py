@@ -25,6 +25,7 @@ from lensplug.analysis.group_differences import GroupDifferences
 from lensplug.analysis.group_means import GroupMeans
 from lensplug.analysis.interventions.activation_patching import ActivationPatching
 from lensplug.analysis.interventions.attribution_patching import AttributionPatching
+from lensplug.analysis.interventions.circuit_faithfulness import CircuitFaithfulness
 from lensplug.analysis.interventions.deletion_curve import DeletionCurve
 from lensplug.analysis.interventions.flow_result import InformationFlow
 from lensplug.analysis.interventions.grounding import Grounding
@@ -45,6 +46,7 @@ from lensplug.views.figures.attention_by_layer import attention_by_layer
 from lensplug.views.figures.attention_flow import attention_flow
 from lensplug.views.figures.attention_matrix import attention_matrix
 from lensplug.views.figures.attention_rollout import attention_rollout
+from lensplug.views.figures.circuit_faithfulness import circuit_faithfulness
 from lensplug.views.figures.comparison import comparison
 from lensplug.views.figures.deletion_curve import agreement, deletion_curve
 from lensplug.views.figures.direct_attribution import direct_attribution
@@ -101,6 +103,7 @@ draw.register(AttentionFrom, attention_by_layer)
 draw.register(ReceivedAttention, received_attention)
 draw.register(Comparison, comparison)
 draw.register(ModalityAblation, modality_ablation)
+draw.register(CircuitFaithfulness, circuit_faithfulness)
 draw.register(DeletionCurve, deletion_curve)
 draw.register(Agreement, agreement)
 draw.register(DomainNeurons, domain_neurons)

@@ -63,6 +63,7 @@ def good_calls() -> list[Call]:
     written = analysis.direct_attribution(cache, ("Red", "Blue"), inputs.modality, by="source")
     three = torch.arange(inputs.shape[1]) * 3 // inputs.shape[1]
     patched = analysis.activation_patching(lens, inputs, second, ("Red", "Blue"), layers=(0, 0), groups=three)
+    circuit = analysis.circuit_faithfulness(lens, inputs, ("Red", "Blue"), [(1, 0)])
     examples = [analysis.Example(question, "Red", images=[picture]), analysis.Example(question, "Blue", images=[other])]
     ablated = analysis.modality_ablation(lens, examples, "image")
     deactivated = analysis.neuron_ablation(lens, examples, [(1, 3)], draws=1)
@@ -164,6 +165,9 @@ def good_calls() -> list[Call]:
             "lens": lens, "clean": inputs, "corrupt": second, "target": ("Red", "Blue"), "activation": "resid_pre",
             "by": "position", "groups": three, "layers": (0, 0), "position": -1, "steps": 2, "verify": 1,
             "progress": False}),
+        Call("circuit_faithfulness", analysis.circuit_faithfulness, {
+            "lens": lens, "inputs": inputs, "target": ("Red", "Blue"), "heads": [(1, 0)], "method": "zero",
+            "values": None, "position": -1}),
         Call("deletion_curve", analysis.deletion_curve, {
             "lens": lens, "inputs": inputs, "relevance": rollout.values[:, 0], "target": "Red", "position": -1,
             "among": "media", "steps": 1, "draws": 1, "seed": 0, "batch_size": 4}),
@@ -271,6 +275,7 @@ def good_calls() -> list[Call]:
         Call("views.direct_attribution", views.direct_attribution, {
             "result": written, "example": 0, "modality": "image"}),
         Call("views.activation_patching", views.activation_patching, {"result": patched, "example": 0, "head": None}),
+        Call("views.circuit_faithfulness", views.circuit_faithfulness, {"result": circuit}),
         Call("views.activations", views.activations, {"result": collected}),
         Call("views.probe", views.probe, {"result": probed}),
         Call("views.sound_overlay", views.sound_overlay, {
@@ -359,7 +364,8 @@ NEVER_MEANT = (
 )  # fmt: skip
 """Values that mean nothing wherever they are given, but for `MEANT`."""
 MEANT = {
-    ("activation_patching", "target", "function"), ("lens.run_with_gradients", "target", "function"),
+    ("activation_patching", "target", "function"), ("circuit_faithfulness", "target", "function"),
+    ("lens.run_with_gradients", "target", "function"),
     ("attention_flow", "minutes", "infinity"), ("lens.run_with_cache", "names_filter", "function"),
 }  # fmt: skip
 

@@ -97,6 +97,9 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         "attribution_patching": analysis.attribution_patching(
             lens, inputs, flipped, (answers[0], answers[1]), by="head", activation="z", layers=(2, 3), verify=2
         ),
+        "circuit_faithfulness": analysis.circuit_faithfulness(
+            lens, inputs, (answers[0], answers[1]), [(1, 0), (2, 1), (2, 3)]
+        ),
         "modality_ablation": analysis.modality_ablation(lens, examples, "image"),
         "grounding": analysis.grounding(lens, examples, "image"),
         "modality_interaction": analysis.modality_interaction(lens, examples, "image"),

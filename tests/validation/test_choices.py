@@ -38,6 +38,7 @@ CHOSEN = {
     "ModalityAblation.only_with.condition", "ModalityAblation.per_class.condition",
     "ModalityAblation.transitions.condition", "views.attention_by_layer.head", "views.attention_by_layer.scale",
     "activations.hook", "activations.pool", "domain_neurons.modality", "grounding.medium",
+    "circuit_faithfulness.method",
     "modality_interaction.medium",
     "NeuronActivity.probability.modality", "probe.method", "Study.run.executor", "StudyResult.compare.correction",
     "StudyResult.difference.correction", "StudyResult.mean.interval", "statistics.adjusted_p_values.correction",
