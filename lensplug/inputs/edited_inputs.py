@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +35,8 @@ class Variant:
     attention_mask: Int[Tensor, "batch pos"]
     decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
     tokens: Int[Tensor, "batch pos"] | None = None
+    like: Callable[[], MultimodalInput] | None = None
+    """The inputs whose positions it has, in their places; None where positions were left out."""
 
 
 def in_place(
@@ -50,9 +52,10 @@ def in_place(
         examples: For each variant, the index of the example that it is a variant of; by default one of each.
     """
     if examples is None:
-        return Variant(embeds, inputs.attention_mask, inputs.decoder_inputs)
+        return Variant(embeds, inputs.attention_mask, inputs.decoder_inputs, like=lambda: inputs)
     decoder_inputs = {name: of_examples(name, value, examples) for name, value in inputs.decoder_inputs.items()}
-    return Variant(embeds, inputs.attention_mask[examples], decoder_inputs)
+    mask, chosen = inputs.attention_mask[examples], examples.tolist()
+    return Variant(embeds, mask, decoder_inputs, like=lambda: cast(MultimodalInput, inputs[chosen]))
 
 
 def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Mask) -> Variant:

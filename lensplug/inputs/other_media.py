@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ def with_media(
     seam = run_to_seam(hf_model, core, {**model_inputs, "input_ids": tokens, "attention_mask": mask})
     hint = f"the model's encoder overflows in {str(core.dtype).removeprefix('torch.')}; {LARGER_RANGE}"
     refuse_not_finite("the merged embeddings", seam.embeds, hint)
-    return Variant(seam.embeds, seam.attention_mask, seam.beside, tokens)
+    like = partial(inputs.expand, n_variants)
+    return Variant(seam.embeds, seam.attention_mask, seam.beside, tokens, like=like)
 
 
 def _complete(inputs: MultimodalInput, n_variants: int, given: Media) -> Media:

@@ -50,7 +50,8 @@ class Ablate:
 
     with lens.intervene(Ablate(heads=[(3, 1)])):
         lens.generate(inputs).text
-    with lens.intervene(Ablate("mlp_out", layers=4, method="mean", values=mean_activations(lens, many, "mlp_out"))):
+    means = analysis.mean_activations(collected)   # of analysis.activations(cache, inputs, hook="mlp_out", pool=...)
+    with lens.intervene(Ablate("mlp_out", layers=4, method="mean", values=means)):
         lens.generate(inputs).text
     """
 
@@ -85,9 +86,10 @@ class Ablate:
         if (self.method == "zero") != (self.values is None):
             needed = "needs no values" if self.method == "zero" else "needs values="
             raise LensplugError(
-                f"method={self.method!r} {needed}: mean_activations(lens, inputs, ...) for 'mean', a cache for"
-                " 'resample'."
+                f"method={self.method!r} {needed}: analysis.mean_activations(...) for 'mean', a cache for 'resample'."
             )
+        if self.neurons is not None and not self._by_layer():
+            raise LensplugError("neurons is empty: the edit would change nothing.")
         if self.neurons is not None and self.layers is not None:
             raise LensplugError("neurons say their layers: leave layers out.")
 
@@ -128,9 +130,13 @@ class Ablate:
         return {layer % cfg.n_layers: neurons for layer, neurons in by_layer.items()}
 
     def _by_layer(self) -> dict[int, list[int]]:
-        if isinstance(self.neurons, Mapping):
-            return {int(layer): [int(neuron) for neuron in neurons] for layer, neurons in self.neurons.items()}
         by_layer: dict[int, list[int]] = {}
+        if isinstance(self.neurons, Mapping):
+            for layer, neurons in self.neurons.items():
+                if not isinstance(neurons, list | tuple | range) or not neurons:
+                    raise LensplugError(f"neurons of layer {layer} are {described(neurons)}, expected a list of them.")
+                by_layer[int(layer)] = [int(neuron) for neuron in neurons]
+            return by_layer
         for pair in cast("list[tuple[int, int]]", self.neurons):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise LensplugError(f"neurons has {described(pair)}, expected pairs (layer, neuron).")
@@ -144,6 +150,11 @@ class Ablate:
         value = activation_of(self.values, name)
         if self.method == "resample":
             refuse_other_positions(value, name, positions)
+        elif value.ndim != (2 if self.heads is not None else 1):
+            raise LensplugError(
+                f"values[{name!r}] is {list(value.shape)}, and a mean has no axes of examples and positions:"
+                " analysis.mean_activations(...) makes it; a cache is for method='resample'."
+            )
         return value
 
     def _ablated(self, index: list[int] | None, value: Tensor | None, activation: Tensor) -> Tensor:

@@ -67,6 +67,19 @@ class InForce(Patch):
         outer = getattr(self.target, IN_WORDS, ())
         return {"forward": self.forward, IN_WORDS: (*outer, *map(str, self.edits))}
 
+    def remove(self) -> None:
+        """Put back what was there before; an outer scope that is left before an inner one ends with it."""
+        try:
+            self.refuse_covered()
+        except LensplugError:
+            self.edits = ()
+            return
+        super().remove()
+        for outer in reversed(edits_on(self.target)):
+            if outer.edits:
+                break
+            outer.remove()
+
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, under the edits."""
         if self._is_bound:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from lensplug.errors import LensplugError
+from lensplug.validation.arguments import described
 
 Layers = int | Sequence[int] | range | None
 """One layer, several, or None: all. Negative ones count from the last."""
-Heads = int | Sequence[int] | Sequence[tuple[int, int]] | None
-"""Of each of the layers: one head, several, or None: all; or pairs (layer, head), and then no layers."""
+Heads = int | Sequence[int] | Sequence[tuple[int, int]] | Mapping[int, Sequence[int]] | None
+"""Of each of the layers: one head, several, or None: all; or, and then no layers, pairs (layer, head), or the heads of
+each layer {3: [1, 2]}."""
 
 
 def layers_of(layers: Any, n_layers: int) -> list[int]:
@@ -19,10 +24,21 @@ def layers_of(layers: Any, n_layers: int) -> list[int]:
     Raises:
         LensplugError: If one is not there.
     """
+    return sorted(set(in_their_order(layers, n_layers)))
+
+
+def in_their_order(layers: Any, n_layers: int) -> list[int]:
+    """The layers that are meant, as they were given, counted from 0.
+
+    Raises:
+        LensplugError: If they are no layers, or one is not there.
+    """
+    if not (layers is None or _is_index(layers) or isinstance(layers, Sequence | Set | Tensor | np.ndarray)):
+        raise LensplugError(f"layers is {described(layers)}, expected a layer, a list of them, range(2, 5), or None.")
     chosen = range(n_layers) if layers is None else [layers] if _is_index(layers) else list(layers)
     if not all(_is_index(layer) and -n_layers <= layer < n_layers for layer in chosen):
         raise LensplugError(f"layers is {layers!r}, the model has layers 0 to {n_layers - 1} (or -{n_layers} to -1).")
-    return sorted({layer % n_layers for layer in chosen})
+    return [int(layer) % n_layers for layer in chosen]
 
 
 def heads_of(layers: Any, heads: Any, n_layers: int, n_heads: int) -> dict[int, list[int] | None]:
@@ -31,6 +47,10 @@ def heads_of(layers: Any, heads: Any, n_layers: int, n_heads: int) -> dict[int, 
     Raises:
         LensplugError: If one is not there, or pairs are given with layers.
     """
+    if isinstance(heads, Mapping):
+        heads = [(layer, head) for layer, of_layer in heads.items() for head in _listed(of_layer)]
+    if not (heads is None or _is_index(heads) or isinstance(heads, Sequence | Set | Tensor | np.ndarray)):
+        raise LensplugError(f"heads is {described(heads)}, expected heads ([0, 3]) or pairs ([(2, 0), (2, 3)]).")
     several = None if heads is None else [heads] if _is_index(heads) else list(heads)
     if several is None or all(_is_index(head) for head in several):
         chosen: list[int] | None = None if several is None else sorted(set(several))
@@ -50,6 +70,10 @@ def heads_of(layers: Any, heads: Any, n_layers: int, n_heads: int) -> dict[int, 
 def stated(layers: Any, heads: Any = None) -> list[str]:
     """What is said of layers and heads, as it is typed, for provenance."""
     return [f"{name}={value!r}" for name, value in (("layers", layers), ("heads", heads)) if value is not None]
+
+
+def _listed(of_layer: Any) -> list[Any]:
+    return [of_layer] if _is_index(of_layer) else list(of_layer)
 
 
 def _is_index(value: Any) -> bool:

@@ -24,7 +24,7 @@ from lensplug.positions.by_modality import NAMES, PositionsName, mask_at, named
 from lensplug.positions.indices import Positions, resolve_positions
 from lensplug.positions.modality_map import ModalityMap
 from lensplug.positions.tokens import find_text
-from lensplug.validation.arguments import described
+from lensplug.validation.arguments import admitted, described
 from lensplug.validation.masks import Mask
 
 Number = float | int
@@ -47,7 +47,9 @@ class Region:
 
     def __post_init__(self) -> None:
         """Raise if it is no box."""
-        x0, y0, x1, y1 = self.box
+        if not isinstance(self.box, tuple | list) or len(self.box) != 4:
+            raise LensplugError(f"Region has the box {self.box!r}, expected four numbers (x0, y0, x1, y1).")
+        x0, y0, x1, y1 = (admitted(edge, float, "an edge of the box") for edge in self.box)
         if not (x0 < x1 and y0 < y1):
             raise LensplugError(f"Region({self.box}) is empty, expected (x0, y0, x1, y1) with x0 < x1 and y0 < y1.")
 
@@ -63,7 +65,7 @@ class Seconds:
 
     def __post_init__(self) -> None:
         """Raise if it is no time."""
-        if not self.start < self.end:
+        if not admitted(self.start, float, "start") < admitted(self.end, float, "end"):
             raise LensplugError(f"Seconds({self.start}, {self.end}) is empty: the end comes behind the start.")
 
 
@@ -72,6 +74,10 @@ class Words:
     """The positions of a text in the prompt (its last occurrence); white space does not count."""
 
     text: str
+
+    def __post_init__(self) -> None:
+        """Raise if it is no text."""
+        admitted(self.text, str, "Words")
 
 
 Place = (
@@ -86,6 +92,10 @@ Place = (
 )
 """See the module."""
 PLACE_NAMES = (*NAMES, "question", "last", "all")
+
+
+SPECIAL = ("last", "all", "question")
+"""Names that are no modality's."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +136,12 @@ class RunPositions:
         shape = getattr(run_input, "embeds", run_input).shape[:2]
         if attended is None:
             attended = torch.ones(shape, dtype=torch.bool, device=getattr(run_input, "device", None))
+        like = getattr(run_input, "like", None)  # an edited copy knows whose positions it has
+        known = run_input if like is None else like()
         return cls(
             torch.as_tensor(attended).bool(),
-            getattr(run_input, "modality", None),
-            getattr(run_input, "str_tokens", None),
+            getattr(known, "modality", None),
+            getattr(known, "str_tokens", None),
             generating,
         )
 
@@ -170,8 +182,13 @@ class RunPositions:
                     f"{name} is {unknown[0]!r}, expected one of {', '.join(map(repr, PLACE_NAMES))}, positions, a mask,"
                     " or a Region, Seconds or Words."
                 )
-            mask = mask_at(cast(Any, names), self._modality(name), self.attended.shape, name, against="the run is")
-            return Placed(mask, later="generated" in names)
+            special = [self._placed(kind, name) for kind in names if kind in SPECIAL]
+            masks = [placed.mask for placed in special]
+            if kinds := [kind for kind in names if kind not in SPECIAL]:
+                shape = self.attended.shape
+                masks.append(mask_at(cast(Any, kinds), self._modality(name), shape, name, against="the run is"))
+            later = "generated" in names or any(placed.later for placed in special)
+            return Placed(torch.stack([mask.to(self.attended.device) for mask in masks]).any(dim=0), later=later)
         return Placed(self._numbered(place, name), later=False)
 
     def _last(self, name: str) -> Bool[Tensor, "example pos"]:

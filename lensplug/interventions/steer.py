@@ -3,7 +3,8 @@
 Method: in each layer, x becomes x + scale * |x| * d / |d| at the chosen positions (`relative=True`): a scale of 0.1 is
 a tenth of the stream's own norm there, in every layer and model. With `relative=False`, x becomes x + scale * d.
 
-A direction is a difference of means (`steering_direction`), `analysis.probe(...).direction`, a row of an SAE's decoder.
+A direction is a difference of means (`analysis.difference_of_means`), a probe's (`analysis.probe(...).direction`), or a
+row of an SAE's decoder.
 
 Papers: Turner et al. 2023, "Activation Addition", arXiv 2308.10248; Rimsky et al. 2024, "Steering Llama 2 via
 Contrastive Activation Addition", arXiv 2312.06681.
@@ -16,6 +17,7 @@ direction then changes the answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.interventions.edit import ActivationHook, Changes, refuse_missing_hook
-from lensplug.interventions.layers_and_heads import Layers, layers_of, stated
+from lensplug.interventions.layers_and_heads import Layers, in_their_order, stated
 from lensplug.interventions.places import Place, RunPositions, in_words
 from lensplug.interventions.tensors import tensor_in_words
 from lensplug.validation.arguments import admitted, described
@@ -52,7 +54,10 @@ class Steer:
 
     def __post_init__(self) -> None:
         """Raise if an option is of another type."""
+        object.__setattr__(self, "direction", admitted(self.direction, Tensor, "direction"))
         object.__setattr__(self, "scale", admitted(self.scale, float, "scale"))
+        if not math.isfinite(self.scale):
+            raise LensplugError(f"scale is {self.scale}, expected a number.")
         admitted(self.relative, bool, "relative")
 
     def __str__(self) -> str:
@@ -67,7 +72,9 @@ class Steer:
         Raises:
             LensplugError: If the direction is not one of the stream's, or zero.
         """
-        layers, placed = layers_of(self.layers, model.cfg.n_layers), positions.place(self.positions, "positions")
+        layers, placed = in_their_order(self.layers, model.cfg.n_layers), positions.place(self.positions, "positions")
+        if len(set(layers)) < len(layers):
+            raise LensplugError(f"layers is {self.layers!r}, and names a layer twice.")
         hooks = []
         for layer, direction in zip(layers, self._directions(layers, model.cfg.d_model), strict=True):
             refuse_missing_hook(model, name := f"blocks.{layer}.hook_resid_post")

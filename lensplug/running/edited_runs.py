@@ -79,6 +79,7 @@ class EditedRuns:
             from_position: The first position with an edit, of all copies and examples: behind the edited blocks, and
                 where no hook sees them, positions before it are not run.
         """
+        _refuse_below(hooks, from_layer)
         begin = later = None
         if from_layer in self.streams:
             begin = from_layer, self.streams[from_layer].repeat(n_copies, 1, 1)
@@ -91,6 +92,17 @@ class EditedRuns:
             later=later,
         )  # fmt: skip
         return logits.view(n_copies, len(self.inputs), *logits.shape[1:])
+
+
+def _refuse_below(hooks: Hooks, from_layer: int) -> None:
+    """Raise if a hook is in a block that is not run.
+
+    Raises:
+        LensplugError: It would edit nothing.
+    """
+    for name, _ in hooks:
+        if name.startswith("blocks.") and int(name.split(".")[1]) < from_layer or name == "hook_embed" and from_layer:
+            raise LensplugError(f"{name} is below from_layer={from_layer}, and would edit nothing: give its layer.")
 
 
 @contextmanager

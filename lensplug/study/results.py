@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,15 +87,20 @@ class StudyResult:
             over = result.over_examples()
             rows = len(next(iter(over.values.values()))[0])
             described = examples[["id", "prompt", "target", *user_columns(examples)]]
-            described = described.rename(columns={name: f"{name}_of_example" for name in {*over.labels, *over.values}})
+            taken = {*over.labels, *over.values, *_about_a_target(over.values)}
+            described = described.rename(columns={name: f"{name}_of_example" for name in taken})
             repeated = described.loc[described.index.repeat(rows)].reset_index(drop=True)
             labels = {name: list(entries) * len(examples) for name, entries in over.labels.items()}
             numbers = {name: values.double().flatten().numpy() for name, values in over.values.items()}
-            tables.append(repeated.assign(**labels, **numbers))
+            texts = _targets(result, rows)
+            tables.append(repeated.assign(**texts, **labels, **numbers))
         if not tables:
             raise self._nothing()
         table = pd.concat(tables, ignore_index=True)
-        return table[table[list(numbers)].notna().any(axis=1)].reset_index(drop=True)
+        table = table[table[list(numbers)].notna().any(axis=1)].reset_index(drop=True)
+        table.attrs |= {"measurement": self.measurement.name, "analysis": self.measurement.analysis}
+        table.attrs |= {"options": dict(self.measurement.options), "interventions": self._edits}
+        return table
 
     def chunks(self) -> Iterator[tuple[pd.DataFrame, Result]]:
         """The results in parts that fit into memory, each with its examples; every label is there in each of them."""
@@ -220,7 +225,14 @@ class StudyResult:
 
     def __repr__(self) -> str:
         """What was measured of how much."""
-        return f"StudyResult({self.measurement.name}: {len(self.examples)} of {len(self.all_examples)} examples)"
+        under = f", under {'; '.join(self._edits)}" if self._edits else ""
+        counts = f"{len(self.examples)} of {len(self.all_examples)} examples"
+        return f"StudyResult({self.measurement.name}: {counts}{under})"
+
+    @property
+    def _edits(self) -> list[str]:
+        """The edits under which it was measured, in words."""
+        return [str(edit) for edit in self.measurement.edits]
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         return self.result._repr_mimebundle_(include, exclude)
@@ -266,3 +278,16 @@ class StudyResult:
 
     def _nothing(self) -> LensplugError:
         return LensplugError(f"{self.measurement.name!r} has no results yet: study.run(), study.failures().")
+
+
+def _about_a_target(values: Mapping[str, Any]) -> set[str]:
+    """The column "target", where numbers are of a target of the analysis, which need not be the example's answer."""
+    return {"target"} if any(name.startswith("target_") for name in values) else set()
+
+
+def _targets(result: Any, rows: int) -> dict[str, list[str]]:
+    """The texts of the tokens that such numbers are of, `rows` of each example."""
+    texts = getattr(result, "target_texts", None)
+    if texts is None:
+        return {}
+    return {"target": [", ".join(of_example) for of_example in texts for _ in range(rows)]}

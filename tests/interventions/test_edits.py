@@ -10,6 +10,7 @@ from support.models import largest_difference, snapshot, text_model, text_tokens
 import lensplug
 from lensplug import LensplugError, analysis
 from lensplug.interventions import Ablate, Knockout, Replace, Scale, Steer
+from lensplug.interventions.layers_and_heads import in_their_order
 
 LENGTH = 18
 
@@ -269,3 +270,49 @@ def test_unknown_hooks_are_refused(lens, inputs):
         lens.hooks([(lambda name: False, lambda value, hook: value)]),
     ):
         pass
+
+
+def test_directions_belong_to_layers_in_the_order_given(lens, inputs):
+    two = torch.stack([direction(), direction().flip(0)])
+    with torch.no_grad(), lens.intervene(Steer(two, layers=[2, 0], scale=0.5)):
+        found = lens.model(inputs)
+    one_by_one = [Steer(two[1], layers=0, scale=0.5), Steer(two[0], layers=2, scale=0.5)]
+    with torch.no_grad(), lens.intervene(*one_by_one):
+        assert torch.equal(found, lens.model(inputs))
+    with lens.intervene(Steer(two, layers=[-1, 2])), pytest.raises(LensplugError, match="names a layer twice"):
+        lens.model(inputs)
+
+
+def test_heads_by_layer(lens, inputs):
+    with torch.no_grad(), lens.intervene(Ablate(heads={1: [2, 3]})):
+        found = lens.model(inputs)
+    with torch.no_grad(), lens.intervene(Ablate(heads=[(1, 2), (1, 3)])):
+        assert torch.equal(found, lens.model(inputs))
+
+
+def test_a_mean_is_no_cache(lens, inputs):
+    _, cache = lens.run_with_cache(inputs)
+    edit = Ablate("mlp_out", method="mean", values=cache)
+    with lens.intervene(edit), pytest.raises(LensplugError, match="a cache is for method='resample'"):
+        lens.model(inputs)
+
+
+def test_scopes_that_are_left_in_another_order_leave_nothing(lens, inputs):
+    before = snapshot(lens.model)
+    outer, inner = lens.intervene(Steer(direction(), scale=0.5)), lens.intervene(Scale(heads=[(0, 1)], factor=3.0))
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    with torch.no_grad():
+        found = lens.model(inputs)
+    inner.__exit__(None, None, None)
+    assert snapshot(lens.model) == before
+    with torch.no_grad(), lens.intervene(Scale(heads=[(0, 1)], factor=3.0)):
+        assert torch.equal(found, lens.model(inputs))
+
+
+@pytest.mark.parametrize("layers", [iter([1]), slice(1, 3), 1.0, True])
+def test_what_is_no_layers_is_refused(layers):
+    """An iterator would be used up by the first run."""
+    with pytest.raises(LensplugError, match="expected a layer, a list of them"):
+        in_their_order(layers, 6)

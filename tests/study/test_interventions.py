@@ -72,3 +72,19 @@ def test_an_sae_is_no_part_of_a_folder(tmp_path):
 
     with pytest.raises(LensplugError, match="cannot be written into a file"):
         measurement_of("logit_lens", None, {}, [SpliceSAE(Identity(), hook="blocks.0.hook_resid_post")])
+
+
+def test_numbers_of_a_target_stand_beside_its_word(three_colors, tmp_path):
+    """The logit lens's own target is what the model says last: under an edit, not the answer of the example."""
+    lens = lensplug.tiny.llava_onevision()
+    study = Study(tmp_path / "words", model="lensplug.tiny:llava_onevision")
+    study.add(three_colors)
+    study.measure(analysis.logit_lens, positions=-1, interventions=[CUT])
+    study.run(lens=lens, batch=3)
+    found = study.result(analysis.logit_lens)
+    table = found.to_dataframe()
+    assert set(table["target_of_example"]) == set(three_colors.target)
+    texts = {row: text for row, (text,) in enumerate(found.result.target_texts)}
+    order = found.examples["id"].tolist()
+    assert all(texts[order.index(row.id)] == row.target for row in table.itertuples())
+    assert table.attrs["interventions"] == [str(CUT)] and "Knockout" in repr(found)

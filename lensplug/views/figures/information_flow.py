@@ -36,7 +36,8 @@ def information_flow(result: InformationFlow) -> go.Figure:
         f" layer{'s' * (widths[-1] != 1)}"
     )
     if len(result.paths) <= MOST_LINES and result.control.shape[2]:
-        notes += "; dashed: as many random other keys"
+        fewer = bool((result.control_keys < result.keys).any())
+        notes += "; dashed: as many random other keys" + (", or all where there are fewer" if fewer else "")
     titled(fig, "What the answer loses when a path is cut", notes)
     return fig
 
