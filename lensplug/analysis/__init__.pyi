@@ -31,6 +31,8 @@ from .interventions.activation_patching import ActivationPatching as ActivationP
 from .interventions.activation_patching import activation_patching as activation_patching
 from .interventions.attribution_patching import AttributionPatching as AttributionPatching
 from .interventions.attribution_patching import attribution_patching as attribution_patching
+from .interventions.causal_tracing import CausalTracing as CausalTracing
+from .interventions.causal_tracing import causal_tracing as causal_tracing
 from .interventions.circuit_faithfulness import CircuitFaithfulness as CircuitFaithfulness
 from .interventions.circuit_faithfulness import circuit_faithfulness as circuit_faithfulness
 from .interventions.deletion_curve import DeletionCurve as DeletionCurve

@@ -25,6 +25,7 @@ from lensplug.analysis.group_differences import GroupDifferences
 from lensplug.analysis.group_means import GroupMeans
 from lensplug.analysis.interventions.activation_patching import ActivationPatching
 from lensplug.analysis.interventions.attribution_patching import AttributionPatching
+from lensplug.analysis.interventions.causal_tracing import CausalTracing
 from lensplug.analysis.interventions.circuit_faithfulness import CircuitFaithfulness
 from lensplug.analysis.interventions.deletion_curve import DeletionCurve
 from lensplug.analysis.interventions.flow_result import InformationFlow
@@ -114,6 +115,7 @@ draw.register(GroupDifferences, group_differences)
 draw.register(NeuronAblation, neuron_ablation)
 draw.register(NeuronActivity, neuron_activity)
 draw.register(ActivationPatching, activation_patching)
+draw.register(CausalTracing, activation_patching)
 draw.register(AttributionPatching, activation_patching)
 draw.register(Activations, activations)
 draw.register(Probe, probe)

@@ -165,6 +165,10 @@ def good_calls() -> list[Call]:
             "lens": lens, "clean": inputs, "corrupt": second, "target": ("Red", "Blue"), "activation": "resid_pre",
             "by": "position", "groups": three, "layers": (0, 0), "position": -1, "steps": 2, "verify": 1,
             "progress": False}),
+        Call("causal_tracing", analysis.causal_tracing, {
+            "lens": lens, "inputs": inputs, "target": ("Red", "Blue"), "corruption": "noise", "medium": "image",
+            "noise": 1.0, "draws": 1, "seed": 0, "restore": "resid_post", "groups": three, "layers": (0, 0),
+            "position": -1, "batch": 2, "progress": False}),
         Call("circuit_faithfulness", analysis.circuit_faithfulness, {
             "lens": lens, "inputs": inputs, "target": ("Red", "Blue"), "heads": [(1, 0)], "method": "zero",
             "values": None, "position": -1}),
@@ -364,8 +368,8 @@ NEVER_MEANT = (
 )  # fmt: skip
 """Values that mean nothing wherever they are given, but for `MEANT`."""
 MEANT = {
-    ("activation_patching", "target", "function"), ("circuit_faithfulness", "target", "function"),
-    ("lens.run_with_gradients", "target", "function"),
+    ("activation_patching", "target", "function"), ("causal_tracing", "target", "function"),
+    ("circuit_faithfulness", "target", "function"), ("lens.run_with_gradients", "target", "function"),
     ("attention_flow", "minutes", "infinity"), ("lens.run_with_cache", "names_filter", "function"),
 }  # fmt: skip
 

@@ -97,6 +97,9 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         "attribution_patching": analysis.attribution_patching(
             lens, inputs, flipped, (answers[0], answers[1]), by="head", activation="z", layers=(2, 3), verify=2
         ),
+        "causal_tracing": analysis.causal_tracing(
+            lens, inputs, (answers[0], answers[1]), draws=2, layers=(2, 3), progress=False
+        ),
         "circuit_faithfulness": analysis.circuit_faithfulness(
             lens, inputs, (answers[0], answers[1]), [(1, 0), (2, 1), (2, 3)]
         ),
