@@ -106,8 +106,11 @@ class SinkShare(Result):
             share: The largest mean share on sinks.
 
         Raises:
-            LensplugError: If it is not in sight.
+            LensplugError: If it is not in sight, or a limit is no share.
         """
+        for name, limit in (("mass", mass), ("share", share)):
+            if not 0 <= limit <= 1:
+                raise LensplugError(f"{name} is {limit}, expected a share from 0 to 1.")
         index = self._index(modality)
         mean_mass, mean_share = (values.nanmean(dim=0)[..., index] for values in (self.mass, self.share))
         found = ((mean_mass >= mass) & (mean_share <= share)).nonzero().tolist()
