@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from lensplug.errors import LensplugError
 from lensplug.interventions.places import Region
 from lensplug.validation.arguments import at_least, checked
+
+MOST = 4096
+"""Maximum number of regions."""
 
 
 @checked
@@ -22,9 +26,13 @@ def grid_regions(rows: int, columns: int, *, image: int = 0) -> dict[str, Region
         "row 0, column 0" -> the cell, in shares of the picture's size. A patch belongs to every cell that it touches.
 
     Raises:
-        LensplugError: If there are no rows or columns.
+        LensplugError: If there are no rows or columns, or too many.
     """
     at_least(1, rows=rows, columns=columns)
+    if rows * columns > MOST:
+        raise LensplugError(
+            f"{rows} rows and {columns} columns make {rows * columns} regions, expected at most {MOST}."
+        )
     return {
         f"row {row}, column {column}": Region(
             (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows), image=image, relative=True

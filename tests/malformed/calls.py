@@ -370,6 +370,7 @@ NEVER_MEANT = (
 MEANT = {
     ("activation_patching", "target", "function"), ("causal_tracing", "target", "function"),
     ("circuit_faithfulness", "target", "function"), ("lens.run_with_gradients", "target", "function"),
+    ("lens.with_media", "videos", "list of none"), ("lens.with_media", "audio", "list of none"),
     ("attention_flow", "minutes", "infinity"), ("lens.run_with_cache", "names_filter", "function"),
 }  # fmt: skip
 

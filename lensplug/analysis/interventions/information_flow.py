@@ -69,6 +69,7 @@ from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.interventions.layers_and_heads import Layers, layers_of
 from lensplug.validation.arguments import at_least, checked
 
+MOST_DRAWS = 1000
 IMPROBABLE = 0.01
 """Below it a relative change says little."""
 
@@ -116,6 +117,8 @@ def information_flow(
             an option is out of range.
     """
     at_least(0, draws=draws)
+    if draws > MOST_DRAWS:
+        raise LensplugError(f"draws is {draws}, expected at most {MOST_DRAWS}: each is a run of every path and window.")
     at_least(1, batch_size=batch_size)
     n_layers = int(lens.model.cfg.n_layers)
     width = default_window(n_layers) if window is None else window
