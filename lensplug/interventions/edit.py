@@ -59,10 +59,6 @@ class Changes:
     unseen: Mapping[int, UnseenKeys] = field(default_factory=dict)
     """By layer."""
 
-    def __bool__(self) -> bool:
-        """Whether there is anything."""
-        return bool(self.hooks) or bool(self.unseen)
-
 
 @runtime_checkable
 class Edit(Protocol):

@@ -53,6 +53,11 @@ class Region:
         if not (x0 < x1 and y0 < y1):
             raise LensplugError(f"Region({self.box}) is empty, expected (x0, y0, x1, y1) with x0 < x1 and y0 < y1.")
 
+    def in_pixels(self, width: int, height: int) -> tuple[Number, Number, Number, Number]:
+        """The box in pixels of an image of this size."""
+        x0, y0, x1, y1 = self.box
+        return (x0 * width, y0 * height, x1 * width, y1 * height) if self.relative else self.box
+
 
 @dataclass(frozen=True)
 class Seconds:
@@ -91,11 +96,9 @@ Place = (
     | Mask
 )
 """See the module."""
-PLACE_NAMES = (*NAMES, "question", "last", "all")
-
-
-SPECIAL = ("last", "all", "question")
+SPECIAL = ("question", "last", "all")
 """Names that are no modality's."""
+PLACE_NAMES = (*NAMES, *SPECIAL)
 
 
 @dataclass(frozen=True)
@@ -246,10 +249,7 @@ class RunPositions:
             if grid is None:
                 raise LensplugError(f"{name}={place}: where this image's positions lie is not known: give a mask.")
             positions = modality.image_positions(place.image, example)
-            x0, y0, x1, y1 = place.box
-            box = (
-                (x0 * grid.width, y0 * grid.height, x1 * grid.width, y1 * grid.height) if place.relative else place.box
-            )
+            box = place.in_pixels(grid.width, grid.height)
             return positions[(grid.overlap(box) > place.at_least).to(positions.device)]
         timeline = modality.audio_timeline(place.sound, example)
         if timeline is None:

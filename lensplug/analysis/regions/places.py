@@ -113,8 +113,7 @@ def _plain(entry: Any, inputs: MultimodalInput, media_index: int) -> Any:
     if isinstance(entry, Seconds):
         return (entry.start, entry.end)
     image = _image(inputs, media_index)
-    size = (image.width, image.height) * 2
-    return tuple(edge * length for edge, length in zip(entry.box, size, strict=True)) if entry.relative else entry.box
+    return entry.in_pixels(image.width, image.height)
 
 
 def _shape(entry: Any) -> tuple[int, ...]:
