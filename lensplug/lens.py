@@ -781,7 +781,7 @@ class MultimodalLens:
             LensplugError: If the run would need more memory than is free.
         """
         refuse_other_inputs(inputs)
-        if edits := getattr(self.model, "interventions", ()):
+        if edits := tuple(getattr(self.model, "interventions", ())):
             raise LensplugError(
                 f"{edits[0]} is in force, so that the model is meant to differ from the full one: leave the scope of"
                 " lens.intervene first."

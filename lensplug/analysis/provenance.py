@@ -85,7 +85,7 @@ class Provenance:
 
         The edits under which it ran are an option of the result; None: those that are in force.
         """
-        edits = getattr(model, "interventions", ()) if interventions is None else interventions
+        edits = tuple(getattr(model, "interventions", ()) if interventions is None else interventions)
         options = {**(options or {}), **({"interventions": "; ".join(edits)} if edits else {})}
         cfg = getattr(model, "cfg", None)
         # The model's dtype where it is known: norm scales are fp32 in every model, and not in every cache.

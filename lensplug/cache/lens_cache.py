@@ -87,7 +87,7 @@ class LensCache(ActivationCache):
         """The cache of a run on these inputs."""
         texts = tuple(map(tuple, inputs.str_tokens))
         known["weights"] = fingerprint(model) if weights is None else weights
-        known["interventions"] = getattr(model, "interventions", ())
+        known["interventions"] = tuple(getattr(model, "interventions", ()))
         return cls(cache_dict, model, attention_mask=inputs.attention_mask, str_tokens=texts, **known)
 
     def add(self, named: Mapping[str, Tensor], noted: Mapping[str, Any], device: Any = None) -> None:

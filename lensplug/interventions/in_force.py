@@ -64,8 +64,7 @@ class InForce(Patch):
 
     def _changes(self) -> dict[str, Any]:
         self._forward = self.target.forward
-        outer = getattr(self.target, IN_WORDS, ())
-        return {"forward": self.forward, IN_WORDS: (*outer, *map(str, self.edits))}
+        return {"forward": self.forward, IN_WORDS: InWords(self.target)}
 
     def remove(self) -> None:
         """Put back what was there before; an outer scope that is left before an inner one ends with it."""
@@ -130,6 +129,18 @@ def _rows(edit: Edit, changes: Changes) -> Iterator[dict[str, Any]]:
 def edits_on(model: Any) -> list[InForce]:
     """The edits that are in force on a model, the outermost first."""
     return [made for edit in Patch(model)._edits() if isinstance(made := edit.made_by, InForce)]
+
+
+class InWords:
+    """The edits that are in force on a model at present, in words, the outermost first."""
+
+    def __init__(self, model: Any) -> None:
+        """Keep the model, whose edits come and go."""
+        self._model = model
+
+    def __iter__(self) -> Iterator[str]:
+        """One after another."""
+        return (str(edit) for patch in edits_on(self._model) for edit in patch.edits)
 
 
 @contextmanager

@@ -305,6 +305,8 @@ def test_scopes_that_are_left_in_another_order_leave_nothing(lens, inputs):
     outer.__exit__(None, None, None)
     with torch.no_grad():
         found = lens.model(inputs)
+    _, cache = lens.run_with_cache(inputs)
+    assert cache.interventions == (str(Scale(heads=[(0, 1)], factor=3.0)),)
     inner.__exit__(None, None, None)
     assert snapshot(lens.model) == before
     with torch.no_grad(), lens.intervene(Scale(heads=[(0, 1)], factor=3.0)):
