@@ -53,21 +53,20 @@ from tqdm.auto import tqdm
 
 from lensplug.analysis.attention.cached_mixing import layer_range
 from lensplug.analysis.attention.resolve_groups import Merge
-from lensplug.analysis.interventions.measured_target import MeasuredTarget, rounding_of
+from lensplug.analysis.interventions.measured_target import rounding_of
 from lensplug.analysis.interventions.patched_places import (
     Activation,
     PatchedPlaces,
     Places,
-    moved,
     patched_groups,
     refuse_no_heads,
 )
 from lensplug.analysis.interventions.patching_sweep import PatchingSweep
 from lensplug.analysis.interventions.recovered_effect import RecoveredEffect
 from lensplug.analysis.interventions.runtime_warning import announce
+from lensplug.analysis.interventions.source_run import source_run
 from lensplug.analysis.protocols import Lens
 from lensplug.analysis.provenance import Provenance
-from lensplug.inputs.aligned_positions import counterparts
 from lensplug.inputs.logit_targets import Target
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.validation.arguments import at_least, checked
@@ -139,17 +138,12 @@ def activation_patching(
 
     refuse_no_heads(activation, by)
     at_least(1, batch=1 if batch is None else batch)
-    aligned, model = counterparts(clean, corrupt), lens.model
+    model = lens.model
     chosen, merged = layer_range(layers, model.cfg.n_layers), patched_groups(groups, by, corrupt)
-    of_clean, of_corrupt = (MeasuredTarget(lens, inputs, target, position) for inputs in (clean, corrupt))
     names, pattern = [str(get_act_name(activation, layer)) for layer in chosen], activation == "pattern"
-    query_positions: list[int] | None = None if pattern or of_clean.rows is None else []  # as the runs below
-    logits, cache = lens.run_with_cache(
-        clean, names_filter=names, query_positions=query_positions, logit_positions=of_clean.rows
-    )
-    assert logits is not None
-    value_of_clean = of_clean(logits)
-    n_heads = 1 if by == "position" else cache[names[0]].shape[1 if pattern else 2]
+    source = source_run(lens, clean, corrupt, target, position, names)
+    of_corrupt = source.of_other
+    n_heads = 1 if by == "position" else source.cache[names[0]].shape[1 if pattern else 2]
     places = Places(torch.stack([groups_of_example.of_position for groups_of_example in merged]), n_heads, pattern)
     with lens.edited_runs(corrupt, of_corrupt.rows, whole_patterns=pattern, batch=batch) as runs:
         value_of_corrupt = of_corrupt(runs.unedited)
@@ -157,15 +151,15 @@ def activation_patching(
         with tqdm(total=len(chosen) * len(places.of_a_layer), unit="run", disable=None if progress else True) as bar:
             done = _Progress(bar, list(chosen), model.cfg.n_layers, len(places.of_a_layer))
             values = [
-                sweep.of_layer(layer, name, moved(cache[name], aligned, activation), done)
+                sweep.of_layer(layer, name, source.at_places(name), done)
                 for layer, name in zip(chosen, names, strict=True)
             ]
     convention = f"clean {activation} into corrupt by {by}, {of_corrupt.in_words}"
     return ActivationPatching(
         values=places.laid_out(values),
-        clean=value_of_clean,
+        clean=source.value,
         corrupt=value_of_corrupt,
-        rounding=rounding_of(model.cfg, of_clean, of_corrupt),
+        rounding=rounding_of(model.cfg, source.measured, of_corrupt),
         groups=places.groups,
         labels=tuple(tuple(groups_of_example.names) for groups_of_example in merged),
         layers=tuple(chosen),

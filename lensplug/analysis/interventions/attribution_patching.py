@@ -54,22 +54,21 @@ from tqdm.auto import tqdm
 
 from lensplug.analysis.attention.cached_mixing import layer_range
 from lensplug.analysis.attention.resolve_groups import Merge
-from lensplug.analysis.interventions.measured_target import MeasuredTarget, rounding_of
+from lensplug.analysis.interventions.measured_target import rounding_of
 from lensplug.analysis.interventions.patched_places import (
     Activation,
     PatchedPlaces,
     Places,
-    moved,
     patched_groups,
     refuse_no_heads,
 )
 from lensplug.analysis.interventions.patching_sweep import PatchingSweep
 from lensplug.analysis.interventions.place_gradients import PlaceGradients
 from lensplug.analysis.interventions.recovered_effect import RecoveredEffect
+from lensplug.analysis.interventions.source_run import source_run
 from lensplug.analysis.protocols import Lens
 from lensplug.analysis.provenance import Provenance
 from lensplug.errors import LensplugError
-from lensplug.inputs.aligned_positions import counterparts
 from lensplug.inputs.logit_targets import Target
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.validation.arguments import at_least, checked
@@ -145,20 +144,15 @@ def attribution_patching(
     if steps > MOST_STEPS:
         raise LensplugError(f"steps is {steps}, expected at most {MOST_STEPS}: each is a run for every layer.")
     at_least(0, verify=verify)
-    aligned, model = counterparts(clean, corrupt), lens.model
+    model = lens.model
     chosen, merged = list(layer_range(layers, model.cfg.n_layers)), patched_groups(groups, by, corrupt)
-    of_clean, of_corrupt = (MeasuredTarget(lens, inputs, target, position) for inputs in (clean, corrupt))
     names, pattern = [str(get_act_name(activation, layer)) for layer in chosen], activation == "pattern"
-    query_positions: list[int] | None = None if pattern or of_clean.rows is None else []  # as the runs below
-    logits, cache = lens.run_with_cache(
-        clean, names_filter=names, query_positions=query_positions, logit_positions=of_clean.rows
-    )
-    assert logits is not None
-    value_of_clean = of_clean(logits)
-    n_heads = 1 if by == "position" else cache[names[0]].shape[1 if pattern else 2]
+    source = source_run(lens, clean, corrupt, target, position, names)
+    of_corrupt = source.of_other
+    n_heads = 1 if by == "position" else source.cache[names[0]].shape[1 if pattern else 2]
     places = Places(torch.stack([groups_of_example.of_position for groups_of_example in merged]), n_heads, pattern)
     of_layer = dict(zip(chosen, names, strict=True))
-    clean_of = {name: moved(cache[name], aligned, activation) for name in names}
+    clean_of = {name: source.at_places(name) for name in names}
     with tqdm(total=steps, unit="run", disable=None if progress else True) as bar:
         with lens.edited_runs(corrupt, of_corrupt.rows, whole_patterns=pattern, batch=1, gradients=True) as runs:
             value_of_corrupt = of_corrupt(runs.unedited)
@@ -182,9 +176,9 @@ def attribution_patching(
         attribution=attribution,
         verified=verified,
         rank_correlation=_rank_correlations(attribution, verified),
-        clean=value_of_clean,
+        clean=source.value,
         corrupt=value_of_corrupt,
-        rounding=rounding_of(model.cfg, of_clean, of_corrupt),
+        rounding=rounding_of(model.cfg, source.measured, of_corrupt),
         groups=places.groups,
         labels=tuple(tuple(groups_of_example.names) for groups_of_example in merged),
         layers=tuple(chosen),

@@ -141,16 +141,16 @@ def refuse_no_heads(activation: Activation, by: PatchedPlaces) -> None:
         raise LensplugError(f"{activation!r} has no heads: by='position', or one of {', '.join(map(repr, HEADS))}.")
 
 
-def moved(activation: Tensor, aligned: Int[Tensor, "batch pos"], activation_name: Activation) -> Tensor:
+def moved(activation: Tensor, aligned: Int[Tensor, "batch pos"], *, is_pattern: bool) -> Tensor:
     """A clean activation rearranged to the positions of the corrupt prompt; 0 at its padding.
 
     Args:
         activation: Of the clean prompt.
         aligned: From `counterparts`.
-        activation_name: What it is: patterns have positions in two axes.
+        is_pattern: Whether it is a pattern, which has positions in two axes.
     """
     source_positions: Any = aligned.to(activation.device)
-    for axis in (2, 3) if activation_name == "pattern" else (1,):
+    for axis in (2, 3) if is_pattern else (1,):
         shape = list(activation.shape)
         shape[axis] = source_positions.shape[1]
         index = source_positions.view([size if dimension in (0, axis) else 1 for dimension, size in enumerate(shape)])
