@@ -29,11 +29,12 @@ test-bridge: $(BIN)/lensplug
 	LENSPLUG_ENGINE=bridge $(PYTEST) $(SHAPES_UNCHECKED) tests/analysis tests/reductions tests/running/test_*gradient*.py tests/running/test_query_positions.py
 
 # The same tests with TransformerLens 4, where a core is a TransformerBridge; what needs a HookedTransformer is skipped.
-# Left out, for their minutes: media, where tokens lie in them, pictures, files and signals never meet TransformerLens.
+# Left out, for their minutes: media, where tokens lie in them, pictures, files, processes and signals never meet
+# TransformerLens, or do the same with any.
 NO_TRANSFORMER_LENS := tests/media tests/fuzz_media tests/views tests/geometry tests/files tests/families tests/positions \
 	tests/malformed/test_models.py tests/hf/test_chat_templates.py $(addprefix tests/validation/test_,arguments.py choices.py) \
 	$(addprefix tests/tiny/test_,scenes.py voices.py) $(addprefix tests/app/test_,interrupts.py leaks.py terminal.py) \
-	$(addprefix tests/audio_llama/test_,convert.py convert_refusals.py)
+	tests/study/test_supervision.py $(addprefix tests/audio_llama/test_,convert.py convert_refusals.py)
 test-4: $(BIN_4)/lensplug
 	$(PYTEST_4) $(SHAPES_UNCHECKED) $(addprefix --ignore=,$(NO_TRANSFORMER_LENS))
 
