@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lensplug.patches.decoder_inputs import on_device
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.masks import as_mask
 
@@ -68,7 +69,7 @@ class Merged:
             input.to(weight.device),
             None if tokens is None else tokens.to(weight.device),
             attention_mask,
-            decoder_inputs,
+            on_device(decoder_inputs, weight.device),
         )
 
     def refuse_padding_at_the_end(self) -> None:

@@ -147,8 +147,8 @@ class Core(Protocol):
         """The Hugging Face module that takes embeddings."""
 
     @property
-    def beside(self) -> str | None:
-        """The argument in which the model gives it more than embeddings and padding; None: there is none."""
+    def beside(self) -> tuple[str, ...]:
+        """The names of what the model gives it besides embeddings and padding."""
 
 
 P = ParamSpec("P")

@@ -6,6 +6,7 @@ exactly, under the same names of hooks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.metadata import version
@@ -150,7 +151,11 @@ def decoding(engine: EngineName, model: Any, prompt: Any) -> Any:
 
 
 def branches(
-    engine: EngineName, model: Any, embeds: Float[Tensor, "1 pos d_model"], start: int, position_ids: Tensor | None
+    engine: EngineName,
+    model: Any,
+    embeds: Float[Tensor, "1 pos d_model"],
+    start: int,
+    decoder_inputs: Mapping[str, Any],
 ) -> Any:
     """Many runs of one prompt that share its first positions: a `lensplug.patches.both.branches.Branches`.
 
@@ -159,9 +164,9 @@ def branches(
         model: A model that it made.
         embeds: The prompt's, without padding.
         start: How many positions are shared.
-        position_ids: Of several parts, where the core is given them.
+        decoder_inputs: What else the core is given.
     """
-    return import_module(ENGINES[engine]).branches(model, embeds, start, position_ids)
+    return import_module(ENGINES[engine]).branches(model, embeds, start, decoder_inputs)
 
 
 def at_sdpa_speed(engine: EngineName, model: Any, n_examples: int) -> AbstractContextManager[Any]:

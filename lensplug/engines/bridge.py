@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Int
@@ -35,11 +36,11 @@ def decoding(model: Any, prompt: Any) -> Any:
     return BridgeDecoding(model, prompt)
 
 
-def branches(model: Any, embeds: Tensor, start: int, position_ids: Tensor | None = None) -> Any:
+def branches(model: Any, embeds: Tensor, start: int, decoder_inputs: Mapping[str, Any]) -> Any:
     """Many runs of one prompt behind its first positions, which are run once."""
     from lensplug.patches.both.branches import BridgeBranches
 
-    return BridgeBranches(model, embeds, start, position_ids)
+    return BridgeBranches(model, embeds, start, decoder_inputs)
 
 
 def unwatched_blocks(model: Any, later: LaterPositions | None = None) -> Patch:
@@ -68,7 +69,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     model = build_language_bridge(core, tokenizer=tokenizer, process_weights=process_weights, model_name=core.name)
     for patch in (BridgeResidMid, HookNames, BridgeCache, BridgePadding, BridgeMLPInPlace, LogitDirections):
         patch(model).apply()
-    if core.beside == "attention_mask":
+    if "attention_mask" in core.beside:
         model.cfg.looks_ahead_within = "image"  # of the masks that its model gives it: `cache.reading` reads it
     BridgeEmbeddingInput(model, beside=core.beside).apply()
     PlaceholdersRefused(model, core.placeholder_ids).apply()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -37,11 +38,11 @@ def decoding(model: Any, prompt: Any) -> Any:
     return HookedDecoding(model, prompt)
 
 
-def branches(model: Any, embeds: Tensor, start: int, position_ids: Tensor | None = None) -> Any:
+def branches(model: Any, embeds: Tensor, start: int, decoder_inputs: Mapping[str, Any]) -> Any:
     """Many runs of one prompt behind its first positions, which are run once."""
     from lensplug.patches.both.branches import HookedBranches
 
-    return HookedBranches(model, embeds, start, position_ids)
+    return HookedBranches(model, embeds, start, decoder_inputs)
 
 
 def unwatched_blocks(model: Any, later: LaterPositions | None = None) -> Patch:
@@ -64,7 +65,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
             f"TransformerLens {installed} has no HookedTransformer (3.9.0 is the last): pip install 'lensplug[hooked]',"
             " or engine='bridge'."
         )
-    if core.beside is not None:
+    if core.beside:
         name, reason = core.text_config.model_type, BESIDE[core.text_config.model_type][1]
         raise LensplugError(f"the core is {name}, which cannot be a HookedTransformer: {reason}. Use engine='bridge'.")
     from lensplug.patches.both.logit_directions import LogitDirections

@@ -29,13 +29,13 @@ UNSUITABLE = {
 
 BESIDE = {
     "gemma3_text": (
-        "attention_mask",
+        ("attention_mask",),
         "its attention is bidirectional over the image, which a causal core cannot express",
     ),
-    "qwen2_vl_text": ("position_ids", "its rotary positions have three parts (time, height, width)"),
-    "qwen2_5_vl_text": ("position_ids", "its rotary positions have three parts (time, height, width)"),
+    "qwen2_vl_text": (("position_ids",), "its rotary positions have three parts (time, height, width)"),
+    "qwen2_5_vl_text": (("position_ids",), "its rotary positions have three parts (time, height, width)"),
 }
-"""Text cores whose model gives them more than embeddings and padding, by `model_type`: under which name, and why."""
+"""Text cores whose model gives them more than embeddings and padding, by `model_type`: under which names, and why."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ class LanguageCore(CoreParts):
         return cls(decoder, head, text_config, name_of(hf_model), placeholder_ids)
 
     @property
-    def beside(self) -> str | None:
-        """The argument that the model passes to its decoder besides embeddings and padding mask; None if there is none.
+    def beside(self) -> tuple[str, ...]:
+        """The names of what the model gives its decoder besides embeddings and padding mask.
 
         "attention_mask": one of its own, and not a row for each example; "position_ids": positions of several parts.
         """
-        return BESIDE[self.text_config.model_type][0] if self.text_config.model_type in BESIDE else None
+        return BESIDE[self.text_config.model_type][0] if self.text_config.model_type in BESIDE else ()
 
     @property
     def d_model(self) -> int:

@@ -93,8 +93,8 @@ def _before(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
 
 def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None) -> Seam:
     embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
-    decoder_inputs = {} if core.beside is None else {core.beside: kwargs.get(core.beside)}
-    if core.beside == "attention_mask":
+    decoder_inputs = {name: kwargs.get(name) for name in core.beside}
+    if "attention_mask" in core.beside:
         mask = padding
     if embeds is None and kwargs.get("input_ids") is not None:
         with torch.no_grad():
@@ -116,7 +116,7 @@ def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None)
             f"the model gives its decoder more than embeddings ({', '.join(sorted(extra))}): the core alone cannot"
             " compute the same."
         )
-    _refuse_other_positions(None if core.beside == "position_ids" else kwargs.get("position_ids"), mask)
+    _refuse_other_positions(None if "position_ids" in core.beside else kwargs.get("position_ids"), mask)
     return Seam(embeds.detach(), mask.long(), decoder_inputs)
 
 

@@ -20,7 +20,7 @@ from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
 from lensplug.hf.seam import run_to_seam
 from lensplug.inputs.multimodal_input import MEDIA_FEATURES, MultimodalInput
-from lensplug.inputs.slicing import of_examples
+from lensplug.patches.decoder_inputs import of_examples
 from lensplug.validation.masks import Mask, as_mask
 
 FEATURE_SIZES = {"image": ("image_grid_thw",), "video": ("video_grid_thw", "second_per_grid_ts"), "audio": ()}
@@ -73,7 +73,7 @@ def without(hf_model: Any, core: LanguageCore, inputs: MultimodalInput, gone: Ma
     order = is_kept.long().argsort(dim=1, stable=True)[:, -int(is_kept.sum(dim=1).max()) :]
     embeds = inputs.embeds.gather(1, order[..., None].expand(-1, -1, inputs.embeds.shape[2]))
     mask = is_kept.long().gather(1, order)
-    if core.beside is None:
+    if not core.beside:
         return Variant(embeds, mask)
 
     padding = {"input_ids": next(token for token in count() if token not in core.placeholder_ids.values())}
@@ -95,8 +95,8 @@ def _with_media(core: LanguageCore, inputs: MultimodalInput, is_kept: Bool[Tenso
         elif bool((is_placeholder & ~is_kept).any()):
             raise LensplugError(
                 f"some positions of {kind} would be left out, and others not: {core.name} gives its core"
-                f" {core.beside}, which are not known for a part of one. Leave out all of every example, or replace"
-                " embeddings in their places."
+                f" {' and '.join(core.beside)}, which are not known for a part of one. Leave out all of every"
+                " example, or replace embeddings in their places."
             )
     return {name: value for name, value in inputs.model_inputs.items() if name not in dropped}
 

@@ -23,6 +23,7 @@ from lensplug.hf.seam import run_to_seam
 from lensplug.inputs.slicing import indexed
 from lensplug.media import Media, Sound, Video
 from lensplug.media.warn import warn_user
+from lensplug.patches.decoder_inputs import on_device
 from lensplug.positions.modality_map import ModalityMap
 from lensplug.positions.tokens import token_texts
 from lensplug.positions.user_words import user_words
@@ -131,7 +132,7 @@ class MultimodalInput:
     def to(self, device: torch.device | str) -> MultimodalInput:
         """The same input on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("embeds", "tokens", "attention_mask", "modality")}
-        return replace(self, **moved)
+        return replace(self, **moved, decoder_inputs=on_device(self.decoder_inputs, device))
 
     def cpu(self) -> MultimodalInput:
         """The same input on the CPU."""

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
+from lensplug.patches.decoder_inputs import depend_on_others, of_examples, of_positions
 from lensplug.positions.modality_map import MODALITIES, TEXT, MediumName, ModalityMap
 
 
@@ -114,18 +115,6 @@ def examples(inputs: InputsT, index: Int[Tensor, " example"]) -> InputsT:
     )
 
 
-def of_examples(name: str, value: Any, examples: Int[Tensor, " variant"]) -> Any:
-    """Additional decoder inputs, by name, for these examples."""
-    if isinstance(value, Mapping):  # one mask for each kind of layer
-        return {kind: of_examples(name, mask, examples) for kind, mask in value.items()}
-    if not isinstance(value, Tensor):
-        return value
-    axis = 1 if name == "position_ids" else 0  # behind their parts
-    if value.shape[axis] == 1:  # of one example, or the same for all: a view of it for each variant
-        return value.expand([len(examples) if dimension == axis else -1 for dimension in range(value.ndim)])
-    return value.index_select(axis, examples.to(value.device))
-
-
 def first_positions(inputs: InputsT, stop: int) -> InputsT:
     """The first positions of every example: what a causal model computes there does not change.
 
@@ -140,7 +129,7 @@ def first_positions(inputs: InputsT, stop: int) -> InputsT:
         raise LensplugError(f"the first {stop} positions of an example are nothing but padding: take more.")
     labels = inputs.modality.labels
     cut = (labels[:, stop - 1] == labels[:, stop]) & (labels[:, stop] != TEXT)
-    if "attention_mask" in inputs.decoder_inputs and bool(cut.any()):
+    if bool(cut.any()) and depend_on_others(inputs.decoder_inputs):
         kind = MODALITIES[int(labels[:, stop][cut][0])]
         raise LensplugError(
             f"position {stop} is in the midst of a {kind}, which sees itself whole in this model: cut before or behind."
@@ -153,7 +142,7 @@ def first_positions(inputs: InputsT, stop: int) -> InputsT:
         modality=_first_labels(inputs.modality, stop),
         str_tokens=[row[:stop] for row in inputs.str_tokens],
         model_inputs={},
-        decoder_inputs={name: _first_of(name, value, stop) for name, value in inputs.decoder_inputs.items()},
+        decoder_inputs={name: of_positions(name, value, slice(stop)) for name, value in inputs.decoder_inputs.items()},
     )
 
 
@@ -189,14 +178,6 @@ def _first_labels(modality: ModalityMap, stop: int) -> ModalityMap:
         whole(modality.grids, "image"), whole(modality.video_grids, "video"), whole(modality.timelines, "audio"),
         None if modality.user_words is None else modality.user_words[:, :stop],
     )  # fmt: skip
-
-
-def _first_of(name: str, value: Any, stop: int) -> Any:
-    if isinstance(value, Mapping):
-        return {kind: _first_of(name, mask, stop) for kind, mask in value.items()}
-    if not isinstance(value, Tensor):
-        return value
-    return value[..., :stop] if name == "position_ids" else value[..., :stop, :stop]
 
 
 def _no_such_index(key: Any) -> LensplugError:

@@ -25,6 +25,7 @@ from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.interventions.in_force import edits_on
 from lensplug.interventions.knockout import Knockout
 from lensplug.interventions.places import RunPositions
+from lensplug.patches.decoder_inputs import depend_on_others, of_positions
 from lensplug.patches.unseen_keys import UnseenKeys, knocked_out
 
 POSITIONS_AT_ONCE = 1024
@@ -110,9 +111,8 @@ class _Runs:
         self.last_start = self._stop
 
     def _must_be_whole(self) -> bool:
-        beside = set(self._inputs.decoder_inputs) - {"position_ids"}
         is_hooked = any(point.fwd_hooks for point in self._model.hook_dict.values())
-        return bool(beside) or is_hooked or bool(edits_on(self._model))
+        return depend_on_others(self._inputs.decoder_inputs) or is_hooked or bool(edits_on(self._model))
 
     def by_start(self, cuts: Sequence[_Cut]) -> Iterator[tuple[int, Iterator[Sequence[_Cut]]]]:
         """The cuts that share their first positions, as many at a time as a pass has room for."""
@@ -154,13 +154,14 @@ class _Runs:
         if self._branches is None or self._branches.start != shared:
             self._branches = None  # its keys are not needed any more
             embeds = self._inputs.embeds[:, self._first : self._stop]
-            parts = self._inputs.decoder_inputs.get("position_ids")
-            position_ids = None if parts is None else parts[:, :, self._first : self._stop]
+            attended = slice(self._first, self._stop)
+            beside = self._inputs.decoder_inputs.items()
+            decoder_inputs = {name: of_positions(name, value, attended) for name, value in beside}
             with (
                 engines.at_sdpa_speed(self._engine, self._model, 1),
                 engines.unwatched_blocks(self._engine, self._model),
             ):
-                self._branches = engines.branches(self._engine, self._model, embeds, shared, position_ids)
+                self._branches = engines.branches(self._engine, self._model, embeds, shared, decoder_inputs)
         return self._branches
 
 

@@ -68,7 +68,7 @@ def behind(
     with torch.inference_mode(False), torch.no_grad():
         embeds = core.decoder.embed_tokens(tokens).detach()
     answered = inputs.appended(tokens, embeds, generated, token_texts(tokens, tokenizer))
-    if core.beside is None:
+    if not core.beside:
         return answered
     model_inputs, decoder_inputs = continued(hf_model, core, inputs, tokens, generated)
     return replace(answered, model_inputs=model_inputs, decoder_inputs=decoder_inputs)

@@ -9,14 +9,16 @@ Checked against transformer-lens 3.9.0 and 4.3.0 with transformers 5.24.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from inspect import signature
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from lensplug.patches.decoder_inputs import of_examples, of_positions
 from lensplug.patches.hook_points import seen
 from lensplug.patches.merged_embeddings import Merged
 
@@ -33,7 +35,7 @@ class Branches:
         model: Any,
         embeds: Float[Tensor, "1 pos d_model"],
         start: int,
-        position_ids: Int[Tensor, "part 1 pos"] | None = None,
+        decoder_inputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Run the first positions.
 
@@ -41,9 +43,9 @@ class Branches:
             model: A HookedTransformer or a TransformerBridge.
             embeds: Merged embeddings of one prompt, no padding among them.
             start: How many positions all branches share; there may be none.
-            position_ids: Positions of several parts, of cores that are given them.
+            decoder_inputs: What else its core is given, of kinds that do not depend on later positions.
         """
-        self.model, self.start, self._embeds, self._position_ids = model, start, embeds, position_ids
+        self.model, self.start, self._embeds, self._decoder_inputs = model, start, embeds, decoder_inputs or {}
         if start:
             self._run_first()
 
@@ -101,15 +103,18 @@ class BridgeBranches(Branches):
         return self._call(embeds, positions, _shared(self._cache) if self.start else None)
 
     def _call(self, embeds: Tensor, positions: slice, cache: Any) -> Tensor:
-        if self._position_ids is None:
-            position_ids = torch.arange(positions.start, positions.stop, device=embeds.device)[None]
-        else:
-            position_ids = self._position_ids[:, :, positions].expand(-1, len(embeds), -1)
+        copies = torch.zeros(len(embeds), dtype=torch.long)
+        decoder_inputs = {
+            name: of_examples(name, of_positions(name, value, positions), copies)
+            for name, value in self._decoder_inputs.items()
+        }
+        if decoder_inputs.get("position_ids") is None:
+            decoder_inputs["position_ids"] = torch.arange(positions.start, positions.stop, device=embeds.device)[None]
         if cache is None:
-            whole: Tensor = self.model(Merged(embeds, None, None, {"position_ids": position_ids}))
+            whole: Tensor = self.model(Merged(embeds, None, None, decoder_inputs))
             return whole
         behind = {self._cache_name: cache, "use_cache": True}
-        logits: Tensor = self.model(embeds, attention_mask=None, position_ids=position_ids, **behind)
+        logits: Tensor = self.model(embeds, attention_mask=None, **decoder_inputs, **behind)
         return logits
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.patches.both.logit_rows import LogitRows
+from lensplug.patches.decoder_inputs import of_an_answer
 from lensplug.patches.merged_embeddings import Merged, padded, refuse_long_answer
 from lensplug.patches.patch import in_force
 
@@ -109,7 +110,9 @@ class BridgeDecoding(Decoding):
         return words
 
     def _step(self, embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
-        decoder_inputs = {} if past else dict(self._prompt.decoder_inputs)
+        decoder_inputs = dict(self._prompt.decoder_inputs)
+        if past:
+            decoder_inputs = of_an_answer(decoder_inputs, self._prompt.embeds.shape[1], past)
         if "position_ids" not in decoder_inputs:
             decoder_inputs["position_ids"] = self._positions(attention_mask, past, embeds)
         arguments = {
@@ -121,13 +124,8 @@ class BridgeDecoding(Decoding):
         logits: Tensor = self.model(embeds, **arguments)
         return logits
 
-    def _positions(self, attention_mask: Tensor | None, past: int, embeds: Tensor) -> Int[Tensor, "... pos"]:
-        """As Hugging Face counts them: attended positions, and behind positions of three parts from their largest."""
-        parts = self._prompt.decoder_inputs.get("position_ids")
-        if parts is not None:
-            following = parts[-3:].amax(dim=(0, 2)) + 1 + past - self._prompt.embeds.shape[1]
-            three_parts: Tensor = following[None, :, None].expand(3, -1, 1)
-            return three_parts
+    def _positions(self, attention_mask: Tensor | None, past: int, embeds: Tensor) -> Int[Tensor, "example pos"]:
+        """As Hugging Face counts them: attended positions."""
         if attention_mask is None:
             return torch.arange(past, self._length, device=embeds.device)[None]
         return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, past:]

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from lensplug.patches.bridge.key_value_cache import BridgeCache
+from lensplug.patches.decoder_inputs import of_an_answer
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.merged_embeddings import Merged, as_looked_up, is_merged, padded, refuse_long_answer
 from lensplug.patches.patch import Patch, PatchOfParts, in_force
@@ -38,12 +39,12 @@ class BridgeEmbeddingInput(Patch):
         loss = bridge(embeds, return_type="loss", tokens=tokens, attention_mask=mask)
     """
 
-    def __init__(self, model: Any, *, beside: str | None = None) -> None:
+    def __init__(self, model: Any, *, beside: tuple[str, ...] = ()) -> None:
         """Keep `model`; nothing is changed before `apply`.
 
         Args:
             model: A TransformerBridge.
-            beside: The additional input of its core, "position_ids" or "attention_mask"; None: nothing, or what a
+            beside: Names of the additional inputs of its core, as in `decoder_inputs.KINDS`; none: nothing, or what a
                 patch of this kind that is in force already says.
         """
         super().__init__(model)
@@ -55,7 +56,7 @@ class BridgeEmbeddingInput(Patch):
         return {"forward": self.forward, "generate": self.generate, "to_tokens": self.to_tokens}
 
     def _options(self) -> dict[str, Any]:
-        return {} if self._beside is None else {"beside": self._beside}
+        return {"beside": self._beside} if self._beside else {}
 
     def forward(
         self,
@@ -113,7 +114,8 @@ class BridgeEmbeddingInput(Patch):
         merged = self._merged(input, None, attention_mask)
         merged.refuse_padding_at_the_end()
         if merged.decoder_inputs and not kwargs.get("use_past_kv_cache", True):
-            raise LensplugError(f"a core that is given {self._beside} generates with use_past_kv_cache=True.")
+            names = " and ".join(merged.decoder_inputs)
+            raise LensplugError(f"a core that is given {names} generates with use_past_kv_cache=True.")
         prompt = merged.tokens if kwargs.get("return_type", "input") in ("input", "tokens") else None
         with in_force(BridgeCache(self.target)), in_force(_GenerationSteps(self.target, merged, self._forward)):
             output = self._generate(merged.embeds, *args, **kwargs)
@@ -121,10 +123,10 @@ class BridgeEmbeddingInput(Patch):
 
     def _merged(self, input: Any, tokens: Tensor | None, attention_mask: Any) -> Merged:
         merged = Merged.of(self.target, input, tokens, attention_mask)
-        if self._beside is not None and self._beside not in merged.decoder_inputs:
+        if not merged.decoder_inputs.keys() >= set(self._beside):
             raise LensplugError(
-                f"this core is given {self._beside} by its model, besides embeddings: give the inputs of lens.prepare"
-                " (lens.encode) themselves, not their embeds."
+                f"this core is given {' and '.join(self._beside)} by its model, besides embeddings: give the inputs of"
+                " lens.prepare (lens.encode) themselves, not their embeds."
             )
         return merged
 
@@ -159,10 +161,7 @@ class _Step(Patch):
             # transformers has renamed the cache, and warns of the old name at every step.
             renamed = "cache" in signature(type(self.target.original_model).forward).parameters
             kwargs["cache" if renamed else "past_key_values"] = past_key_values
-            if (positions := self._prompt.decoder_inputs.get("position_ids")) is not None:
-                # Words go on behind the largest position of any part.
-                following = positions[-3:].amax(dim=(0, 2)) + 1 + n_cached - self._prompt.embeds.shape[1]
-                kwargs["position_ids"] = following[None, :, None].expand(3, -1, 1)
+            kwargs |= of_an_answer(self._prompt.decoder_inputs, self._prompt.embeds.shape[1], n_cached)
         return self._forward(self.target.embed.hook_out(embeds.clone()), *args, **kwargs)
 
 

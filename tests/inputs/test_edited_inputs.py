@@ -15,6 +15,7 @@ from lensplug import LensplugError, analysis
 from lensplug.analysis.interventions import ablation_run
 from lensplug.analysis.interventions.ablation_run import AblationRun, Example
 from lensplug.inputs.edited_inputs import in_place
+from lensplug.patches.decoder_inputs import KINDS
 
 
 @once
@@ -95,11 +96,11 @@ def test_without_some_words_the_image_stays(lens, given, inputs):
 def test_a_part_of_an_image_is_refused_where_the_model_must_be_asked(lens, inputs):
     part = inputs.modality.mask("image").clone()
     part[0, part[0].nonzero()[0]] = False
-    if lens.core.beside is None:
+    if not lens.core.beside:
         kept = lens.without(inputs, part).attention_mask.sum(1)
         assert torch.equal(kept, (inputs.attention_mask.bool() & ~part).sum(1))
     else:
-        with pytest.raises(LensplugError, match=f"some positions of image .*{lens.core.beside}"):
+        with pytest.raises(LensplugError, match=f"some positions of image .*{' and '.join(lens.core.beside)}"):
             lens.without(inputs, part)
 
 
@@ -147,7 +148,7 @@ def test_one_prompt_has_variants_as_two_have(lens, given):
     variant = in_place(one, one.embeds[examples], examples)
     for name, value in variant.decoder_inputs.items():
         for held in value.values() if isinstance(value, dict) else [value]:
-            assert held.shape[name == "position_ids"] == 3, "as many as the examples that run"
+            assert held.shape[KINDS[name].example] == 3, "as many as the examples that run"
     words = one.modality.mask("text")
     curve = analysis.deletion_curve(lens, one, torch.rand(words.shape), 5, among="text", steps=2, draws=1)
     hidden = hidden_in_the_decoder(lens, one, words & one.attention_mask.bool())[:, -1].log_softmax(-1)[:, 5]

@@ -142,7 +142,7 @@ def test_what_a_core_is_given_besides_is_not_taken_away(case):
     with patches.BridgeEmbeddingInput(lens.model):
         pass
     with pytest.raises(LensplugError, match="BridgeEmbeddingInput is in force .* with other beside"):
-        patches.BridgeEmbeddingInput(lens.model, beside="position_ids").apply()
+        patches.BridgeEmbeddingInput(lens.model, beside=("position_ids",)).apply()
     close(lens.model(inputs), lens.model(inputs.embeds))
 
 

@@ -116,8 +116,8 @@ class AblationRun:
         if variant.decoder_inputs:
             raise LensplugError(
                 f"answers of several tokens cannot be scored with {self.lens.core.name}, whose core is given"
-                f" {self.lens.core.beside} besides: choose answers of one token, or scoring='first' where the first"
-                " pieces differ."
+                f" {' and '.join(self.lens.core.beside)} besides: choose answers of one token, or"
+                " scoring='first' where the first pieces differ."
             )
         batch = len(variant.embeds)
         tokens = torch.tensor([list(answer_tokens)], device=variant.embeds.device)
