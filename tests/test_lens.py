@@ -238,3 +238,8 @@ def test_a_word_that_is_not_one_token_names_its_pieces(lens, word, message):
 def test_says_what_it_is(lens):
     assert "LlavaOnevisionForConditionalGeneration" in repr(lens) and "6 layers x 6 heads, d_model 96" in repr(lens)
     assert lens.prepare(QUESTION, images=[scene(48, 48)]).modality.names == ("text", "image")
+
+
+def test_a_call_with_a_wrong_argument_is_named_as_it_was_made(lens, inputs):
+    with pytest.raises(lensplug.LensplugError, match=r"^MultimodalLens\.generate: .*'max_tokens'"):
+        lens.generate(inputs, max_tokens=3)

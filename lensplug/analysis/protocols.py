@@ -25,10 +25,6 @@ class Lens(Protocol):
     """The language core as a TransformerLens model: a HookedTransformer or a TransformerBridge."""
 
     @property
-    def engine(self) -> str:
-        """Which of the two."""
-
-    @property
     def core(self) -> Core:
         """What the model was made of."""
 

@@ -274,8 +274,10 @@ def _refuse_call(function: Callable[..., Any], args: Any, kwargs: Any) -> None:
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
+        is_method = next(iter(signature.parameters), None) == "self"
+        called = f"{type(args[0]).__name__}.{function.__name__}" if is_method and args else function.__qualname__
         names = ", ".join(name for name in signature.parameters if name != "self")
-        raise LensplugError(f"{function.__qualname__}: {error}. Its arguments are {names}.") from error
+        raise LensplugError(f"{called}: {error}. Its arguments are {names}.") from error
 
 
 @cache

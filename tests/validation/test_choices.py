@@ -65,7 +65,8 @@ def public_functions():
 
 
 def methods(found):
-    for name, method in vars(found).items():
+    for name in dir(found):
+        method = inspect.getattr_static(found, name)
         method = getattr(method, "__func__", method)
         if not name.startswith("_") and inspect.isfunction(method):
             yield f"{found.__name__}.{name}", method

@@ -52,7 +52,6 @@ class OnPlain:
     """A lens whose core is given embeddings and padding alone."""
 
     model = tokenizer = None
-    engine = "none"
     core = LanguageCore(None, torch.nn.Linear(1, 1), SimpleNamespace(model_type="llama"), "plain", {})
 
     def without(self, inputs, positions):
