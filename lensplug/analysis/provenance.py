@@ -87,6 +87,8 @@ class Provenance:
         """
         edits = tuple(getattr(model, "interventions", ()) if interventions is None else interventions)
         options = {**(options or {}), **({"interventions": "; ".join(edits)} if edits else {})}
+        if proof := getattr(model, "proof", ""):  # of cores that lensplug's own tests do not cover
+            options["proof"] = proof
         cfg = getattr(model, "cfg", None)
         # The model's dtype where it is known: norm scales are fp32 in every model, and not in every cache.
         dtype = getattr(cfg, "dtype", None)

@@ -71,6 +71,13 @@ def build(
     raise LensplugError(" And: ".join(str(reason).removesuffix(" Use engine='bridge'.") for reason in reasons))
 
 
+def is_tested(core: LanguageCore) -> bool:
+    """Whether lensplug's own tests cover cores of this kind, with every engine that takes them."""
+    from lensplug.patches.bridge.core import CORES
+
+    return core.model_type in CORES
+
+
 def attention_rows(
     engine: EngineName,
     model: Any,

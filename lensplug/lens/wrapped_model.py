@@ -8,6 +8,7 @@ from typing import Any
 from lensplug import engines
 from lensplug.engines.copying import copy_together
 from lensplug.hf.language_core import LanguageCore
+from lensplug.proof.report import Proof
 from lensplug.provenance import fingerprint as checkpoint
 
 
@@ -23,6 +24,7 @@ class WrappedModel:
         *,
         engine: engines.EngineName,
         process_weights: bool = False,
+        proof: Proof | None = None,
     ) -> None:
         """Use `lensplug.wrap` or `lensplug.load`."""
         self.hf_model = hf_model
@@ -31,6 +33,7 @@ class WrappedModel:
         self.model = model
         self.engine = engine
         self.process_weights = process_weights
+        self.proof = Proof(core.name, engine, "", (), "not proved") if proof is None else proof
         checkpoint.remember(model, hf_model, core.decoder, core.head)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WrappedModel:
@@ -38,7 +41,11 @@ class WrappedModel:
         hf_model, model = copy_together(self.hf_model, self.model, memo)
         processor = copy.deepcopy(self.processor, memo)
         core = LanguageCore.of(hf_model)
-        return type(self)(hf_model, processor, core, model, engine=self.engine, process_weights=self.process_weights)
+        options: dict[str, Any] = {"engine": self.engine, "process_weights": self.process_weights, "proof": self.proof}
+        return type(self)(hf_model, processor, core, model, **options)
+
+    proof: Proof
+    """What was proved of the wrapped core when it was wrapped: `print(lens.proof)`, `lens.proof.to_dataframe()`."""
 
     @property
     def tokenizer(self) -> Any:

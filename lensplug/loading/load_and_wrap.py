@@ -18,6 +18,7 @@ from lensplug.hf.seam import run_to_seam
 from lensplug.lens import MultimodalLens
 from lensplug.loading import folder as load_folder
 from lensplug.loading import options as load_options
+from lensplug.loading.proved import standing_of
 from lensplug.loading.wrap_arguments import refuse_not_loaded, refuse_other_models, refuse_other_processors
 from lensplug.model_files import folder_checks
 from lensplug.model_files.failures import failures_explained
@@ -38,6 +39,7 @@ def load(
     engine: engines.Engine = "auto",
     process_weights: bool = False,
     check: bool = True,
+    prove: bool | None = None,
     trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> MultimodalLens:
@@ -53,6 +55,7 @@ def load(
         engine: See `wrap`.
         process_weights: See `wrap`.
         check: See `wrap`.
+        prove: See `wrap`.
         trust_remote_code: Run the code that comes with the model, with all that you may do. Read it first, and give
             the `revision` that you have read. The lens is refused where it computes something else (`check`).
         **kwargs: For `from_pretrained`, such as `revision` or `local_files_only`. What would split, offload or quantise
@@ -96,7 +99,7 @@ def load(
             " which would be random numbers: are these the weights of this configuration?"
         )
     hf_model = hf_model.to(device).eval()
-    return wrap(hf_model, processor, engine=engine, process_weights=process_weights, check=check)
+    return wrap(hf_model, processor, engine=engine, process_weights=process_weights, check=check, prove=prove)
 
 
 @checked
@@ -107,6 +110,7 @@ def wrap(
     engine: engines.Engine = "auto",
     process_weights: bool = False,
     check: bool = True,
+    prove: bool | None = None,
 ) -> MultimodalLens:
     """Make the language core of a Hugging Face model a TransformerLens model.
 
@@ -122,12 +126,19 @@ def wrap(
             they are shared with `hf_model`. Logits are then centred at each position.
         check: Compare both on a short text, and refuse when they differ. `lens.check(inputs)` is the
             full comparison, on your input.
+        prove: Prove the wrapped core against this very model before it is returned: streams, patterns, edits,
+            gradients, generation (`lens.proof`). None proves what lensplug's own tests do not; True proves all, False
+            nothing, and `lens.proof` says so.
 
     Raises:
         LensplugError: If the model has no language core of its own, or one that cannot be wrapped
-            exactly; the reason is named.
+            exactly; the reason is named. Of a proof that failed, the first check that did.
     """
     refuse_other_models(hf_model, processor)
+    if prove and process_weights:
+        raise LensplugError(
+            "a proof compares with the weights as they are, and process_weights changes them: leave one of them out."
+        )
     given_processor = processor
     if is_bridge(hf_model) and processor is None:
         processor = getattr(hf_model, "processor", None) or hf_model.tokenizer
@@ -145,6 +156,7 @@ def wrap(
         report = _short_check(lens)
         if not report.agrees:
             raise LensplugError(f"{report} wrap(..., check=False) gives the lens all the same, to look into.")
+    standing_of(lens, prove)
     return lens
 
 

@@ -113,7 +113,7 @@ class BridgeDecoding(Decoding):
         decoder_inputs = dict(self._prompt.decoder_inputs)
         if past:
             decoder_inputs = of_an_answer(decoder_inputs, self._prompt.embeds.shape[1], past)
-        if "position_ids" not in decoder_inputs:
+        if decoder_inputs.get("position_ids") is None:  # words alone: a model of three-part positions gives none
             decoder_inputs["position_ids"] = self._positions(attention_mask, past, embeds)
         arguments = {
             "attention_mask": attention_mask,

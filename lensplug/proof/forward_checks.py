@@ -1,0 +1,242 @@
+"""The same prompt through both models: logits, the residual stream behind every layer, patterns, their rows, the sum.
+
+What is compared is recorded in one run of each: `Run.of` keeps it. A stream that is wrong in one layer is wrong in all
+behind it; each layer by itself is `layer_checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lensplug import engines
+from lensplug.proof.measures import Tally, apart
+from lensplug.proof.pair import PROJECTIONS, Pair, on_input, on_output, stream
+from lensplug.proof.prompts import Prompt
+from lensplug.proof.report import Check
+
+BESIDE_THE_BLOCKS = ("hook_deepstack",)
+"""Terms of the residual stream that are no block's, by layer: `blocks.0.hook_deepstack`."""
+
+
+@dataclass
+class Run:
+    """What both models made of one prompt."""
+
+    prompt: Prompt
+    expected_logits: Tensor
+    logits: Tensor
+    entering: dict[int, Tensor] = field(default_factory=dict)
+    """Hugging Face's stream before each layer."""
+    leaving: dict[int, Tensor] = field(default_factory=dict)
+    """And behind it."""
+    patterns: dict[int, Tensor] = field(default_factory=dict)
+    """Hugging Face's patterns, of layers that have them."""
+    cache: dict[str, Tensor] = field(default_factory=dict)
+    """The wrapped core's activations."""
+    outputs: dict[int, dict[nn.Module, Tensor]] = field(default_factory=dict)
+    """What the parts of some of Hugging Face's layers return."""
+    by_heads: dict[int, Tensor] = field(default_factory=dict)
+    """What the matrix behind their heads is given."""
+
+    @classmethod
+    def of(cls, pair: Pair, prompt: Prompt, parts_of: Sequence[int] = ()) -> Run:
+        """Run both, and keep what is compared; of the layers `parts_of` also what their parts made."""
+        run = cls(prompt, torch.empty(0), torch.empty(0))
+        handles = run._watch_parts(pair, parts_of)
+        for layer, module in enumerate(pair.layers):
+            handles.append(on_input(module, partial(_note, run.entering, layer)))
+            handles.append(on_output(module, partial(_note, run.leaving, layer)))
+            for part in module.children():
+                handles.append(part.register_forward_hook(_Patterns(run.patterns, layer, prompt.tokens.shape[1])))
+        run.expected_logits = pair.reference(prompt, handles)
+        kinds = (
+            "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_pattern",
+            *BESIDE_THE_BLOCKS,
+        )  # fmt: skip
+        names = ["hook_embed", *(f"blocks.{layer}.{kind}" for layer in range(len(pair.layers)) for kind in kinds)]
+
+        def keep(value: Tensor, hook: Any) -> None:
+            run.cache[hook.name] = value.detach().clone()
+
+        run.logits = pair.wrapped(prompt, [(name, keep) for name in names if name in pair.hook_names])
+        return run
+
+    def _watch_parts(self, pair: Pair, layers: Sequence[int]) -> list[Any]:
+        handles = []
+        for layer in layers:
+            outputs = self.outputs.setdefault(layer, {})
+            for part in pair.layers[layer].children():
+                handles.append(part.register_forward_hook(_Outputs(outputs)))
+            attention = pair.attention_of(layer)
+            behind = None if attention is None else pair.part(layer, PROJECTIONS, attention)
+            if behind is not None:
+                handles.append(on_input(behind, partial(_note, self.by_heads, layer)))
+        return handles
+
+    def kept(self, layer: int, kind: str) -> Tensor | None:
+        """The wrapped core's activation of a layer; None where it has no such hook, or it did not fire."""
+        return self.cache.get(f"blocks.{layer}.{kind}")
+
+
+class _Patterns:
+    """A hook that notes the pattern that a part of a layer returns beside its output, if it does."""
+
+    def __init__(self, patterns: dict[int, Tensor], layer: int, length: int) -> None:
+        self._patterns, self._layer, self._length = patterns, layer, length
+
+    def __call__(self, module: Any, args: Any, output: Any) -> None:
+        beside = output[1:] if isinstance(output, tuple) else ()
+        for value in beside:
+            if isinstance(value, Tensor) and value.ndim == 4 and value.shape[-2:] == (self._length,) * 2:
+                self._patterns[self._layer] = value
+
+
+def _note(place: dict[int, Tensor], layer: int, value: Tensor) -> None:
+    place[layer] = value
+
+
+class _Outputs:
+    """A hook that notes what a part returns."""
+
+    def __init__(self, outputs: dict[nn.Module, Tensor]) -> None:
+        self._outputs = outputs
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._outputs[module] = stream(output)
+
+
+def checks(pair: Pair, run: Run, tolerance: float) -> list[Check]:
+    """Logits, streams, patterns, rows and sums of one run."""
+    where = "" if run.prompt.name == "text" else f", {run.prompt.name}"
+    name = f" ({run.prompt.name})" if where else ""
+    real = run.prompt.real
+    residuals = Tally(f"every layer's residual stream{name}", tolerance)
+    for layer in range(len(pair.layers)):
+        for kind, expected in (("hook_resid_pre", run.entering), ("hook_resid_post", run.leaving)):
+            found, hf = run.kept(layer, kind), expected.get(layer)
+            if found is None or hf is None:
+                residuals.add(float("inf"), f"layer {layer}, no {kind}")
+            elif hf.shape != found.shape or hf.shape[:2] != real.shape:
+                residuals.add(float("inf"), f"layer {layer}, {kind} has the shape {list(found.shape)}")
+            else:
+                residuals.add(apart(found[real], hf[real]), f"layer {layer}, {kind}{where}")
+    logits = Tally(f"logits{name}", tolerance)
+    logits.add(apart(run.logits[real], run.expected_logits[real]), f"the head{where}")
+    return [
+        residuals.check(),
+        logits.check(),
+        *_of_patterns(pair, run, tolerance, name),
+        _sums(pair, run, tolerance, name),
+    ]
+
+
+def _of_patterns(pair: Pair, run: Run, tolerance: float, name: str) -> list[Check]:
+    patterns = Tally(f"attention patterns{name}", tolerance)
+    rows_tally = Tally(f"query_positions rows{name}", tolerance)
+    without, unseen = [], []
+    real = run.prompt.real
+    for layer in range(len(pair.layers)):
+        found, expected = run.kept(layer, "attn.hook_pattern"), run.patterns.get(layer)
+        if found is None:
+            without.append(layer)
+        elif expected is None:
+            unseen.append(layer)
+        else:
+            patterns.add(_patterns_apart(found, expected, real), f"layer {layer}{name}")
+    checks = [patterns.check("no layer has patterns")]
+    if without:
+        which = ", ".join(map(str, without))
+        checks.append(Check(f"patterns of layers {which}", "not proved", why="they have none: they do not attend"))
+    if unseen:
+        which = ", ".join(map(str, unseen))
+        checks.append(
+            Check(f"patterns of layers {which}", "not proved", why="Hugging Face's eager attention returns none there")
+        )
+    rows = _chosen_rows(real)
+    for layer, found in _rows_of(pair, run.prompt, rows).items():
+        whole = run.kept(layer, "attn.hook_pattern")
+        if whole is not None:
+            expected = whole.float().gather(2, rows[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3]))
+            rows_tally.add(apart(found.transpose(1, 2), expected.transpose(1, 2)), f"layer {layer}{name}")
+    checks.append(rows_tally.check("no layer has patterns"))
+    return checks
+
+
+def _patterns_apart(found: Tensor, expected: Tensor, real: Tensor) -> float:
+    """The largest difference of a probability, at queries that are not padding."""
+    if found.shape != expected.shape:
+        return float("inf")
+    difference = (found.float() - expected.float()).abs().transpose(1, 2)[real]
+    return float(difference.nan_to_num(nan=torch.inf).max()) if difference.numel() else 0.0
+
+
+def _chosen_rows(real: Tensor) -> Tensor:
+    """For each example a few query positions that are no padding: the first, one in the middle, the last."""
+    length = real.shape[1]
+    first = real.int().argmax(dim=1)
+    return torch.stack([first, (first + length) // 2, torch.full_like(first, length - 1)], dim=1)
+
+
+def _rows_of(pair: Pair, prompt: Prompt, rows: Tensor) -> dict[int, Tensor]:
+    """The rows of patterns that `query_positions` gives."""
+    found: dict[int, Tensor] = {}
+
+    def keep(value: Tensor, hook: Any) -> None:
+        found[hook.layer()] = value.detach().clone()
+
+    names = [n for n in pair.hook_names if n.endswith("attn.hook_pattern")]
+    with engines.attention_rows(pair.engine, pair.model, rows):
+        pair.wrapped(prompt, [(name, keep) for name in names])
+    return found
+
+
+def _sums(pair: Pair, run: Run, tolerance: float, name: str) -> Check:
+    """What `decompose_resid` adds up: the embedding and what every part wrote, against the stream."""
+    tally = Tally(f"decompose_resid sums{name}", tolerance)
+    embedding = run.cache.get("hook_embed")
+    if embedding is None:
+        return Check(tally.name, "failed", why="hook_embed did not fire")
+    real = run.prompt.real
+    total = embedding.float()
+    for layer in range(len(pair.layers)):
+        for kind, behind in (("hook_attn_out", "hook_resid_mid"), ("hook_mlp_out", "hook_resid_post")):
+            written = run.kept(layer, kind)
+            total = total if written is None else total + written.float()
+            reached = run.kept(layer, behind)
+            if reached is not None and reached.shape == total.shape:
+                tally.add(apart(total[real], reached.float()[real]), f"layer {layer}, {behind}{name}")
+        for kind in BESIDE_THE_BLOCKS:
+            if (added := run.kept(layer, kind)) is not None:
+                total = total + added.float()
+    return tally.check()
+
+
+def alike_unpadded(padded: Run, tolerance: float) -> list[Check]:
+    """Whether a row padded at the left is the first row of its batch, which is not, as far as both go."""
+    padding = int((~padded.prompt.real[-1]).sum())
+    length = padded.prompt.tokens.shape[1] - padding
+    tally = Tally("left padding equals unpadded", tolerance)
+    ours = apart(padded.logits[-1, padding:], padded.logits[0, :length])
+    theirs = apart(padded.expected_logits[-1, padding:], padded.expected_logits[0, :length])
+    tally.add(ours, "the padded row")
+    if theirs > tolerance:
+        why = f"Hugging Face's own logits differ by {theirs:.1e} there"
+        return [Check(tally.name, "not proved", ours, tolerance, why=why)]
+    return [tally.check()]
+
+
+def layers_of_kinds(pair: Pair, run: Run, at_most: int = 4) -> Sequence[int]:
+    """A layer of each kind, the middle one of its kind; kinds differ in their parts, their attention and its window."""
+    kinds: dict[Any, list[int]] = {}
+    for layer, module in enumerate(pair.layers):
+        attention = pair.attention_of(layer)
+        window = None if attention is None else getattr(attention, "sliding_window", None)
+        parts = tuple(type(part).__name__ for part in module.children())
+        kinds.setdefault((type(module).__name__, parts, window, layer in run.patterns), []).append(layer)
+    return sorted(layers[len(layers) // 2] for layers in kinds.values())[:at_most]

@@ -1,0 +1,83 @@
+"""Gradients with respect to the embeddings and to every pattern, against Hugging Face's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lensplug.proof.measures import Tally, apart
+from lensplug.proof.pair import Pair, noise
+from lensplug.proof.prompts import Prompt
+from lensplug.proof.report import Check
+
+Gradients = tuple[list[Tensor], dict[int, Tensor | None]]
+"""With respect to the embeddings, and to the pattern of each layer; None where none reaches it."""
+
+
+def checks(pair: Pair, prompt: Prompt, tolerance: float) -> list[Check]:
+    """Of a sum of all logits, weighted by chance."""
+    with torch.enable_grad():
+        found, found_patterns = _wrapped(pair, prompt)
+        expected, expected_patterns = _reference(pair, prompt)
+    embeds = Tally("gradients of the embeddings", tolerance)
+    embeds.add(apart(found[0], expected[0]), "the embeddings")
+    patterns = Tally("gradients of the patterns", tolerance)
+    for layer, gradient in sorted(found_patterns.items()):
+        hf = expected_patterns.get(layer)
+        if gradient is None:
+            patterns.add(float("inf"), f"layer {layer}, which no gradient reaches")
+        elif hf is not None:
+            # Of keys that a query does not see a gradient means nothing: one of them masks before, one behind.
+            length = gradient.shape[-1]
+            seen = torch.ones(length, length, dtype=torch.bool, device=gradient.device).tril()
+            patterns.add(apart((gradient * seen).flatten(1), (hf * seen).flatten(1)), f"layer {layer}")
+    return [embeds.check(), patterns.check("no layer has patterns in both")]
+
+
+def _wrapped(pair: Pair, prompt: Prompt) -> Gradients:
+    leaf = _leaf(pair, prompt)
+    patterns: dict[int, Tensor] = {}
+
+    def keep(value: Tensor, hook: Any) -> None:
+        patterns[hook.layer()] = value
+
+    hooks: list[Any] = [(name, keep) for name in pair.hook_names if name.endswith("attn.hook_pattern")]
+    logits = pair.wrapped(prompt, [("hook_embed", lambda value, hook: leaf), *hooks])
+    return _gradients(logits, leaf, patterns)
+
+
+def _reference(pair: Pair, prompt: Prompt) -> Gradients:
+    leaf = _leaf(pair, prompt)
+    patterns: dict[int, Tensor] = {}
+    length = prompt.tokens.shape[1]
+
+    def embed(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return (), {**kwargs, "input_ids": None, "inputs_embeds": leaf}
+
+    def keep(layer: int, output: Any) -> None:
+        for value in output[1:] if isinstance(output, tuple) else ():
+            if isinstance(value, Tensor) and value.ndim == 4 and value.shape[-2:] == (length, length):
+                patterns[layer] = value
+
+    handles = [pair.core.decoder.register_forward_pre_hook(embed, with_kwargs=True)]
+    for layer, module in enumerate(pair.layers):
+        for part in module.children():
+            handles.append(part.register_forward_hook(lambda _, __, output, layer=layer: keep(layer, output)))
+    return _gradients(pair.reference(prompt, handles), leaf, patterns)
+
+
+def _leaf(pair: Pair, prompt: Prompt) -> Tensor:
+    weights = next(pair.layers[0].parameters())  # float32 within `full_precision`
+    return prompt.embeds.detach().to(weights.dtype).clone().requires_grad_()
+
+
+def _gradients(logits: Tensor, leaf: Tensor, patterns: dict[int, Tensor]) -> Gradients:
+    with_gradient = {layer: value for layer, value in patterns.items() if value.requires_grad}
+    total = (logits.float() * noise(logits.float())).sum()
+    gradients = torch.autograd.grad(total, [leaf, *with_gradient.values()], allow_unused=True)
+    found: dict[int, Tensor | None] = dict.fromkeys(patterns)
+    found |= dict(zip(with_gradient, gradients[1:], strict=True))
+    reached = gradients[0]
+    return [torch.full_like(leaf, torch.nan) if reached is None else reached], found
