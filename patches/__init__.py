@@ -9,7 +9,8 @@ attention the speed of SDPA, and patterns of chosen rows only; `mlp_in_place` co
 
 For a bridge alone: `hook_names` gives its hooks HookedTransformer's names, one each; `padding` keeps padding from
 attending; `key_value_cache` finds the cache when it generates; `resid_mid` lets an edit between attention and MLP
-reach the stream; `unbridged` takes a bridge's components out of a Hugging Face model.
+reach the stream; `deepstack` hooks features that are added between blocks, and `routing` which
+experts a token takes; `unbridged` takes a bridge's components out of a Hugging Face model.
 
 `both/`: `logit_rows` gives logits of chosen positions; `from_layer` begins runs at a layer; `checkpointed_blocks` lets
 a backward pass keep the blocks' inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding;
@@ -29,10 +30,12 @@ PATCHES = {
     "AttentionRows": "lensplug.patches.hooked_transformer.attention_rows",
     "BridgeAttentionRows": "lensplug.patches.bridge.attention_rows",
     "BridgeCache": "lensplug.patches.bridge.key_value_cache",
+    "BridgeDeepstack": "lensplug.patches.bridge.deepstack",
     "BridgeEmbeddingInput": "lensplug.patches.bridge.embedding_input",
     "BridgeMLPInPlace": "lensplug.patches.bridge.mlp_in_place",
     "BridgePadding": "lensplug.patches.bridge.padding",
     "BridgeResidMid": "lensplug.patches.bridge.resid_mid",
+    "BridgeRouting": "lensplug.patches.bridge.routing",
     "BridgeUnwatchedBlocks": "lensplug.patches.bridge.unwatched_blocks",
     "CheckpointedBlocks": "lensplug.patches.both.checkpointed_blocks",
     "ConfigFix": "lensplug.patches.hooked_transformer.core",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 NAMES_OF_PARTS = ("temporal", "height", "width")
@@ -32,8 +32,12 @@ class Kind:
 KINDS = {
     "position_ids": Kind(example=-2, positions=(-1,)),
     "attention_mask": Kind(example=-4, positions=(-2, -1), of_one_position=False),
+    "deepstack": Kind(example=-3, positions=(-2,)),
 }
-"""Name in `decoder_inputs` -> what it is like."""
+"""Name in `decoder_inputs` -> what it is like.
+
+"deepstack", `[layer batch pos d_model]`: what the first layers add to the stream at the end of each, zero where there
+is no image; transformers gives it as a mask and a list of features."""
 
 
 def of_examples(name: str, value: Any, examples: Int[Tensor, " chosen"]) -> Any:
@@ -86,6 +90,17 @@ def of_an_answer(decoder_inputs: Mapping[str, Any], prompt_length: int, past: in
     largest = positions.amax(dim=-1) if positions.ndim == 2 else parts.amax(dim=(0, 2))
     following = (largest + 1 + past - prompt_length)[:, None]
     return {"position_ids": following if positions.ndim == 2 else following.expand(len(parts), -1, 1)}
+
+
+def of_replaced(decoder_inputs: Mapping[str, Any], replaced: Bool[Tensor, "example pos"]) -> dict[str, Any]:
+    """All of them where the embeddings of some positions are replaced: what layers add there goes as well.
+
+    It is the same medium's as the embedding, and the model would still see it.
+    """
+    features = decoder_inputs.get("deepstack")
+    if features is None:
+        return dict(decoder_inputs)
+    return {**decoder_inputs, "deepstack": features.masked_fill(replaced.to(features.device)[..., None], 0)}
 
 
 def depend_on_others(decoder_inputs: Mapping[str, Any]) -> bool:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformer_lens import ActivationCache
 from transformer_lens.utilities import Slice, get_act_name
 
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.patches.bridge.deepstack_cache import DeepstackCache
 from lensplug.provenance.fingerprint import fingerprint
 from lensplug.reductions import names as hook_names
 from lensplug.reductions.mixing import Mixing
@@ -27,7 +27,7 @@ from lensplug.reductions.mixing import Mixing
 Texts = tuple[tuple[str, ...], ...]
 
 
-class LensCache(ActivationCache):
+class LensCache(DeepstackCache):
     """Activations by TransformerLens's names, and which position is what."""
 
     attention_mask: Int[Tensor, "batch pos"]
@@ -205,5 +205,5 @@ def _of_every_position(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _method in READ_BY_POSITION:  # those that this version of TransformerLens has
-    if hasattr(ActivationCache, _method):
-        setattr(LensCache, _method, _of_every_position(getattr(ActivationCache, _method)))
+    if hasattr(DeepstackCache, _method):
+        setattr(LensCache, _method, _of_every_position(getattr(DeepstackCache, _method)))

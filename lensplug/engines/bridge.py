@@ -59,15 +59,19 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     from lensplug.patches.both.logit_directions import LogitDirections
     from lensplug.patches.both.placeholders import PlaceholdersRefused
     from lensplug.patches.bridge.core import build_language_bridge
+    from lensplug.patches.bridge.deepstack import BridgeDeepstack
     from lensplug.patches.bridge.embedding_input import BridgeEmbeddingInput
     from lensplug.patches.bridge.hook_names import HookNames
     from lensplug.patches.bridge.key_value_cache import BridgeCache
     from lensplug.patches.bridge.mlp_in_place import BridgeMLPInPlace
     from lensplug.patches.bridge.padding import BridgePadding
     from lensplug.patches.bridge.resid_mid import BridgeResidMid
+    from lensplug.patches.bridge.routing import BridgeRouting
 
     model = build_language_bridge(core, tokenizer=tokenizer, process_weights=process_weights, model_name=core.name)
-    for patch in (BridgeResidMid, HookNames, BridgeCache, BridgePadding, BridgeMLPInPlace, LogitDirections):
+    BridgeResidMid(model).apply()
+    BridgeDeepstack(model, core.n_deepstack).apply()
+    for patch in (BridgeRouting, HookNames, BridgeCache, BridgePadding, BridgeMLPInPlace, LogitDirections):
         patch(model).apply()
     if "attention_mask" in core.beside:
         model.cfg.looks_ahead_within = "image"  # of the masks that its model gives it: `cache.reading` reads it

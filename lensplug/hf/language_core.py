@@ -23,7 +23,6 @@ PLACEHOLDERS = ("image", "video", "audio")
 
 UNSUITABLE = {
     "paligemma": "its attention is bidirectional over the image and the prompt",
-    "qwen3_vl_text": "it adds image features to the residual stream between blocks",
 }
 """Models, and text cores, that merge by rules that no engine computes, by `model_type`."""
 
@@ -34,6 +33,11 @@ BESIDE = {
     ),
     "qwen2_vl_text": (("position_ids",), "its rotary positions have three parts (time, height, width)"),
     "qwen2_5_vl_text": (("position_ids",), "its rotary positions have three parts (time, height, width)"),
+    "qwen3_vl_text": (("position_ids", "deepstack"), "it adds image features to the residual stream between blocks"),
+    "qwen3_vl_moe_text": (
+        ("position_ids", "deepstack"),
+        "it adds image features to the residual stream between blocks",
+    ),
 }
 """Text cores whose model gives them more than embeddings and padding, by `model_type`: under which names, and why."""
 
@@ -46,6 +50,8 @@ class LanguageCore(CoreParts):
     """Name of the full model: on the hub, else of its folder, else of its class."""
     placeholder_ids: dict[str, int]
     """Modality -> the token id that its embeddings replace."""
+    n_deepstack: int = 0
+    """How many of the first layers add features of the image to the stream, at the end of each."""
 
     @classmethod
     def of(cls, hf_model: Any) -> LanguageCore:
@@ -78,13 +84,16 @@ class LanguageCore(CoreParts):
         _refuse_special_weights(name, decoder, head)
         ids = {kind: _placeholder_id(hf_model.config, kind) for kind in PLACEHOLDERS}
         placeholder_ids = {kind: token for kind, token in ids.items() if token is not None}
-        return cls(decoder, head, text_config, name_of(hf_model), placeholder_ids)
+        vision_config = getattr(hf_model.config, "vision_config", None)
+        n_deepstack = len(getattr(vision_config, "deepstack_visual_indexes", ()))
+        return cls(decoder, head, text_config, name_of(hf_model), placeholder_ids, n_deepstack)
 
     @property
     def beside(self) -> tuple[str, ...]:
         """The names of what the model gives its decoder besides embeddings and padding mask.
 
-        "attention_mask": one of its own, and not a row for each example; "position_ids": positions of several parts.
+        "attention_mask": one of its own, and not a row for each example; "position_ids": positions of several parts;
+        "deepstack": features that the first layers add to the stream.
         """
         return BESIDE[self.text_config.model_type][0] if self.text_config.model_type in BESIDE else ()
 

@@ -13,13 +13,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore, sdpa
 
-UNREAD = {"use_cache", "return_dict", "output_attentions", "output_hidden_states", "cache_position", "logits_to_keep"}
+UNREAD = {
+    "use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits", "cache_position",
+    "logits_to_keep",
+}  # fmt: skip
 """Keyword arguments of a decoder that do not change what it computes from its embeddings."""
+
+
+DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")
+"""In which arguments a decoder is given features that it adds between its layers, and at which positions."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,8 @@ def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None)
             embeds = core.decoder.embed_tokens(kwargs["input_ids"])  # a plain language model: there is nothing to merge
     if embeds is None:
         raise LensplugError("the decoder was called without inputs_embeds: there are no merged embeddings to read.")
+    if "deepstack" in core.beside:
+        decoder_inputs["deepstack"] = _deepstack(kwargs, embeds)
     if mask is None:
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
     if not isinstance(mask, Tensor) or mask.ndim != 2:
@@ -110,6 +120,8 @@ def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None)
             " attention is not plainly causal, and the core alone would compute something else."
         )
     known_names = {"inputs_embeds", "attention_mask", "position_ids", "input_ids", "cache", "past_key_values"} | UNREAD
+    if "deepstack" in core.beside:
+        known_names |= set(DEEPSTACK)
     extra = [name for name, value in kwargs.items() if name not in known_names and value is not None]
     if extra:
         raise LensplugError(
@@ -118,6 +130,17 @@ def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None)
         )
     _refuse_other_positions(None if "position_ids" in core.beside else kwargs.get("position_ids"), mask)
     return Seam(embeds.detach(), mask.long(), decoder_inputs)
+
+
+def _deepstack(kwargs: Mapping[str, Any], embeds: Tensor) -> Float[Tensor, "layer batch pos d_model"] | None:
+    """What each of the first layers adds, with a place for every position; None where there is no image."""
+    mask, features = (kwargs.get(name) for name in DEEPSTACK)
+    if mask is None or features is None:
+        return None
+    added = embeds.new_zeros(len(features), *embeds.shape)
+    for layer, of_layer in enumerate(features):
+        added[layer][mask.to(embeds.device)] = of_layer.detach().to(embeds)
+    return added
 
 
 def _refuse_other_positions(position_ids: Tensor | None, mask: Tensor) -> None:

@@ -20,7 +20,7 @@ from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
 from lensplug.hf.seam import run_to_seam
 from lensplug.inputs.multimodal_input import MEDIA_FEATURES, MultimodalInput
-from lensplug.patches.decoder_inputs import of_examples
+from lensplug.patches.decoder_inputs import of_examples, of_replaced
 from lensplug.validation.masks import Mask, as_mask
 
 FEATURE_SIZES = {"image": ("image_grid_thw",), "video": ("video_grid_thw", "second_per_grid_ts"), "audio": ()}
@@ -46,14 +46,18 @@ def in_place(
 ) -> Variant:
     """The same inputs with other embeddings.
 
+    Features that layers add at a position (Qwen3-VL) go where its embedding is another: they are the medium's too.
+
     Args:
         inputs: From `prepare` or `encode`.
         embeds: In place of theirs.
         examples: For each variant, the index of the example that it is a variant of; by default one of each.
     """
     if examples is None:
-        return Variant(embeds, inputs.attention_mask, inputs.decoder_inputs, like=lambda: inputs)
+        decoder_inputs = of_replaced(inputs.decoder_inputs, (embeds != inputs.embeds).any(dim=-1))
+        return Variant(embeds, inputs.attention_mask, decoder_inputs, like=lambda: inputs)
     decoder_inputs = {name: of_examples(name, value, examples) for name, value in inputs.decoder_inputs.items()}
+    decoder_inputs = of_replaced(decoder_inputs, (embeds != inputs.embeds[examples]).any(dim=-1))
     mask, chosen = inputs.attention_mask[examples], examples.tolist()
     return Variant(embeds, mask, decoder_inputs, like=lambda: cast(MultimodalInput, inputs[chosen]))
 

@@ -210,6 +210,8 @@ class _Sizes:
             rows, item = self._rows(plan.query_positions), item if plan.query_positions is None else 4
         elif last in ("hook_scale", "hook_normalized"):
             item = max(4, item)  # fp32 in every model, until the norm's weight
+        elif last == "hook_expert_indices":
+            item = 8
         elif last in RESIDUALS:
             rows = self._rows(plan.residual_positions)
         elif name == "unembed.hook_in":
@@ -263,6 +265,10 @@ class _Sizes:
             **dict.fromkeys(("hook_k", "hook_v", "hook_rot_k"), kv_heads * cfg.d_head),
             **dict.fromkeys(ROWS, heads * self.length),
             **dict.fromkeys(("hook_pre", "hook_pre_linear", "hook_post"), cfg.d_mlp),
+            "hook_router_logits": getattr(cfg, "num_experts", None) or 0,
+            **dict.fromkeys(
+                ("hook_expert_weights", "hook_expert_indices"), getattr(cfg, "experts_per_token", None) or 0
+            ),
             # These fire only if they are switched on in the model.
             "hook_mlp_in": cfg.d_model * cfg.use_hook_mlp_in,
             "hook_attn_in": heads * cfg.d_model * cfg.use_attn_in,

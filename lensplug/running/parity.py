@@ -236,12 +236,17 @@ def _at(
 def _first_divergent_layer(
     hf_model: Any, core: LanguageCore, model: Any, model_inputs: Mapping[str, Any], wrapped_input: Any, is_real: Tensor
 ) -> int | None:
-    """The first block after which the residual streams differ by more than the tolerance."""
+    """The first block after which the residual streams differ by more than the tolerance.
+
+    Compared is what the next block receives: a model may add something in between.
+    """
     reference: list[Tensor] = []
-    handles = [
-        layer.register_forward_hook(lambda _, __, output: reference.append(_stream(output)[is_real].float()))
-        for layer in core.decoder.layers
-    ]
+
+    def keep(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        reference.append((args[0] if args else kwargs["hidden_states"])[is_real].float())
+
+    following = [*core.decoder.layers[1:], core.decoder.norm]
+    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in following]
     try:
         with torch.no_grad(), sdpa(core):
             hf_model(**model_inputs, use_cache=False)

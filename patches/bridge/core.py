@@ -35,8 +35,16 @@ CORES = {
     # These make their three-part positions one rotation before the blocks, which are Qwen2's.
     "qwen2_vl_text": ("Qwen2VLTextModel", "Qwen2ForCausalLM"),
     "qwen2_5_vl_text": ("Qwen2_5_VLTextModel", "Qwen2ForCausalLM"),
+    "qwen3_vl_text": ("Qwen3VLTextModel", "Qwen3ForCausalLM"),
+    "qwen3_vl_moe_text": ("Qwen3VLMoeTextModel", "Qwen3MoeForCausalLM"),
 }
 """`model_type` of a decoder's configuration -> the decoder, and the language model that a bridge is built around."""
+
+
+UNTOLD = {"norm_topk_prob": True}
+"""What a language model reads from its configuration as it is made, where a decoder's own does not say it.
+
+The layers made from it are put aside: the decoder's take their place."""
 
 
 def build_language_bridge(
@@ -103,6 +111,11 @@ def causal_shell(core: CoreParts, *, share: bool = True) -> Any:
     # byte for each pair of positions in place of a number.
     config._attn_implementation = "sdpa"
     config.use_cache = False  # keys and values of a single pass are not used; generation requests them
+    for name, value in UNTOLD.items():
+        if not hasattr(config, name):
+            setattr(config, name, value)
+    if not hasattr(config, "layer_types"):
+        config.layer_types = ["full_attention"] * config.num_hidden_layers
     with torch.device("meta"):  # without memory
         shell = getattr(transformers, architecture)(config)
     shell.model, shell.lm_head = copies

@@ -74,6 +74,11 @@ class BridgeEmbeddingInput(Patch):
         is_residual = kwargs.get("start_at_layer") is not None
         if is_residual and not isinstance(input, Tensor):
             raise LensplugError("start_at_layer takes a residual stream: give inputs.embeds, or leave it out.")
+        if is_residual and not kwargs.keys() >= set(self._beside):
+            raise LensplugError(
+                f"this core is given {' and '.join(self._beside)} by its model, in every layer:"
+                f" model(residual, start_at_layer={kwargs['start_at_layer']}, **inputs.decoder_inputs)."
+            )
         if is_residual or not is_merged(input):
             with_tokens = {} if tokens is None else {"tokens": tokens}
             return self._forward(input, return_type, loss_per_token, *args, **with_tokens, **kwargs)

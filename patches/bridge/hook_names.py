@@ -24,6 +24,7 @@ from typing import Any
 
 from transformer_lens.hook_points import HookPoint, _AliasedHookPoint
 
+from lensplug.patches.bridge.routing import is_mixture
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.patch import Patch, PatchOfParts, in_force
 
@@ -35,10 +36,13 @@ OF_A_BLOCK = (
     "attn.q_norm.hook_scale", "attn.q_norm.hook_normalized", "attn.k_norm.hook_scale", "attn.k_norm.hook_normalized",
     "attn.hook_k", "attn.hook_q", "attn.hook_v", "attn.hook_z", "attn.hook_attn_scores", "attn.hook_pattern",
     "attn.hook_result", "attn.hook_rot_k", "attn.hook_rot_q", "mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post",
+    "mlp.hook_router_logits", "mlp.hook_expert_weights", "mlp.hook_expert_indices",
     "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in", "hook_attn_out", "hook_mlp_out",
-    "hook_resid_pre", "hook_resid_mid", "hook_resid_post",
+    "hook_resid_pre", "hook_resid_mid", "hook_deepstack", "hook_resid_post",
 )  # fmt: skip
 """HookedTransformer's names in a block, in its order; the bridge has them as attributes, for points of other names."""
+
+NEURONS = ("mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post")
 
 BEHIND = ("ln_final.hook_scale", "ln_final.hook_normalized", "unembed.hook_in", "unembed.hook_out")
 """The same behind the blocks."""
@@ -61,7 +65,11 @@ class HookNames(PatchOfParts):
         Args:
             model: A TransformerBridge of a decoder with norms before attention and MLP, and a gated MLP.
         """
-        points = Points(dict(_points(model)), model.hook_dict)
+        # What the bridge calls so of a mixture of experts is its input and its output, and no neurons.
+        mixtures = [layer for layer, block in enumerate(model.blocks) if is_mixture(block.mlp)]
+        misleading = {f"blocks.{layer}.{name}" for layer in mixtures for name in NEURONS}
+        bridge_points = {name: point for name, point in model.hook_dict.items() if name not in misleading}
+        points = Points(dict(_points(model, misleading)), bridge_points)
         super().__init__(model, [_Model(model, points), *(_Name(point, name) for name, point in points.items())])
 
 
@@ -280,13 +288,14 @@ class _BeforeTheNorm(Patch):
         return {"forward": stop}
 
 
-def _points(model: Any) -> Iterator[tuple[str, Any]]:
+def _points(model: Any, misleading: set[str]) -> Iterator[tuple[str, Any]]:
     """HookedTransformer's names, in its order, with the hook points that a bridge has for them."""
     yield "hook_embed", model.hook_embed
     for layer, block in enumerate(model.blocks):
         for name in OF_A_BLOCK:
-            if (point := _at(block, name)) is not None:
-                yield f"blocks.{layer}.{name}", point
+            whole_name = f"blocks.{layer}.{name}"
+            if whole_name not in misleading and (point := _at(block, name)) is not None:
+                yield whole_name, point
     for name in BEHIND:
         yield name, _at(model, name)
 

@@ -49,14 +49,17 @@ class BridgeUnwatchedBlocks(Unwatched):
             model: A TransformerBridge.
             later: Which positions of each pass are computed; None: all.
         """
-        super().__init__(model, [_Block(block) for block in model.blocks if _is_known(block)], later)
+        super().__init__(
+            model, [_Block(block, index) for index, block in enumerate(model.blocks) if _is_known(block)], later
+        )
 
 
 class _Block(UnwatchedBlock):
     relies_on = ("_capture_hook_handles",)
     replaced_for_rows = "forward"
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, index: int) -> None:
+        self._added = index if hasattr(block, "hook_deepstack") else None
         super().__init__(block, every_module(block), (block.hook_in, block.hook_out))
         self._around = "ln1_post" in block.submodules
         self._linears = {name: getattr(block.attn, name).original_component for name in ATTENTION}
@@ -101,7 +104,11 @@ class _Block(UnwatchedBlock):
         post = act(projected(x, linears["gate"]))
         post *= projected(x, linears["in"])
         mlp_output = projected(post, linears["out"])
-        output = seen(block.hook_out, middle + (_norm(block.ln2_post, mlp_output) if self._around else mlp_output))
+        output = middle + (_norm(block.ln2_post, mlp_output) if self._around else mlp_output)
+        if self._added is not None and kwargs.get("deepstack") is not None:
+            added = kwargs["deepstack"][self._added]
+            output = output + (added if cut is None else cut.queried(added[:, cut.first :]))
+        output = seen(block.hook_out, output)
         return output if cut is None else cut.given_on(output)
 
     def _attended(self, x: Tensor, position_embeddings: Any, attention_mask: Tensor | None, cache: Any) -> Tensor:

@@ -162,7 +162,8 @@ def test_embeddings_alone_are_refused(lens, inputs):
 
 @pytest.mark.skipif(not HOOKED, reason=ONLY_HOOKED)
 def test_hooked_transformer_refuses_them_by_reason(family):
-    reason = "bidirectional over the image" if family == "gemma3" else "three parts"
+    reasons = {"gemma3": "bidirectional over the image", "qwen2": "three parts", "qwen3": "adds image features"}
+    reason = reasons[family.partition("-")[0].removesuffix(".5")]
     with pytest.raises(LensplugError, match=f"cannot be a HookedTransformer: .*{reason}.*engine='bridge'"):
         lensplug.wrap(FAMILIES[family][0](), engine="hooked_transformer")
 

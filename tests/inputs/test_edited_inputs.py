@@ -116,7 +116,9 @@ def hidden_in_the_decoder(lens, inputs, gone):
     mean = torch.stack([row[own].mean(0) for row, own in zip(inputs.embeds, gone, strict=True)])
     embeds = torch.where(gone[..., None], mean[:, None], inputs.embeds)
     beside, seen = dict(inputs.decoder_inputs), inputs.attention_mask.bool() & ~gone
-    masks = beside.get("attention_mask")
+    masks, added = beside.get("attention_mask"), beside.pop("deepstack", None)
+    if added is not None:  # as Hugging Face gives them, here of every position
+        beside |= {"visual_pos_masks": torch.ones_like(gone), "deepstack_visual_embeds": list(added.flatten(1, 2))}
     if masks is None:
         length = seen.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool).tril()

@@ -1,8 +1,8 @@
-"""Tiny random models whose core is given more than embeddings: Qwen2-VL, Qwen2.5-VL, Gemma 3; and prompts for them."""
+"""Tiny random models whose core is given more than embeddings: the Qwen-VLs, Gemma 3; and prompts for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache as once
 from typing import Any
 
@@ -20,6 +20,10 @@ TEXT: dict[str, Any] = {
     "pad_token_id": None,
 }  # fmt: skip
 VISION = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+DEEP = {
+    **VISION, "depth": 3, "hidden_size": 16, "intermediate_size": 16, "out_hidden_size": 32,
+    "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2],
+}  # fmt: skip
 IDS = {"image_token_id": IMAGE, "video_token_id": 301, "vision_start_token_id": 302, "vision_end_token_id": 303}
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
 
@@ -37,6 +41,26 @@ def qwen2_5_vl() -> Any:
     }  # fmt: skip
     config = hf.Qwen2_5_VLConfig(text_config={**TEXT, "rope_parameters": ROPE}, vision_config=vision, **IDS)
     return randomise(hf.Qwen2_5_VLForConditionalGeneration(config))
+
+
+def qwen3_vl(text: Mapping[str, Any] = TEXT) -> Any:
+    config = hf.Qwen3VLConfig(text_config={**text, "head_dim": 8, "rope_parameters": ROPE}, vision_config=DEEP, **IDS)
+    return randomise(hf.Qwen3VLForConditionalGeneration(config))
+
+
+def qwen3_vl_moe() -> Any:
+    """Layers of six experts, of which each token takes two; the second layer has none."""
+    text = {
+        **TEXT, "head_dim": 8, "rope_parameters": ROPE, "moe_intermediate_size": 16, "num_experts": 6,
+        "num_experts_per_tok": 2, "decoder_sparse_step": 1, "mlp_only_layers": [1],
+    }  # fmt: skip
+    config = hf.Qwen3VLMoeConfig(text_config=text, vision_config=DEEP, **IDS)
+    model = randomise(hf.Qwen3VLMoeForConditionalGeneration(config))
+    with torch.no_grad():
+        for name, parameter in model.get_decoder().named_parameters():
+            if "experts" in name:  # as large as the weights of a plain MLP
+                parameter *= 1.5 / parameter.shape[-1] ** 0.5
+    return model
 
 
 def gemma3() -> Any:
@@ -71,6 +95,8 @@ def gemma_prompts(*lengths: int) -> dict[str, Tensor]:
 FAMILIES: dict[str, tuple[Callable[[], Any], Callable[..., dict[str, Tensor]]]] = {
     "qwen2-vl": (qwen2_vl, qwen_prompts),
     "qwen2.5-vl": (qwen2_5_vl, qwen_prompts),
+    "qwen3-vl": (qwen3_vl, qwen_prompts),
+    "qwen3-vl-moe": (qwen3_vl_moe, qwen_prompts),
     "gemma3": (gemma3, gemma_prompts),
 }
 """Test id -> the model, and prompts for it."""

@@ -42,6 +42,7 @@ from lensplug.analysis.interventions.patched_places import StreamActivation
 from lensplug.analysis.interventions.recovered_effect import RecoveredEffect
 from lensplug.analysis.protocols import Lens
 from lensplug.errors import LensplugError
+from lensplug.inputs.edited_inputs import in_place
 from lensplug.inputs.logit_targets import Target
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.media.blank import Blank, blank_image, silence
@@ -157,7 +158,7 @@ def _noisy(inputs: MultimodalInput, medium: MediumName, noise: float, seed: int)
         own = embeds[example, mask].float()
         drawn = torch.randn(own.shape, generator=generator).to(own.device)
         embeds[example, mask] = (own + noise * own.std() * drawn).to(embeds.dtype)
-    return replace(inputs, embeds=embeds)
+    return replace(inputs, embeds=embeds, decoder_inputs=in_place(inputs, embeds).decoder_inputs)
 
 
 def _blanked(lens: Lens, inputs: MultimodalInput, medium: MediumName, corruption: Corruption) -> MultimodalInput:

@@ -3,7 +3,8 @@
 Method, at the position p whose logit is read:
 
 1. The residual stream at the end is a sum: x_p = embedding + Σ_l (attention_l + MLP_l), and an attention layer a sum
-   over heads h and keys k: Σ_h Σ_k A[h, p, k] v[h, k] W_O[h], and its output bias b_O.
+   over heads h and keys k: Σ_h Σ_k A[h, p, k] v[h, k] W_O[h], and its output bias b_O. Where layers add features of the
+   image to the stream (Qwen3-VL), these are terms too.
 2. Freeze the final norm at the statistics of x_p. It is then linear, and the logit of a token t, or the difference of
    two, is read along one direction: d = (W_U[:, t] · w) / scale(x_p), for LayerNorm less its mean; w is the norm's
    weight.
@@ -70,7 +71,7 @@ from lensplug.validation.arguments import checked
 from lensplug.validation.masks import Mask
 
 NAME = "direct_attribution"
-STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_deepstack", "hook_resid_post")
 ENDINGS: dict[By, tuple[str, ...]] = {
     "layer": STREAM,
     "head": (*STREAM, "attn.hook_pattern", "attn.hook_v"),
@@ -208,8 +209,9 @@ def _components(
     directions: Float[Tensor, "example row d_model"],
 ) -> tuple[Tensor, dict[str, Tensor], Tensor | None, Tensor]:
     """Values `[example layer component]`, all other terms by name, heads' sources, and squares of what was rounded."""
-    embedding, attention, mlp = stream.written(directions)
-    others = {"embed": embedding}
+    shares = stream.written(directions)
+    embedding, attention, mlp = shares.embedding, shares.attention, shares.mlp
+    others = {"embed": embedding, **{f"{layer}_deepstack": added for layer, added in shares.added.items()}}
     if by == "layer":
         return torch.stack([attention, mlp], dim=2), others, None, torch.zeros_like(embedding)
     write = {"head": block_writes.heads, "neuron": block_writes.neurons}.get(by, block_writes.sources)

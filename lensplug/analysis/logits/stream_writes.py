@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,20 @@ from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import n_layers, read, read_residuals
 from lensplug.errors import LensplugError
 
+DEEPSTACK = "hook_deepstack"
+"""What a block adds to the stream besides attention and MLP."""
+
+
+@dataclass(frozen=True)
+class StreamShares:
+    """What the embedding, and attention and MLP of each layer, write along directions."""
+
+    embedding: Float[Tensor, " example"]
+    attention: Float[Tensor, "example layer"]
+    mlp: Float[Tensor, "example layer"]
+    added: dict[int, Float[Tensor, " example"]]
+    """Layer -> what its block adds besides."""
+
 
 @dataclass(frozen=True)
 class StreamWrites:
@@ -25,6 +40,8 @@ class StreamWrites:
     before: Float[Tensor, "layer example row d_model"]
     middle: Float[Tensor, "layer example row d_model"]
     after: Float[Tensor, "layer example row d_model"]
+    added: dict[int, Float[Tensor, "example row d_model"]]
+    """Layer -> what its block adds besides attention and MLP (features of the image in Qwen3-VL)."""
     last_as_cached: Float[Tensor, "example row d_model"]
     """The stream at the end, in the model's dtype."""
 
@@ -33,16 +50,21 @@ class StreamWrites:
         """The stream at the end."""
         return self.after[-1]
 
-    def written(
-        self, directions: Float[Tensor, "example row d_model"]
-    ) -> tuple[Float[Tensor, " example"], Float[Tensor, "example layer"], Float[Tensor, "example layer"]]:
-        """What the embedding, attention and MLP of each layer write along the directions, summed over the rows."""
+    def written(self, directions: Float[Tensor, "example row d_model"]) -> StreamShares:
+        """What writes along the directions, summed over the rows."""
         # In double precision, on the processor: the sum of the differences is then where the stream ends, exactly.
         before, middle, after = (
             torch.einsum("lerd,erd->el", state.cpu().double(), directions.cpu().double())
             for state in (self.before, self.middle, self.after)
         )
-        return before[:, 0], middle - before, after - middle
+        mlp = after - middle
+        added = {
+            layer: torch.einsum("erd,erd->e", term.cpu().double(), directions.cpu().double())
+            for layer, term in self.added.items()
+        }
+        for layer, of_layer in added.items():
+            mlp[:, layer] -= of_layer
+        return StreamShares(before[:, 0], middle - before, mlp, added)
 
     def squares(self, directions: Float[Tensor, "example row d_model"]) -> Float[Tensor, " example"]:
         """The sum of the squares of all products of stream and direction: what rounding grows with."""
@@ -84,8 +106,17 @@ def read_stream(
             state.to(like) + output[examples, rows.to(output.device)].to(like)
             for state, output in zip(before, outputs, strict=True)
         ]
+    adding = layers_that_add(cache.model)
+    terms = read_residuals(cache, [f"blocks.{layer}.{DEEPSTACK}" for layer in adding], rows, needed_by=needed_by)
+    added = {layer: term.to(like) for layer, term in zip(adding, terms, strict=True)}
     wide = [torch.stack([state.to(like) for state in each]) for each in (before, middle, after)]
-    return StreamWrites(wide[0], wide[1], wide[2], after[-1].to(like.device))
+    return StreamWrites(wide[0], wide[1], wide[2], added, after[-1].to(like.device))
+
+
+def layers_that_add(model: Any) -> list[int]:
+    """The blocks of a model that add a third term to the stream, by number: those with a hook for it."""
+    names = getattr(model, "hook_dict", {})
+    return [layer for layer in range(len(getattr(model, "blocks", ()))) if f"blocks.{layer}.{DEEPSTACK}" in names]
 
 
 def _refuse_side_by_side(cache: ActivationCache, needed_by: str) -> None:

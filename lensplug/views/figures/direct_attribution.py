@@ -18,6 +18,7 @@ ALL = "all sources"
 """The button that shows heads from everywhere."""
 NUMBERED = 16
 """Maximum number of heads for which cells have their value written in."""
+ADDED = "_deepstack"
 NEURONS = 25
 """How many neurons are drawn."""
 SUBLAYER_COLORS = dict(zip(SUBLAYERS, (CATEGORIES[0], CATEGORIES[3]), strict=True))
@@ -75,17 +76,16 @@ def _by_layer(result: DirectAttribution, example: int | None) -> go.Figure:
         )
         for index, name in enumerate(SUBLAYERS)
     ]  # fmt: skip
-    embedding = beside.pop("embed")
-    ends = {"embedding": embedding, "biases": sum(beside.values())}
+    ends = {"embedding": beside["embed"], **_added(beside), "biases": _biases(beside)}
     traces.append(
         go.Bar(
-            x=list(ends), y=list(ends.values()), name="embedding, biases", marker={"color": "#9a9ea6"},
+            x=list(ends), y=list(ends.values()), name=", ".join(ends), marker={"color": "#9a9ea6"},
             hovertemplate="%{x}: %{y:+.3f} logits<extra></extra>",
         )
     )  # fmt: skip
     fig = figure(*traces, title="", height=300)
     fig.update_layout(barmode="group", legend={"orientation": "h", "y": -0.22, "x": 0})
-    order = ["embedding", *layers, "biases"]
+    order = ["embedding", *layers, *list(ends)[1:]]
     fig.update_xaxes(title="layer", type="category", categoryorder="array", categoryarray=order)
     fig.update_yaxes(title="logits", gridcolor="#eceef0", zerolinecolor="#9a9ea6")
     return fig
@@ -168,11 +168,22 @@ def _notes(result: DirectAttribution, example: int | None) -> str:
         "neuron": {"all neurons": float(values.sum()), "attention": _sum(others, "attn_out")},
     }.get(result.by, {"heads": float(values.sum()), "MLPs": _sum(others, "mlp_out")})
     shares["embedding"] = others["embed"]
-    shares["biases"] = sum(value for name, value in others.items() if name != "embed" and not name.endswith("_out"))
+    shares |= {**_added(others), "biases": _biases(others)}
     said = ", ".join(f"{name} {value:+.2f}" for name, value in shares.items())
     first = f"The {NEURONS} strongest neurons. " if result.by == "neuron" and values.numel() > NEURONS else ""
     cap = "; ".join(part for part in result.provenance.convention.split("; ")[1:] if "cap" in part)
     return f"{first}{said}: together {logit:+.2f}, the logit{f' ({cap})' if cap else ''}; the final norm is frozen"
+
+
+def _added(others: dict[str, float]) -> dict[str, float]:
+    """What blocks add to the stream besides attention and MLP, in models that do."""
+    has_any = any(name.endswith(ADDED) for name in others)
+    return {"added image features": _sum(others, ADDED)} if has_any else {}
+
+
+def _biases(others: dict[str, float]) -> float:
+    """What is no component: biases of layers, of the final norm and of the unembedding."""
+    return math.fsum(value for name, value in others.items() if not name.endswith(("embed", "_out", ADDED)))
 
 
 def _sum(others: dict[str, float], ending: str) -> float:
