@@ -46,6 +46,8 @@ from .interventions.modality_ablation import ModalityAblation as ModalityAblatio
 from .interventions.modality_ablation import modality_ablation as modality_ablation
 from .interventions.modality_interaction import ModalityInteraction as ModalityInteraction
 from .interventions.modality_interaction import modality_interaction as modality_interaction
+from .interventions.path_patching import path_patching as path_patching
+from .interventions.path_result import PathPatching as PathPatching
 from .logits.direct_attribution import direct_attribution as direct_attribution
 from .logits.direct_attribution_result import DirectAttribution as DirectAttribution
 from .logits.logit_lens import LogitLens as LogitLens

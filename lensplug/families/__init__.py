@@ -6,7 +6,7 @@ A family without a file works everywhere; its media have no geometry (`image_gri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, TypeVar
@@ -20,13 +20,17 @@ MediumT = TypeVar("MediumT", bound=Sized)
 FAMILIES = {
     "audio_llama": "lensplug.families.audio_llama",
     "audioflamingo3": "lensplug.families.whisper_windows",
+    "gemma3": "lensplug.families.gemma3",
     "glmasr": "lensplug.families.whisper_windows",
     "idefics3": "lensplug.families.idefics3",
     "internvl": "lensplug.families.internvl",
     "llava": "lensplug.families.llava",
     "llava_next": "lensplug.families.llava_next",
     "llava_onevision": "lensplug.families.llava_onevision",
+    "mistral3": "lensplug.families.pixtral",
+    "qwen2_5_vl": "lensplug.families.qwen_vl",
     "qwen2_audio": "lensplug.families.whisper_windows",
+    "qwen2_vl": "lensplug.families.qwen_vl",
     "voxtral": "lensplug.families.whisper_windows",
 }
 """`config.model_type` -> the module that knows its geometry: `media_layout(batch)`."""
@@ -131,6 +135,22 @@ def by_example(
         for index, medium in enumerate(media_of_example)
         if medium is not None
     }
+
+
+def by_image_size(batch: ProcessedBatch, image_grid: Callable[[int, int], ImageGrid | None]) -> MediaLayout:
+    """The layout of the images of a batch, each from its size; nothing where that does not explain the positions.
+
+    Args:
+        batch: The batch.
+        image_grid: Height and width of an image -> its grid; None where settings make something else of it.
+    """
+    grids = [[image_grid(height, width) for height, width in sizes] for sizes in batch.media.image_sizes]
+    known = [[grid for grid in of_example if grid is not None] for of_example in grids]
+    lengths = [[len(grid) for grid in of_example] for of_example in known]
+    counted = [sum(runs) for runs in batch.placeholders.get("image", ())]
+    if known != grids or [sum(of_example) for of_example in lengths] != counted:
+        return MediaLayout()
+    return MediaLayout({"image": lengths}, by_example(lengths, known))
 
 
 def refuse_other_sound(place: tuple[int, int], given_s: float, seen_s: tuple[float, float]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lensplug.families import MediaLayout, ProcessedBatch, by_example, setting
+from lensplug.families import MediaLayout, ProcessedBatch, by_image_size, setting
 from lensplug.geometry import ImageGrid
 from lensplug.geometry.image_cells import tiles_and_whole
 
@@ -20,16 +20,9 @@ from lensplug.geometry.image_cells import tiles_and_whole
 def media_layout(batch: ProcessedBatch) -> MediaLayout:
     """The grid of every image in the batch."""
     settings = batch.image_processor
-    if settings is None or not batch.media.images:
+    if settings is None:
         return MediaLayout()
-    images = [
-        [image_grid(batch.config, settings, height, width) for height, width in sizes]
-        for sizes in batch.media.image_sizes
-    ]
-    lengths = [[len(image) for image in images_of_example] for images_of_example in images]
-    if [sum(images_of_example) for images_of_example in lengths] != [sum(runs) for runs in batch.placeholders["image"]]:
-        return MediaLayout()
-    return MediaLayout({"image": lengths}, by_example(lengths, images))
+    return by_image_size(batch, lambda height, width: image_grid(batch.config, settings, height, width))
 
 
 def image_grid(config: Any, settings: Any, height: int, width: int) -> ImageGrid:

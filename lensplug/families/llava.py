@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.families import MediaLayout, ProcessedBatch, by_example, setting
+from lensplug.families import MediaLayout, ProcessedBatch, by_example, pixtral, setting
 from lensplug.geometry import ImageGrid
 from lensplug.geometry.image_cells import boxes, cells
 
@@ -24,10 +24,12 @@ from lensplug.geometry.image_cells import boxes, cells
 def media_layout(batch: ProcessedBatch) -> MediaLayout:
     """The grid of every image in the batch."""
     vision = batch.config.vision_config
+    if vision.model_type == "pixtral":
+        return pixtral.media_layout(batch)
     pixels = batch.outputs.get("pixel_values")
     square = all(isinstance(getattr(vision, name, None), int) for name in ("image_size", "patch_size"))
-    if not square or vision.model_type == "pixtral" or not isinstance(pixels, Tensor) or pixels.ndim != 4:
-        return MediaLayout()  # Pixtral has views of any size, and a token at the end of each row
+    if not square or not isinstance(pixels, Tensor) or pixels.ndim != 4:
+        return MediaLayout()
     total, side = sum(map(sum, batch.placeholders["image"])), vision.image_size // vision.patch_size
     class_token = total == len(pixels) * (side**2 + 1)
     if not class_token and total != len(pixels) * side**2:

@@ -63,6 +63,15 @@ def squeezed(
     )
 
 
+def whole(height: int, width: int, *, rows: int, columns: int) -> ImageGrid:
+    """The grid of an image that is scaled to rows x columns cells of one size, its proportions kept or not."""
+    placed = boxes(
+        cells(columns, 1, scale=width / columns, limit=width), cells(rows, 1, scale=height / rows, limit=height)
+    )
+    none = torch.zeros(len(placed), dtype=torch.long)
+    return ImageGrid(placed.float(), none, none.bool(), width, height)
+
+
 def tiles_and_whole(
     height: int, width: int, *, view_px: int, side: int, cell_px: int, rows: int, columns: int
 ) -> ImageGrid:

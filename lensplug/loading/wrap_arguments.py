@@ -100,15 +100,26 @@ def refuse_other_processors(processor: Any, core: LanguageCore) -> None:
         )
     for kind, expected in core.placeholder_ids.items():
         text = getattr(processor, f"{kind}_token", None)
-        token_of_processor = getattr(processor, f"{kind}_token_id", None)
-        if token_of_processor is None and isinstance(text, str):
-            token_of_processor = tokenizer.convert_tokens_to_ids(text)
-        if isinstance(token_of_processor, int) and token_of_processor != expected:
+        written = _placeholders(processor, tokenizer, kind)
+        if written and expected not in written:
             raise LensplugError(
-                f"this processor is of another model: its {kind} placeholder is the token {token_of_processor}"
+                f"this processor is of another model: its {kind} placeholder is the token {written[0]}"
                 f" ({text}), that of"
                 f" {core.name} is {expected}. Give AutoProcessor.from_pretrained(name) of the same name."
             )
+
+
+def _placeholders(processor: Any, tokenizer: Any, kind: str) -> list[int]:
+    """The tokens that a processor may write for a medium.
+
+    Gemma 3's own placeholder is the one that a prompt has; what it writes in its place is its tokenizer's.
+    """
+    text = getattr(processor, f"{kind}_token", None)
+    of_text = tokenizer.convert_tokens_to_ids(text) if isinstance(text, str) else None
+    single = getattr(processor, f"{kind}_token_id", None)
+    several = getattr(processor, f"{kind}_token_ids", None) or ()
+    candidates = [of_text if single is None else single, *several, getattr(tokenizer, f"{kind}_token_id", None)]
+    return [token for token in candidates if isinstance(token, int)]
 
 
 def _kind(value: Any) -> str:

@@ -25,6 +25,8 @@ from lensplug.media.warn import warn_user
 SAME = 0.05
 """Pixels that differ by less than this share of their spread, on average, are the same: dtypes and ways to scale."""
 UNLIKE = float("inf")
+SIZES = ("image_sizes", "image_grid_thw", "video_grid_thw")
+"""Under which names a processor says how large media were, or into how many patches they were cut."""
 
 Images = tuple[tuple[Image.Image, ...], ...]
 
@@ -82,7 +84,7 @@ def _as_seen(
                 " very picture that it saw (PIL.ImageOps.exif_transpose(picture), or it without EXIF)."
             )
         return upright
-    if best == UNLIKE:
+    if best == UNLIKE and _tells_their_sizes(processor, upright):
         sizes = [(image.height, image.width) for pairs_of_example in upright for image in pairs_of_example]
         raise LensplugError(
             f"images are {sizes} (height, width), and the processor saw some of"
@@ -90,8 +92,8 @@ def _as_seen(
         )
     if best > SAME:
         warn_user(
-            "the images are not those that the processor saw, or it was called with settings of its own: its pixels"
-            f" differ by {best:.0%} of their spread. What is drawn over them can mislead."
+            "the images are not those that the processor saw, or it was called with settings of its own:"
+            f" {_how_unlike(best)}. What is drawn over them can mislead."
         )
     return candidates[differences.index(best)]
 
@@ -103,8 +105,8 @@ def _say_other_videos(videos: Sequence[Sequence[Video]], outputs: Mapping[str, A
     difference = _unlike(runs, outputs, "pixel_values_videos")
     if difference is not None and difference > SAME:
         warn_user(
-            "the videos are not those that the processor saw, or it was called with settings of its own: its pixels"
-            f" differ by {difference:.0%} of their spread. What is drawn over them can mislead."
+            "the videos are not those that the processor saw, or it was called with settings of its own:"
+            f" {_how_unlike(difference)}. What is drawn over them can mislead."
         )
 
 
@@ -122,23 +124,47 @@ def _runs_on_images(processor: Any, images: Images) -> list[Callable[[], Any]]:
     return runs
 
 
+def _how_unlike(difference: float) -> str:
+    return "its sizes differ" if difference == UNLIKE else f"its pixels differ by {difference:.0%} of their spread"
+
+
+def _tells_their_sizes(processor: Any, images: Images) -> bool:
+    """Whether the sizes among a processor's outputs are those of the images themselves, not what they are scaled to."""
+    sizes = [(image.height, image.width) for images_of_example in images for image in images_of_example]
+    for run in _runs_on_images(processor, images):
+        try:
+            told = run().get("image_sizes")
+        except Exception:  # as in `_unlike`
+            continue
+        if told is not None and [tuple(size) for size in torch.as_tensor(told).tolist()] == sizes:
+            return True
+    return False
+
+
 def _unlike(runs: Iterable[Callable[[], Any]], outputs: Mapping[str, Any], pixels: str) -> float | None:
     """Difference between the processor's outputs for these media and the given ones, relative to their spread.
 
-    Infinite for different sizes; None if it cannot be determined.
+    Infinite for different sizes, in whatever way they are run; None if it cannot be determined.
     """
+    difference = None
     for run in runs:
         try:
             new_outputs = run()
         except Exception:  # whatever a processor does not like about this: then it has not seen it so
             continue
-        sizes = [outputs_of_run.get("image_sizes") for outputs_of_run in (new_outputs, outputs)]
-        if all(size is not None for size in sizes):
-            new_sizes, seen_sizes = (torch.as_tensor(size).cpu() for size in sizes)
-            if new_sizes.shape != seen_sizes.shape or not bool((new_sizes == seen_sizes).all()):
-                return UNLIKE
+        if any(_other_sizes(new_outputs.get(name), outputs.get(name)) for name in SIZES):
+            difference = UNLIKE
+            continue
         seen_pixels, new_pixels = outputs.get(pixels), new_outputs.get(pixels)
         if isinstance(seen_pixels, Tensor) and isinstance(new_pixels, Tensor) and seen_pixels.shape == new_pixels.shape:
             spread = float(seen_pixels.float().std()) or 1.0
             return float((new_pixels.float() - seen_pixels.float().cpu()).abs().mean()) / spread
-    return None
+    return difference
+
+
+def _other_sizes(new: Any, seen: Any) -> bool:
+    """Whether both are known, and differ."""
+    if new is None or seen is None:
+        return False
+    new, seen = (torch.as_tensor(sizes).cpu() for sizes in (new, seen))
+    return bool(new.shape != seen.shape or (new != seen).any())

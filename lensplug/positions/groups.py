@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.geometry import AudioTimeline, ImageGrid
+from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
 from lensplug.positions.by_modality import HasModality, Modality, modality_of
 from lensplug.positions.modality_map import ModalityMap, Span
 from lensplug.validation.arguments import at_least, check_example, checked
@@ -144,7 +144,7 @@ def _regions(
         keys = _of_image(grid, blocks, join_newlines)
         positions = modality.image_positions(place[1], place[0]).tolist()
     elif span.modality == "video" and (video := modality.video_grids.get(place)) is not None:
-        keys = [f"[frame {frame}]" if frame >= 0 else "[newline]" for frame in video.frame.tolist()]
+        keys = _of_video(video)
         positions = modality.video_positions(place[1], place[0]).tolist()
     else:
         return [f"[{span.modality}]"], torch.zeros(length, dtype=torch.long)
@@ -169,6 +169,15 @@ def _of_image(grid: ImageGrid, blocks: int, join_newlines: bool) -> list[str]:
         row = min(int((y0 + y1) / 2 / grid.height * blocks), blocks - 1)
         part = "image" if view == 0 else "tiles"
         keys.append(f"[{part}·{row + 1},{column + 1}]")
+    return keys
+
+
+def _of_video(video: VideoGrid) -> list[str]:
+    """The frame, or the frames, of each token of a video."""
+    keys: list[str] = []
+    for first, count in zip(video.frame.tolist(), video.frames_seen.tolist(), strict=True):
+        frames = f"frame {first}" if count == 1 else f"frames {first}-{first + count - 1}"
+        keys.append(f"[{frames}]" if count else "[newline]")
     return keys
 
 

@@ -25,6 +25,7 @@ from .figures.modality_interaction import modality_interaction as modality_inter
 from .figures.modality_null import modality_null as modality_null
 from .figures.neuron_ablation import neuron_ablation as neuron_ablation
 from .figures.neuron_activity import neuron_activity as neuron_activity
+from .figures.path_patching import path_patching as path_patching
 from .figures.probe import probe as probe
 from .figures.received_attention import received_attention as received_attention
 from .figures.region_attribution import region_attribution as region_attribution

@@ -32,6 +32,7 @@ from lensplug.analysis.interventions.flow_result import InformationFlow
 from lensplug.analysis.interventions.grounding import Grounding
 from lensplug.analysis.interventions.modality_ablation import ModalityAblation
 from lensplug.analysis.interventions.modality_interaction import ModalityInteraction
+from lensplug.analysis.interventions.path_result import PathPatching
 from lensplug.analysis.logits.direct_attribution_result import DirectAttribution
 from lensplug.analysis.logits.logit_lens import LogitLens
 from lensplug.analysis.neurons.domain_neurons import DomainNeurons
@@ -64,6 +65,7 @@ from lensplug.views.figures.modality_interaction import modality_interaction
 from lensplug.views.figures.modality_null import modality_null
 from lensplug.views.figures.neuron_ablation import neuron_ablation
 from lensplug.views.figures.neuron_activity import neuron_activity
+from lensplug.views.figures.path_patching import path_patching
 from lensplug.views.figures.probe import probe
 from lensplug.views.figures.received_attention import received_attention
 from lensplug.views.figures.region_attribution import region_attribution
@@ -117,6 +119,7 @@ draw.register(NeuronActivity, neuron_activity)
 draw.register(ActivationPatching, activation_patching)
 draw.register(CausalTracing, activation_patching)
 draw.register(AttributionPatching, activation_patching)
+draw.register(PathPatching, path_patching)
 draw.register(Activations, activations)
 draw.register(Probe, probe)
 draw.register(RegionAttribution, region_attribution)

@@ -9,16 +9,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.image_families import BUILDERS, lens
+from support.grid_checks import assert_paints, assert_tiles
+from support.image_families import lens
 from transformers import CLIPImageProcessor, LlavaImageProcessor
 
 from lensplug.errors import LensplugError
 from lensplug.families import anyres, idefics3, internvl, llava, llava_onevision
 from lensplug.geometry import ImageGrid
+from lensplug.geometry.image_grid import VIEWS
 
 QUESTION = "What is this ?"
 WITHOUT_SIZES = ["llava", "llava-full", "internvl", "idefics3"]
 """Families whose processor does not say how large an image was."""
+
+BY_RULE = [
+    "llava", "llava-full", "llava-padded", "llava-squeezed", "llava-next", "llava-onevision", "internvl", "idefics3",
+]  # fmt: skip
+"""Families whose rule gives the grid of any size, without an image."""
 
 COUNTS = {
     (384, 384): {"llava": 576, "llava-next": 2928, "llava-onevision": 1485, "internvl": 256, "idefics3": 17 * 169},
@@ -79,40 +86,18 @@ def test_any_size_has_as_many_positions_as_the_processor_says(name, size):
     assert len(image_grid(name, *size)) == expected
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", BY_RULE)
 @settings(max_examples=40, derandomize=True, deadline=None)
 @given(SIZES)
 def test_the_boxes_of_each_view_tile_it_without_gap_or_overlap(name, size):
-    height, width = size
-    grid = image_grid(name, *size)
-    has_box = ~grid.boxes.isnan().any(dim=1)
-    assert int((~has_box & ~grid.newline).sum()) == (name == "llava-full"), "all but newlines and a class token"
-    assert bool((grid.boxes[has_box] >= 0).all())
-    assert bool((grid.boxes[has_box][:, 2:] <= torch.tensor([width, height])).all())
-    for view in grid.view.unique():
-        boxes = grid.boxes[has_box & (grid.view == view)]
-        columns, rows = boxes[:, [0, 2]].unique(dim=0), boxes[:, [1, 3]].unique(dim=0)
-        for edges in (columns, rows):
-            with_length = edges[edges[:, 0] < edges[:, 1]]
-            assert torch.equal(with_length[1:, 0], with_length[:-1, 1])
-        with_area = boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
-        n_columns = int((columns[:, 0] < columns[:, 1]).sum())
-        assert len(with_area) == n_columns * int((rows[:, 0] < rows[:, 1]).sum()) == len(with_area.unique(dim=0))
+    assert_tiles(image_grid(name, *size), without_place=int(name == "llava-full"))
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", BY_RULE)
 @settings(max_examples=25, derandomize=True, deadline=None)
-@given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.sampled_from(["all", "base", "tiles"]))
+@given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.sampled_from(VIEWS))
 def test_painting_keeps_a_constant_and_spreading_keeps_the_mass(name, size, view):
-    grid = image_grid(name, *size)
-    constant = grid.to_pixels(torch.full((len(grid),), 0.7), view=view)
-    assert bool(((constant == 0) | ((constant - 0.7).abs() < 1e-6)).all())
-    values = torch.rand(len(grid), generator=torch.Generator().manual_seed(0)) ** 8
-    of_view = (grid.view == 0) | (view != "base") if view != "tiles" else grid.view > 0
-    of_view = of_view & ((grid.view == 0) if view == "base" else torch.ones_like(of_view))
-    heat = grid.to_pixels(values, view=view, preserve_mass=True)
-    assert float(heat.sum()) == pytest.approx(float(values[grid.placed & of_view].sum()), rel=1e-4, abs=1e-9)
-    assert float(heat.min()) >= 0
+    assert_paints(image_grid(name, *size), view)
 
 
 @pytest.mark.parametrize("name", ["llava-squeezed", "internvl", "idefics3"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+from datetime import date
 
 import numpy as np
 import pytest
@@ -13,8 +15,14 @@ from support.image_families import lens
 from lensplug import views
 from lensplug.errors import LensplugError
 from lensplug.media import load_video
+from lensplug.positions.groups import group_positions
 
 QUESTION = "What is this ?"
+QWEN = [("qwen2-vl", 6), ("qwen2.5-vl", 5)]
+PAIRS = int(os.environ.get("LENSPLUG_PAIRS", "16"))
+"""(frame, patch) pairs of a family; this was first shown with 200."""
+SEED = os.environ.get("LENSPLUG_SEED", str(date.today().toordinal()))
+LONGEST = 300
 
 
 def clip(n_frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -35,17 +43,19 @@ def test_a_video_has_its_frames_and_their_times():
     assert inputs.videos[0][0].frames.shape == (5, 90, 160, 3)
 
 
-def test_painting_a_patch_of_a_frame_changes_the_positions_of_that_frame_whose_boxes_meet_it():
-    rng, trials = random.Random(0), 0
-    wrapped = lens("llava-onevision", attention=False)
-    for seed in range(10):
-        frames = clip(3, rng.randint(60, 700), rng.randint(60, 700), seed)
+@pytest.mark.parametrize(("name", "n_frames"), [("llava-onevision", 3), *QWEN])
+def test_painting_a_patch_of_a_frame_changes_the_positions_of_that_frame_whose_boxes_meet_it(name, n_frames):
+    rng, trials = random.Random(f"{name} {SEED}"), 0
+    wrapped = lens(name, attention=False)
+    for seed in range(max(PAIRS // 20, 1)):
+        frames = clip(n_frames, rng.randint(60, LONGEST), rng.randint(60, LONGEST), seed)
         inputs = wrapped.prepare(QUESTION, videos=[frames])
         grid, at = inputs.modality.video_grid(), inputs.modality.video_positions()
         assert grid is not None and grid.times_s is None and grid.time_s is None
-        for token in rng.sample(range(len(grid) - 1), 20):
+        assert (grid.n_frames, grid.height, grid.width) == frames.shape[:3]
+        for token in rng.choices((~grid.newline).nonzero()[:, 0].tolist(), k=min(PAIRS, 20)):
             box = torch.cat([grid.boxes[token, :2].ceil(), grid.boxes[token, 2:].floor()]).int().tolist()
-            frame = int(grid.frame[token])
+            frame = int(grid.frame[token]) + rng.randrange(int(grid.frames_seen[token]))
             painted = frames.copy()
             painted[frame, box[1] : box[3], box[0] : box[2]] += 130
             change = (wrapped.prepare(QUESTION, videos=[painted]).embeds - inputs.embeds)[0, at].norm(dim=1)
@@ -53,9 +63,39 @@ def test_painting_a_patch_of_a_frame_changes_the_positions_of_that_frame_whose_b
             assert float(overlap[change.argmax()]) > 0
             assert bool((change[overlap > 0.5] > 0.02 * change.max()).all())
             assert bool((overlap[change > 0.7 * change.max()] > 0).all())
-            assert not bool(change[(grid.frame != frame) | grid.newline].any())
+            assert not bool(change[~grid.tokens_of_frame(frame)].any())
             trials += 1
-    assert trials == 200
+    assert trials >= PAIRS
+
+
+@pytest.mark.parametrize(("name", "n_frames"), QWEN)
+def test_a_position_of_qwen_2_vl_sees_two_frames_the_last_of_an_odd_number_one(name, n_frames):
+    inputs = lens(name).prepare(QUESTION, videos=[(clip(n_frames, 90, 160), 2.5)])
+    grid = inputs.modality.video_grid()
+    assert grid is not None and grid.time_s is not None and grid.last_time_s is not None
+    assert grid.n_frames == n_frames and len(grid) == int(inputs.modality.mask("video").sum())
+    each = len(grid) // -(-n_frames // 2)
+    assert grid.frame.tolist() == [2 * (token // each) for token in range(len(grid))]
+    assert grid.frames_seen[::each].tolist() == [min(2, n_frames - frame) for frame in range(0, n_frames, 2)]
+    assert torch.allclose(grid.last_time_s - grid.time_s, (grid.frames_seen - 1) * 0.4, atol=1e-6)
+    values = torch.rand(len(grid), generator=torch.Generator().manual_seed(0))
+    heat = grid.to_pixels(values, preserve_mass=True)
+    assert heat.shape == (n_frames, 90, 160)
+    assert float(heat.sum()) == pytest.approx(float(values.sum()), rel=1e-5)
+    assert torch.equal(heat[0], heat[1]) and not torch.equal(heat[1], heat[2])
+    assert torch.equal(grid.to_pixels(values)[0], grid.image_grid(0).to_pixels(values[:each]))
+    names = group_positions(inputs).names
+    assert "[frames 0-1]" in names and ("[frame 4]" in names) == (n_frames == 5)
+    fig = views.video_overlay(torch.rand(inputs.tokens.shape[1]), inputs)
+    assert len(fig.data) == n_frames
+
+
+@pytest.mark.parametrize("name", [name for name, _ in QWEN[:1]])
+def test_a_video_of_another_number_of_frames_has_no_grid(name):
+    outputs = dict(lens(name).prepare(QUESTION, videos=[clip(6, 90, 160)]).model_inputs)
+    with pytest.warns(UserWarning, match="the videos are not those.*its sizes differ"):
+        modality = lens(name).encode(outputs, videos=[clip(4, 90, 160)]).modality
+    assert len(modality.video_positions()) and modality.video_grid() is None
 
 
 def test_values_are_painted_on_their_frames_and_keep_their_mass():

@@ -63,6 +63,7 @@ def good_calls() -> list[Call]:
     written = analysis.direct_attribution(cache, ("Red", "Blue"), inputs.modality, by="source")
     three = torch.arange(inputs.shape[1]) * 3 // inputs.shape[1]
     patched = analysis.activation_patching(lens, inputs, second, ("Red", "Blue"), layers=(0, 0), groups=three)
+    by_path = analysis.path_patching(lens, inputs, second, ("Red", "Blue"), layers=(0, 0), progress=False)
     circuit = analysis.circuit_faithfulness(lens, inputs, ("Red", "Blue"), [(1, 0)])
     examples = [analysis.Example(question, "Red", images=[picture]), analysis.Example(question, "Blue", images=[other])]
     ablated = analysis.modality_ablation(lens, examples, "image")
@@ -169,6 +170,10 @@ def good_calls() -> list[Call]:
             "lens": lens, "inputs": inputs, "target": ("Red", "Blue"), "corruption": "noise", "medium": "image",
             "noise": 1.0, "draws": 1, "seed": 0, "restore": "resid_post", "groups": three, "layers": (0, 0),
             "position": -1, "batch": 2, "progress": False}),
+        Call("path_patching", analysis.path_patching, {
+            "lens": lens, "clean": inputs, "corrupt": second, "target": ("Red", "Blue"), "receiver": "v",
+            "heads": [(1, 0)], "senders": "heads", "mlps": "computed", "by": "sender_and_position", "groups": three,
+            "layers": (0, 0), "position": -1, "batch": 2, "progress": False}),
         Call("circuit_faithfulness", analysis.circuit_faithfulness, {
             "lens": lens, "inputs": inputs, "target": ("Red", "Blue"), "heads": [(1, 0)], "method": "zero",
             "values": None, "position": -1}),
@@ -279,6 +284,7 @@ def good_calls() -> list[Call]:
         Call("views.direct_attribution", views.direct_attribution, {
             "result": written, "example": 0, "modality": "image"}),
         Call("views.activation_patching", views.activation_patching, {"result": patched, "example": 0, "head": None}),
+        Call("views.path_patching", views.path_patching, {"result": by_path, "example": 0, "receiver": None}),
         Call("views.circuit_faithfulness", views.circuit_faithfulness, {"result": circuit}),
         Call("views.activations", views.activations, {"result": collected}),
         Call("views.probe", views.probe, {"result": probed}),
@@ -369,6 +375,7 @@ NEVER_MEANT = (
 """Values that mean nothing wherever they are given, but for `MEANT`."""
 MEANT = {
     ("activation_patching", "target", "function"), ("causal_tracing", "target", "function"),
+    ("path_patching", "target", "function"),
     ("circuit_faithfulness", "target", "function"), ("lens.run_with_gradients", "target", "function"),
     ("lens.with_media", "videos", "list of none"), ("lens.with_media", "audio", "list of none"),
     ("attention_flow", "minutes", "infinity"), ("lens.run_with_cache", "names_filter", "function"),

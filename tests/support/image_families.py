@@ -7,50 +7,21 @@ from typing import Any
 
 import torch
 import transformers as hf
-from torch import nn
+from torch import Tensor, nn
 
 import lensplug
-from lensplug.tiny.words import word_tokenizer
+from support import newer_image_families
+from support.narrow import CHAT, NARROW, clip, text_config, tokenizer_with
 
-NARROW = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-TEXT = {
-    **NARROW,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 16384,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-CHAT = (
-    "{% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}{{ '<' + part['type'] + '>' }}{% endif %}"
-    "{% endfor %}{% endfor %}"
-)
 NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-WORDS = ["What is this ? one two"]
-
-
-def _tokenizer(*special: str, **named: str) -> Any:
-    tokenizer = word_tokenizer(WORDS, special=["<pad>", "<image>", "<video>", *special], eos="<pad>", pad="<pad>")
-    for name, token in named.items():
-        setattr(tokenizer, name, token)
-        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
-    return tokenizer
-
-
-def _text(tokenizer: Any, name: str = "Llama") -> Any:
-    return getattr(hf, f"{name}Config")(vocab_size=len(tokenizer), **TEXT)
-
-
-def _clip(view: int, patch: int) -> hf.CLIPVisionConfig:
-    return hf.CLIPVisionConfig(image_size=view, patch_size=patch, **NARROW)
 
 
 def llava(strategy: str = "default", **image_options: Any) -> tuple[Any, Any]:
     """LLaVA 1.5: views of 336 px in patches of 14 px, cropped; "full" keeps the class token."""
-    tokenizer = _tokenizer()
+    tokenizer = tokenizer_with()
     image_id = tokenizer.convert_tokens_to_ids("<image>")
     config = hf.LlavaConfig(
-        vision_config=_clip(336, 14), text_config=_text(tokenizer), image_token_index=image_id,
+        vision_config=clip(336, 14), text_config=text_config(tokenizer), image_token_index=image_id,
         vision_feature_select_strategy=strategy,
     )  # fmt: skip
     options = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, **image_options}
@@ -64,9 +35,9 @@ def llava(strategy: str = "default", **image_options: Any) -> tuple[Any, Any]:
 
 def llava_next() -> tuple[Any, Any]:
     """LLaVA-NeXT: the views of LLaVA 1.5 in five tilings."""
-    tokenizer = _tokenizer()
+    tokenizer = tokenizer_with()
     config = hf.LlavaNextConfig(
-        vision_config=_clip(336, 14), text_config=_text(tokenizer, "Mistral"), image_grid_pinpoints=NEXT_PINPOINTS,
+        vision_config=clip(336, 14), text_config=text_config(tokenizer, "Mistral"), image_grid_pinpoints=NEXT_PINPOINTS,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
     images = hf.LlavaNextImageProcessor(
@@ -81,11 +52,11 @@ def llava_next() -> tuple[Any, Any]:
 
 def llava_onevision() -> tuple[Any, Any]:
     """LLaVA-OneVision: views of 384 px in patches of 14 px, every tiling of the large model, anyres_max_9."""
-    tokenizer = _tokenizer()
+    tokenizer = tokenizer_with()
     pinpoints = hf.LlavaOnevisionImageProcessor.image_grid_pinpoints
     config = hf.LlavaOnevisionConfig(
         vision_config=hf.SiglipVisionConfig(image_size=384, patch_size=14, vision_use_head=False, **NARROW),
-        text_config=_text(tokenizer, "Qwen2"), image_grid_pinpoints=pinpoints, vision_aspect_ratio="anyres_max_9",
+        text_config=text_config(tokenizer, "Qwen2"), image_grid_pinpoints=pinpoints, vision_aspect_ratio="anyres_max_9",
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
     )  # fmt: skip
@@ -98,13 +69,13 @@ def llava_onevision() -> tuple[Any, Any]:
 
 def internvl() -> tuple[Any, Any]:
     """InternVL3: views of 448 px in patches of 14 px, merged 2 x 2, up to 12 tiles and a thumbnail."""
-    tokenizer = _tokenizer(
+    tokenizer = tokenizer_with(
         "<img>", "</img>", start_image_token="<img>", end_image_token="</img>", context_image_token="<image>",
         video_token="<video>",
     )  # fmt: skip
     config = hf.InternVLConfig(
         vision_config=hf.InternVLVisionConfig(image_size=[448, 448], patch_size=[14, 14], **NARROW),
-        text_config=_text(tokenizer, "Qwen2"), image_token_id=tokenizer.context_image_token_id,
+        text_config=text_config(tokenizer, "Qwen2"), image_token_id=tokenizer.context_image_token_id,
     )  # fmt: skip
     size = {"height": 448, "width": 448}
     processor = hf.InternVLProcessor(
@@ -116,11 +87,11 @@ def internvl() -> tuple[Any, Any]:
 def idefics3() -> tuple[Any, Any]:
     """Idefics3: views of 364 px in patches of 14 px, merged 2 x 2, the longest edge scaled to 4 views."""
     places = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    tokenizer = _tokenizer("<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *places)
+    tokenizer = tokenizer_with("<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *places)
     processor = hf.Idefics3Processor(hf.Idefics3ImageProcessor(), tokenizer, image_seq_len=169, chat_template=CHAT)
     config = hf.Idefics3Config(
         vision_config=hf.models.idefics3.Idefics3VisionConfig(image_size=364, patch_size=14, **NARROW),
-        text_config=_text(tokenizer), image_token_id=tokenizer.convert_tokens_to_ids("<image>"), scale_factor=2,
+        text_config=text_config(tokenizer), image_token_id=tokenizer.convert_tokens_to_ids("<image>"), scale_factor=2,
     )  # fmt: skip
     return hf.Idefics3ForConditionalGeneration(config), processor
 
@@ -134,6 +105,7 @@ BUILDERS = {
     "llava-onevision": llava_onevision,
     "internvl": internvl,
     "idefics3": idefics3,
+    **newer_image_families.BUILDERS,
 }
 
 
@@ -148,18 +120,26 @@ def lens(name: str, *, attention: bool = True) -> lensplug.MultimodalLens:
 
 
 def _silence_attention(model: Any) -> None:
-    tower = getattr(model.model, "vision_tower", None) or model.model.vision_model
-    outputs = [
-        module
-        for name, module in tower.named_modules()
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in ("out_proj", "projection_layer")
-    ]
-    assert len(outputs) == NARROW["num_hidden_layers"]
-    for module in outputs:
-        nn.init.zeros_(module.weight)
-    tower.config._attn_implementation = "values as they are"  # multiplied by these zeros; half of the time was this
+    silent = 0
+    for name, tower in model.model.named_children():
+        if name == "language_model":
+            continue
+        for place, module in tower.named_modules():
+            *parents, last = place.split(".")
+            if isinstance(module, nn.Linear) and last in OUTPUTS and any("att" in parent for parent in parents):
+                nn.init.zeros_(module.weight)
+                silent += 1
+        if hasattr(tower, "config"):  # multiplied by these zeros; half of the time was this
+            tower.config._attn_implementation = "values as they are"
+    assert silent == NARROW["num_hidden_layers"]
 
 
-hf.AttentionInterface.register(
-    "values as they are", lambda module, query, key, value, mask, **options: (value.transpose(1, 2).contiguous(), None)
-)
+OUTPUTS = ("out_proj", "projection_layer", "o_proj", "proj")
+"""What the last layer of an attention is called."""
+
+
+def _values(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Any:
+    return value.transpose(1, 2).contiguous(), None
+
+
+hf.AttentionInterface.register("values as they are", _values)

@@ -100,6 +100,12 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         "causal_tracing": analysis.causal_tracing(
             lens, inputs, (answers[0], answers[1]), draws=2, layers=(2, 3), progress=False
         ),
+        "path_patching": analysis.path_patching(
+            lens, inputs, flipped, (answers[0], answers[1]), receiver="v", heads=[(2, 0), (3, 1)], progress=False
+        ),
+        "path_patching, to the logits": analysis.path_patching(
+            lens, inputs, flipped, (answers[0], answers[1]), layers=(2, 3), progress=False
+        ),
         "circuit_faithfulness": analysis.circuit_faithfulness(
             lens, inputs, (answers[0], answers[1]), [(1, 0), (2, 1), (2, 3)]
         ),

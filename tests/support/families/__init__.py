@@ -1,0 +1,1 @@
+"""The multimodal families of the installed transformers: which there are, a small one of each, its numbers."""

@@ -1,0 +1,139 @@
+"""One family in numbers: its small model wrapped, and compared with Hugging Face on text and on each of its media."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lensplug
+from lensplug.families import FAMILIES as WITH_GEOMETRY
+from support.families.media import media, text_inputs
+from support.families.small import small_model
+from support.models import largest_difference
+
+EXACT = 1e-4
+"""The largest difference that rounding explains in fp32, as a fraction of the largest value."""
+
+
+@dataclass
+class FamilyRow:
+    """What the table says of one family."""
+
+    family: str
+    class_name: str = ""
+    transformer_lens: str = field(default_factory=lambda: version("transformer-lens"))
+    verdict: str = "refused"
+    """One of `page.VERDICTS`, where they are explained."""
+    engine: str = ""
+    how: str = ""
+    """"tested row", or "proved" on load."""
+    inputs: str = ""
+    """What it was compared on: "text", and its media."""
+    logits: float | None = None
+    """The largest difference of a logit over all inputs and seeds."""
+    scale: float | None = None
+    """The largest logit."""
+    patterns: float | None = None
+    """The largest difference of a pattern from Hugging Face's eager attention; None where it returns none."""
+    decomposition: float | None = None
+    """How far the sum of `decompose_resid` is from Hugging Face's last residual, as a fraction of its largest value."""
+    geometry: str = "none"
+    reason: str = ""
+    """Why it was refused, or what could not be tried."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def compared(family: str, class_name: str, seeds: int = 1) -> FamilyRow:
+    """Build it, wrap it, run it.
+
+    Args:
+        family: Its `model_type`.
+        class_name: Of its model.
+        seeds: How many random models.
+    """
+    row = FamilyRow(family, class_name, geometry="yes" if family in WITH_GEOMETRY else "none")
+    for seed in range(seeds):
+        try:
+            model = small_model(family, seed)
+        except Exception as error:  # any: a package that it needs, a configuration that is not known here
+            row.verdict, row.reason = "not built", _one_line(error)
+            return row
+        try:
+            _compare(row, model, seed)
+        except lensplug.LensplugError as refusal:
+            row.verdict, row.reason = "refused", _one_line(refusal)
+            return row
+    return row
+
+
+def _compare(row: FamilyRow, model: Any, seed: int) -> None:
+    lens = lensplug.wrap(model)
+    row.engine = lens.engine
+    row.how = "proved" if getattr(lens, "proof", None) is not None else "tested row"
+    row.verdict = "exact"
+    tried, not_tried = ["text"], []
+    _compare_on(row, lens, text_inputs(seed=seed))
+    for kind, inputs in media(model, seed):
+        if isinstance(inputs, str):
+            not_tried.append(f"{kind} not tried ({inputs})")
+        else:
+            try:
+                _compare_on(row, lens, inputs)
+                tried.append(kind)
+            except lensplug.LensplugError as refusal:
+                row.verdict = "refused"
+                not_tried.append(f"{kind}: {_one_line(refusal)}")
+    row.inputs, row.reason = ", ".join(tried), "; ".join(not_tried)
+    if row.verdict == "exact" and tried == ["text"]:
+        row.verdict = "text only"
+
+
+def _compare_on(row: FamilyRow, lens: Any, model_inputs: dict[str, Any]) -> None:
+    model = lens.hf_model
+    inputs = lens.encode(model_inputs)
+    report = lens.check(inputs)
+    row.logits = max(row.logits or 0.0, report.max_logit_difference)
+    row.scale = max(row.scale or 0.0, report.logit_scale)
+    logits, cache = lens.run_with_cache(inputs)
+    with torch.no_grad():
+        reference = model(**model_inputs, use_cache=False).logits
+    row.logits = max(row.logits, largest_difference(logits, reference))
+    last, attentions = _hugging_faces(model, lens.core, model_inputs)
+    parts = cache.decompose_resid().sum(0)
+    apart = largest_difference(parts, last) / float(last.abs().max())
+    row.decomposition = max(row.decomposition or 0.0, apart)
+    for layer, theirs in enumerate(attentions):
+        if theirs is not None and theirs.ndim == 4 and f"blocks.{layer}.attn.hook_pattern" in cache:
+            row.patterns = max(row.patterns or 0.0, largest_difference(cache["pattern", layer], theirs))
+    exact = report.agrees and row.logits <= EXACT * max(row.scale, 1.0) and row.decomposition <= EXACT
+    if not exact or (row.patterns or 0.0) > EXACT or row.logits != row.logits:
+        row.verdict = "differs"
+
+
+def _hugging_faces(model: Any, core: Any, model_inputs: dict[str, Any]) -> tuple[Tensor, list[Tensor | None]]:
+    """The last residual stream, before the last norm, and the patterns of eager attention where it returns them."""
+    streams: list[Tensor] = []
+    handle = core.decoder.layers[-1].register_forward_hook(
+        lambda _, __, output: streams.append(output[0] if isinstance(output, tuple) else output)
+    )
+    before = core.decoder.config._attn_implementation
+    try:
+        with torch.no_grad():
+            model(**model_inputs, use_cache=False)
+            core.decoder.config._attn_implementation = "eager"
+            output = model(**model_inputs, use_cache=False, output_attentions=True)
+    finally:
+        core.decoder.config._attn_implementation = before
+        handle.remove()
+    return streams[0], list(getattr(output, "attentions", None) or ())
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__

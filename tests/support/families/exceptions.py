@@ -1,0 +1,99 @@
+"""What the numbers of a family ask for that their names do not tell: path in its configuration -> value.
+
+A path that ends in ".from" names a part that the defaults leave out, and the configuration it has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+CODEC = {"upsample_groups": 64, "num_filters": 4, "upsampling_ratios": [4, 2], "num_quantizers": 4}
+SOUND_TOKENS = {"num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]}
+SPEECH = {"conv_dim": [16, 16], "conv_stride": [5, 2], "conv_kernel": [10, 3]}
+THREE_PARTS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+PICTURE_WORDS = {"<image>": 500, "<|extra_200|>": 501}
+"""Chameleon's and Emu3's words for pieces of a picture."""
+
+
+def _under(part: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    return {f"{part}.{name}": value for name, value in numbers.items()}
+
+
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "apertus1p5": {
+        "image_token_offset": 300, "audio_token_offset": 364, "vision_config.base_channels": 32,
+        "audio_config.num_filters": 4,
+    },
+    "chameleon": {
+        "vocabulary_map": {"<image>": 500, **{f"IMGIMG{letter}Z": 400 + n for n, letter in enumerate("ABCDEFGHIJ")}},
+        "vq_config.num_embeddings": 10, "vq_config.base_channels": 32, "vq_config.embed_dim": 32,
+        "vq_config.latent_channels": 32,
+    },
+    "cohere_compass": {
+        "text_config.rope_parameters": {"full_attention": THREE_PARTS},
+        "vision_config.deepstack_visual_indexes": [0, 1],
+    },
+    "cosmos3_omni": {"text_config.rope_parameters": THREE_PARTS, "vision_config.deepstack_visual_indexes": [0, 1]},
+    "csm": _under("codec_config", CODEC),
+    "deepseek_ocr2": {
+        "text_config.mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "text_config.num_experts_per_tok": 2,
+    },
+    "diffusion_gemma": {
+        "text_config.num_experts": 4, "text_config.top_k_experts": 2, "text_config.moe_intermediate_size": 32,
+    },
+    "dots3_note": {
+        "text_config.head_dim": 32,
+        "text_config.per_layer_config": {
+            layer: {"num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 16, "qk_nope_head_dim": 16}
+            for layer in (2, 3)
+        },
+    },
+    "emu3": {"vocabulary_map": PICTURE_WORDS, "vq_config.base_channels": 32},
+    "ernie4_5_vl_moe": {
+        "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]},
+        "text_config.moe_intermediate_size": [32, 16],
+    },
+    "evolla": {"protein_encoder_config.pad_token_id": 1},
+    "fun_asr_nano": {"adaptor_config.intermediate_size": 16},
+    "gemma4": {"vision_config.from": "gemma4_vision", "audio_config.from": "gemma4_audio"},
+    "gemma4_unified": {"vision_config.from": "gemma4_unified_vision", "audio_config.from": "gemma4_unified_audio"},
+    **{family: {"mm_tokens_per_image": 4} for family in ("gemma3", "shieldgemma2")},
+    "glmasr": {"audio_config.intermediate_size": 128},
+    "granite4_vision": {
+        "deepstack_layer_map": [[0, 1]], "downsample_rate": "1/2", "spatial_target_layers": [2],
+        "image_grid_pinpoints": [[32, 64], [64, 32]],
+    },
+    "hunyuan_vl": {"text_config.head_dim": 16},
+    "kyutai_speech_to_text": _under("codec_config", CODEC),
+    "llava_next": {"image_grid_pinpoints": [[32, 64], [64, 32]]},
+    "llava_next_video": {"image_grid_pinpoints": [[32, 64], [64, 32]]},
+    "llava_onevision": {"image_grid_pinpoints": [[32, 64], [64, 32]]},
+    "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "qwen3_omni_moe": {"talker_config.text_config.shared_expert_intermediate_size": 32},
+    "qwen4_exp": {
+        "text_config.indexer_n_heads": 2, "text_config.indexer_kv_heads": 1, "text_config.indexer_head_dim": 16,
+        "text_config.indexer_budget": 8, "text_config.indexer_compress_ratio": 2,
+        "text_config.ngram_vocab_size_base": 64, "text_config.split_ngram_parts": 4,
+    },
+    **{
+        family: {"text_config.rope_parameters": THREE_PARTS}
+        for family in ("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker", "qwen3_5", "qwen3_5_moe", "paddleocr_vl")
+    },
+    **{
+        family: {"text_config.rope_parameters": THREE_PARTS, "vision_config.deepstack_visual_indexes": [0, 1]}
+        for family in ("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker")
+    },
+    "speech-encoder-decoder": _under("encoder", SPEECH),
+    "speecht5": SPEECH,
+    "voxtral": {"audio_token_id": 500},
+    "vipllava": {"vision_feature_layers": [-2, -1]},
+    "vibevoice": {
+        **_under("audio_config", SOUND_TOKENS), **_under("semantic_model_config", SOUND_TOKENS),
+        **_under("diffusion_head_config", {"hidden_size": 64}),
+    },
+    "vibevoice_asr": {
+        **_under("acoustic_tokenizer_encoder_config", SOUND_TOKENS),
+        **_under("semantic_tokenizer_encoder_config", SOUND_TOKENS), "acoustic_tokenizer_chunk_size": 200,
+    },
+}  # fmt: skip
