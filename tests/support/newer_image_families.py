@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import transformers as hf
 
 from support.narrow import CHAT, NARROW, TEXT, tokenizer_with
@@ -56,7 +57,9 @@ def gemma3(view_px: int, side: int, kind: Any = hf.Gemma3Processor) -> tuple[Any
     )  # fmt: skip
     images = hf.Gemma3ImageProcessor(size={"height": view_px, "width": view_px})
     processor = kind(images, tokenizer, image_seq_length=side**2, chat_template=GEMMA_CHAT)
-    return hf.Gemma3ForConditionalGeneration(config), processor
+    model = hf.Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)  # made as zeros
+    return model, processor
 
 
 def pixtral(merged: int) -> tuple[Any, Any]:
