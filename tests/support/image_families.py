@@ -114,6 +114,9 @@ def lens(name: str, *, attention: bool = True) -> lensplug.MultimodalLens:
     """The lens of a family, random weights; without attention no patch of a view knows of another."""
     torch.manual_seed(0)
     model, processor = BUILDERS[name]()
+    for parameter in model.model.parameters():
+        if parameter.ndim > 1 and not bool(parameter.any()):  # a projector that starts at zero tells nothing
+            nn.init.normal_(parameter, std=0.2)
     if not attention:
         _silence_attention(model)
     return lensplug.wrap(model.eval(), processor, check=False)
@@ -121,8 +124,8 @@ def lens(name: str, *, attention: bool = True) -> lensplug.MultimodalLens:
 
 def _silence_attention(model: Any) -> None:
     silent = 0
-    for name, tower in model.model.named_children():
-        if name == "language_model":
+    for tower in model.model.children():
+        if tower is model.get_decoder():
             continue
         for place, module in tower.named_modules():
             *parents, last = place.split(".")
@@ -131,7 +134,7 @@ def _silence_attention(model: Any) -> None:
                 silent += 1
         if hasattr(tower, "config"):  # multiplied by these zeros; half of the time was this
             tower.config._attn_implementation = "values as they are"
-    assert silent == NARROW["num_hidden_layers"]
+    assert silent and silent % NARROW["num_hidden_layers"] == 0
 
 
 OUTPUTS = ("out_proj", "projection_layer", "o_proj", "proj")
