@@ -30,6 +30,7 @@ from torch import Tensor
 from lensplug.cache.activation_cache import ActivationCache
 from lensplug.errors import LensplugError
 from lensplug.interventions.edit import ActivationHook, Changes, refuse_missing_hook
+from lensplug.interventions.equality import EqualByValue
 from lensplug.interventions.layers_and_heads import Heads, Layers, heads_of, layers_of, stated
 from lensplug.interventions.places import Place, RunPositions, in_words
 from lensplug.interventions.tensors import tensor_in_words
@@ -45,7 +46,7 @@ HOOKS = {"attn_out": "hook_attn_out", "mlp_out": "hook_mlp_out", "heads": "attn.
 
 
 @dataclass(frozen=True, eq=False)
-class Ablate:
+class Ablate(EqualByValue):
     """A component gives nothing, its mean, or what it gives in another run.
 
     with lens.intervene(Ablate(heads=[(3, 1)])):

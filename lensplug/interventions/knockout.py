@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.interventions.edit import Changes
+from lensplug.interventions.equality import EqualByValue
 from lensplug.interventions.layers_and_heads import Heads, Layers, heads_of, stated
 from lensplug.interventions.places import Place, Placed, RunPositions, in_words
 from lensplug.patches.unseen_keys import UnseenKeys
@@ -31,7 +32,7 @@ from lensplug.validation.arguments import admitted
 
 
 @dataclass(frozen=True, eq=False)
-class Knockout:
+class Knockout(EqualByValue):
     """Queries at `to` do not see keys at `from_`.
 
     with lens.intervene(Knockout(from_="image", to="last", layers=range(2, 5))):

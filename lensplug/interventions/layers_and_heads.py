@@ -67,9 +67,21 @@ def heads_of(layers: Any, heads: Any, n_layers: int, n_heads: int) -> dict[int, 
     return by_layer
 
 
+def names_layers(heads: Any) -> bool:
+    """Whether heads say their layers: pairs, or heads by layer."""
+    if heads is None or _is_index(heads):
+        return False
+    return isinstance(heads, Mapping) or not all(map(_is_index, heads))
+
+
 def stated(layers: Any, heads: Any = None) -> list[str]:
     """What is said of layers and heads, as it is typed, for provenance."""
-    return [f"{name}={value!r}" for name, value in (("layers", layers), ("heads", heads)) if value is not None]
+    return [f"{name}={_typed(value)!r}" for name, value in (("layers", layers), ("heads", heads)) if value is not None]
+
+
+def _typed(value: Any) -> Any:
+    """A tensor or array as a list: long ones would be said with dots for numbers, and two with the same words."""
+    return value.tolist() if isinstance(value, Tensor | np.ndarray) else value
 
 
 def _listed(of_layer: Any) -> list[Any]:

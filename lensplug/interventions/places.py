@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -269,8 +270,10 @@ class RunPositions:
 
 def in_words(place: Any) -> str:
     """A place as text, for provenance and errors."""
+    place = torch.from_numpy(place) if isinstance(place, np.ndarray) else place
     if isinstance(place, Tensor):
         numbers = place.nonzero().tolist() if place.dtype == torch.bool else place.tolist()
         text = str(numbers)
         return text if len(text) <= 200 else f"{described(place)} {sha256(text.encode()).hexdigest()[:8]}"
-    return repr(place)
+    text = repr(place)
+    return text if len(text) <= 200 else f"{described(place)} {sha256(text.encode()).hexdigest()[:8]}"

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.interventions.edit import ActivationHook, Changes, refuse_missing_hook
+from lensplug.interventions.equality import EqualByValue
 from lensplug.interventions.layers_and_heads import Heads, Layers, heads_of, stated
 from lensplug.interventions.places import Place, RunPositions, in_words
 from lensplug.validation.arguments import admitted
 
 
 @dataclass(frozen=True, eq=False)
-class Scale:
+class Scale(EqualByValue):
     """What these heads write is multiplied by `factor`.
 
     with lens.intervene(Scale(heads=[(3, 1), (4, 0)], factor=2.0)):

@@ -32,12 +32,13 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.interventions.edit import ActivationHook, Changes, refuse_missing_hook
+from lensplug.interventions.equality import EqualByValue
 from lensplug.interventions.places import Place, RunPositions, in_words
 from lensplug.validation.arguments import admitted
 
 
 @dataclass(frozen=True, eq=False)
-class SpliceSAE:
+class SpliceSAE(EqualByValue):
     """An SAE or transcoder is put into the run, with some latents set or multiplied.
 
     with lens.intervene(SpliceSAE(sae, latents={1234: 0.0})):

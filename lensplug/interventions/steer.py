@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.interventions.edit import ActivationHook, Changes, refuse_missing_hook
+from lensplug.interventions.equality import EqualByValue
 from lensplug.interventions.layers_and_heads import Layers, in_their_order, stated
 from lensplug.interventions.places import Place, RunPositions, in_words
 from lensplug.interventions.tensors import tensor_in_words
@@ -35,7 +36,7 @@ from lensplug.validation.arguments import admitted, described
 
 
 @dataclass(frozen=True, eq=False)
-class Steer:
+class Steer(EqualByValue):
     """A direction is added to the residual stream behind these layers.
 
     with lens.intervene(Steer(direction, layers=range(8, 16), scale=0.1)) as acted:

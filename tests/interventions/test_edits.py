@@ -290,6 +290,35 @@ def test_heads_by_layer(lens, inputs):
         assert torch.equal(found, lens.model(inputs))
 
 
+def test_a_whole_name_says_its_layer(lens, inputs, other):
+    _, cache = lens.run_with_cache(other)
+    pairs = [
+        (Replace(cache, at="blocks.1.hook_resid_post"), Replace(cache, at="resid_post", layers=1)),
+        (Replace(cache, at="blocks.2.attn.hook_z", heads=[0, 3]), Replace(cache, at="z", heads=[(2, 0), (2, 3)])),
+        (Replace(cache, at="blocks.2.attn.hook_z", heads={2: [1]}), Replace(cache, at="z", layers=2, heads=1)),
+        (Replace(cache["mlp_out", 0], at="blocks.0.hook_mlp_out", layers=0), Replace(cache, at="mlp_out", layers=0)),
+    ]
+    with torch.no_grad():
+        plain = lens.model(inputs)
+        for whole, short in pairs:
+            with lens.intervene(whole):
+                found = lens.model(inputs)
+            with lens.intervene(short):
+                assert torch.equal(lens.model(inputs), found)
+            assert largest_difference(plain, found, inputs.attention_mask) > 0.05
+    refused = {
+        "leave the layers out": [
+            Replace(cache, at="blocks.1.hook_resid_post", layers=2),
+            Replace(cache, at="blocks.1.attn.hook_z", heads=[(0, 1), (1, 1)]),
+        ],
+        "which this model has not": [Replace(cache, at="blocks.9.hook_resid_post"), Replace(cache, at="hook_embed")],
+    }
+    for message, edits in refused.items():
+        for edit in edits:
+            with pytest.raises(LensplugError, match=message), lens.intervene(edit):
+                lens.model(inputs)
+
+
 def test_a_mean_is_no_cache(lens, inputs):
     _, cache = lens.run_with_cache(inputs)
     edit = Ablate("mlp_out", method="mean", values=cache)
