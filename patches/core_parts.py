@@ -8,6 +8,11 @@ from typing import Any
 from torch import nn
 
 
+def mask_form(decoder: Any) -> str:
+    """The attention whose masks a decoder is given: "sdpa", or "eager" where transformers has no other (soft caps)."""
+    return "sdpa" if getattr(decoder, "_supports_sdpa", True) else "eager"
+
+
 @dataclass(frozen=True)
 class CoreParts:
     """A decoder, the head behind it, and the configuration of both: `head(decoder(inputs_embeds))` are the logits."""

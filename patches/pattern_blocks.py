@@ -43,6 +43,8 @@ class PatternBlocks:
     """In place of all that, what each query sees; with `causal`, that no key is later than its query."""
     unseen: tuple[UnseenKeys, ...] = ()
     """Of what is seen, what some heads do not see."""
+    cap: float | None = None
+    """Scores approach plus and minus this, by tanh (Gemma 2)."""
 
     @property
     def length(self) -> int:
@@ -62,7 +64,8 @@ class PatternBlocks:
         Query heads of a group share their keys: one product for each group, and no copy of the keys.
         """
         k = self.k[:, :, :keys].float()
-        return ungrouped(grouped(q.float(), k) @ k.transpose(2, 3), q.shape[1]).div_(self.scale)
+        scores = ungrouped(grouped(q.float(), k) @ k.transpose(2, 3), q.shape[1]).div_(self.scale)
+        return scores if self.cap is None else capped(scores, self.cap)
 
     def seen(self, rows: Int[Tensor, "rows_of row"], keys: int | None = None) -> Bool[Tensor, "example head row key"]:
         """What these queries see of the first `keys` keys: causal, in the window, no padding, not knocked out."""
@@ -91,8 +94,7 @@ class PatternBlocks:
 
         Of a causal pattern a block has the keys up to its last row; the others are not seen.
         """
-        batch, heads = self.q.shape[:2]
-        size = max(1, BLOCK_BYTES // (batch * heads * self.length * 4 * 3))
+        size = self._rows_at_once()
         for stop in range(self.q.shape[2], 0, -size):
             start = max(0, stop - size)
             keys = stop + self.past if self.causal else self.length
@@ -101,8 +103,14 @@ class PatternBlocks:
             scores.masked_fill_(~self.seen(rows, keys), -torch.inf)
             yield start, scores.softmax(dim=-1).nan_to_num_(0.0)
 
+    def _rows_at_once(self) -> int:
+        batch, heads = self.q.shape[:2]
+        return max(1, BLOCK_BYTES // (batch * heads * self.length * 4 * 3))
+
     def attend(self, v: Float[Tensor, "batch kv_head key d_head"]) -> Float[Tensor, "batch head pos d_head"]:
         """The output of SDPA."""
+        if self.cap is not None:
+            return self._attend_by_blocks(v)
         if self.unseen:
             return self._attend_with_unseen(v)
         windowed = self.window is not None and self.window < self.length
@@ -127,6 +135,33 @@ class PatternBlocks:
         mask = self.seen(everyone) if self.mask is None else self.mask
         sees = mask.any(dim=-1, keepdim=True)  # padding sees nothing, and then gets nothing
         return F.scaled_dot_product_attention(self.q, k, v, attn_mask=mask | ~sees, scale=1 / self.scale) * sees
+
+    def _attend_by_blocks(self, v: Float[Tensor, "batch kv_head key d_head"]) -> Float[Tensor, "batch head pos d_head"]:
+        """From the pattern itself, a block of rows at a time: SDPA knows no soft cap."""
+        heads, queries = self.q.shape[1:3]
+        size = self._rows_at_once()
+        parts = [self.q[:, :, :0]]
+        for start in range(0, queries, size):
+            rows = torch.arange(start, min(start + size, queries), device=v.device)
+            mask = self.seen(rows[None])
+            mask = grouped(mask.expand(-1, heads, -1, -1), self.k)
+            parts.append(ungrouped(self._attention(grouped(self.q[:, :, rows], self.k), v, mask), heads))
+        return torch.cat(parts, dim=2)
+
+    def _attention(
+        self,
+        q: Float[Tensor, "batch kv_head rows d_head"],
+        v: Float[Tensor, "batch kv_head key d_head"],
+        mask: Bool[Tensor, "example kv_head rows key"],
+    ) -> Float[Tensor, "batch kv_head rows d_head"]:
+        """The output of grouped queries that see what a mask says; zero where they see nothing."""
+        sees = mask.any(dim=-1, keepdim=True)
+        mask = mask | ~sees
+        if self.cap is None:
+            return F.scaled_dot_product_attention(q, self.k, v, attn_mask=mask, scale=1 / self.scale) * sees
+        scores = capped(q.float() @ self.k.float().transpose(2, 3) / self.scale, self.cap)
+        pattern = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        return (pattern.to(v.dtype) @ v) * sees
 
     def _attend_with_unseen(
         self, v: Float[Tensor, "batch kv_head key d_head"]
@@ -164,10 +199,8 @@ class PatternBlocks:
         mask = self._allowed(rows - self.past, None) if self.mask is None else self.mask
         if self.unseen:
             mask = mask & ~hidden_from(self.unseen, rows, self.length)
-        sees = mask.any(dim=-1, keepdim=True)
-        mask = grouped((mask | ~sees).expand(-1, heads, -1, -1), self.k)
-        z = F.scaled_dot_product_attention(grouped(self.q, self.k), self.k, v, attn_mask=mask, scale=1 / self.scale)
-        return ungrouped(z, heads) * sees
+        mask = grouped(mask.expand(-1, heads, -1, -1), self.k)
+        return ungrouped(self._attention(grouped(self.q, self.k), v, mask), heads)
 
     def _attend_once(
         self, v: Float[Tensor, "batch kv_head key d_head"], *, everything: bool
@@ -201,7 +234,7 @@ class _ShownBackward(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: PatternBlocks, show: Show) -> Tensor:
         ctx.save_for_backward(q, k, v)
         # Queries and keys are kept by save_for_backward alone, which checkpointing can replace by recomputing.
-        options = (blocks.scale, blocks.window, blocks.causal, blocks.padding, blocks.mask, blocks.unseen)
+        options = (blocks.scale, blocks.window, blocks.causal, blocks.padding, blocks.mask, blocks.unseen, blocks.cap)
         ctx.rest, ctx.show = options, show
         return blocks.attend(v)
 
@@ -218,7 +251,10 @@ class _ShownBackward(torch.autograd.Function):
             gradient = ungrouped(of_z @ v_seen.transpose(2, 3), heads)
             ctx.show(start, pattern, gradient)
             of_scores = gradient - (gradient * pattern).sum(dim=-1, keepdim=True)
-            of_scores = grouped(of_scores.mul_(pattern).div_(blocks.scale), k_seen)
+            of_scores = of_scores.mul_(pattern).div_(blocks.scale)
+            if blocks.cap is not None:  # the slope of tanh
+                of_scores *= 1 - (blocks.scores(q[:, :, start:stop], keys) / blocks.cap).square()
+            of_scores = grouped(of_scores, k_seen)
             grad_q[:, :, start:stop] = ungrouped(of_scores @ k_seen, heads)
             grad_k[:, :, :keys] += of_scores.transpose(2, 3) @ grouped(q[:, :, start:stop].float(), k_seen)
             grad_v[:, :, :keys] += grouped(pattern, v_seen).transpose(2, 3) @ of_z
@@ -236,6 +272,11 @@ def refuse_edits(pattern: Float[Tensor, "batch head row key"], expected: Float[T
             "a hook edits attention scores or patterns, and with chosen rows the output does not come from them:"
             " run without query_positions (without AttentionRows)."
         )
+
+
+def capped(scores: Float[Tensor, "*axes"], cap: float) -> Float[Tensor, "*axes"]:
+    """Scores with a soft cap."""
+    return cap * (scores / cap).tanh()
 
 
 def grouped(

@@ -40,8 +40,9 @@ def n_layers(cache: ActivationCache) -> int:
 def looks_ahead_within(cache: ActivationCache) -> str | None:
     """The modality whose positions see later ones of their own medium, in the model that made the cache; None: none.
 
-    Gemma 3 lets an image see itself whole. `lensplug.engines.bridge` leaves it on the configuration of such a model,
-    which every cache of it has, those that TransformerLens makes alone too.
+    Gemma 3 lets an image see itself whole; PaliGemma does the "prompt", all but an answer. `lensplug.engines.bridge`
+    leaves it on the configuration of such a model, which every cache of it has, those that TransformerLens makes alone
+    too.
     """
     within: str | None = getattr(getattr(cache.model, "cfg", None), "looks_ahead_within", None)
     return within

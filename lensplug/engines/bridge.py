@@ -74,7 +74,8 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     for patch in (BridgeRouting, HookNames, BridgeCache, BridgePadding, BridgeMLPInPlace, LogitDirections):
         patch(model).apply()
     if "attention_mask" in core.beside:
-        model.cfg.looks_ahead_within = "image"  # of the masks that its model gives it: `cache.reading` reads it
+        # Of the masks that its model gives it: `cache.reading` reads it.
+        model.cfg.looks_ahead_within = "prompt" if core.sees_whole_prompt else "image"
     BridgeEmbeddingInput(model, beside=core.beside).apply()
     PlaceholdersRefused(model, core.placeholder_ids).apply()
     return model

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.hf.language_core import BESIDE, LanguageCore
+from lensplug.hf.language_core import WHY_BESIDE, LanguageCore
 from lensplug.patches.later_positions import LaterPositions
 from lensplug.patches.patch import Patch
 from lensplug.patches.rows_of_blocks import EachBlock, EachGradient
@@ -66,7 +66,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
             " or engine='bridge'."
         )
     if core.beside:
-        name, reason = core.text_config.model_type, BESIDE[core.text_config.model_type][1]
+        name, reason = core.text_config.model_type, WHY_BESIDE[core.beside[-1]]
         raise LensplugError(f"the core is {name}, which cannot be a HookedTransformer: {reason}. Use engine='bridge'.")
     from lensplug.patches.both.logit_directions import LogitDirections
     from lensplug.patches.both.placeholders import PlaceholdersRefused

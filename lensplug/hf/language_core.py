@@ -16,30 +16,28 @@ from torch import nn
 
 from lensplug.errors import LensplugError
 from lensplug.hf.run_lock import turn
-from lensplug.patches.core_parts import CoreParts
+from lensplug.patches.core_parts import CoreParts, mask_form
 from lensplug.provenance.public_names import public_name
 
 PLACEHOLDERS = ("image", "video", "audio")
 
-UNSUITABLE = {
-    "paligemma": "its attention is bidirectional over the image and the prompt",
-}
-"""Models, and text cores, that merge by rules that no engine computes, by `model_type`."""
-
 BESIDE = {
-    "gemma3_text": (
-        ("attention_mask",),
-        "its attention is bidirectional over the image, which a causal core cannot express",
-    ),
-    "qwen2_vl_text": (("position_ids",), "its rotary positions have three parts (time, height, width)"),
-    "qwen2_5_vl_text": (("position_ids",), "its rotary positions have three parts (time, height, width)"),
-    "qwen3_vl_text": (("position_ids", "deepstack"), "it adds image features to the residual stream between blocks"),
-    "qwen3_vl_moe_text": (
-        ("position_ids", "deepstack"),
-        "it adds image features to the residual stream between blocks",
-    ),
+    "gemma3_text": ("attention_mask",),
+    "qwen2_vl_text": ("position_ids",),
+    "qwen2_5_vl_text": ("position_ids",),
+    "qwen3_vl_text": ("position_ids", "deepstack"),
+    "qwen3_vl_moe_text": ("position_ids", "deepstack"),
 }
-"""Text cores whose model gives them more than embeddings and padding, by `model_type`: under which names, and why."""
+"""Text cores whose model gives them more than embeddings and padding, by `model_type`: under which names."""
+WHY_BESIDE = {
+    "attention_mask": (
+        "its attention is bidirectional over the image (in PaliGemma over the whole prompt), which a causal core cannot"
+        " express"
+    ),
+    "position_ids": "its rotary positions have three parts (time, height, width)",
+    "deepstack": "it adds image features to the residual stream between blocks",
+}
+"""What each of these names says of a core."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,6 @@ class LanguageCore(CoreParts):
                 f"{name} has no output embeddings: give the model with its language-model head, not its base."
             )
         text_config = hf_model.config.get_text_config(decoder=True)
-        for model_type in (hf_model.config.model_type, text_config.model_type):
-            if reason := UNSUITABLE.get(model_type):
-                raise LensplugError(f"{name} cannot be wrapped: the core is {text_config.model_type}, and {reason}.")
         _refuse_special_weights(name, decoder, head)
         ids = {kind: _placeholder_id(hf_model.config, kind) for kind in PLACEHOLDERS}
         placeholder_ids = {kind: token for kind, token in ids.items() if token is not None}
@@ -95,7 +90,14 @@ class LanguageCore(CoreParts):
         "attention_mask": one of its own, and not a row for each example; "position_ids": positions of several parts;
         "deepstack": features that the first layers add to the stream.
         """
-        return BESIDE[self.text_config.model_type][0] if self.text_config.model_type in BESIDE else ()
+        if self.sees_whole_prompt:
+            return ("attention_mask",)
+        return BESIDE.get(self.text_config.model_type, ())
+
+    @property
+    def sees_whole_prompt(self) -> bool:
+        """Whether every position of a prompt sees the whole prompt, words too, and only an answer is causal."""
+        return getattr(self.text_config, "use_bidirectional_attention", None) is True
 
     @property
     def d_model(self) -> int:
@@ -115,13 +117,13 @@ class LanguageCore(CoreParts):
 
 @contextmanager
 def sdpa(core: LanguageCore) -> Iterator[None]:
-    """A scope in which the decoder uses `scaled_dot_product_attention`; other threads wait."""
+    """A scope in which the decoder uses `scaled_dot_product_attention`, or eager if it cannot; other threads wait."""
     config = core.decoder.config
     with turn(config):
         before = config._attn_implementation
         try:
             try:
-                config._attn_implementation = "sdpa"
+                config._attn_implementation = mask_form(core.decoder)
                 yield
             finally:
                 config._attn_implementation = before

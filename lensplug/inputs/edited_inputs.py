@@ -124,6 +124,8 @@ def continued(
         `model_inputs` and `decoder_inputs` of the longer input.
     """
     appended, no_media = {"input_ids": tokens, "attention_mask": generated}, torch.zeros_like(tokens)
+    if core.sees_whole_prompt:  # by this an answer is told from the prompt
+        appended["token_type_ids"] = torch.ones_like(tokens)
 
     def longer(name: str, value: Tensor) -> Tensor:
         return torch.cat([value, appended.get(name, no_media).to(value)], dim=1)

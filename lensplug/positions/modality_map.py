@@ -265,6 +265,11 @@ class ModalityMap:
         words = None if self.user_words is None else self.user_words.to(device)
         return replace(self, labels=labels, special=special, media_index=media_index, user_words=words)
 
+    def with_answer_at(self, answer: Bool[Tensor, "batch pos"]) -> ModalityMap:
+        """The same map where some words are an answer's: they are "generated"."""
+        labels = self.labels.masked_fill(answer & (self.labels == TEXT), GENERATED)
+        return replace(self, labels=labels, special=self.special & (labels == TEXT))
+
     def appended(self, generated: Bool[Tensor, "batch new"]) -> ModalityMap:
         """The map of prompt + answer: new positions are "generated", or "pad" where False."""
         labels, no_words = torch.where(generated, GENERATED, PAD).to(self.labels), torch.zeros_like(generated)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from lensplug.patches.bridge.padding import seen_by
+from lensplug.patches.bridge.padding import is_causal, seen_by
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.hook_points import seen
 from lensplug.patches.later_positions import Cut
@@ -121,22 +121,30 @@ def later_blocks(attn: Any, q: Tensor, k: Tensor, attention_mask: Tensor | None,
         return _blocks(attn, q, k, None, None)
     mask = seen_by(attention_mask, k.shape[2], k.shape[2], q.device)[:, :, cut.first :].transpose(1, 2)
     mask = cut.queried(mask).transpose(1, 2)
-    return PatternBlocks(q, k, 1 / float(attn.original_component.scaling), mask=mask, unseen=unseen_keys(attn))
+    scale = 1 / float(attn.original_component.scaling)
+    return PatternBlocks(q, k, scale, mask=mask, unseen=unseen_keys(attn), cap=soft_cap(attn))
 
 
 def _blocks(
     attn: Any, q: Tensor, k: Tensor, attention_mask: Tensor | None, visible: Bool[Tensor, "batch key"] | None
 ) -> PatternBlocks:
-    scale = 1 / float(attn.original_component.scaling)
+    scale, cap = 1 / float(attn.original_component.scaling), soft_cap(attn)
     if attention_mask is None:
-        return PatternBlocks(q, k, scale, causal=True, padding=visible, unseen=unseen_keys(attn))
+        causal = is_causal(attn)
+        return PatternBlocks(q, k, scale, causal=causal, padding=visible, unseen=unseen_keys(attn), cap=cap)
     mask = seen_by(attention_mask, q.shape[2], k.shape[2], q.device)
     if visible is not None:
         mask = mask & visible[:, None, None]
     past = k.shape[2] - q.shape[2]
     # No key is later than the last query; of more queries to look waits for the device.
     causal = q.shape[2] == 1 or not bool(mask.triu(diagonal=1 + past).any())
-    return PatternBlocks(q, k, scale, causal=causal, mask=mask, unseen=unseen_keys(attn))
+    return PatternBlocks(q, k, scale, causal=causal, mask=mask, unseen=unseen_keys(attn), cap=cap)
+
+
+def soft_cap(attn: Any) -> float | None:
+    """Beyond which no score of a block's attention goes (Gemma 2)."""
+    cap = getattr(attn.original_component, "attn_logit_softcapping", None)
+    return None if cap is None else float(cap)
 
 
 def _refuse(attn: Any) -> None:
@@ -148,7 +156,6 @@ def _refuse(attn: Any) -> None:
             f"the model's attention is a {type(attn).__name__}, which BridgeAttentionRows does not know."
         )
     unknown = {
-        "a soft cap on scores": getattr(hf_attn, "attn_logit_softcapping", None) is not None,
         "attention sinks": getattr(hf_attn, "sinks", None) is not None,
         "a gate": "gate" in attn.submodules or getattr(attn.config, "gated_q_proj", False),
         "clipped queries and keys": getattr(hf_attn.config, "clip_qkv", None) is not None,

@@ -22,7 +22,7 @@ import torch
 import transformers
 from torch import nn
 
-from lensplug.patches.core_parts import CoreParts
+from lensplug.patches.core_parts import CoreParts, mask_form
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.sliding_windows import sliding_windows
 
@@ -31,6 +31,8 @@ CORES = {
     "qwen2": ("Qwen2Model", "Qwen2ForCausalLM"),
     "mistral": ("MistralModel", "MistralForCausalLM"),
     "qwen3": ("Qwen3Model", "Qwen3ForCausalLM"),
+    "gemma": ("GemmaModel", "GemmaForCausalLM"),
+    "gemma2": ("Gemma2Model", "Gemma2ForCausalLM"),
     "gemma3_text": ("Gemma3TextModel", "Gemma3ForCausalLM"),
     # These make their three-part positions one rotation before the blocks, which are Qwen2's.
     "qwen2_vl_text": ("Qwen2VLTextModel", "Qwen2ForCausalLM"),
@@ -109,7 +111,7 @@ def causal_shell(core: CoreParts, *, share: bool = True) -> Any:
     config: Any = copies[0].config
     # The bridge computes attention itself; what SDPA decides is the mask: none where it is plainly causal, else a
     # byte for each pair of positions in place of a number.
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = mask_form(decoder)
     config.use_cache = False  # keys and values of a single pass are not used; generation requests them
     for name, value in UNTOLD.items():
         if not hasattr(config, name):

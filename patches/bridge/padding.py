@@ -45,7 +45,7 @@ class _Padding(Patch):
         q_seq_len: int | None = None,
     ) -> Float[Tensor, "batch head query key"]:
         queries = seq_len if q_seq_len is None else q_seq_len
-        is_visible = seen_by(attention_mask, queries, seq_len, attn_scores.device)
+        is_visible = seen_by(attention_mask, queries, seq_len, attn_scores.device, causal=is_causal(self.target))
         if attention_mask is not None and attention_mask.is_floating_point():
             attn_scores = attn_scores + attention_mask.to(attn_scores.dtype)  # it may say more than who sees whom
         if unseen := unseen_keys(self.target):
@@ -62,12 +62,18 @@ class _Padding(Patch):
         return pattern.masked_fill(blind, 0.0) if bool(blind.any()) else pattern
 
 
+def is_causal(attn: Any) -> bool:
+    """What no mask says to a block's attention: plainly causal, or (PaliGemma) that everything is seen."""
+    return bool(getattr(attn.original_component, "is_causal", True))
+
+
 def seen_by(
-    attention_mask: Tensor | None, queries: int, keys: int, device: torch.device
+    attention_mask: Tensor | None, queries: int, keys: int, device: torch.device, *, causal: bool = True
 ) -> Bool[Tensor, "example 1 query key"]:
-    """Which keys each query sees, by the mask that Hugging Face gives an attention layer; None is plainly causal."""
+    """Which keys each query sees, by the mask that Hugging Face gives an attention layer; `causal` where it is None."""
     if attention_mask is None:
-        return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(diagonal=keys - queries)
+        everything = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
+        return everything.tril(diagonal=keys - queries) if causal else everything
     is_visible = attention_mask[..., :keys]
     if is_visible.dtype != torch.bool:
         is_visible = is_visible > torch.finfo(is_visible.dtype).min / 2

@@ -235,7 +235,6 @@ def test_attention_of_another_kind_is_refused(model, rows_of, attribute, value, 
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
-        ("attn_logit_softcapping", 30.0, "a soft cap on scores"),
         ("sinks", torch.zeros(4), "attention sinks"),
         ("key_multiplier", 2.0, "scaled keys"),
     ],

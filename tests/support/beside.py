@@ -76,6 +76,34 @@ def gemma3() -> Any:
     return randomise(hf.Gemma3ForConditionalGeneration(config))
 
 
+def paligemma(version: int, text_numbers: Mapping[str, Any] = TEXT, image_token: int = IMAGE) -> Any:
+    """Everything in a prompt sees everything; of the second, scores and logits have soft caps, two layers a window."""
+    vision = hf.SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16,
+        vision_use_head=False,
+    )  # fmt: skip
+    text: Any = hf.GemmaConfig(**text_numbers, head_dim=8)
+    if version == 2:
+        text = hf.Gemma2Config(
+            **text_numbers, head_dim=8, query_pre_attn_scalar=12, sliding_window=6, attn_logit_softcapping=3.0,
+            final_logit_softcapping=4.0,
+        )  # fmt: skip
+    config = hf.PaliGemmaConfig(
+        vision_config=vision,
+        text_config=text,
+        projection_dim=32,
+        image_token_index=image_token,
+        vocab_size=text_numbers["vocab_size"],
+        tie_word_embeddings=version == 2,
+    )
+    model = randomise(hf.PaliGemmaForConditionalGeneration(config))
+    with torch.no_grad():
+        for name, parameter in model.get_decoder().named_parameters():
+            if "norm" in name:
+                parameter -= 1  # which these norms add
+    return model
+
+
 def qwen_prompts(*lengths: int) -> dict[str, Tensor]:
     """For each length so many words, an image of 2 x 4 positions among them; padded at the left."""
     image = torch.tensor([302, *[IMAGE] * 8, 303])
@@ -92,12 +120,20 @@ def gemma_prompts(*lengths: int) -> dict[str, Tensor]:
     return {**prompts, "pixel_values": pixels, "token_type_ids": _types(prompts)}
 
 
+def paligemma_prompts(*lengths: int) -> dict[str, Tensor]:
+    """The same, all of it a prompt."""
+    prompts = gemma_prompts(*lengths)
+    return {**prompts, "token_type_ids": torch.zeros_like(prompts["input_ids"])}
+
+
 FAMILIES: dict[str, tuple[Callable[[], Any], Callable[..., dict[str, Tensor]]]] = {
     "qwen2-vl": (qwen2_vl, qwen_prompts),
     "qwen2.5-vl": (qwen2_5_vl, qwen_prompts),
     "qwen3-vl": (qwen3_vl, qwen_prompts),
     "qwen3-vl-moe": (qwen3_vl_moe, qwen_prompts),
     "gemma3": (gemma3, gemma_prompts),
+    "paligemma": (lambda: paligemma(1), paligemma_prompts),
+    "paligemma2": (lambda: paligemma(2), paligemma_prompts),
 }
 """Test id -> the model, and prompts for it."""
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from lensplug.analysis.attention.found_sinks import Sinks
 from lensplug.analysis.attention.head_readings import CLASSES, SINK
 from lensplug.analysis.attention.left_out import found_or_given
+from lensplug.analysis.attention.visible_positions import seen_whole
 from lensplug.cache.activation_cache import ActivationCache
-from lensplug.cache.reading import looks_ahead_within, n_layers
+from lensplug.cache.reading import n_layers
 from lensplug.errors import LensplugError
 from lensplug.positions.modality_map import ModalityMap
 from lensplug.reductions.modality_mass import PARTS, VIEWS, part_numbers
@@ -82,12 +83,11 @@ def seen(
 def seen_ahead(
     cache: ActivationCache, modality: ModalityMap, index: Int[Tensor, " batch"]
 ) -> Bool[Tensor, "batch pos"]:
-    """The positions of the query's own image, where a model lets an image see itself whole (Gemma 3)."""
-    within = looks_ahead_within(cache)
+    """The positions of the query's own image, where a model lets an image see itself whole (Gemma 3); or prompt."""
     ahead = torch.zeros_like(modality.attention_mask, dtype=torch.bool)
-    for span in modality.spans if within is not None else ():
-        if span.modality == within and span.start <= int(index[span.example]) < span.stop:
-            ahead[span.example, span.start : span.stop] = True
+    for example, start, stop in seen_whole(cache, modality):
+        if start <= int(index[example]) < stop:
+            ahead[example, start:stop] = True
     return ahead
 
 

@@ -5,6 +5,7 @@ A weight of zero does not tell: in half precision small weights round to zero, a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def visible(
         layer: Counted from 0.
         mask: 1 where there is no padding.
         attention: What the layer gave: a weight above zero was seen, whatever the configuration says.
-        modality: For a model that lets an image see itself whole (Gemma 3).
+        modality: For a model that lets an image see itself whole (Gemma 3), or a prompt (PaliGemma).
     """
     cfg: Any = getattr(cache.model, "cfg", None)
     real = mask.to(attention.device).bool()
@@ -42,8 +43,24 @@ def visible(
     if getattr(cfg, "use_local_attn", False) and cfg.attn_types[layer] == "local":
         allowed = allowed & (positions > positions[:, None] - cfg.window_size)
     is_visible = (allowed | (attention > 0)) & real[:, None] & real[:, :, None]
-    within = looks_ahead_within(cache)
-    for span in modality.spans if modality is not None and within else ():
-        if span.modality == within:
-            is_visible[span.example, span.start : span.stop, span.start : span.stop] = True
+    if modality is not None:
+        for example, start, stop in seen_whole(cache, modality):
+            is_visible[example, start:stop, start:stop] = True
     return is_visible
+
+
+def seen_whole(cache: ActivationCache, modality: ModalityMap) -> Iterator[tuple[int, int, int]]:
+    """Where positions see each other, later ones too: example, first position, and the one behind the last.
+
+    In Gemma 3 an image; in PaliGemma the prompt. Windows do not matter within.
+    """
+    within = looks_ahead_within(cache)
+    if within == "prompt":
+        is_prompt = modality.attention_mask.bool() & ~modality.mask("generated")
+        for example, row in enumerate(is_prompt):
+            places = row.nonzero()[:, 0]
+            yield example, int(places[0]), int(places[-1]) + 1
+        return
+    for span in modality.spans if within is not None else ():
+        if span.modality == within:
+            yield span.example, span.start, span.stop
