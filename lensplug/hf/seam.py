@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore, sdpa
+from lensplug.hf.unread import read_ones
 
 UNREAD = {
     "use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits", "cache_position",
@@ -123,9 +124,9 @@ def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None)
     if "deepstack" in core.beside:
         known_names |= set(DEEPSTACK)
     extra = [name for name, value in kwargs.items() if name not in known_names and value is not None]
-    if extra:
+    if extra and (read := read_ones(core, kwargs, extra)):
         raise LensplugError(
-            f"the model gives its decoder more than embeddings ({', '.join(sorted(extra))}): the core alone cannot"
+            f"the model gives its decoder more than embeddings ({', '.join(sorted(read))}): the core alone cannot"
             " compute the same."
         )
     _refuse_other_positions(None if "position_ids" in core.beside else kwargs.get("position_ids"), mask)

@@ -135,13 +135,13 @@ def test_positions_that_start_elsewhere_are_the_same(text_lens):
 
 
 LONG = torch.arange(12)[None]
-REFUSED = {
+REFUSED: dict[str, dict[str, object]] = {
     r"attention mask of its own \(\[1, 1, 12, 12\]\)": {"attention_mask": torch.zeros(1, 1, 12, 12)},
     "not counted one by one": {"position_ids": 2 * LONG},
     r"positions have the shape \[3, 1, 12\]": {"position_ids": LONG.expand(3, 1, 12)},
     "mask with holes": {"attention_mask": (LONG != 5).long()},
     "example 0 is nothing but padding": {"attention_mask": torch.zeros_like(LONG)},
-    r"more than embeddings \(visual_pos_masks\)": {"visual_pos_masks": LONG > 4},
+    r"more than embeddings \(is_causal\)": {"is_causal": False},
 }
 
 
@@ -150,6 +150,30 @@ def test_refuses_what_a_causal_core_cannot_take(text_lens, message):
     with pytest.raises(lensplug.LensplugError, match=message):
         text_lens.encode({"input_ids": text_tokens(12), **REFUSED[message]})
     assert hooks_on(text_lens.hf_model) == 0
+
+
+def test_what_a_decoder_never_reads_is_no_reason(text_lens):
+    """It ends in `**kwargs`; but what attention reads out of them does matter, unless it is what it does anyway."""
+    model_inputs = {"input_ids": text_tokens(12)}
+    reference = reference_logits(text_lens.hf_model, model_inputs)
+    for unread in ({"image_sizes": torch.tensor([[32, 32]])}, {"is_causal": True}):
+        assert torch.equal(reference_logits(text_lens.hf_model, {**model_inputs, **unread}), reference)
+        assert torch.equal(text_lens.encode({**model_inputs, **unread}).embeds, text_lens.encode(model_inputs).embeds)
+    assert largest_difference(reference_logits(text_lens.hf_model, {**model_inputs, "is_causal": False}), reference) > 1
+    assert hooks_on(text_lens.hf_model) == 0
+
+
+def test_what_a_decoder_names_is_read(text_lens, monkeypatch):
+    """Whatever it does this time: it is not run to find out."""
+    decoder = type(text_lens.core.decoder)
+    old = decoder.forward
+
+    def forward(self, *args, picture=None, **kwargs):
+        return old(self, *args, **kwargs)
+
+    monkeypatch.setattr(decoder, "forward", forward)
+    with pytest.raises(lensplug.LensplugError, match=r"more than embeddings \(picture\)"):
+        text_lens.encode({"input_ids": text_tokens(12), "picture": LONG})
 
 
 def test_refuses_a_bidirectional_mask_made_by_the_model(text_lens):

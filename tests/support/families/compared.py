@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -63,7 +64,7 @@ def compared(family: str, class_name: str, seeds: int = 1) -> FamilyRow:
         try:
             model = small_model(family, seed)
         except Exception as error:  # any: a package that it needs, a configuration that is not known here
-            row.verdict, row.reason = "not built", _one_line(error)
+            row.verdict, row.reason = "not built", _what_is_missing(error)
             return row
         try:
             _compare(row, model, seed)
@@ -133,6 +134,11 @@ def _hugging_faces(model: Any, core: Any, model_inputs: dict[str, Any]) -> tuple
         core.decoder.config._attn_implementation = before
         handle.remove()
     return streams[0], list(getattr(output, "attentions", None) or ())
+
+
+def _what_is_missing(error: Exception) -> str:
+    package = re.search(r"`pip install ([\w-]+)`", str(error))
+    return f"it needs a package that is not installed: pip install {package[1]}" if package else _one_line(error)
 
 
 def _one_line(error: Exception) -> str:

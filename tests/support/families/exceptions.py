@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 CODEC = {"upsample_groups": 64, "num_filters": 4, "upsampling_ratios": [4, 2], "num_quantizers": 4}
-SOUND_TOKENS = {"num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]}
+SOUND_TOKENS = {"vae_std": 0.0, "num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]}
+RESNET = {"architecture": "resnet18", "hidden_size": 512, "model_args": {}}
+"""The smallest picture encoder of timm that gives a map."""
 SPEECH = {"conv_dim": [16, 16], "conv_stride": [5, 2], "conv_kernel": [10, 3]}
 THREE_PARTS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 PICTURE_WORDS = {"<image>": 500, "<|extra_200|>": 501}
@@ -35,6 +37,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "cosmos3_omni": {"text_config.rope_parameters": THREE_PARTS, "vision_config.deepstack_visual_indexes": [0, 1]},
     "csm": _under("codec_config", CODEC),
+    "deepseek_vl_hybrid": {"high_res_vision_config.global_attn_indexes": [0]},
     "deepseek_ocr2": {
         "text_config.mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "text_config.num_experts_per_tok": 2,
     },
@@ -42,7 +45,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "text_config.num_experts": 4, "text_config.top_k_experts": 2, "text_config.moe_intermediate_size": 32,
     },
     "dots3_note": {
-        "text_config.head_dim": 32,
+        "text_config.head_dim": 32, "vision_config.adapter_in_dim": 64, "vision_config.adapter_out_dim": 64,
+        "audio_config.adapter_input_size": 64, "audio_config.adapter_out_dim": 64,
         "text_config.per_layer_config": {
             layer: {"num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 16, "qk_nope_head_dim": 16}
             for layer in (2, 3)
@@ -54,7 +58,13 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "text_config.moe_intermediate_size": [32, 16],
     },
     "evolla": {"protein_encoder_config.pad_token_id": 1},
+    "fast_vlm": _under("vision_config", RESNET),
     "fun_asr_nano": {"adaptor_config.intermediate_size": 16},
+    "gemma3n": {
+        **_under("vision_config", RESNET), "vision_soft_tokens_per_image": 1,
+        "text_config.num_kv_shared_layers": 2,
+        "text_config.layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    },
     "gemma4": {"vision_config.from": "gemma4_vision", "audio_config.from": "gemma4_audio"},
     "gemma4_unified": {"vision_config.from": "gemma4_unified_vision", "audio_config.from": "gemma4_unified_audio"},
     **{family: {"mm_tokens_per_image": 4} for family in ("gemma3", "shieldgemma2")},
@@ -70,7 +80,16 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "llava_onevision": {"image_grid_pinpoints": [[32, 64], [64, 32]]},
     "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
     "moonshine_streaming": {"num_key_value_heads": 4},
-    "qwen3_omni_moe": {"talker_config.text_config.shared_expert_intermediate_size": 32},
+    "moss_transcribe_diarize": {"audio_config.max_source_positions": 48},
+    "perception_lm": {
+        "vision_config.architecture": "vit_tiny_patch16_224",
+        "vision_config.model_args": {
+            "embed_dim": 64, "depth": 2, "num_heads": 4, "img_size": 32, "patch_size": 8, "global_pool": "",
+        },
+    },
+    "qwen3_omni_moe": {
+        "talker_config.text_config.shared_expert_intermediate_size": 32, "talker_config.spatial_merge_size": 2,
+    },
     "qwen4_exp": {
         "text_config.indexer_n_heads": 2, "text_config.indexer_kv_heads": 1, "text_config.indexer_head_dim": 16,
         "text_config.indexer_budget": 8, "text_config.indexer_compress_ratio": 2,
@@ -86,7 +105,6 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "speech-encoder-decoder": _under("encoder", SPEECH),
     "speecht5": SPEECH,
-    "voxtral": {"audio_token_id": 500},
     "vipllava": {"vision_feature_layers": [-2, -1]},
     "vibevoice": {
         **_under("audio_config", SOUND_TOKENS), **_under("semantic_model_config", SOUND_TOKENS),
@@ -95,5 +113,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "vibevoice_asr": {
         **_under("acoustic_tokenizer_encoder_config", SOUND_TOKENS),
         **_under("semantic_tokenizer_encoder_config", SOUND_TOKENS), "acoustic_tokenizer_chunk_size": 200,
+    },
+    "voxtral": {
+        "audio_token_id": 500, "audio_config.intermediate_size": 256, "audio_config.max_source_positions": 1500,
     },
 }  # fmt: skip

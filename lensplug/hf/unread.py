@@ -1,0 +1,54 @@
+"""What a decoder is given beside embeddings and never reads: no reason to refuse it.
+
+Some models hand everything that they were called with down to their decoder (InternVL's `image_sizes`), where it ends
+in `**kwargs`. Names do not tell what happens there: attention reads `is_causal` out of them. So the decoder is asked,
+on the very embeddings of this input: with the argument, and without. It runs twice for that, only where there is such
+an argument. What its `forward` names is read, whatever it does this time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lensplug.hf.language_core import LanguageCore, sdpa
+
+SAME = 1e-5
+"""Of the largest value: what the order of sums changes on a GPU."""
+
+
+def read_ones(core: LanguageCore, kwargs: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Which of these arguments a decoder reads, by name.
+
+    Args:
+        core: Its decoder.
+        kwargs: All that it is given.
+        names: Of those that are in question, all given.
+    """
+    named = inspect.signature(type(core.decoder).forward).parameters
+    if read := [name for name in names if name in named]:
+        return read
+    without = {name: value for name, value in kwargs.items() if name not in names}
+    try:
+        expected = _output(core, without)
+        return [] if _same(_output(core, kwargs), expected) else list(names)
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError):
+        return list(names)  # it runs with all of them only, or with none: they are read
+
+
+def _output(core: LanguageCore, kwargs: Mapping[str, Any]) -> Tensor:
+    given = {name: value for name, value in kwargs.items() if name not in ("cache", "past_key_values")}
+    # A mask of the model's own has the form of the attention that it was made for.
+    scope = sdpa(core) if "attention_mask" in core.beside else nullcontext()
+    with torch.no_grad(), scope:
+        output: Tensor = core.decoder(**{**given, "use_cache": False, "return_dict": True}).last_hidden_state
+    return output
+
+
+def _same(output: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(output, expected, rtol=0, atol=SAME * float(expected.abs().max()), equal_nan=True)
