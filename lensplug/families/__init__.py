@@ -20,17 +20,27 @@ MediumT = TypeVar("MediumT", bound=Sized)
 FAMILIES = {
     "audio_llama": "lensplug.families.audio_llama",
     "audioflamingo3": "lensplug.families.whisper_windows",
+    "deepseek_vl": "lensplug.families.padded_square",
+    "deepseek_vl_hybrid": "lensplug.families.padded_square",
     "gemma3": "lensplug.families.gemma3",
     "glmasr": "lensplug.families.whisper_windows",
     "idefics3": "lensplug.families.idefics3",
     "internvl": "lensplug.families.internvl",
+    "janus": "lensplug.families.padded_square",
     "llava": "lensplug.families.llava",
     "llava_next": "lensplug.families.llava_next",
+    "llava_next_video": "lensplug.families.llava_next",
     "llava_onevision": "lensplug.families.llava_onevision",
     "mistral3": "lensplug.families.pixtral",
+    "ovis2": "lensplug.families.ovis2",
     "qwen2_5_vl": "lensplug.families.qwen_vl",
     "qwen2_audio": "lensplug.families.whisper_windows",
     "qwen2_vl": "lensplug.families.qwen_vl",
+    "qwen3_vl": "lensplug.families.qwen_vl",
+    "qwen3_vl_moe": "lensplug.families.qwen_vl",
+    "smolvlm": "lensplug.families.idefics3",
+    "video_llava": "lensplug.families.llava",
+    "vipllava": "lensplug.families.llava",
     "voxtral": "lensplug.families.whisper_windows",
 }
 """`config.model_type` -> the module that knows its geometry: `media_layout(batch)`."""
@@ -50,6 +60,9 @@ class MediaLayout:
     """(example, media_index) -> that of that video."""
     timelines: dict[tuple[int, int], AudioTimeline] = field(default_factory=dict)
     """(example, media_index) -> that of that sound."""
+    video_runs: Sequence[Sequence[bool]] | None = None
+    """For each example, which of its runs of image placeholders are frames of a video, where videos have no
+    placeholder of their own."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,11 @@ class ProcessedBatch:
     def image_processor(self) -> Any:
         """How images are scaled and cut; None where it is not known."""
         return getattr(self.processor, "image_processor", None)
+
+    @property
+    def video_processor(self) -> Any:
+        """How frames are scaled; None where it is not known."""
+        return getattr(self.processor, "video_processor", None)
 
 
 def media_layout(batch: ProcessedBatch) -> MediaLayout:

@@ -3,7 +3,7 @@
 Neighbouring patches (2 x 2) are merged to one position. An image that fits one tile is seen once. The size
 of the original image is not among the processor's outputs: where it is not known (`lens.encode` without
 `images=`), an image has no grid. The frames of a video are in the prompt as images, one view each, with words
-between them: here they are images.
+between them (`lensplug.families.frames`).
 
 Follows `InternVLModel.pixel_shuffle` and `GotOcr2ImageProcessor` of transformers 5.
 """
@@ -15,32 +15,44 @@ from typing import Any
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
 from lensplug.families import MediaLayout, ProcessedBatch, by_example
+from lensplug.families.frames import Runs
 from lensplug.geometry import ImageGrid
 from lensplug.geometry.image_cells import tiles_and_whole
+from lensplug.media import Video
+
+FRAME = r"Frame\d+:<img>"
+"""What the processor writes before a frame."""
 
 
 def media_layout(batch: ProcessedBatch) -> MediaLayout:
-    """The grid of every image in the batch; a run of placeholders is an image (or a frame)."""
-    lengths = [list(runs) for runs in batch.placeholders["image"]]
-    settings = batch.image_processor
-    if settings is None or not (batch.media.images or batch.media.videos):
-        return MediaLayout({"image": lengths})
-    n_examples = len(lengths)
-    images: list[list[ImageGrid | None]] = []
-    for example, own_lengths in enumerate(lengths):
-        pictures = batch.media.image_sizes[example] if len(batch.media.images) == n_examples else []
-        videos = batch.media.videos[example] if len(batch.media.videos) == n_examples else ()
-        if pictures and videos:  # which run is which depends on the prompt
-            images.append([])
-            continue
-        sizes = pictures or [(video.height, video.width) for video in videos for _ in range(len(video))]
-        images.append(
-            [
-                image_grid(batch.config, settings, height, width, positions=positions)
-                for (height, width), positions in zip(sizes, own_lengths, strict=False)
-            ]
-        )
+    """The grid of every image and video in the batch; a run of placeholders is an image, or a frame."""
+    settings, runs = batch.image_processor, Runs.of(batch, FRAME)
+    if settings is None:
+        return MediaLayout({"image": [list(own) for own in batch.placeholders["image"]]})
+
+    def view(video: Video) -> ImageGrid | None:
+        return image_grid(batch.config, settings, video.height, video.width, positions=_side(batch.config) ** 2)
+
+    return runs.with_videos(_of_images(runs.images(batch), settings), batch, view)
+
+
+def _of_images(batch: ProcessedBatch, settings: Any) -> MediaLayout:
+    lengths = [list(own) for own in batch.placeholders["image"]]
+    images = [
+        [
+            image_grid(batch.config, settings, height, width, positions=positions)
+            for (height, width), positions in zip(sizes, own_lengths, strict=False)
+        ]
+        if len(sizes) == len(own_lengths)
+        else []
+        for sizes, own_lengths in zip(batch.media.image_sizes, lengths, strict=False)
+    ]
     return MediaLayout({"image": lengths}, by_example(lengths, images))
+
+
+def _side(config: Any) -> int:
+    """Positions along each side of a view."""
+    return int(config.vision_config.image_size[0] // config.vision_config.patch_size[0] * config.downsample_ratio)
 
 
 def image_grid(config: Any, settings: Any, height: int, width: int, *, positions: int) -> ImageGrid | None:
@@ -58,7 +70,7 @@ def image_grid(config: Any, settings: Any, height: int, width: int, *, positions
     """
     view_px, patch = config.vision_config.image_size[0], config.vision_config.patch_size[0]
     merged = round(1 / config.downsample_ratio)
-    side = view_px // patch // merged
+    side = _side(config)
     columns = rows = 0
     if positions != side**2:
         columns, rows = get_optimal_tiled_canvas(

@@ -1,32 +1,43 @@
-"""LLaVA: one view of each image, cropped, padded or squeezed to a square, with or without a class token.
+"""LLaVA, ViP-LLaVA, Video-LLaVA: one view of each image, cropped, padded or squeezed to a square.
+
+With or without a class token, which sees all of it and has no place. The frames of a video are views as well, and keep
+their class tokens (Video-LLaVA).
 
 What the view shows is decided by the image processor's settings, and the size of the original image is not
 among its outputs: where either is not known (`lens.encode` without `images=`), an image has no grid. Settings
 given in a call of the processor cannot be seen afterwards: those of the lens's processor count.
 
-Follows `CLIPImageProcessor` and `LlavaImageProcessor` of transformers 5.
+Follows `CLIPImageProcessor`, `LlavaImageProcessor`, `VideoLlavaImageProcessor` and `VideoLlavaVideoProcessor` of
+transformers 5.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensplug.families import MediaLayout, ProcessedBatch, by_example, pixtral, setting
-from lensplug.geometry import ImageGrid
+from lensplug.families import MediaLayout, ProcessedBatch, by_example, pixtral, setting, shared_out
+from lensplug.geometry import ImageGrid, VideoGrid
 from lensplug.geometry.image_cells import boxes, cells
+from lensplug.media import Video
 
 
 def media_layout(batch: ProcessedBatch) -> MediaLayout:
-    """The grid of every image in the batch."""
-    vision = batch.config.vision_config
-    if vision.model_type == "pixtral":
+    """The grid of every image and video in the batch."""
+    if batch.config.vision_config.model_type == "pixtral":
         return pixtral.media_layout(batch)
-    pixels = batch.outputs.get("pixel_values")
+    layout = _of_images(batch) if "image" in batch.placeholders else MediaLayout()
+    return with_videos(layout, batch, class_token=True)
+
+
+def _of_images(batch: ProcessedBatch) -> MediaLayout:
+    vision = batch.config.vision_config
+    pixels = batch.outputs.get("pixel_values", batch.outputs.get("pixel_values_images"))
     square = all(isinstance(getattr(vision, name, None), int) for name in ("image_size", "patch_size"))
     if not square or not isinstance(pixels, Tensor) or pixels.ndim != 4:
         return MediaLayout()
@@ -39,14 +50,21 @@ def media_layout(batch: ProcessedBatch) -> MediaLayout:
     settings = batch.image_processor
     if settings is None or tuple(pixels.shape[-2:]) != (vision.image_size, vision.image_size):
         return MediaLayout({"image": lengths})
+    # Of an image of three rows Video-LLaVA's processor takes the rows for its colours.
+    turned = 3 if type(settings).__name__ == "VideoLlavaImageProcessor" else 0
     images = [
-        [image_grid(batch.config, settings, height, width, class_token=class_token) for height, width in sizes]
+        [
+            image_grid(batch.config, settings, height, width, class_token=class_token) if height != turned else None
+            for height, width in sizes
+        ]
         for sizes in batch.media.image_sizes
     ]
     return MediaLayout({"image": lengths}, by_example(lengths, images))
 
 
-def image_grid(config: Any, settings: Any, height: int, width: int, *, class_token: bool = False) -> ImageGrid | None:
+def image_grid(
+    config: Any, settings: Any, height: int, width: int, *, class_token: bool = False, pooled: int = 1
+) -> ImageGrid | None:
     """The positions of an image of `height` x `width` pixels.
 
     Args:
@@ -55,6 +73,7 @@ def image_grid(config: Any, settings: Any, height: int, width: int, *, class_tok
         height: Height of the original image.
         width: Width of the original image.
         class_token: Whether the tower's class token comes first; it has no place.
+        pooled: Patches along each side of a position.
 
     Returns:
         None for settings that make something else of an image than a square.
@@ -64,14 +83,55 @@ def image_grid(config: Any, settings: Any, height: int, width: int, *, class_tok
     if window is None:
         return None
     (x_origin, x_scale), (y_origin, y_scale) = window
+    side, cell_px = view_px // patch // pooled, patch * pooled
     placed = boxes(
-        cells(view_px // patch, patch, scale=x_scale, limit=width, origin=x_origin),
-        cells(view_px // patch, patch, scale=y_scale, limit=height, origin=y_origin),
+        cells(side, cell_px, scale=x_scale, limit=width, origin=x_origin),
+        cells(side, cell_px, scale=y_scale, limit=height, origin=y_origin),
     )
     if class_token:
         placed = torch.cat([torch.full((1, 4), math.nan), placed])
     nothing: Float[Tensor, " token"] = torch.zeros(len(placed))
     return ImageGrid(placed.float(), nothing.long(), nothing.bool(), width, height)
+
+
+def with_videos(
+    layout: MediaLayout, batch: ProcessedBatch, *, class_token: bool = False, pooled: int = 1
+) -> MediaLayout:
+    """The layout, and the grid of every video: each frame a view, scaled and cropped like an image.
+
+    Args:
+        layout: That of the images.
+        batch: The batch.
+        class_token: Whether the tower's class token comes before each frame.
+        pooled: Patches along each side of a position.
+    """
+    pixels, vision = batch.outputs.get("pixel_values_videos"), batch.config.vision_config
+    if pixels is None or "video" not in batch.placeholders:
+        return layout
+    each = (vision.image_size // vision.patch_size // pooled) ** 2 + class_token
+    positions = [range(len(frames) * each) for frames in pixels]
+    lengths, _ = shared_out(batch.placeholders["video"], positions)
+    settings, known = batch.video_processor, {}
+    if settings is not None and tuple(pixels[0].shape[-2:]) == (vision.image_size, vision.image_size):
+        videos = by_example(lengths, batch.media.videos)
+        grids = {
+            place: video_grid(batch.config, settings, video, class_token=class_token, pooled=pooled)
+            for place, video in videos.items()
+        }
+        known = {place: grid for place, grid in grids.items() if grid is not None}
+    return replace(layout, lengths={**layout.lengths, "video": lengths}, video_grids=known)
+
+
+def video_grid(
+    config: Any, settings: Any, video: Video, *, class_token: bool = False, pooled: int = 1
+) -> VideoGrid | None:
+    """The positions of a video; None for settings that make something else of a frame than a square."""
+    frame = image_grid(config, settings, video.height, video.width, class_token=class_token, pooled=pooled)
+    if frame is None:
+        return None
+    index = torch.arange(len(video)).repeat_interleave(len(frame))
+    placed, newline = frame.boxes.repeat(len(video), 1), torch.zeros(len(index), dtype=torch.bool)
+    return VideoGrid(placed, index, newline, video.width, video.height, video.times_s)
 
 
 def _window(

@@ -129,10 +129,25 @@ def _arguments(processor: Any, texts: Sequence[str], media: Media, heard: Sequen
     if any(media.videos):
         arguments["videos"] = _stackable(media)
         arguments["videos_kwargs"] = {"do_sample_frames": False}  # the frames that were given are those that are seen
+        times = [video.times_s for of_example in media.videos for video in of_example]
+        if all(moments is not None for moments in times):  # else a processor takes 24 frames a second to be seen
+            arguments["videos_kwargs"]["video_metadata"] = [_shown(moments) for moments in times]
     if any(heard):
         arguments["audio"] = [sound.waveform.numpy() for sounds in heard for sound in sounds]
         arguments["audio_kwargs"] = {"sampling_rate": encoder_rate(processor)}
     return arguments
+
+
+def _shown(times_s: Any) -> dict[str, Any]:
+    """When frames are shown, as processors read it that write times into the prompt, or give them to the model.
+
+    Their number in a second is a thousand here, so that a frame has any time to a millisecond: frames of a file with a
+    varying rate have times of their own.
+    """
+    moments = [round(1000 * float(time)) for time in times_s]
+    apart = (moments[-1] - moments[0]) / (len(moments) - 1) if len(moments) > 1 else 1000 / 24
+    end = round(moments[-1] + apart)
+    return {"fps": 1000.0, "frames_indices": moments, "total_num_frames": end, "duration": end / 1000}
 
 
 def _stackable(media: Media) -> list[Any]:

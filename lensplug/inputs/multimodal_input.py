@@ -35,7 +35,7 @@ NOT_MODEL_INPUTS = ("text_replacement_offsets",)
 NOT_HEARD_S = 0.1
 """A shorter end of a sound that is cut off is not worth a warning."""
 MEDIA_FEATURES = {
-    "image": ("pixel_values", "image_embeds"),
+    "image": ("pixel_values", "pixel_values_images", "image_embeds"),
     "video": ("pixel_values_videos",),
     "audio": ("input_features", "input_values"),
 }
@@ -249,6 +249,7 @@ def encode(
         grids=layout.grids,
         video_grids=layout.video_grids,
         timelines=layout.timelines,
+        frames=_frames(layout, core, tokens, seam.attention_mask.bool()),
     )
     types = model_inputs.get("token_type_ids")
     if core.sees_whole_prompt and isinstance(types, Tensor):  # which says what is no prompt (a processor's `suffix`)
@@ -289,6 +290,23 @@ def _say_what_is_not_heard(layout: MediaLayout) -> None:
     if lost:
         more = f" (and so of {len(lost) - 3} others)" if len(lost) > 3 else ""
         warn_user(f"the model hears the first {', '.join(lost[:3])}{more}: its processor cuts off what is behind.")
+
+
+def _frames(
+    layout: MediaLayout, core: LanguageCore, tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"]
+) -> Bool[Tensor, "batch pos"] | None:
+    """Where placeholders of images are frames of videos."""
+    if layout.video_runs is None:
+        return None
+    is_image = (tokens == core.placeholder_ids["image"]) & real
+    frames = torch.zeros_like(is_image)
+    for example, (row, of_runs) in enumerate(zip(is_image.tolist(), layout.video_runs, strict=True)):
+        answers, at = iter(of_runs), 0
+        for value, run in groupby(row):
+            length = len(list(run))
+            frames[example, at : at + length] = value and next(answers)
+            at += length
+    return frames
 
 
 def _runs(is_placeholder: Bool[Tensor, "batch pos"]) -> list[list[int]]:

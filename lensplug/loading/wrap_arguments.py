@@ -109,16 +109,23 @@ def refuse_other_processors(processor: Any, core: LanguageCore) -> None:
             )
 
 
+WRITTEN_INSTEAD = {("Ovis2Processor", "image"): "<IMG_ATOM>"}
+"""(processor, medium) -> the word that it writes for its placeholder, where no attribute says it."""
+
+
 def _placeholders(processor: Any, tokenizer: Any, kind: str) -> list[int]:
     """The tokens that a processor may write for a medium.
 
-    Gemma 3's own placeholder is the one that a prompt has; what it writes in its place is its tokenizer's.
+    Gemma 3's own placeholder is the one that a prompt has; what it writes in its place is its tokenizer's. Ovis2 writes
+    a word of its own.
     """
     text = getattr(processor, f"{kind}_token", None)
     of_text = tokenizer.convert_tokens_to_ids(text) if isinstance(text, str) else None
     single = getattr(processor, f"{kind}_token_id", None)
     several = getattr(processor, f"{kind}_token_ids", None) or ()
     candidates = [of_text if single is None else single, *several, getattr(tokenizer, f"{kind}_token_id", None)]
+    if word := WRITTEN_INSTEAD.get((type(processor).__name__, kind)):
+        candidates.append(tokenizer.convert_tokens_to_ids(word))
     return [token for token in candidates if isinstance(token, int)]
 
 

@@ -114,15 +114,21 @@ class ModalityMap:
         grids: Mapping[tuple[int, int], ImageGrid],
         video_grids: Mapping[tuple[int, int], VideoGrid],
         timelines: Mapping[tuple[int, int], AudioTimeline],
+        frames: Bool[Tensor, "batch pos"] | None = None,
     ) -> ModalityMap:
-        """As `build`, from arguments that lensplug has made: only numbers of positions are checked."""
+        """As `build`, from arguments that lensplug has made: only numbers of positions are checked.
+
+        `frames` tells the placeholders of images that are frames of a video.
+        """
         real = as_mask(attention_mask, tokens.shape, "attention_mask").to(tokens.device)
         labels = torch.full_like(tokens, TEXT)
         media_index = torch.full_like(tokens, -1)
-        for modality, token in placeholder_ids.items():
+        placeholders = {modality: (tokens == token) & real for modality, token in placeholder_ids.items()}
+        if frames is not None:
+            placeholders |= {"image": placeholders["image"] & ~frames, "video": frames}
+        for modality, is_placeholder in placeholders.items():
             if modality not in MODALITIES:
                 raise LensplugError(f"placeholder_ids has {modality!r}, expected some of {', '.join(MODALITIES)}.")
-            is_placeholder = (tokens == token) & real
             labels.masked_fill_(is_placeholder, MODALITIES.index(modality))
             lengths = media_lengths.get(modality)
             for example, row in enumerate(is_placeholder):

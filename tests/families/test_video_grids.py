@@ -14,11 +14,12 @@ from support.image_families import lens
 
 from lensplug import views
 from lensplug.errors import LensplugError
-from lensplug.media import load_video
+from lensplug.media import Video, load_video
 from lensplug.positions.groups import group_positions
 
 QUESTION = "What is this ?"
-QWEN = [("qwen2-vl", 6), ("qwen2.5-vl", 5)]
+QWEN = [("qwen2-vl", 6), ("qwen2.5-vl", 5), ("qwen3-vl", 5)]
+ONE_BY_ONE = [(name, 3) for name in ("llava-onevision", "llava-next-video", "video-llava", "smolvlm", "internvl")]
 PAIRS = int(os.environ.get("LENSPLUG_PAIRS", "16"))
 """(frame, patch) pairs of a family; this was first shown with 200."""
 SEED = os.environ.get("LENSPLUG_SEED", str(date.today().toordinal()))
@@ -43,7 +44,7 @@ def test_a_video_has_its_frames_and_their_times():
     assert inputs.videos[0][0].frames.shape == (5, 90, 160, 3)
 
 
-@pytest.mark.parametrize(("name", "n_frames"), [("llava-onevision", 3), *QWEN])
+@pytest.mark.parametrize(("name", "n_frames"), [*ONE_BY_ONE, *QWEN])
 def test_painting_a_patch_of_a_frame_changes_the_positions_of_that_frame_whose_boxes_meet_it(name, n_frames):
     rng, trials = random.Random(f"{name} {SEED}"), 0
     wrapped = lens(name, attention=False)
@@ -53,7 +54,8 @@ def test_painting_a_patch_of_a_frame_changes_the_positions_of_that_frame_whose_b
         grid, at = inputs.modality.video_grid(), inputs.modality.video_positions()
         assert grid is not None and grid.times_s is None and grid.time_s is None
         assert (grid.n_frames, grid.height, grid.width) == frames.shape[:3]
-        for token in rng.choices((~grid.newline).nonzero()[:, 0].tolist(), k=min(PAIRS, 20)):
+        placed = ~grid.boxes.isnan().any(dim=1)
+        for token in rng.choices(placed.nonzero()[:, 0].tolist(), k=min(PAIRS, 20)):
             box = torch.cat([grid.boxes[token, :2].ceil(), grid.boxes[token, 2:].floor()]).int().tolist()
             frame = int(grid.frame[token]) + rng.randrange(int(grid.frames_seen[token]))
             painted = frames.copy()
@@ -171,15 +173,47 @@ def test_a_picture_is_no_video(tmp_path):
         load_video(tmp_path / "picture.gif")
 
 
-def test_the_frames_of_internvl_are_images():
-    inputs = lens("internvl").prepare(QUESTION, videos=[(clip(3, 90, 160), 1.0)])
-    assert inputs.modality.names == ("text", "image")
-    assert sorted(inputs.modality.grids) == [(0, 0), (0, 1), (0, 2)]
-    assert all((len(grid), grid.height, grid.width) == (256, 90, 160) for grid in inputs.modality.grids.values())
-    fig = views.image_overlay(torch.rand(inputs.tokens.shape[1]), inputs, media_index=2)
-    assert len(inputs.pictures()) == 3 and fig.layout.images[0].source.startswith("data:image/")
-    mixed = lens("internvl").prepare(QUESTION, videos=[clip(2, 90, 160)], images=[Image.new("RGB", (80, 60))])
-    assert not mixed.modality.grids
+@pytest.mark.parametrize(("name", "side"), [("internvl", 16), ("smolvlm", 2)])
+def test_frames_that_are_written_as_images_are_a_video(name, side):
+    wrapped = lens(name)
+    inputs = wrapped.prepare(QUESTION, videos=[(clip(3, 90, 160), 1.0)])
+    grid = inputs.modality.video_grid()
+    assert inputs.modality.names == ("text", "video") and not inputs.modality.grids and grid is not None
+    assert (len(grid), grid.n_frames, grid.height, grid.width) == (3 * side**2, 3, 90, 160)
+    assert grid.times_s is not None and grid.times_s.tolist() == [0, 1, 2]
+    assert torch.equal(inputs.modality.mask("video"), inputs.tokens == wrapped.core.placeholder_ids["image"])
+    assert len(views.video_overlay(torch.rand(inputs.tokens.shape[1]), inputs).data) == 3
+    outputs = dict(inputs.model_inputs)
+    assert wrapped.encode(outputs).modality.names == ("text", "image")
+    several = wrapped.prepare(QUESTION, videos=[clip(3, 90, 160), clip(3, 60, 30)])
+    assert {place: grid.height for place, grid in several.modality.video_grids.items()} == {(0, 0): 90, (0, 1): 60}
+
+
+def test_frames_and_images_of_internvl_in_one_prompt_have_geometries_of_their_own():
+    wrapped, picture = lens("internvl"), Image.new("RGB", (80, 60))
+    inputs = wrapped.prepare([QUESTION, "one"], videos=[[clip(2, 90, 160)], []], images=[[picture], [picture] * 2])
+    sizes = {place: (grid.height, grid.width) for place, grid in inputs.modality.grids.items()}
+    assert sizes == {(0, 0): (60, 80), (1, 0): (60, 80), (1, 1): (60, 80)}
+    assert {place: grid.n_frames for place, grid in inputs.modality.video_grids.items()} == {(0, 0): 2}
+    changed = wrapped.prepare([QUESTION, "one"], videos=[[clip(2, 90, 160, 1)], []], images=[[picture], [picture] * 2])
+    moved = ((changed.embeds - inputs.embeds).norm(dim=-1) > 0).nonzero()
+    assert moved[:, 0].unique().tolist() == [0]
+    assert moved[:, 1].tolist() == inputs.modality.video_positions().tolist()
+    assert len(views.video_overlay(torch.rand(inputs.tokens.shape[1]), inputs).data) == 2
+    assert views.image_overlay(torch.rand(inputs.tokens.shape[1]), inputs).data
+
+
+def test_the_time_of_a_frame_is_the_one_that_the_model_is_told():
+    """A processor that is told nothing takes 24 frames a second to be seen, and the prompt says so."""
+    for times, expected in (((0.0, 0.5, 1.0, 1.5), ["<0.2", "<1.2"]), ((0.0, 0.4, 2.0, 3.0), ["<0.2", "<2.5"])):
+        video = Video(torch.from_numpy(clip(4, 90, 160)), torch.tensor(times))
+        inputs = lens("qwen3-vl").prepare(QUESTION, videos=[video])
+        assert [text.split()[0] for text in inputs.str_tokens[0] if "seconds" in text] == expected
+        grid = inputs.modality.video_grid()
+        assert grid is not None and grid.time_s is not None
+        assert grid.time_s.unique().tolist() == pytest.approx([times[0], times[2]])
+    every = [lens("qwen2.5-vl").prepare(QUESTION, videos=[(clip(4, 90, 160), rate)]) for rate in (2, 8)]
+    assert [float(torch.as_tensor(inputs.model_inputs["second_per_grid_ts"])[0]) for inputs in every] == [1.0, 0.25]
 
 
 def test_a_model_that_takes_no_videos_says_so():

@@ -10,7 +10,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 import lensplug
-from support import newer_image_families
+from support import more_image_families, newer_image_families
 from support.narrow import CHAT, NARROW, clip, text_config, tokenizer_with
 
 NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
@@ -106,6 +106,7 @@ BUILDERS = {
     "internvl": internvl,
     "idefics3": idefics3,
     **newer_image_families.BUILDERS,
+    **more_image_families.BUILDERS,
 }
 
 
