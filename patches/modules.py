@@ -6,6 +6,8 @@ Not a patch but what patches, and the fingerprint of weights, look through a mod
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 
@@ -18,3 +20,13 @@ def every_module(*models: nn.Module) -> list[nn.Module]:
                 visited.add(child)
                 modules.append(child)
     return modules
+
+
+def attention_of(block: Any) -> Any | None:
+    """What attends in a block of a TransformerLens model; None where something else mixes positions."""
+    return getattr(block, "attn", None)
+
+
+def attentions(model: Any) -> list[Any]:
+    """The attention of every block that has one."""
+    return [attn for block in model.blocks if (attn := attention_of(block)) is not None]

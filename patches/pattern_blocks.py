@@ -107,7 +107,7 @@ class PatternBlocks:
         batch, heads = self.q.shape[:2]
         return max(1, BLOCK_BYTES // (batch * heads * self.length * 4 * 3))
 
-    def attend(self, v: Float[Tensor, "batch kv_head key d_head"]) -> Float[Tensor, "batch head pos d_head"]:
+    def attend(self, v: Float[Tensor, "batch kv_head key d_value"]) -> Float[Tensor, "batch head pos d_value"]:
         """The output of SDPA."""
         if self.cap is not None:
             return self._attend_by_blocks(v)
@@ -136,11 +136,13 @@ class PatternBlocks:
         sees = mask.any(dim=-1, keepdim=True)  # padding sees nothing, and then gets nothing
         return F.scaled_dot_product_attention(self.q, k, v, attn_mask=mask | ~sees, scale=1 / self.scale) * sees
 
-    def _attend_by_blocks(self, v: Float[Tensor, "batch kv_head key d_head"]) -> Float[Tensor, "batch head pos d_head"]:
+    def _attend_by_blocks(
+        self, v: Float[Tensor, "batch kv_head key d_value"]
+    ) -> Float[Tensor, "batch head pos d_value"]:
         """From the pattern itself, a block of rows at a time: SDPA knows no soft cap."""
         heads, queries = self.q.shape[1:3]
         size = self._rows_at_once()
-        parts = [self.q[:, :, :0]]
+        parts = [v.new_zeros(len(v), heads, 0, v.shape[3])]
         for start in range(0, queries, size):
             rows = torch.arange(start, min(start + size, queries), device=v.device)
             mask = self.seen(rows[None])
@@ -151,9 +153,9 @@ class PatternBlocks:
     def _attention(
         self,
         q: Float[Tensor, "batch kv_head rows d_head"],
-        v: Float[Tensor, "batch kv_head key d_head"],
+        v: Float[Tensor, "batch kv_head key d_value"],
         mask: Bool[Tensor, "example kv_head rows key"],
-    ) -> Float[Tensor, "batch kv_head rows d_head"]:
+    ) -> Float[Tensor, "batch kv_head rows d_value"]:
         """The output of grouped queries that see what a mask says; zero where they see nothing."""
         sees = mask.any(dim=-1, keepdim=True)
         mask = mask | ~sees
@@ -164,8 +166,8 @@ class PatternBlocks:
         return (pattern.to(v.dtype) @ v) * sees
 
     def _attend_with_unseen(
-        self, v: Float[Tensor, "batch kv_head key d_head"]
-    ) -> Float[Tensor, "batch head pos d_head"]:
+        self, v: Float[Tensor, "batch kv_head key d_value"]
+    ) -> Float[Tensor, "batch head pos d_value"]:
         """Queries that see all they may go without a mask, as ever; those of which keys are hidden, with one."""
         queries = self.q.shape[2]
         each = [knockout.any_of(self.past, queries) for knockout in self.unseen]
@@ -176,8 +178,8 @@ class PatternBlocks:
         return z if not len(rows) else z.index_copy(2, rows, self._attend_rows(rows, v))
 
     def _attend_rows(
-        self, rows: Int[Tensor, " row"], v: Float[Tensor, "batch kv_head key d_head"]
-    ) -> Float[Tensor, "batch head row d_head"]:
+        self, rows: Int[Tensor, " row"], v: Float[Tensor, "batch kv_head key d_value"]
+    ) -> Float[Tensor, "batch head row d_value"]:
         """The output at some queries, with a mask of what they see."""
         k, q, heads = self.k, self.q[:, :, rows], self.q.shape[1]
         mask = self.seen(rows[None])
@@ -192,8 +194,8 @@ class PatternBlocks:
         return ungrouped(z, heads) * sees
 
     def attend_at(
-        self, rows: Int[Tensor, "batch row"], v: Float[Tensor, "batch kv_head key d_head"]
-    ) -> Float[Tensor, "batch head row d_head"]:
+        self, rows: Int[Tensor, "batch row"], v: Float[Tensor, "batch kv_head key d_value"]
+    ) -> Float[Tensor, "batch head row d_value"]:
         """The output where the queries are those of a few rows alone, counted from the first position of all."""
         rows, heads = rows.to(v.device), self.q.shape[1]
         mask = self._allowed(rows - self.past, None) if self.mask is None else self.mask
@@ -203,8 +205,8 @@ class PatternBlocks:
         return ungrouped(self._attention(grouped(self.q, self.k), v, mask), heads)
 
     def _attend_once(
-        self, v: Float[Tensor, "batch kv_head key d_head"], *, everything: bool
-    ) -> Float[Tensor, "batch head 1 d_head"]:
+        self, v: Float[Tensor, "batch kv_head key d_value"], *, everything: bool
+    ) -> Float[Tensor, "batch head 1 d_value"]:
         """Attention of one query over a key-value cache: query heads that share keys are rows; no key is copied."""
         k, mask = self.k, self.mask
         if mask is None and not everything:  # the last query: its window is the last keys
@@ -217,8 +219,8 @@ class PatternBlocks:
         )
 
     def attend_and_show(
-        self, v: Float[Tensor, "batch kv_head key d_head"], show: Show
-    ) -> Float[Tensor, "batch head pos d_head"]:
+        self, v: Float[Tensor, "batch kv_head key d_value"], show: Show
+    ) -> Float[Tensor, "batch head pos d_value"]:
         """The output of SDPA; the backward pass calls `show` with each block of rows.
 
         `show` gets the first row, the pattern and the gradient with respect to the pattern, as a free number.

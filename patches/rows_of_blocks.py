@@ -13,6 +13,7 @@ from torch import Tensor
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.hook_points import has_hooks, seen
 from lensplug.patches.masks import as_mask
+from lensplug.patches.modules import attention_of
 from lensplug.patches.patch import Patch, PatchOfParts
 from lensplug.patches.pattern_blocks import PatternBlocks, refuse_edits
 from lensplug.patches.row_indices import as_rows, last_of, refuse_other_rows
@@ -165,7 +166,11 @@ class RowsOfBlocks(PatchOfParts):
         def shown(layer: int) -> list[Any]:
             return [callback and partial(callback, layer) for callback in each]
 
-        blocks = [self._of_block(block.attn, chosen, hidden, *shown(i)) for i, block in enumerate(model.blocks)]
+        blocks = [
+            self._of_block(attn, chosen, hidden, *shown(i))
+            for i, block in enumerate(model.blocks)
+            if (attn := attention_of(block)) is not None
+        ]
         super().__init__(model, blocks)
 
     def _of_block(self, attn: Any, *given: Any) -> RowsOfABlock:

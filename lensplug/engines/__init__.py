@@ -20,6 +20,7 @@ from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
 from lensplug.patches.errors import changed_inside
 from lensplug.patches.later_positions import LaterPositions
+from lensplug.patches.modules import attentions
 from lensplug.patches.patch import in_force
 from lensplug.patches.rows_of_blocks import EachBlock, EachGradient
 from lensplug.validation.masks import Mask
@@ -73,9 +74,9 @@ def build(
 
 def is_tested(core: LanguageCore) -> bool:
     """Whether lensplug's own tests cover cores of this kind, with every engine that takes them."""
-    from lensplug.patches.bridge.core import CORES
+    from lensplug.patches.bridge.core import in_table
 
-    return core.model_type in CORES
+    return in_table(core)
 
 
 def attention_rows(
@@ -218,6 +219,6 @@ def makes_whole_patterns(engine: EngineName, model: Any) -> bool:
 
 def watched_patterns(model: Any) -> bool:
     """Whether a hook on a model of either engine sees attention scores or patterns."""
-    points = [getattr(block.attn, name) for block in model.blocks for name in ("hook_attn_scores", "hook_pattern")]
+    points = [getattr(attn, name) for attn in attentions(model) for name in ("hook_attn_scores", "hook_pattern")]
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(point, kind) for point in points for kind in kinds)

@@ -58,7 +58,8 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     """
     from lensplug.patches.both.logit_directions import LogitDirections
     from lensplug.patches.both.placeholders import PlaceholdersRefused
-    from lensplug.patches.bridge.core import build_language_bridge
+    from lensplug.patches.bridge.block_terms import BlockTerms
+    from lensplug.patches.bridge.core import build_language_bridge, in_table
     from lensplug.patches.bridge.deepstack import BridgeDeepstack
     from lensplug.patches.bridge.embedding_input import BridgeEmbeddingInput
     from lensplug.patches.bridge.hook_names import HookNames
@@ -69,10 +70,15 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
     from lensplug.patches.bridge.routing import BridgeRouting
 
     model = build_language_bridge(core, tokenizer=tokenizer, process_weights=process_weights, model_name=core.name)
-    BridgeResidMid(model).apply()
-    BridgeDeepstack(model, core.n_deepstack).apply()
-    for patch in (BridgeRouting, HookNames, BridgeCache, BridgePadding, BridgeMLPInPlace, LogitDirections):
+    if in_table(core):
+        BridgeResidMid(model).apply()
+        BridgeDeepstack(model, core.n_deepstack).apply()
+    else:
+        BlockTerms(model, model.tried.layers).apply()
+    for patch in (BridgeRouting, HookNames, BridgeCache, BridgePadding, LogitDirections):
         patch(model).apply()
+    if in_table(core):
+        BridgeMLPInPlace(model).apply()
     if "attention_mask" in core.beside:
         # Of the masks that its model gives it: `cache.reading` reads it.
         model.cfg.looks_ahead_within = "prompt" if core.sees_whole_prompt else "image"

@@ -11,12 +11,13 @@ for attention of the plain kind: rotary positions over the whole head, shared ke
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from lensplug.patches.bridge.attention_interface import InterfaceAttention
 from lensplug.patches.bridge.padding import is_causal, seen_by
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.hook_points import seen
@@ -40,6 +41,9 @@ class BridgeAttentionRows(RowsOfBlocks):
     """
 
     def _of_block(self, attn: Any, *given: Any) -> RowsOfABlock:
+        if isinstance(attn, InterfaceAttention):
+            _refuse_extras(attn)
+            return _InterfaceRows(attn, *given)
         block = _BlockRows(attn, *given)  # first: it says where a bridge has changed inside
         _refuse(attn)
         return block
@@ -48,7 +52,7 @@ class BridgeAttentionRows(RowsOfBlocks):
 class _BlockRows(RowsOfABlock):
     """The attention of one block."""
 
-    relies_on = ("_apply_position_embedding_hooks", "_qk_norm_phase", "_update_kv_cache")
+    relies_on: ClassVar[tuple[str, ...]] = ("_apply_position_embedding_hooks", "_qk_norm_phase", "_update_kv_cache")
 
     def _changes(self) -> dict[str, Any]:
         return {"forward": self.forward}
@@ -79,9 +83,9 @@ class _BlockRows(RowsOfABlock):
         self,
         q: Float[Tensor, "batch head pos d_head"],
         k: Float[Tensor, "batch kv_head key d_head"],
-        v: Float[Tensor, "batch kv_head key d_head"],
+        v: Float[Tensor, "batch kv_head key d_value"],
         attention_mask: Tensor | None,
-    ) -> Float[Tensor, "batch head pos d_head"]:
+    ) -> Float[Tensor, "batch head pos d_value"]:
         """From queries, keys and values to the output of the heads."""
         self._refuse_other(q.shape[2], k.shape[2], len(q))
         blocks = self._blocks(q, k, attention_mask)
@@ -93,7 +97,12 @@ class _BlockRows(RowsOfABlock):
 
     def _blocks(self, q: Tensor, k: Tensor, attention_mask: Tensor | None) -> PatternBlocks:
         visible = self._visible(k.shape[2])
-        return _blocks(self.target, q, k, attention_mask, None if visible is None else visible.to(q.device))
+        visible = None if visible is None else visible.to(q.device)
+        return _blocks(self.target, q, k, attention_mask, visible, *self._scores_by())
+
+    def _scores_by(self) -> tuple[float, float | None]:
+        """What scores are multiplied by, and their soft cap."""
+        return float(self.target.original_component.scaling), soft_cap(self.target)
 
     def _show_rows(self, blocks: PatternBlocks) -> None:
         """Fire the hooks of scores and pattern with the rows."""
@@ -104,21 +113,40 @@ class _BlockRows(RowsOfABlock):
             seen(self.target.hook_pattern, seen(self.target.hook_attn_scores, none))
 
 
+class _InterfaceRows(_BlockRows):
+    """The attention of one block whose own code makes queries, keys and values."""
+
+    relies_on: ClassVar[tuple[str, ...]] = ("attend",)
+
+    def _changes(self) -> dict[str, Any]:
+        return {"attend": self.attend}
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, scaling: float, **others: Any
+    ) -> Tensor:
+        """InterfaceAttention.attend; the output from SDPA."""
+        self._given = scaling, others.get("softcap")
+        return self.attended(q, k, v, attention_mask)
+
+    def _scores_by(self) -> tuple[float, float | None]:
+        return self._given
+
+
 def attend(
     attn: Any,
     q: Float[Tensor, "batch head pos d_head"],
     k: Float[Tensor, "batch kv_head key d_head"],
-    v: Float[Tensor, "batch kv_head key d_head"],
+    v: Float[Tensor, "batch kv_head key d_value"],
     attention_mask: Tensor | None,
-) -> Float[Tensor, "batch head pos d_head"]:
+) -> Float[Tensor, "batch head pos d_value"]:
     """What a block's attention gives by SDPA, no rows and no hooks."""
-    return _blocks(attn, q, k, attention_mask, None).attend(v)
+    return _blocks(attn, q, k, attention_mask, None, float(attn.original_component.scaling), soft_cap(attn)).attend(v)
 
 
 def later_blocks(attn: Any, q: Tensor, k: Tensor, attention_mask: Tensor | None, cut: Cut) -> PatternBlocks:
     """The same as parts, where the queries are those of a cut."""
     if attention_mask is None:
-        return _blocks(attn, q, k, None, None)
+        return _blocks(attn, q, k, None, None, float(attn.original_component.scaling), soft_cap(attn))
     mask = seen_by(attention_mask, k.shape[2], k.shape[2], q.device)[:, :, cut.first :].transpose(1, 2)
     mask = cut.queried(mask).transpose(1, 2)
     scale = 1 / float(attn.original_component.scaling)
@@ -126,9 +154,15 @@ def later_blocks(attn: Any, q: Tensor, k: Tensor, attention_mask: Tensor | None,
 
 
 def _blocks(
-    attn: Any, q: Tensor, k: Tensor, attention_mask: Tensor | None, visible: Bool[Tensor, "batch key"] | None
+    attn: Any,
+    q: Tensor,
+    k: Tensor,
+    attention_mask: Tensor | None,
+    visible: Bool[Tensor, "batch key"] | None,
+    scaling: float,
+    cap: float | None,
 ) -> PatternBlocks:
-    scale, cap = 1 / float(attn.original_component.scaling), soft_cap(attn)
+    scale = 1 / scaling
     if attention_mask is None:
         causal = is_causal(attn)
         return PatternBlocks(q, k, scale, causal=causal, padding=visible, unseen=unseen_keys(attn), cap=cap)
@@ -145,6 +179,14 @@ def soft_cap(attn: Any) -> float | None:
     """Beyond which no score of a block's attention goes (Gemma 2)."""
     cap = getattr(attn.original_component, "attn_logit_softcapping", None)
     return None if cap is None else float(cap)
+
+
+def _refuse_extras(attn: InterfaceAttention) -> None:
+    if attn.extras:
+        raise LensplugError(
+            f"attention of this model has {' and '.join(sorted(attn.extras))}, which BridgeAttentionRows does not know:"
+            " run without query_positions."
+        )
 
 
 def _refuse(attn: Any) -> None:

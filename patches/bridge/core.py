@@ -67,12 +67,10 @@ def build_language_bridge(
     Raises:
         LensplugError: If the decoder is another class, or a bridge's already.
     """
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-
-    shell = causal_shell(core, share=not process_weights)
-    model = build_bridge_from_module(
-        shell, type(shell).__name__, hf_config=shell.config, model_name=model_name or core.text_config.model_type
-    )
+    if in_table(core):
+        model = _known(core, process_weights, model_name or core.text_config.model_type)
+    else:
+        model = _tried(core, process_weights, model_name or core.text_config.model_type)
     # Hugging Face's own attention is not run, and its weights are not there to be returned.
     model.adapter.supports_hf_output_attentions = False
     model.cfg.d_vocab, model.cfg.d_vocab_out = core.decoder.embed_tokens.weight.shape[0], core.head.weight.shape[0]
@@ -84,11 +82,47 @@ def build_language_bridge(
     model.cfg.tokenizer_prepends_bos = tokenizer is not None and len(tokenizer("")["input_ids"]) > 0
     if process_weights:
         _process(model)
-    for module in model.modules():
+    for module in model.modules() if in_table(core) else ():
         # The other way computes norms twice, and gives hooks on the first a gradient of zero.
         if hasattr(type(module), "_python_norm_forward"):
             module.use_native_layernorm_autograd = False
     return model
+
+
+def in_table(core: CoreParts) -> bool:
+    """Whether the decoder is one that lensplug's tests cover; another is tried, by the parts that it has."""
+    known = CORES.get(core.model_type or "")
+    return known is not None and known[0] == type(core.decoder).__name__
+
+
+def _known(core: CoreParts, process_weights: bool, model_name: str) -> Any:
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    shell = causal_shell(core, share=not process_weights)
+    return build_bridge_from_module(shell, type(shell).__name__, hf_config=shell.config, model_name=model_name)
+
+
+def _tried(core: CoreParts, process_weights: bool, model_name: str) -> Any:
+    from lensplug.patches.bridge.usual_parts import build_tried_bridge
+
+    if process_weights:
+        raise LensplugError(
+            f"process_weights folds weights of tested families alone ({', '.join(CORES)}), and the core is"
+            f" {type(core.decoder).__name__}: leave process_weights out."
+        )
+    _refuse_bridged(core.decoder)
+    return build_tried_bridge(core, *_copies(core, share=True), model_name=model_name)
+
+
+def _copies(core: CoreParts, *, share: bool) -> list[nn.Module]:
+    """Copies of decoder and head, whose configuration asks for the masks of SDPA."""
+    copies = [shared_copy(module, share=share) for module in (core.decoder, core.head)]
+    config: Any = copies[0].config
+    # The bridge computes attention itself; what SDPA decides is the mask: none where it is plainly causal, else a
+    # byte for each pair of positions in place of a number.
+    config._attn_implementation = mask_form(core.decoder)
+    config.use_cache = False  # keys and values of a single pass are not used; generation requests them
+    return copies
 
 
 def causal_shell(core: CoreParts, *, share: bool = True) -> Any:
@@ -107,12 +141,8 @@ def causal_shell(core: CoreParts, *, share: bool = True) -> Any:
         )
     _refuse_bridged(decoder)
     _refuse_rotation_inside(decoder, core.text_config)
-    copies = [shared_copy(module, share=share) for module in (decoder, core.head)]
+    copies = _copies(core, share=share)
     config: Any = copies[0].config
-    # The bridge computes attention itself; what SDPA decides is the mask: none where it is plainly causal, else a
-    # byte for each pair of positions in place of a number.
-    config._attn_implementation = mask_form(decoder)
-    config.use_cache = False  # keys and values of a single pass are not used; generation requests them
     for name, value in UNTOLD.items():
         if not hasattr(config, name):
             setattr(config, name, value)

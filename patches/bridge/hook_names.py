@@ -66,7 +66,7 @@ class HookNames(PatchOfParts):
             model: A TransformerBridge of a decoder with norms before attention and MLP, and a gated MLP.
         """
         # What the bridge calls so of a mixture of experts is its input and its output, and no neurons.
-        mixtures = [layer for layer, block in enumerate(model.blocks) if is_mixture(block.mlp)]
+        mixtures = [layer for layer, block in enumerate(model.blocks) if is_mixture(getattr(block, "mlp", None))]
         misleading = {f"blocks.{layer}.{name}" for layer in mixtures for name in NEURONS}
         bridge_points = {name: point for name, point in model.hook_dict.items() if name not in misleading}
         points = Points(dict(_points(model, misleading)), bridge_points)

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lensplug.patches.modules import attentions
 from lensplug.patches.patch import Patch, PatchOfParts
 
 
@@ -21,7 +22,7 @@ class BridgeCache(PatchOfParts):
 
     def __init__(self, model: Any) -> None:
         """Keep `model`, a TransformerBridge; nothing is changed before `apply`."""
-        super().__init__(model, [_Attention(block.attn) for block in model.blocks])
+        super().__init__(model, [_Attention(attn) for attn in attentions(model)])
 
 
 class _Attention(Patch):

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lensplug.patches.modules import attentions
 from lensplug.patches.patch import Patch, PatchOfParts
 from lensplug.patches.unseen_keys import hidden_from, unseen_keys
 
@@ -25,7 +26,7 @@ class BridgePadding(PatchOfParts):
 
     def __init__(self, model: Any) -> None:
         """Keep `model`, a TransformerBridge; nothing is changed before `apply`."""
-        super().__init__(model, [_Padding(block.attn) for block in model.blocks])
+        super().__init__(model, [_Padding(attn) for attn in attentions(model)])
 
 
 class _Padding(Patch):

@@ -154,9 +154,10 @@ def _norm(norm: Any, x: Tensor) -> Tensor:
 
 def _is_known(block: Any) -> bool:
     """Whether a block is as a bridge makes those of Llama and its relatives."""
-    attn, mlp, parts = block.attn, block.mlp, block.submodules
+    parts = block.submodules
     if not as_made(block, [BlockBridge]) or set(parts) - {"ln1", "ln1_post", "attn", "ln2", "ln2_post", "mlp"}:
         return False
+    attn, mlp = block.attn, block.mlp
     if not as_made(attn, [PositionEmbeddingsAttentionBridge]) or not as_made(mlp, [GatedMLPBridge]):
         return False
     norms = [part for name, part in [*parts.items(), *attn.submodules.items()] if "ln" in name or "norm" in name]

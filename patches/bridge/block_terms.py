@@ -1,0 +1,165 @@
+"""The gap: what attention and MLP add to the residual stream, and the stream between them, are on no reliable hook.
+
+In a TransformerBridge `hook_attn_out` is what attention returns, whatever becomes of it (a multiplier, a norm behind
+it); an edit of `hook_resid_mid` reaches the norm behind it, and not the stream. Under this patch a bridge whose layers'
+parts are known (`layer_parts`) has all three: `hook_attn_out` and `hook_mlp_out` are what is added, multiplied as the
+layer multiplies it, and an edit of `hook_resid_mid` is an edit of the stream: what it changes is added to what the MLP
+writes. Layers whose attention and MLP run side by side have no `hook_resid_mid`, as in HookedTransformer.
+
+Checked against transformer-lens 3.9.0 and 4.3.0 with transformers 5.24.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from lensplug.patches.bridge.layer_parts import NAMES_OF_STREAMS, LayerParts, Term
+from lensplug.patches.hook_points import has_hooks
+from lensplug.patches.patch import Patch, PatchOfParts
+
+
+class BlockTerms(PatchOfParts):
+    """While applied, what blocks of a bridge add to the stream is on hooks. To be applied before `HookNames`."""
+
+    def __init__(self, model: Any, parts: tuple[LayerParts, ...]) -> None:
+        """Prepare the patch.
+
+        Args:
+            model: A TransformerBridge.
+            parts: Of each of its layers.
+        """
+        patches: list[Patch] = []
+        for block, of_layer in zip(model.blocks, parts, strict=True):
+            pass_ = _Pass()
+            layer = block.original_component
+            points: dict[str, HookPoint] = {}
+
+            def point(name: str, training: bool = block.training, points: dict[str, HookPoint] = points) -> HookPoint:
+                points[name] = HookPoint().train(training)
+                return points[name]
+
+            writers: list[Patch] = []
+            if (term := of_layer.attention_term) is not None:
+                writers.append(_Writer(getattr(layer, term.part), point("hook_attn_out"), term, pass_))
+            if (term := of_layer.mlp_term) is not None:
+                writer = _Writer(getattr(layer, term.part), point("hook_mlp_out"), term, pass_, adds=True)
+                writers.append(writer)
+            if of_layer.reads_mid is not None:
+                writers.append(_Reader(getattr(layer, of_layer.reads_mid), point("hook_resid_mid"), pass_))
+            patches += [_Block(block, points), _Layer(layer, pass_), *writers]
+        super().__init__(model, patches)
+
+
+class _Pass:
+    """What one pass through a layer has to know."""
+
+    shape: torch.Size
+    """Of the stream."""
+    edit: Tensor | None = None
+    """What was added to the stream between attention and MLP."""
+
+
+class _Block(Patch):
+    def __init__(self, block: Any, points: dict[str, HookPoint]) -> None:
+        super().__init__(block)
+        self._points = points
+
+    def _changes(self) -> dict[str, Any]:
+        return dict(self._points)
+
+
+class _Layer(Patch):
+    """The Hugging Face layer inside."""
+
+    def __init__(self, layer: nn.Module, pass_: _Pass) -> None:
+        super().__init__(layer)
+        self._pass = pass_
+
+    def _changes(self) -> dict[str, Any]:
+        self._forward = self.target.forward
+        return {"forward": self.forward}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer; an edit that no MLP has taken along is added to what it returns."""
+        stream = args[0] if args else kwargs["hidden_states"]
+        self._pass.shape, self._pass.edit = stream.shape, None
+        output = self._forward(*args, **kwargs)
+        edit, self._pass.edit = self._pass.edit, None
+        if edit is None:
+            return output
+        return _with_first(output, _first(output) + edit)
+
+
+class _Writer(Patch):
+    """A part whose output, times a number, is added to the stream."""
+
+    def __init__(self, part: nn.Module, point: HookPoint, term: Term, pass_: _Pass, *, adds: bool = False) -> None:
+        super().__init__(part)
+        self._point, self._scale, self._pass, self._adds = point, term.scale, pass_, adds
+
+    def _changes(self) -> dict[str, Any]:
+        self._forward = self.target.forward
+        return {"forward": self.forward}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The part, its output through the hook, and what was edited before it."""
+        output = self._forward(*args, **kwargs)
+        edit = self._pass.edit if self._adds else None
+        if edit is None and not has_hooks(self._point):
+            return output
+        made = _first(output)
+        written = made.view(self._pass.shape)
+        if has_hooks(self._point):
+            written = self._written(written)
+        if edit is not None:
+            written, self._pass.edit = written + edit / self._scale, None
+        return _with_first(output, written.view(made.shape))
+
+    def _written(self, made: Tensor) -> Tensor:
+        if self._scale == 1:
+            hooked: Tensor = self._point(made)
+            return hooked
+        hooked = self._point(made * self._scale)
+        # Read only: the layer's own numbers, which dividing would round.
+        if not hooked.requires_grad and torch.equal(hooked, made * self._scale):
+            return made
+        return hooked / self._scale
+
+
+class _Reader(Patch):
+    """The part that is given the stream between attention and MLP."""
+
+    def __init__(self, part: nn.Module, point: HookPoint, pass_: _Pass) -> None:
+        super().__init__(part)
+        self._point, self._pass = point, pass_
+
+    def _changes(self) -> dict[str, Any]:
+        self._forward = self.target.forward
+        return {"forward": self.forward}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The part, given the stream that leaves the hook."""
+        if not has_hooks(self._point):
+            return self._forward(*args, **kwargs)
+        name = "" if args else next(name for name in NAMES_OF_STREAMS if name in kwargs)
+        given: Tensor = args[0] if args else kwargs[name]
+        middle = self._point(given.view(self._pass.shape))
+        if middle is not given:
+            self._pass.edit = middle - given.view(self._pass.shape)
+            middle = middle.view(given.shape)
+        if args:
+            return self._forward(middle, *args[1:], **kwargs)
+        return self._forward(**{**kwargs, name: middle})
+
+
+def _first(output: Any) -> Tensor:
+    value: Tensor = output[0] if isinstance(output, tuple) else output
+    return value
+
+
+def _with_first(output: Any, value: Tensor) -> Any:
+    return (value, *output[1:]) if isinstance(output, tuple) else value

@@ -1,0 +1,121 @@
+"""Cores that no table knows are tried, and given only where they prove to be Hugging Face's own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support.families.media import media, text_inputs
+from support.families.small import small_model
+from support.models import largest_difference
+
+import lensplug
+from lensplug import interventions
+from lensplug.errors import LensplugError
+
+TRIED = {
+    "aya_vision": "attention and MLP side by side, LayerNorms without bias",
+    "exaone4_5": "norms behind attention and MLP alone",
+    "fuyu": "queries, keys and values in one matrix, a part of each head rotated",
+    "hyperclovax_vision_v2": "multipliers of what is added to the stream",
+    "lfm3_vl": "convolutions in place of attention in some layers",
+    "kimi_k25": "latent keys and values, mixtures of experts",
+}
+"""Family -> what is special about its layers."""
+
+
+@pytest.fixture(scope="module", params=TRIED)
+def lens(request):
+    return lensplug.wrap(small_model(request.param))
+
+
+@pytest.fixture(scope="module")
+def cohere():
+    return lensplug.wrap(small_model("aya_vision"))
+
+
+def test_it_is_proved_and_says_so(lens):
+    assert (lens.engine, lens.proof.standing) == ("bridge", "proved")
+    assert lens.proof.first_failure is None
+    inputs = lens.encode(text_inputs())
+    _, cache = lens.run_with_cache(inputs)
+    result = lensplug.analysis.logit_lens(cache, positions=-1, top_k=3)
+    assert "proved: " in str(result.provenance.options)
+
+
+def test_it_is_hugging_faces_model(lens):
+    model, model_inputs = lens.hf_model, text_inputs()
+    kinds = [inputs for _, inputs in media(model) if not isinstance(inputs, str)]
+    for given in [model_inputs, *kinds]:
+        logits, cache = lens.run_with_cache(lens.encode(given))
+        with torch.no_grad():
+            reference = model(**given, use_cache=False).logits
+        assert largest_difference(logits, reference) <= 1e-4 * float(reference.abs().max())
+        parts = cache.decompose_resid().sum(0)
+        last = cache["resid_post", -1]
+        assert largest_difference(parts, last) <= 1e-4 * float(last.abs().max())
+
+
+def test_patterns_are_hugging_faces(lens):
+    model, model_inputs = lens.hf_model, text_inputs()
+    _, cache = lens.run_with_cache(lens.encode(model_inputs))
+    config = lens.core.decoder.config
+    before, config._attn_implementation = config._attn_implementation, "eager"
+    with torch.no_grad():
+        theirs = model(**model_inputs, use_cache=False, output_attentions=True).attentions
+    config._attn_implementation = before
+    names = [name for name in cache if name.endswith("hook_pattern")]
+    assert len(names) == len(theirs)
+    for name, pattern in zip(names, theirs, strict=True):
+        assert largest_difference(cache[name], pattern) <= 1e-5
+
+
+def test_rows_answers_edits_and_gradients(lens):
+    inputs = lens.encode(text_inputs())
+    _, whole = lens.run_with_cache(inputs)
+    _, cache = lens.run_with_cache(inputs, query_positions=[-1])
+    name = next(name for name in whole if name.endswith("hook_pattern"))
+    torch.testing.assert_close(cache[name][:, :, 0], whole[name][:, :, -1], atol=1e-5, rtol=0)
+    answer = lens.generate(inputs, max_new_tokens=4)
+    model_inputs = text_inputs()
+    reference = lens.hf_model.generate(**model_inputs, max_new_tokens=4, do_sample=False)
+    assert answer.tokens[0].tolist() == reference[0, -4:].tolist()
+    _, _, gradients = lens.run_with_gradients(inputs, target=7)
+    assert float(gradients[name].abs().max()) > 0
+    direction = torch.randn(lens.model.cfg.d_model)
+    with lens.intervene(interventions.Steer(direction, layers=2)):
+        assert largest_difference(lens.run_with_hooks(inputs, fwd_hooks=[]), lens.model(inputs)) == 0
+        steered = lens.model(inputs)
+    assert largest_difference(steered, lens.model(inputs)) > 1e-2
+
+
+def test_copies_keep_their_proof(cohere):
+    copied = copy.deepcopy(cohere)
+    assert copied.proof == cohere.proof
+    inputs = text_inputs()
+    assert largest_difference(copied.model(copied.encode(inputs)), cohere.model(cohere.encode(inputs))) == 0
+
+
+def test_layers_that_write_otherwise_are_refused_by_name():
+    with pytest.raises(LensplugError, match=r"layer 0 \(HYV4VLDecoderLayer\) does not add what its parts return"):
+        lensplug.wrap(small_model("hy_v4_vl"))
+
+
+def test_what_fails_its_proof_is_refused_by_layer_and_number():
+    model = small_model("aya_vision")
+    # A hook is not copied: from here on its third layer is another than the one that is wrapped.
+    model.get_decoder().layers[2].mlp.register_forward_hook(lambda module, args, output: 1.01 * output)
+    with pytest.raises(LensplugError, match=r"failed the proof on load \(.* failed .*e-0\d .* at layer 2"):
+        lensplug.wrap(model, check=False)
+
+
+def test_unproved_on_request():
+    lens = lensplug.wrap(small_model("exaone4_5"), prove=False)
+    assert lens.proof.standing == "not proved"
+    assert "prove=False" in str(lens.proof)
+
+
+def test_process_weights_is_for_tested_families():
+    with pytest.raises(LensplugError, match="leave process_weights out"):
+        lensplug.wrap(small_model("exaone4_5"), engine="bridge", process_weights=True)
