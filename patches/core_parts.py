@@ -13,6 +13,13 @@ def mask_form(decoder: Any) -> str:
     return "sdpa" if getattr(decoder, "_supports_sdpa", True) else "eager"
 
 
+def has_three_part_positions(decoder: Any) -> bool:
+    """Whether rotary positions have three parts (time, height, width), each with a section of the angles."""
+    rope = getattr(decoder.config, "rope_parameters", None)
+    in_config = isinstance(rope, dict) and bool(rope.get("mrope_section"))
+    return in_config or hasattr(getattr(decoder, "rotary_emb", None), "mrope_section")
+
+
 @dataclass(frozen=True)
 class CoreParts:
     """A decoder, the head behind it, and the configuration of both: `head(decoder(inputs_embeds))` are the logits."""

@@ -16,19 +16,19 @@ from torch import nn
 
 from lensplug.errors import LensplugError
 from lensplug.hf.run_lock import turn
-from lensplug.patches.core_parts import CoreParts, mask_form
+from lensplug.patches.core_parts import CoreParts, has_three_part_positions, mask_form
 from lensplug.provenance.public_names import public_name
 
 PLACEHOLDERS = ("image", "video", "audio")
 
 BESIDE = {
     "gemma3_text": ("attention_mask",),
-    "qwen2_vl_text": ("position_ids",),
-    "qwen2_5_vl_text": ("position_ids",),
     "qwen3_vl_text": ("position_ids", "deepstack"),
     "qwen3_vl_moe_text": ("position_ids", "deepstack"),
 }
-"""Text cores whose model gives them more than embeddings and padding, by `model_type`: under which names."""
+"""Text cores whose model gives them more than embeddings and padding, by `model_type`: under which names.
+
+Three-part positions, and attention that is bidirectional throughout, are told by the configuration."""
 WHY_BESIDE = {
     "attention_mask": (
         "its attention is bidirectional over the image (in PaliGemma over the whole prompt), which a causal core cannot"
@@ -60,6 +60,11 @@ class LanguageCore(CoreParts):
                 wrapped exactly.
         """
         name = type(hf_model).__name__
+        if hasattr(hf_model, "thinker"):  # Qwen-Omni: it thinks in words, and speaks by a second model
+            raise LensplugError(
+                f"{name} is several models; the one that reads and answers is its thinker:"
+                " lensplug.wrap(model.thinker, processor)."
+            )
         for method in ("get_decoder", "get_output_embeddings"):
             if not hasattr(hf_model, method):
                 raise LensplugError(
@@ -76,6 +81,7 @@ class LanguageCore(CoreParts):
                 f"{name} has no output embeddings: give the model with its language-model head, not its base."
             )
         text_config = hf_model.config.get_text_config(decoder=True)
+        _refuse_cross_attention(name, decoder)
         _refuse_special_weights(name, decoder, head)
         ids = {kind: _placeholder_id(hf_model.config, kind) for kind in PLACEHOLDERS}
         placeholder_ids = {kind: token for kind, token in ids.items() if token is not None}
@@ -92,7 +98,8 @@ class LanguageCore(CoreParts):
         """
         if self.sees_whole_prompt:
             return ("attention_mask",)
-        return BESIDE.get(self.text_config.model_type, ())
+        positions = ("position_ids",) if has_three_part_positions(self.decoder) else ()
+        return BESIDE.get(self.text_config.model_type, positions)
 
     @property
     def sees_whole_prompt(self) -> bool:
@@ -142,6 +149,25 @@ def _placeholder_id(config: Any, kind: str) -> int | None:
         if token is not None:
             return int(token)
     return None
+
+
+def _refuse_cross_attention(name: str, decoder: nn.Module) -> None:
+    """What a medium says by cross-attention is in no embedding, and at no position."""
+    places = [place for place, module in decoder.named_modules() if _is_cross_attention(place, module)]
+    numbers = sorted({int(place.split(".")[1]) for place in places if place.startswith("layers.")})
+    if places:
+        layers = f"in layers {', '.join(map(str, numbers))}" if numbers else f"in its {places[0].split('.')[0]}"
+        raise LensplugError(
+            f"{name} cannot be wrapped: its media enter {type(decoder).__name__} by cross-attention"
+            f" ({layers}), beside the words, and have no positions among them. A core of embeddings would run the words"
+            " alone: logits as if there were no image, and no pattern that looks at one. Models that put their media"
+            " among the words can be wrapped: LLaVA, Qwen-VL, Gemma 3."
+        )
+
+
+def _is_cross_attention(place: str, module: nn.Module) -> bool:
+    by_name = any(word in type(module).__name__ for word in ("CrossAttention", "CrossAttn"))
+    return by_name or getattr(module, "is_cross_attention", False) is True or place.endswith("encoder_attn")
 
 
 def _refuse_special_weights(name: str, decoder: nn.Module, head: nn.Module) -> None:

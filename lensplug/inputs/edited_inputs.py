@@ -23,7 +23,11 @@ from lensplug.inputs.multimodal_input import MEDIA_FEATURES, MultimodalInput
 from lensplug.patches.decoder_inputs import of_examples, of_replaced
 from lensplug.validation.masks import Mask, as_mask
 
-FEATURE_SIZES = {"image": ("image_grid_thw",), "video": ("video_grid_thw", "second_per_grid_ts"), "audio": ()}
+FEATURE_SIZES = {
+    "image": ("image_grid_thw",),
+    "video": ("video_grid_thw", "second_per_grid_ts", "video_second_per_grid"),
+    "audio": ("feature_attention_mask", "audio_feature_lengths"),
+}
 """What goes with the features of a medium, for the models whose cores are given more."""
 
 

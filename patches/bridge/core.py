@@ -22,7 +22,7 @@ import torch
 import transformers
 from torch import nn
 
-from lensplug.patches.core_parts import CoreParts, mask_form
+from lensplug.patches.core_parts import CoreParts, has_three_part_positions, mask_form
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.sliding_windows import sliding_windows
 
@@ -37,6 +37,7 @@ CORES = {
     # These make their three-part positions one rotation before the blocks, which are Qwen2's.
     "qwen2_vl_text": ("Qwen2VLTextModel", "Qwen2ForCausalLM"),
     "qwen2_5_vl_text": ("Qwen2_5_VLTextModel", "Qwen2ForCausalLM"),
+    "qwen2_5_omni_text": ("Qwen2_5OmniThinkerTextModel", "Qwen2ForCausalLM"),
     "qwen3_vl_text": ("Qwen3VLTextModel", "Qwen3ForCausalLM"),
     "qwen3_vl_moe_text": ("Qwen3VLMoeTextModel", "Qwen3MoeForCausalLM"),
 }
@@ -197,7 +198,7 @@ def _refuse_bridged(decoder: nn.Module) -> None:
 
 def _refuse_rotation_inside(decoder: Any, text_config: Any) -> None:
     """Before 5.17 transformers made one rotation of three parts inside each block, where a bridge takes it as made."""
-    if not text_config.model_type.endswith("_vl_text"):
+    if not has_three_part_positions(decoder):
         return
     weight = decoder.embed_tokens.weight
     cos, _ = decoder.rotary_emb(weight[None, :1], torch.zeros(3, 1, 1, dtype=torch.long, device=weight.device))
