@@ -7,6 +7,7 @@ one copy would then not reach the other, and memory would double.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def copy_together(hf_model: Any, model: Any, memo: dict[int, Any]) -> tuple[Any,
         for original, copied_parameter in pairs
         if original.numel()
     }
-    for parameter in model.parameters():
+    for parameter in _of_one_memory(model.parameters()):
         original, copied_parameter = memory.get(parameter.untyped_storage().data_ptr(), (None, None))
         if (
             id(parameter) in memo
@@ -42,7 +43,12 @@ def copy_together(hf_model: Any, model: Any, memo: dict[int, Any]) -> tuple[Any,
 
 
 def _tensors(model: Any) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+    return _of_one_memory([*model.parameters(), *model.buffers()])
+
+
+def _of_one_memory(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Without those that are made of others (quantised ones of torchao): their layers are the same in both models."""
+    return [tensor for tensor in tensors if not hasattr(tensor, "__tensor_flatten__")]
 
 
 def _laid_out_alike(original: Tensor, copied: Tensor) -> bool:

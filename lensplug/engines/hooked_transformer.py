@@ -70,11 +70,17 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
         raise LensplugError(f"the core is {name}, which cannot be a HookedTransformer: {reason}. Use engine='bridge'.")
     from lensplug.patches.both.logit_directions import LogitDirections
     from lensplug.patches.both.placeholders import PlaceholdersRefused
+    from lensplug.patches.bridge.own_layers import refuse_own_layers
     from lensplug.patches.hooked_transformer.core import build_hooked_transformer
     from lensplug.patches.hooked_transformer.embedding_input import EmbeddingInput
     from lensplug.patches.hooked_transformer.mlp_in_place import GatedMLPInPlace
     from lensplug.patches.hooked_transformer.unseen_keys import KnockedOutScores
 
+    refuse_own_layers(
+        core,
+        "a HookedTransformer multiplies with plain matrices of its own: use engine='bridge', or load the model without"
+        " quantisation and device_map, and merge adapters with model.merge_and_unload()",
+    )
     model = build_hooked_transformer(core, tokenizer=tokenizer, process_weights=process_weights, model_name=core.name)
     for patch in (EmbeddingInput, GatedMLPInPlace, LogitDirections, KnockedOutScores):
         patch(model).apply()

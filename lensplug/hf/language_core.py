@@ -16,7 +16,10 @@ from torch import nn
 
 from lensplug.errors import LensplugError
 from lensplug.hf.run_lock import turn
+from lensplug.patches.bridge.own_layers import own_layers
 from lensplug.patches.core_parts import CoreParts, has_three_part_positions, mask_form
+from lensplug.patches.modules import every_module
+from lensplug.patches.placement import device_of, is_loaded, is_placed
 from lensplug.provenance.public_names import public_name
 
 PLACEHOLDERS = ("image", "video", "audio")
@@ -113,13 +116,20 @@ class LanguageCore(CoreParts):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return self.head.weight.dtype
+        """The dtype of the embeddings and the residual stream: that of the weights, unless these are quantised."""
+        dtype: torch.dtype = self.decoder.embed_tokens.weight.dtype
+        return dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.head.weight.device
+        """Where embeddings go in: where the weights are, unless these are split or offloaded."""
+        return device_of(self.decoder.embed_tokens)
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where the core computes, in the order of its parts: several where `device_map` has split it."""
+        parts = [part for part in every_module(self.decoder, self.head) if any(True for _ in part.parameters(False))]
+        return tuple(dict.fromkeys(device_of(part) for part in parts))
 
 
 @contextmanager
@@ -171,30 +181,32 @@ def _is_cross_attention(place: str, module: nn.Module) -> bool:
 
 
 def _refuse_special_weights(name: str, decoder: nn.Module, head: nn.Module) -> None:
-    """Quantised, split or half-loaded weights are not the matrices that TransformerLens multiplies with."""
-    if type(head) is not nn.Linear:
-        raise LensplugError(f"the head of {name} is a {type(head).__name__}, expected a plain nn.Linear.")
-    parameters = [*decoder.parameters(), *head.parameters()]
-    for property_name, values in (
-        ("dtype", {p.dtype for p in parameters}),
-        ("device", {p.device for p in parameters}),
-    ):
-        if len(values) > 1:
-            raise LensplugError(
-                f"the core of {name} has weights of more than one {property_name}"
-                f" ({', '.join(sorted(map(str, values)))}); load"
-                f" it with one {property_name} (no quantisation, no device_map)."
-            )
-    if any(p.is_inference() for p in parameters):
+    """Weights that no engine computes with; quantised, split and adapted ones are the bridge's."""
+    if not hasattr(head, "out_features"):
+        raise LensplugError(f"the head of {name} is a {type(head).__name__}, expected a linear layer.")
+    layers = [*own_layers(decoder), *own_layers(head)]
+    inside = {part for layer in layers for part in layer.modules()}
+    parts = every_module(decoder, head)
+    plain = [p for part in parts if part not in inside for p in part._parameters.values() if p is not None]
+    dtypes = {p.dtype for p in plain}
+    if len(dtypes) > 1:
+        raise LensplugError(
+            f"the core of {name} has weights of more than one dtype ({', '.join(sorted(map(str, dtypes)))}) beside its"
+            " quantised layers: load it with one dtype, from_pretrained(..., dtype=...)."
+        )
+    devices = {p.device for part in parts if not is_placed(part) for p in part._parameters.values() if p is not None}
+    if len(devices) > 1 and not any(is_placed(part) for part in parts):
+        raise LensplugError(
+            f"the core of {name} has weights of more than one device ({', '.join(sorted(map(str, devices)))}), and"
+            " nothing that moves activations between them: split it with from_pretrained(..., device_map=...)."
+        )
+    if any(p.is_inference() for part in parts for p in part._parameters.values() if p is not None):
         raise LensplugError(
             f"the weights of {name} were made in torch.inference_mode(), and can never take part in gradients: load the"
             " model outside it."
         )
-    if parameters[0].device.type == "meta":
-        raise LensplugError(f"{name} is on the meta device: its weights are not loaded.")
-    linears = {type(m).__name__ for m in decoder.modules() if hasattr(m, "in_features") and type(m) is not nn.Linear}
-    if linears:
+    if not all(is_loaded(part) for part in parts):
         raise LensplugError(
-            f"the core of {name} has {', '.join(sorted(linears))} layers, expected plain nn.Linear: merge adapters"
-            " (model.merge_and_unload()) and load without quantisation first."
+            f"{name} is on the meta device: its weights are not loaded, and no hook of accelerate's loads them when"
+            " they are needed."
         )

@@ -25,6 +25,7 @@ from lensplug.model_files.failures import failures_explained
 from lensplug.model_files.folder_checks import CONFIG
 from lensplug.model_files.model_class import model_class, refuse_other_size
 from lensplug.model_files.remote_code import nobody_is_asked
+from lensplug.patches.bridge.own_layers import is_packed, kinds_of, own_layers
 from lensplug.patches.bridge.unbridged import is_bridge, is_bridged, unbridged
 from lensplug.running import parity
 from lensplug.validation.arguments import checked
@@ -155,9 +156,23 @@ def wrap(
     if check:
         report = _short_check(lens)
         if not report.agrees:
-            raise LensplugError(f"{report} wrap(..., check=False) gives the lens all the same, to look into.")
+            raise LensplugError(
+                f"{report}{_why(core)} wrap(..., check=False) gives the lens all the same, to look into."
+            )
     standing_of(lens, prove)
     return lens
+
+
+def _why(core: LanguageCore) -> str:
+    """What may explain a difference of a core with quantised layers."""
+    packed = [layer for layer in (*own_layers(core.decoder), *own_layers(core.head)) if is_packed(layer)]
+    if not packed:
+        return ""
+    return (
+        f" Its quantised layers ({kinds_of(packed)}) may round what they are given to a few bits, where a difference of"
+        " 1e-7 becomes one of a whole step: see whether the model differs as much from itself, with eager attention and"
+        " with SDPA."
+    )
 
 
 def _short_check(lens: MultimodalLens) -> parity.ParityReport:

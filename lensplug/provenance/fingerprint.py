@@ -94,9 +94,7 @@ def _samples(models: Sequence[nn.Module]) -> dict[torch.device, list[Tensor]]:
     samples: dict[torch.device, list[Tensor]] = {}
     read: set[tuple[torch.device, int, int, torch.dtype]] = set()
     for module in every_module(*models):
-        for weight in module._parameters.values() if module._parameters else ():
-            if weight is None:
-                continue
+        for weight in _weights(module):
             device, numbers = weight.device, weight.numel()
             is_dense = weight.is_contiguous() or _is_dense(weight.shape, weight.stride())
             memory = (device, weight.data_ptr(), numbers, weight.dtype)
@@ -114,6 +112,22 @@ def _samples(models: Sequence[nn.Module]) -> dict[torch.device, list[Tensor]]:
                 read.add(memory)
             samples.setdefault(device, []).append(sample)
     return samples
+
+
+def _weights(module: nn.Module) -> list[Tensor]:
+    """The weights of a module itself; of a tensor that is quantised, what it consists of."""
+    weights: list[Tensor] = [weight for weight in module._parameters.values() if weight is not None]
+    if all(type(weight) is nn.Parameter for weight in weights):
+        return weights
+    return [part for weight in weights for part in _parts(weight)]
+
+
+def _parts(weight: Tensor) -> list[Tensor]:
+    """The tensors that one of torchao's, or another wrapper of tensors, is made of."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return [weight.view(torch.uint8) if weight.is_floating_point() and weight.itemsize == 1 else weight]
+    inside: list[Tensor] = [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+    return [part for tensor in inside for part in _parts(tensor)]
 
 
 @lru_cache(maxsize=1024)

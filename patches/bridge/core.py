@@ -22,8 +22,10 @@ import torch
 import transformers
 from torch import nn
 
+from lensplug.patches.bridge.own_layers import refuse_own_layers, taken_as_they_are
 from lensplug.patches.core_parts import CoreParts, has_three_part_positions, mask_form
 from lensplug.patches.errors import LensplugError
+from lensplug.patches.placement import device_of
 from lensplug.patches.sliding_windows import sliding_windows
 
 CORES = {
@@ -68,13 +70,16 @@ def build_language_bridge(
     Raises:
         LensplugError: If the decoder is another class, or a bridge's already.
     """
+    if process_weights:
+        refuse_own_layers(core, "processed weights are a copy of plain matrices: leave process_weights out")
     if in_table(core):
         model = _known(core, process_weights, model_name or core.text_config.model_type)
     else:
         model = _tried(core, process_weights, model_name or core.text_config.model_type)
     # Hugging Face's own attention is not run, and its weights are not there to be returned.
     model.adapter.supports_hf_output_attentions = False
-    model.cfg.d_vocab, model.cfg.d_vocab_out = core.decoder.embed_tokens.weight.shape[0], core.head.weight.shape[0]
+    model.cfg.device = str(device_of(core.decoder.embed_tokens))
+    model.cfg.d_vocab, model.cfg.d_vocab_out = core.decoder.embed_tokens.weight.shape[0], core.head.out_features
     model.cfg.default_prepend_bos = False  # the chat template decides what a prompt begins with
     # The bridge leaves sliding windows to its model; analyses read them.
     for name, value in sliding_windows(core.text_config).items():
@@ -117,7 +122,8 @@ def _tried(core: CoreParts, process_weights: bool, model_name: str) -> Any:
 
 def _copies(core: CoreParts, *, share: bool) -> list[nn.Module]:
     """Copies of decoder and head, whose configuration asks for the masks of SDPA."""
-    copies = [shared_copy(module, share=share) for module in (core.decoder, core.head)]
+    dtype = core.decoder.embed_tokens.weight.dtype
+    copies = [shared_copy(module, share=share, dtype=dtype) for module in (core.decoder, core.head)]
     config: Any = copies[0].config
     # The bridge computes attention itself; what SDPA decides is the mask: none where it is plainly causal, else a
     # byte for each pair of positions in place of a number.
@@ -155,20 +161,25 @@ def causal_shell(core: CoreParts, *, share: bool = True) -> Any:
     return shell.train(decoder.training)
 
 
-def shared_copy(module: nn.Module, *, share: bool = True) -> nn.Module:
+def shared_copy(module: nn.Module, *, share: bool = True, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy of a module whose parameters and buffers are the same memory, or with `share=False` its own.
 
-    Parameters are new objects: a gradient that reaches one is not the other's.
+    Parameters are new objects: a gradient that reaches one is not the other's. For `dtype` see `shared_memory`.
     """
-    return copied(module, shared_memory(module) if share else {})
+    return copied(module, shared_memory(module, dtype) if share else {})
 
 
-def shared_memory(module: nn.Module) -> dict[int, Any]:
-    """For `copied`: the replacements of each parameter and buffer of a module in a copy that shares their memory."""
+def shared_memory(module: nn.Module, dtype: torch.dtype | None = None) -> dict[int, Any]:
+    """For `copied`: the replacements of each parameter and buffer of a module in a copy that shares their memory.
+
+    Layers whose weight is no plain matrix are taken as they are, or with a dtype made `Readable` (`own_layers`).
+    """
     shared: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
     for parameter in module.parameters():
-        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-    return shared
+        plain = type(parameter) is nn.Parameter
+        new = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad) if plain else parameter
+        shared[id(parameter)] = new
+    return shared | {id(old): new for old, new in taken_as_they_are(module, dtype)}
 
 
 def copied(module: nn.Module, known: dict[int, Any]) -> nn.Module:
@@ -177,8 +188,11 @@ def copied(module: nn.Module, known: dict[int, Any]) -> nn.Module:
     Hooks were put on the original, and see what happens there. Those by which transformers records hidden states and
     attentions are added again when they are requested.
     """
+    taken = {part for new in known.values() if isinstance(new, nn.Module) for part in new.modules()}
     new_module = copy.deepcopy(module, known)
     for part in new_module.modules():
+        if part in taken:  # not a copy: its hooks are its owner's
+            continue
         vars(part).pop("_output_capturing_hooks_installed", None)
         for name, hooks in vars(part).items():
             if name.endswith("_hooks") and isinstance(hooks, dict):

@@ -33,9 +33,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from lensplug.patches.bridge.any_norm import AnyNorm
 from lensplug.patches.bridge.attention_interface import InterfaceAttention, head_size
 from lensplug.patches.bridge.layer_parts import DecoderParts, LayerParts, decoder_parts
+from lensplug.patches.bridge.own_layers import ReadableLinear
 from lensplug.patches.core_parts import CoreParts
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.modules import attention_of
+from lensplug.patches.placement import device_of
 
 MLP_NAMES = (
     {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"},
@@ -201,7 +203,7 @@ class _MLP(MLPBridge):  # type: ignore[misc]
 
 def _mlp(name: str, module: nn.Module) -> Any:
     for names in MLP_NAMES:
-        if all(type(getattr(module, theirs, None)) is nn.Linear for theirs in names.values()):
+        if all(type(getattr(module, theirs, None)) in (nn.Linear, ReadableLinear) for theirs in names.values()):
             component = _MLP(name=name, submodules={ours: LinearBridge(name=theirs) for ours, theirs in names.items()})
             component.hook_aliases = {"hook_post": "out.hook_in"}
             if "in" in names:
@@ -235,7 +237,7 @@ def _config(core: CoreParts, decoder: Any, parts: DecoderParts, model_name: str)
             f"the final norm of {type(decoder).__name__} ({type(norm.original_component).__name__}) is neither a root"
             " mean square nor a LayerNorm: what directions of logits are in the stream is not known."
         )
-    rows = core.head.weight.shape[0]
+    rows = core.head.out_features
     cfg = TransformerBridgeConfig(
         d_model=d_model,
         d_head=head_size(attention) or d_model // n_heads,
@@ -252,7 +254,7 @@ def _config(core: CoreParts, decoder: Any, parts: DecoderParts, model_name: str)
         parallel_attn_mlp=all(of_layer.reads_mid is None for of_layer in parts.layers),
         architecture="CausalShell",
         model_name=model_name or config.model_type,
-        dtype=core.head.weight.dtype,
+        dtype=core.decoder.embed_tokens.weight.dtype,
     )
-    cfg.device = str(core.head.weight.device)
+    cfg.device = str(device_of(core.decoder.embed_tokens))
     return cfg

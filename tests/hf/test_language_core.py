@@ -147,26 +147,14 @@ def test_refuses_a_model_without_the_seam(message):
         lensplug.wrap(NO_SEAM[message]().eval())
 
 
-class Adapted(nn.Linear):
-    """Stands for a layer of an adapter library: it computes more than its weight says."""
-
-    def forward(self, x):
-        return super().forward(x) + x.mean()
-
-
 def _other_head(model):
-    model.lm_head = Adapted(32, 320)
-
-
-def _adapter(model):
-    model.model.layers[0].self_attn.q_proj = Adapted(32, 32)
+    model.lm_head = nn.Identity()
 
 
 WEIGHTS = {
     "more than one dtype.*float16.*float32": lambda model: model.model.layers[1].mlp.half(),
     "meta device": lambda model: model.to("meta"),
-    "head of LlamaForCausalLM is a Adapted": _other_head,
-    "Adapted layers.*merge adapters": _adapter,
+    "head of LlamaForCausalLM is a Identity, expected": _other_head,
     "training mode.*eval": lambda model: model.train(),
 }
 

@@ -255,8 +255,9 @@ def _refuse_what_does_not_sum(
         raise LensplugError(
             f"by {by} the components of example {example} sum to {float(total[example]):.5g}, and the logit is"
             f" {float(logit[example]):.5g}: rounding explains a difference of {float(tolerance[example]):.2g}. A hook"
-            " has edited an activation in this run, or the model adds to the stream what is not known here: run without"
-            " the hook, or take by='layer' (where heads were ablated by='head', of a cache that holds hook_z)."
+            " has edited an activation in this run, the model adds to the stream what is not known here, or its"
+            " quantised layers round what they are given (int8): run without the hook, or take by='layer' (where heads"
+            " were ablated by='head', of a cache that holds hook_z)."
         )
 
 
