@@ -11,7 +11,7 @@ from lensplug.hf.prompts import encoder_rate
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.lens import MultimodalLens
 from lensplug.running.generation import Answer
-from lensplug.views.overlays.image import NO_GRID
+from lensplug.views.overlays.image import why_no_grid
 from lensplug.views.page.page import Part, Section
 
 PositionMap = Rollout | GradientRollout
@@ -57,7 +57,7 @@ def sections_of(
     attention_rows = attention.by_position()
     pictures = len(inputs.pictures())
     if medium in ("image", "video") and not inputs.modality.grids and not inputs.modality.video_grids:
-        sections.append(Section(f"Where in the {medium}", f"Not known: {NO_GRID}."))
+        sections.append(Section(f"Where in the {medium}", f"Not known: {why_no_grid(inputs, medium)}."))
     for index in [index for _, index in sorted(inputs.modality.grids) if index < pictures][:PICTURES]:
         sections.append(_where_in_the_image(inputs, relevance or rollout, attention, index))
         sections.append(_patch_by_patch(cache, inputs, attention, index))

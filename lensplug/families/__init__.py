@@ -32,18 +32,29 @@ FAMILIES = {
     "llava_next_video": "lensplug.families.llava_next",
     "llava_onevision": "lensplug.families.llava_onevision",
     "mistral3": "lensplug.families.pixtral",
+    "musicflamingo": "lensplug.families.whisper_windows",
     "ovis2": "lensplug.families.ovis2",
+    "paligemma": "lensplug.families.llava",
     "qwen2_5_vl": "lensplug.families.qwen_vl",
     "qwen2_audio": "lensplug.families.whisper_windows",
     "qwen2_vl": "lensplug.families.qwen_vl",
     "qwen3_vl": "lensplug.families.qwen_vl",
     "qwen3_vl_moe": "lensplug.families.qwen_vl",
+    "qwen3_asr": "lensplug.families.qwen3_asr",
     "smolvlm": "lensplug.families.idefics3",
+    "video_llama_3": "lensplug.families.video_llama_3",
     "video_llava": "lensplug.families.llava",
     "vipllava": "lensplug.families.llava",
     "voxtral": "lensplug.families.whisper_windows",
 }
 """`config.model_type` -> the module that knows its geometry: `media_layout(batch)`."""
+NO_PLACE = {
+    "blip-2": "a Q-Former makes its positions, each from all of the image",
+    "idefics2": "a resampler (Perceiver) makes its positions, each from all of a view",
+    "instructblip": "a Q-Former makes its positions, each from all of the image",
+    "instructblipvideo": "a Q-Former makes its positions, each from all of a frame",
+}
+"""`config.model_type` -> why none of its positions is at a place of the image."""
 ROUNDED_S = 0.05
 """The largest rounding error of resampling and spectrograms, in seconds."""
 
@@ -60,6 +71,8 @@ class MediaLayout:
     """(example, media_index) -> that of that video."""
     timelines: dict[tuple[int, int], AudioTimeline] = field(default_factory=dict)
     """(example, media_index) -> that of that sound."""
+    no_place: Mapping[str, str] = field(default_factory=dict)
+    """Modality -> why its positions have no place, where that is in the nature of the model."""
     video_runs: Sequence[Sequence[bool]] | None = None
     """For each example, which of its runs of image placeholders are frames of a video, where videos have no
     placeholder of their own."""
@@ -98,7 +111,9 @@ def media_layout(batch: ProcessedBatch) -> MediaLayout:
         layout = import_module(name).media_layout(batch)
     numbers = batch.media.numbers
     counted = {kind: _by_number(runs, numbers[kind]) for kind, runs in batch.placeholders.items() if numbers[kind]}
-    return replace(layout, lengths={**counted, **layout.lengths})
+    reason = NO_PLACE.get(batch.config.model_type)
+    no_place = {kind: reason for kind in ("image", "video") if reason and kind in batch.placeholders}
+    return replace(layout, lengths={**counted, **layout.lengths}, no_place=no_place)
 
 
 def _by_number(runs: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[Sequence[int] | None]:

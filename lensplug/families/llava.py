@@ -1,4 +1,4 @@
-"""LLaVA, ViP-LLaVA, Video-LLaVA: one view of each image, cropped, padded or squeezed to a square.
+"""LLaVA, ViP-LLaVA, Video-LLaVA, PaliGemma: one view of each image, cropped, padded or squeezed to a square.
 
 With or without a class token, which sees all of it and has no place. The frames of a video are views as well, and keep
 their class tokens (Video-LLaVA).

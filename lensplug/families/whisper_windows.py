@@ -1,11 +1,11 @@
-"""Voxtral, GLM-ASR, Qwen2-Audio, Audio Flamingo 3: Whisper's encoder on windows of 30 s, its frames stacked.
+"""Voxtral, GLM-ASR, Qwen2-Audio, Audio and Music Flamingo: Whisper's encoder on windows of 30 s, its frames stacked.
 
 A window gives 1,500 frames of 20 ms, and every two or four of them become one position. Voxtral and the
 other two cut a longer sound into windows, one behind the other; Qwen2-Audio hears the first only. GLM-ASR
-hears 21 windows (its processor says 655 s, and means whole windows: 630 s), Audio Flamingo 3 hears 20,
-Voxtral as many as there are: the rest is cut off by the processor, and the timeline ends there. Voxtral
-fills its last window up with silence, and has positions for it; the others have none. A mask says how much
-of each window is sound, but Voxtral has no mask: there a run of placeholders is one sound.
+hears 21 windows (its processor says 655 s, and means whole windows: 630 s), Audio Flamingo 3 hears 20
+(Music Flamingo 40), Voxtral as many as there are: the rest is cut off by the processor, and the timeline ends
+there. Voxtral fills its last window up with silence, and has positions for it; the others have none. A mask says how
+much of each window is sound, but Voxtral has no mask: there a run of placeholders is one sound.
 
 Follows `VoxtralProcessor`, `GlmAsrProcessor`, `Qwen2AudioProcessor`, `AudioFlamingo3Processor` and the
 models' `get_audio_features` of transformers 5.
@@ -27,7 +27,7 @@ SAMPLING_RATE = 16000
 WINDOW_S = 30.0
 MEL_S = 0.01
 WINDOW_MEL, WINDOW_FRAMES = 3000, 1500
-STACK = {"voxtral": 4, "glmasr": 4, "qwen2_audio": 2, "audioflamingo3": 2}
+STACK = {"voxtral": 4, "glmasr": 4, "qwen2_audio": 2, "audioflamingo3": 2, "musicflamingo": 2}
 """`config.model_type` -> frames in one position."""
 
 Heard = tuple[int, float | None]

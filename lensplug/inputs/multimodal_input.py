@@ -254,6 +254,7 @@ def encode(
     types = model_inputs.get("token_type_ids")
     if core.sees_whole_prompt and isinstance(types, Tensor):  # which says what is no prompt (a processor's `suffix`)
         modality = modality.with_answer_at(types == 1)
+    modality = replace(modality, no_place=layout.no_place)
     str_tokens = token_texts(tokens, tokenizer)
     if pieces is not None and all(piece is not None for piece in pieces):
         modality = replace(modality, user_words=_user_words(pieces, str_tokens, tokens, tokenizer, modality))

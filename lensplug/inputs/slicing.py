@@ -159,6 +159,7 @@ def _labels_of(modality: ModalityMap, examples_kept: Int[Tensor, " example"]) ->
         modality.labels[examples_kept], modality.special[examples_kept], modality.media_index[examples_kept],
         again(modality.grids), again(modality.video_grids), again(modality.timelines),
         None if modality.user_words is None else modality.user_words[examples_kept],
+        modality.no_place,
     )  # fmt: skip
 
 
@@ -177,6 +178,7 @@ def _first_labels(modality: ModalityMap, stop: int) -> ModalityMap:
         modality.labels[:, :stop], modality.special[:, :stop], modality.media_index[:, :stop],
         whole(modality.grids, "image"), whole(modality.video_grids, "video"), whole(modality.timelines, "audio"),
         None if modality.user_words is None else modality.user_words[:, :stop],
+        modality.no_place,
     )  # fmt: skip
 
 

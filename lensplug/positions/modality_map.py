@@ -59,6 +59,9 @@ class ModalityMap:
     user_words: Bool[Tensor, "batch pos"] | None = None
     """The words of the user: no special tokens, nothing that the chat template adds. None where it is not known, as of
     `lens.encode`."""
+    no_place: Mapping[str, str] = field(default_factory=dict)
+    """Modality -> why its tokens have no place in their medium, where that is in the nature of the model (a resampler
+    makes each of all of it)."""
 
     @classmethod
     @checked
@@ -194,8 +197,8 @@ class ModalityMap:
     def image_grid(self, media_index: int = 0, example: int = 0) -> ImageGrid | None:
         """The boxes of an image's tokens, in pixels.
 
-        None for a family without geometry, and where the size of the image or the settings of its processor
-        are not known (`lens.encode` without `images=`).
+        None for a family without geometry, where the size of the image or the settings of its processor are not known
+        (`lens.encode` without `images=`), and where tokens have no place (`no_place` says why).
 
         Raises:
             LensplugError: If there is no such image.

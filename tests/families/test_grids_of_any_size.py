@@ -18,6 +18,7 @@ from support.more_image_families import BUILDERS as MORE
 from support.newer_image_families import BUILDERS as NEWER
 from transformers import Gemma3ImageProcessor
 
+from lensplug import views
 from lensplug.errors import LensplugError
 from lensplug.families import gemma3
 from lensplug.geometry.image_grid import VIEWS
@@ -33,6 +34,7 @@ NOT_TAKEN = {
     "qwen2-vl": lambda short, long: long > 200 * short,
     "qwen2.5-vl": lambda short, long: long > 200 * short,
     "qwen3-vl": lambda short, long: long > 200 * short,
+    "video-llama-3": lambda short, long: long > 200 * short,
     "mistral3": lambda short, long: long > 1540 * short or long <= 28,  # its model cannot split one position
     "pixtral": lambda short, long: long > 1024 * short,
 }
@@ -119,7 +121,7 @@ def test_how_often_several_pictures_of_gemma_3_were_cut_is_known_or_nothing_is()
     assert grid is not None and grid.view.unique().tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "mistral3", "pixtral"])
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "video-llama-3", "mistral3", "pixtral"])
 def test_another_picture_than_the_processor_saw_is_noticed_where_sizes_vary(name):
     outputs = dict(lens(name).prepare(QUESTION, images=[picture(120, 200)]).model_inputs)
     with pytest.warns(UserWarning, match="not those that the processor saw.*its sizes differ"):
@@ -137,3 +139,15 @@ def test_the_words_between_the_tiles_of_ovis_2_are_words_and_those_of_video_llav
         "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_COL>", "<IMG_END>",
     ]  # fmt: skip
     assert lens("video-llava").prepare(QUESTION, images=[picture(3, 200)]).modality.image_grid() is None
+
+
+def test_positions_of_a_resampler_have_no_place_and_the_overlay_says_why():
+    wrapped = lens("idefics2")
+    inputs = wrapped.prepare([QUESTION, "one"], images=[[picture(120, 200), picture(60, 60)], [picture(60, 60)]])
+    assert inputs.modality.image_grid() is None and not inputs.modality.grids
+    assert [len(inputs.modality.image_positions(index, 0)) for index in (0, 1)] == [4, 4]
+    reason = r"this image has no grid.*: a resampler \(Perceiver\) makes its positions, each from all of a view"
+    for some in (inputs, inputs[0:1], inputs[:, : inputs.tokens.shape[1]]):
+        with pytest.raises(LensplugError, match=reason):
+            views.image_overlay(torch.rand(inputs.tokens.shape[1]), some)
+    assert not lens("janus").prepare(QUESTION, images=[picture(60, 60)]).modality.no_place

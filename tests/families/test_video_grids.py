@@ -19,7 +19,9 @@ from lensplug.positions.groups import group_positions
 
 QUESTION = "What is this ?"
 QWEN = [("qwen2-vl", 6), ("qwen2.5-vl", 5), ("qwen3-vl", 5)]
-ONE_BY_ONE = [(name, 3) for name in ("llava-onevision", "llava-next-video", "video-llava", "smolvlm", "internvl")]
+ONE_BY_ONE = [
+    (name, 3) for name in ("llava-onevision", "video-llama-3", "llava-next-video", "video-llava", "smolvlm", "internvl")
+]
 PAIRS = int(os.environ.get("LENSPLUG_PAIRS", "16"))
 """(frame, patch) pairs of a family; this was first shown with 200."""
 SEED = os.environ.get("LENSPLUG_SEED", str(date.today().toordinal()))
@@ -201,6 +203,18 @@ def test_frames_and_images_of_internvl_in_one_prompt_have_geometries_of_their_ow
     assert moved[:, 1].tolist() == inputs.modality.video_positions().tolist()
     assert len(views.video_overlay(torch.rand(inputs.tokens.shape[1]), inputs).data) == 2
     assert views.image_overlay(torch.rand(inputs.tokens.shape[1]), inputs).data
+
+
+def test_what_stays_the_same_from_frame_to_frame_has_no_position_in_video_llama_3():
+    frames = clip(1, 112, 168).repeat(4, axis=0)
+    frames[2, :56, :56] += 100
+    inputs = lens("video-llama-3").prepare(QUESTION, videos=[(frames, 2.0)])
+    grid = inputs.modality.video_grid()
+    assert grid is not None and grid.n_frames == 4 and len(grid) == int(inputs.modality.mask("video").sum())
+    assert bool((grid.overlap([0, 0, 168, 112], frame=0) > 0).sum() > 10)
+    assert int((grid.frame == 1).sum()) == 1, "one stays in every frame"
+    assert bool((grid.overlap([0, 0, 56, 56])[grid.frame == 2] > 0).all())
+    assert int((grid.frame == 2).sum()) >= 4
 
 
 def test_the_time_of_a_frame_is_the_one_that_the_model_is_told():

@@ -1,4 +1,4 @@
-"""Tiny Voxtral, GLM-ASR, Qwen2-Audio and Audio Flamingo 3 with random weights, and their real processors.
+"""Tiny Voxtral, GLM-ASR, Qwen2-Audio, Audio and Music Flamingo with random weights, and their real processors.
 
 Voxtral's processor writes prompts with Mistral's own tokenizer (mistral-common, which asks for an older numpy): here
 its spectrograms are made by the real processor's code, its placeholders by hand, 375 for every 30 seconds.
@@ -91,11 +91,32 @@ def _audioflamingo3() -> tuple[Any, Any]:
     return hf.AudioFlamingo3ForConditionalGeneration(config), processor
 
 
+def _musicflamingo() -> tuple[Any, Any]:
+    tokenizer = _tokenizer("<sound>")
+    tokenizer.add_tokens(["<|sound_bos|>", "<|sound_eos|>"], special_tokens=True)
+    sound, start, stop = (
+        tokenizer.convert_tokens_to_ids(text) for text in ("<sound>", "<|sound_bos|>", "<|sound_eos|>")
+    )
+    audio = hf.AudioFlamingo3EncoderConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_mel_bins=80
+    )
+    config = hf.MusicFlamingoConfig(
+        audio_config=audio,
+        text_config=text_config("Qwen2", vocab_size=len(tokenizer), max_position_embeddings=4096),
+        audio_token_id=sound, audio_bos_token_id=start, audio_eos_token_id=stop,
+    )  # fmt: skip
+    processor = hf.MusicFlamingoProcessor(
+        WhisperFeatureExtractor(80), tokenizer, chat_template=TEMPLATE.format(token="<sound>"), audio_token="<sound>"
+    )
+    return hf.MusicFlamingoForConditionalGeneration(config), processor
+
+
 RELATIVES = {
     "voxtral": _voxtral,
     "glmasr": _glmasr,
     "qwen2_audio": _qwen2_audio,
     "audioflamingo3": _audioflamingo3,
+    "musicflamingo": _musicflamingo,
 }
 """`config.model_type` -> an untrained model and its processor."""
 

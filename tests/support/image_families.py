@@ -114,7 +114,7 @@ BUILDERS = {
 def lens(name: str, *, attention: bool = True) -> lensplug.MultimodalLens:
     """The lens of a family, random weights; without attention no patch of a view knows of another."""
     torch.manual_seed(0)
-    model, processor = BUILDERS[name]()
+    model, processor = {**BUILDERS, **more_image_families.WITHOUT_PLACES}[name]()
     for parameter in model.model.parameters():
         if parameter.ndim > 1 and not bool(parameter.any()):  # a projector that starts at zero tells nothing
             nn.init.normal_(parameter, std=0.2)

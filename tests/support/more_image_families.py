@@ -174,6 +174,58 @@ def ovis2() -> tuple[Any, Any]:
     return hf.Ovis2ForConditionalGeneration(config), processor
 
 
+def video_llama_3() -> tuple[Any, Any]:
+    """VideoLLaMA 3: images and frames of any proportions; of a video, what changes."""
+    times = [f"Time {tenth / 10:.1f}s:" for tenth in range(60)]
+    tokenizer = tokenizer_with(*PIECES, *times)
+    _, _, image, video = (tokenizer.convert_tokens_to_ids(piece) for piece in PIECES)
+    config = hf.VideoLlama3Config(
+        vision_config={"patch_size": PATCH, **NARROW}, text_config=text_config(tokenizer, "Qwen2"),
+        image_token_id=image, video_token_id=video,
+    )  # fmt: skip
+    processor = hf.VideoLlama3Processor(
+        hf.VideoLlama3ImageProcessor(), tokenizer,
+        hf.VideoLlama3VideoProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 768}),
+        chat_template=PADDED_CHAT,
+    )  # fmt: skip
+    return hf.VideoLlama3ForConditionalGeneration(config), processor
+
+
+def paligemma() -> tuple[Any, Any]:
+    """PaliGemma: one squeezed view."""
+    tokenizer = tokenizer_with(image_token="<image>")
+    tokenizer.bos_token = "<pad>"
+    config = hf.PaliGemmaConfig(
+        vision_config=hf.SiglipVisionConfig(
+            image_size=VIEW, patch_size=PATCH, vision_use_head=False, projection_dim=16, **NARROW
+        ),
+        text_config=hf.GemmaConfig(vocab_size=len(tokenizer) + 1200, head_dim=8, **TEXT), projection_dim=16,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    images = hf.SiglipImageProcessor(size=_square(VIEW))
+    images.image_seq_length = 64
+    return hf.PaliGemmaForConditionalGeneration(config), hf.PaliGemmaProcessor(images, tokenizer, chat_template=CHAT)
+
+
+def idefics2() -> tuple[Any, Any]:
+    """Idefics2: a resampler makes 4 positions of each view, wherever they are."""
+    tokenizer = tokenizer_with()
+    config = hf.Idefics2Config(
+        vision_config=hf.models.idefics2.Idefics2VisionConfig(image_size=70, patch_size=PATCH, **NARROW),
+        perceiver_config=hf.models.idefics2.Idefics2PerceiverConfig(
+            hidden_size=16, resampler_n_latents=4, resampler_depth=1, resampler_n_heads=2, resampler_head_dim=8,
+            num_key_value_heads=2,
+        ),
+        text_config=text_config(tokenizer, "Mistral"), image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    images = hf.Idefics2ImageProcessor(size={"shortest_edge": 40, "longest_edge": 70}, do_image_splitting=False)
+    processor = hf.Idefics2Processor(images, tokenizer, image_seq_len=4, chat_template=CHAT)
+    config.text_config.vocab_size = len(tokenizer)
+    return hf.Idefics2ForConditionalGeneration(config), processor
+
+
+WITHOUT_PLACES = {"idefics2": idefics2}
+"""Families whose positions have no place; they are no grid families."""
 BUILDERS = {
     "smolvlm": smolvlm,
     "vipllava": vipllava,
@@ -184,4 +236,6 @@ BUILDERS = {
     "deepseek-vl": deepseek_vl,
     "deepseek-vl-hybrid": lambda: deepseek_vl(hybrid=True),
     "ovis2": ovis2,
+    "paligemma": paligemma,
+    "video-llama-3": video_llama_3,
 }

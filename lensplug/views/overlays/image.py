@@ -30,6 +30,13 @@ NO_GRID = (
     " give lens.encode images= or videos=)"
 )
 """Reasons for a missing grid."""
+
+
+def why_no_grid(inputs: MultimodalInput, kind: str) -> str:
+    """Why an image or a video has none, as far as it is known."""
+    return inputs.modality.no_place.get(kind, NO_GRID)
+
+
 VIEW_NAMES = {"all": "mean of both", "base": "whole image", "tiles": "tiles"}
 
 
@@ -126,7 +133,9 @@ def grid_of(inputs: MultimodalInput, media_index: int, example: int) -> ImageGri
     """
     grid = inputs.modality.image_grid(media_index, example)
     if grid is None:
-        raise LensplugError(f"this image has no grid, so its tokens cannot be placed in it: {NO_GRID}.")
+        raise LensplugError(
+            f"this image has no grid, so its tokens cannot be placed in it: {why_no_grid(inputs, 'image')}."
+        )
     return grid
 
 

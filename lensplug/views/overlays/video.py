@@ -9,7 +9,7 @@ from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.media import load_video
 from lensplug.validation.arguments import checked
-from lensplug.views.overlays.image import NO_GRID
+from lensplug.views.overlays.image import why_no_grid
 from lensplug.views.overlays.overlay import SIDE, add_buttons, add_scales, below, heat, lay_out, scales_of, slider
 from lensplug.views.overlays.rows import Rows, rows_at
 from lensplug.views.style import figure
@@ -43,7 +43,9 @@ def video_overlay(
     """
     grid = inputs.modality.video_grid(media_index, example)
     if grid is None:
-        raise LensplugError(f"this video has no grid, so its tokens cannot be placed in it: {NO_GRID}.")
+        raise LensplugError(
+            f"this video has no grid, so its tokens cannot be placed in it: {why_no_grid(inputs, 'video')}."
+        )
     if video is None and not inputs.videos:
         raise LensplugError("the frames are not known (encode keeps none unless they are given): give video=.")
     frames = load_video(inputs.videos[example][media_index] if video is None else video)
