@@ -271,8 +271,10 @@ def refuse_edits(pattern: Float[Tensor, "batch head row key"], expected: Float[T
     """
     if not torch.equal(expected.to(pattern.dtype), pattern):
         raise LensplugError(
-            "a hook edits attention scores or patterns, and with chosen rows the output does not come from them:"
-            " run without query_positions (without AttentionRows)."
+            "a hook edits attention scores or patterns, and where only some rows of them are made, the output does not"
+            " come from them: the edit would change nothing. Runs that make all rows: lens.run_with_hooks(inputs,"
+            " fwd_hooks=[...]), lens.model(inputs), run_with_cache and run_with_gradients without query_positions and"
+            " keep, generate."
         )
 
 

@@ -48,6 +48,13 @@ class UnseenKeys:
         copied.asked = False
         return copied
 
+    def of_examples(self, examples: Int[Tensor, " example"]) -> UnseenKeys:
+        """Of some of the examples."""
+        queries, keys = (
+            mask if len(mask) == 1 else mask[examples.to(mask.device)] for mask in (self.queries, self.keys)
+        )
+        return UnseenKeys(queries, keys, self.heads, self.later_queries, self.later_keys, self.own)
+
     def of_rows(self, rows: Int[Tensor, "rows_of row"], keys: int) -> Bool[Tensor, "example head row key"]:
         """What these queries, counted from the first position of all, do not see of the first `keys` keys.
 

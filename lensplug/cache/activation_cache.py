@@ -36,6 +36,7 @@ Knowledge = Literal[
     "received_times",
     "weights",
     "interventions",
+    "unseen",
 ]
 """Attributes of a `LensCache` besides its activations; documented there."""
 

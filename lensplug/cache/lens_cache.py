@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformer_lens.utilities import Slice, get_act_name
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.patches.bridge.deepstack_cache import DeepstackCache
+from lensplug.patches.unseen_keys import UnseenKeys, unseen_keys
 from lensplug.provenance.fingerprint import fingerprint
 from lensplug.reductions import names as hook_names
 from lensplug.reductions.mixing import Mixing
@@ -49,6 +51,8 @@ class LensCache(DeepstackCache):
     is read."""
     interventions: tuple[str, ...]
     """The edits under which the run was made (`lensplug.interventions`), in words."""
+    unseen: Mapping[int, tuple[UnseenKeys, ...]]
+    """Layer -> the keys that knockouts kept some of its queries from, in this run."""
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class LensCache(DeepstackCache):
         received_times: float | None = None,
         weights: str = "",
         interventions: tuple[str, ...] = (),
+        unseen: Mapping[int, tuple[UnseenKeys, ...]] = MappingProxyType({}),
     ) -> None:
         """Runs of a lens make it; `lensplug.cache_from_attentions` does of attentions."""
         super().__init__(cache_dict, model, has_batch_dim)
@@ -72,7 +77,7 @@ class LensCache(DeepstackCache):
         self.query_positions, self.residual_positions = query_positions, residual_positions
         self.modality_parts, self.rollout_mixing = modality_parts, rollout_mixing
         self.received_times = received_times
-        self.weights, self.interventions = weights, interventions
+        self.weights, self.interventions, self.unseen = weights, interventions, unseen
 
     @classmethod
     def of(
@@ -88,6 +93,8 @@ class LensCache(DeepstackCache):
         texts = tuple(map(tuple, inputs.str_tokens))
         known["weights"] = fingerprint(model) if weights is None else weights
         known["interventions"] = tuple(getattr(model, "interventions", ()))
+        in_blocks = {layer: unseen_keys(block.attn) for layer, block in enumerate(model.blocks)}
+        known["unseen"] = {layer: knockouts for layer, knockouts in in_blocks.items() if knockouts}
         return cls(cache_dict, model, attention_mask=inputs.attention_mask, str_tokens=texts, **known)
 
     def add(self, named: Mapping[str, Tensor], noted: Mapping[str, Any], device: Any = None) -> None:
@@ -141,6 +148,10 @@ class LensCache(DeepstackCache):
         if self.has_batch_dim:  # of a cache without, there is nothing to choose
             examples = chosen.apply(torch.arange(len(self.attention_mask))).reshape(-1)
             copied._each_tensor(lambda value: value[examples.to(value.device)])
+            copied.unseen = {
+                layer: tuple(keys.of_examples(examples) for keys in knockouts)
+                for layer, knockouts in self.unseen.items()
+            }
             copied.str_tokens = self.str_tokens and tuple(self.str_tokens[example] for example in examples.tolist())
         return copied
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.errors import LensplugError
+from lensplug.patches.unseen_keys import UnseenKeys, hidden_from
 from lensplug.positions.indices import Positions, counted_from_the_end
 from lensplug.positions.modality_map import ModalityMap
 from lensplug.reductions import names as hook_names
@@ -46,6 +47,25 @@ def looks_ahead_within(cache: ActivationCache) -> str | None:
     """
     within: str | None = getattr(getattr(cache.model, "cfg", None), "looks_ahead_within", None)
     return within
+
+
+def unseen_by(
+    cache: ActivationCache, query: Int[Tensor, " batch"], length: int
+) -> dict[int, Bool[Tensor, "batch head key"]]:
+    """Layer -> what knockouts kept one query of each example from seeing in the run; one head where all are alike.
+
+    Args:
+        cache: Of a lens; one that TransformerLens made alone does not know.
+        query: Counted from the left.
+        length: The number of positions.
+    """
+    unseen: Mapping[int, Sequence[UnseenKeys]] = known(cache, "unseen") or {}
+    found = {}
+    for layer, knockouts in unseen.items():
+        rows = query[:, None].to(knockouts[0].queries.device)
+        hidden = hidden_from(knockouts, rows, length)[:, :, 0]
+        found[layer] = hidden.expand(len(query), -1, -1).to(query.device)
+    return found
 
 
 def layer_index(cache: ActivationCache, layer: int) -> int:

@@ -66,7 +66,8 @@ class HooksAndEdits(WrappedModel):
                 lens.generate(inputs).text
 
         Args:
-            fwd_hooks: As for `run_with_hooks`. A hook on scores or patterns makes runs compute all of them.
+            fwd_hooks: As for `run_with_hooks`. A hook on scores or patterns makes runs compute all of them; runs
+                of a few rows (`logits_at`, `query_positions=`, `keep=`) show it these, and refuse one that edits them.
 
         Raises:
             LensplugError: If a name is no hook of the model.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pandas as pd
@@ -30,6 +30,8 @@ def run_batch(
 
     Returns:
         Name of a measurement -> its result.
+
+    What one of them raises has its name as `measuring`.
     """
     results: dict[str, Result] = {}
     for together in _by_edits(measurements):
@@ -58,21 +60,35 @@ def _run_alike(
             arguments = measurement.arguments(rows, lens.tokenizer)
             if "modality" in inspect.signature(measurement.function).parameters:
                 arguments["modality"] = inputs.modality
-            results[measurement.name] = measurement.function(cache, **arguments)
+            with _said(measurement):
+                results[measurement.name] = measurement.function(cache, **arguments)
         del cache
     by_themselves = [measurement for measurement in measurements if not measurement.way.reads_cache]
     for measurement in by_themselves:
         if measurement.way.measured is not None:
             options = {**measurement.way.defaults, **measurement.options}
-            results[measurement.name] = measurement.way.measured(lens, rows, media, options)
+            with _said(measurement):
+                results[measurement.name] = measurement.way.measured(lens, rows, media, options)
     given = [measurement for measurement in by_themselves if measurement.way.measured is None]
     if given:
-        examples = [_example(row, of_example) for row, of_example in zip(rows.itertuples(), media, strict=True)]
+        with _said(*given):
+            examples = [_example(row, of_example) for row, of_example in zip(rows.itertuples(), media, strict=True)]
         for measurement in given:
             arguments = measurement.arguments(rows, lens.tokenizer)
             arguments |= {"batch_size": len(rows), **measurement.way.fixed}
-            results[measurement.name] = measurement.function(lens, examples, **arguments)
+            with _said(measurement):
+                results[measurement.name] = measurement.function(lens, examples, **arguments)
     return results
+
+
+@contextmanager
+def _said(*measurements: Measurement) -> Iterator[None]:
+    """A scope in which what is raised says whose it is: the row of an example that fails names it."""
+    try:
+        yield
+    except Exception as error:
+        error.measuring = ", ".join(measurement.name for measurement in measurements)  # type: ignore[attr-defined]
+        raise
 
 
 def _run_options(measurements: Sequence[Measurement]) -> dict[str, Any]:

@@ -237,7 +237,9 @@ class Worker:
 
 
 def _failure(error: BaseException) -> Failure:
-    return Failure(type(error).__name__, str(error) or type(error).__name__)
+    """What is written of an example: the measurement that raised, where it was one, and what it said."""
+    message, measuring = str(error) or type(error).__name__, getattr(error, "measuring", None)
+    return Failure(type(error).__name__, message if measuring is None else f"{measuring}: {message}")
 
 
 def _give_back_memory() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -45,6 +46,23 @@ def test_what_fails_is_a_row_and_can_be_tried_again(lens, scenes, tmp_path):
     assert study.result(analysis.neuron_activity).result.examples == 9
     broken.write_bytes(whole)
     assert study.retry(lens=lens) == 0  # the bytes that were added are b"no picture"
+
+
+def test_a_measurement_that_raises_for_one_example_is_its_row_and_says_so(lens, scenes, tmp_path):
+    """It has no answer to be scored."""
+    study = Study(tmp_path / "study", model=MODEL, chunk=5)
+    rows: list[dict[str, Any]] = [
+        {"prompt": QUESTION, "images": [str(path)], "target": "Red"} for path in sorted(scenes.rglob("*.png"))[:4]
+    ]
+    rows[2]["target"] = None
+    study.add(pd.DataFrame(rows))
+    study.measure(analysis.grounding, medium="image", name="words")
+    study.measure(analysis.head_specialization)
+    study.run(lens=lens, batch=4)
+    failed = study.failures()
+    assert failed.id.tolist() == study.examples.id[study.examples.target.isna()].tolist()
+    assert failed.error.tolist()[0].startswith("words: the example has no answer to be scored")
+    assert len(study.result("words").examples) == len(study.result(analysis.head_specialization).examples) == 3
 
 
 def test_numbers_do_not_depend_on_who_else_fails(lens, finished, scenes, tmp_path):

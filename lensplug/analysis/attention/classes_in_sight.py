@@ -16,7 +16,7 @@ from lensplug.analysis.attention.head_readings import CLASSES, SINK
 from lensplug.analysis.attention.left_out import found_or_given
 from lensplug.analysis.attention.visible_positions import seen_whole
 from lensplug.cache.activation_cache import ActivationCache
-from lensplug.cache.reading import n_layers
+from lensplug.cache.reading import n_layers, unseen_by
 from lensplug.errors import LensplugError
 from lensplug.positions.modality_map import ModalityMap
 from lensplug.reductions.modality_mass import PARTS, VIEWS, part_numbers
@@ -92,13 +92,34 @@ def seen_ahead(
 
 
 def allowed_positions(
-    cache: ActivationCache, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
+    cache: ActivationCache,
+    mask: Int[Tensor, "batch pos"],
+    index: Int[Tensor, " batch"],
+    ahead: Bool[Tensor, "batch pos"],
 ) -> Bool[Tensor, "batch layer pos"]:
-    """The key positions that each layer lets each query see."""
+    """The key positions that each layer lets each query see, in any head if a knockout was of some heads.
+
+    Args:
+        cache: Of the run.
+        mask: 1 where there is no padding.
+        index: The query of each example.
+        ahead: What it sees of later positions (`seen_ahead`).
+    """
     cfg: Any = getattr(cache.model, "cfg", None)
     allowed = seen(cache, mask, index)[:, None].expand(-1, n_layers(cache), -1)
     if getattr(cfg, "use_local_attn", False):
         near = torch.arange(mask.shape[1], device=mask.device) > index[:, None] - cfg.window_size
         everywhere = torch.tensor([kind != "local" for kind in cfg.attn_types], device=mask.device)
         allowed = allowed & (near[:, None] | everywhere[:, None])
+    allowed = allowed | ahead[:, None]
+    for layer, by_head in unseen_by(cache, index, mask.shape[1]).items():
+        allowed[:, layer] &= ~by_head.all(dim=1)
     return allowed
+
+
+def heads_see_differently(
+    cache: ActivationCache, mask: Int[Tensor, "batch pos"], index: Int[Tensor, " batch"]
+) -> list[int]:
+    """The layers in which a knockout kept some heads of a query, and not others, from a key before it."""
+    sees, hidden = seen(cache, mask, index), unseen_by(cache, index, mask.shape[1])
+    return [layer for layer, each in hidden.items() if bool(((each.any(dim=1) & ~each.all(dim=1)) & sees).any())]

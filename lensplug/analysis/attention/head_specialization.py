@@ -3,7 +3,8 @@
 Method, for one query position q (by default the last, which predicts the answer):
 
 1. Sum each head's attention over the positions of each class c (modality): mass[l, h, c] = Σ_{k ∈ c} A[l, h, q, k].
-2. Chance is the mass under uniform attention: chance[l, c] = |c ∩ visible(q)| / |visible(q)|.
+2. Chance is the mass under uniform attention: chance[l, c] = |c ∩ visible(q)| / |visible(q)|. What a knockout hides
+   from q in a layer is not visible there; where it hides it from some heads only, chance is NaN.
 3. Preference is the log-odds beyond chance, in nats: preference = logit(mass) - logit(chance); 0 is uniform.
 4. Ratio is mass / chance.
 
@@ -36,6 +37,7 @@ from lensplug.analysis.attention.classes_in_sight import (
     EVERY,
     SinkChoice,
     allowed_positions,
+    heads_see_differently,
     parts_of_classes,
     seen,
     seen_ahead,
@@ -97,16 +99,20 @@ def head_specialization(
     if not names:
         raise LensplugError(f"from query {query} nothing but the sink is in sight, and it is left out.")
     part_attention = _given(cache, index, member, usual=sink_mask is None)
-    allowed = allowed_positions(cache, mask, index) | ahead[:, None]
+    allowed = allowed_positions(cache, mask, index, ahead)
     count = (member[:, None] & allowed[:, :, None]).sum(dim=-1).cpu()
     chosen = parts_of_class[:, [EVERY.index(name) for name in (*names, *views)]]
     mass, chance, entropy, largest, view_mass, view_chance = _readings(
         part_attention, count, chosen[:, : len(names)], chosen[:, len(names) :]
     )
+    cut_apart = heads_see_differently(cache, mask, index)
+    for of_layers in (chance, view_chance):
+        of_layers[:, cut_apart] = torch.nan
+    note = f"; no chance in layers {cut_apart}, of which a knockout cuts some heads and not others" if cut_apart else ""
     convention = (
         f"fraction of the query's attention; {sink_note}; preference in nats over chance (uniform over allowed"
         " positions),"
-        f" clamped at {CLAMP:g}; averages of each example's own readings"
+        f" clamped at {CLAMP:g}; averages of each example's own readings{note}"
     )
     provenance = Provenance.of(cache, "head_specialization", convention, query=query)
     return HeadSpecialization(

@@ -44,6 +44,7 @@ from lensplug.analysis.attention.classes_in_sight import (
     EVERY,
     SinkChoice,
     allowed_positions,
+    heads_see_differently,
     parts_of_classes,
     seen_ahead,
     sink_positions,
@@ -195,7 +196,12 @@ def modality_null(
     refuse_other_map(cache, pattern_shape(cache, needed_by="modality_null"), modality)
     sink_mask, sink_note = sink_positions(sinks, mask, False)
     index = resolve_position(query, mask, name="query")
-    allowed = (allowed_positions(cache, mask, index) | seen_ahead(cache, modality, index)[:, None]).cpu()
+    if cut_apart := heads_see_differently(cache, mask, index):
+        raise LensplugError(
+            f"a knockout cuts some heads of layer {cut_apart[0]} and not others, and labels are shuffled over what all"
+            " heads of a layer see: cut all of its heads, or measure without the knockout."
+        )
+    allowed = allowed_positions(cache, mask, index, seen_ahead(cache, modality, index)).cpu()
     is_class = _positions_of_classes(modality, sinks, sink_mask)
     in_sight = (is_class & allowed.any(dim=1)[:, None]).any(dim=-1).any(dim=0).tolist()
     names = tuple(name for name, seen in zip(LABELS, in_sight, strict=True) if seen)

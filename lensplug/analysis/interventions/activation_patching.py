@@ -53,6 +53,7 @@ from tqdm.auto import tqdm
 
 from lensplug.analysis.attention.cached_mixing import layer_range
 from lensplug.analysis.attention.resolve_groups import Merge
+from lensplug.analysis.interventions.flow_paths import windows_of
 from lensplug.analysis.interventions.measured_target import rounding_of
 from lensplug.analysis.interventions.patched_places import (
     Activation,
@@ -96,6 +97,7 @@ def activation_patching(
     by: PatchedPlaces = "position",
     groups: Merge = None,
     layers: tuple[int, int] | None = None,
+    window: int = 1,
     position: int = -1,
     batch: int | None = None,
     progress: bool = True,
@@ -125,6 +127,7 @@ def activation_patching(
             `views.group_positions(...)` or `Groups`, one for each example, or whole numbers from 0, `[pos]` or
             `[batch pos]`, which number the result too; what has -1 is left alone.
         layers: The first and the last layer to patch; all by default.
+        window: How many layers around each are patched together, clipped at the first and the last; 1: each alone.
         position: Where a token's logit is read; negative ones count from the last that is not padding.
         batch: How many places of a layer are run side by side; None: as many as fit into half of the free memory, and
             no more than make it faster. 1 needs least.
@@ -137,13 +140,15 @@ def activation_patching(
     from transformer_lens.utilities import get_act_name  # it takes seconds to import
 
     refuse_no_heads(activation, by)
-    at_least(1, batch=1 if batch is None else batch)
+    at_least(1, batch=1 if batch is None else batch, window=window)
     model = lens.model
     chosen, merged = layer_range(layers, model.cfg.n_layers), patched_groups(groups, by, corrupt)
-    names, pattern = [str(get_act_name(activation, layer)) for layer in chosen], activation == "pattern"
-    source = source_run(lens, clean, corrupt, target, position, names)
+    windows = windows_of(chosen, window, model.cfg.n_layers)
+    patched = sorted({layer for each in windows for layer in each})
+    name_of, pattern = {layer: str(get_act_name(activation, layer)) for layer in patched}, activation == "pattern"
+    source = source_run(lens, clean, corrupt, target, position, list(name_of.values()))
     of_corrupt = source.of_other
-    n_heads = 1 if by == "position" else source.cache[names[0]].shape[1 if pattern else 2]
+    n_heads = 1 if by == "position" else source.cache[name_of[patched[0]]].shape[1 if pattern else 2]
     places = Places(torch.stack([groups_of_example.of_position for groups_of_example in merged]), n_heads, pattern)
     with lens.edited_runs(corrupt, of_corrupt.rows, whole_patterns=pattern, batch=batch) as runs:
         value_of_corrupt = of_corrupt(runs.unedited)
@@ -151,10 +156,11 @@ def activation_patching(
         with tqdm(total=len(chosen) * len(places.of_a_layer), unit="run", disable=None if progress else True) as bar:
             done = _Progress(bar, list(chosen), model.cfg.n_layers, len(places.of_a_layer))
             values = [
-                sweep.of_layer(layer, name, source.at_places(name), done)
-                for layer, name in zip(chosen, names, strict=True)
+                sweep.of_layer(each[0], {name_of[layer]: source.at_places(name_of[layer]) for layer in each}, done)
+                for each in windows
             ]
-    convention = f"clean {activation} into corrupt by {by}, {of_corrupt.in_words}"
+    together = "" if window == 1 else f", {window} layers together"
+    convention = f"clean {activation} into corrupt by {by}{together}, {of_corrupt.in_words}"
     return ActivationPatching(
         values=places.laid_out(values),
         clean=source.value,

@@ -212,7 +212,7 @@ def _measured(
     for index, (layer, name) in enumerate(of_layer.items()):
         places = list(compress(of_a_layer, chosen[:, index, group, head].any(dim=0).tolist()))
         if places:
-            values = sweep.of_layer(layer, name, clean[name], lambda n_runs, _: bar.update(n_runs), places)
+            values = sweep.of_layer(layer, {name: clean[name]}, lambda n_runs, _: bar.update(n_runs), places)
             groups, heads = torch.tensor(places).T
             table[:, index, groups, heads] = values.T
     return table.masked_fill(~chosen, torch.nan)

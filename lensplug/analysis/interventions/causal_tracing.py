@@ -17,7 +17,7 @@ such a pair, and asks a sharper question).
 
 When not to use it: as evidence of what a state holds of one property: a corrupt medium takes away all of them at once.
 Noise and blanks are out of distribution, and different ones can name different places (Zhang & Nanda 2023, arXiv
-2309.16042). One layer is put back at a time, where the paper puts back ten for MLPs and attention.
+2309.16042). What one layer's MLP writes alone is seldom enough: `window=10` puts back several, as the paper does.
 
 Example:
     traced = analysis.causal_tracing(lens, inputs, "Red", corruption="blank", progress=False)
@@ -90,6 +90,7 @@ def causal_tracing(
     restore: StreamActivation = "resid_post",
     groups: Merge = "modality",
     layers: tuple[int, int] | None = None,
+    window: int = 1,
     position: int = -1,
     batch: int | None = None,
     progress: bool = True,
@@ -109,6 +110,8 @@ def causal_tracing(
             "attn_out", "mlp_out".
         groups: Positions that are put back together, as in `activation_patching`.
         layers: The first and the last layer; all by default.
+        window: How many layers around each are put back together, clipped at the first and the last; the paper takes
+            10 for "mlp_out" and "attn_out", and 1 for the stream, which holds what earlier layers wrote.
         position: Where a token's logit is read.
         batch: How many runs are made side by side; None: what fits.
         progress: Show a bar.
@@ -131,8 +134,8 @@ def causal_tracing(
         corrupt = [_blanked(lens, inputs, chosen, corruption)]
     results = [
         activation_patching(
-            lens, inputs, each, target, activation=restore, groups=groups, layers=layers, position=position,
-            batch=batch, progress=progress,
+            lens, inputs, each, target, activation=restore, groups=groups, layers=layers, window=window,
+            position=position, batch=batch, progress=progress,
         )
         for each in corrupt
     ]  # fmt: skip

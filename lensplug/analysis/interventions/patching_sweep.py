@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -29,25 +29,24 @@ class PatchingSweep:
     def of_layer(
         self,
         layer: int,
-        name: str,
-        clean: Tensor,
+        clean: Mapping[str, Tensor],
         done: Callable[[int, float], None],
         places: Sequence[tuple[int, int]] | None = None,
     ) -> Float[Tensor, "place example"]:
         """The target with each place of a layer patched.
 
         Args:
-            layer: Which.
-            name: Of the hook.
-            clean: The clean activation, at the positions of the corrupt prompt.
+            layer: Which; of several that are patched together, the first.
+            clean: Names of hooks, and their clean activations at the positions of the corrupt prompt.
             done: Called after each batch with how many runs it was, and the seconds that it took.
             places: Groups and heads; all by default.
         """
         values = []
         for batch in self.places.batches(self.runs.batch, places):
             begun = perf_counter()
-            hook, first = (name, self._patched(batch, clean)), self.places.first_position(batch)
-            logits = self.runs.logits(len(batch), [hook], from_layer=layer, from_position=first)
+            hooks = [(name, self._patched(batch, value)) for name, value in clean.items()]
+            first = self.places.first_position(batch)
+            logits = self.runs.logits(len(batch), hooks, from_layer=layer, from_position=first)
             values.append(self.measured.of_copies(logits))
             done(len(batch), perf_counter() - begun)
         return torch.cat(values)

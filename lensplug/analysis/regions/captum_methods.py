@@ -113,3 +113,21 @@ def refuse_samples(method: Method, samples: int | None) -> None:
     least = 1 if method == "shapley" else 3
     if not least <= samples <= MOST_SAMPLES:
         raise LensplugError(f"samples is {samples}, expected {least} to {MOST_SAMPLES} for method={method!r}.")
+
+
+def refuse_too_few_sets(method: Method, samples: int | None, n_regions: int) -> None:
+    """Refuse a regression over fewer sets than it has unknowns: any values would fit.
+
+    Raises:
+        LensplugError: If there is one region, or fewer sets than regions and 2: all of them, and none.
+    """
+    if method != "kernel_shap":
+        return
+    if n_regions < 2:
+        raise LensplugError("kernel_shap fits a line through sets of regions, and there is one region: give several.")
+    if samples is not None and samples < (least := n_regions + 2):
+        raise LensplugError(
+            f"samples is {samples}, and kernel_shap fits a value for each of {n_regions} regions: fewer than {least}"
+            f" sets do not determine them. Give at least samples={least}, better {n_regions * PERMUTATIONS} (the"
+            " default)."
+        )

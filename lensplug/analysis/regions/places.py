@@ -141,12 +141,20 @@ def _image(inputs: MultimodalInput, media_index: int) -> Any:
 def _medium(media: Sequence[Any], kind: str, word: str, inputs: MultimodalInput, media_index: int) -> Any:
     if kind not in inputs.modality.names:
         there = ", ".join(inputs.modality.names)
-        raise LensplugError(f"regions are of a {word}, and these inputs have none: they have {there}.")
+        video = (
+            ""
+            if "video" not in inputs.modality.names
+            else (
+                " Regions of a video are not blanked: give its frames as images=[...], or cut what is seen of some"
+                " of its positions, lens.intervene(Knockout(positions))."
+            )
+        )
+        raise LensplugError(f"regions are of a {word}, and these inputs have none: they have {there}.{video}")
     if not media:
         name = {"image": "images", "audio": "audio"}[kind]
         raise LensplugError(
             f"the {word} of these inputs is not known, so nothing of it can be blanked: lens.prepare keeps it, to"
-            f" lens.encode give {name}=[...]. (Frames of a video are not blanked.)"
+            f" lens.encode give {name}=[...]."
         )
     if not 0 <= media_index < len(media):
         raise LensplugError(f"media_index is {media_index}, there are {len(media)} of {word}, counted from 0.")

@@ -53,6 +53,7 @@ from lensplug.analysis.regions.captum_methods import (
     is_exact,
     need_captum,
     refuse_samples,
+    refuse_too_few_sets,
 )
 from lensplug.analysis.regions.places import Places, Regions, places_of
 from lensplug.analysis.regions.region_attribution_result import RegionAttribution
@@ -125,10 +126,7 @@ def region_attribution(
         alone = cast(MultimodalInput, inputs[example : example + 1])
         places = places_of(regions, alone, media_index, lens.tokenizer)
         _refuse_without_effect(places, baseline, at)
-        if method == "kernel_shap" and len(places) < 2:
-            raise LensplugError(
-                "kernel_shap fits a line through sets of regions, and there is one region: give several."
-            )
+        refuse_too_few_sets(method, samples, len(places))
         runs = BlankedRuns(
             lens,
             alone,

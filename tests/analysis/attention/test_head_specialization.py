@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from support.caches import ROTARY, cache_of_patterns, causal_patterns, padded, run, text_model, tokens
+from support.models import text_model as language_model
 from support.published import PUBLISHED, published_heads
 
-from lensplug.analysis import HeadSpecialization, head_specialization
+import lensplug
+from lensplug.analysis import HeadSpecialization, head_specialization, modality_null
 from lensplug.errors import LensplugError
 from lensplug.geometry import ImageGrid
+from lensplug.interventions import Knockout
 from lensplug.positions.modality_map import ModalityMap
 
 IMAGE, AUDIO = 48, 49
@@ -483,3 +486,58 @@ def test_a_map_of_other_inputs_is_refused(shape):
 def test_a_position_out_of_range_is_refused(query):
     with pytest.raises(LensplugError, match=rf"position {query} is out of range .* 0 to 3 \(or -4 to -1\)"):
         head_specialization(cache_of_patterns(causal_patterns(1, 1, 1, 4)), map_of(tokens(1, 4)), query=query)
+
+
+KNOCKED = [1, 2, IMAGE, IMAGE, IMAGE, 3, AUDIO, 4]
+
+
+def prompts(*chosen):
+    ids, mask = padded([torch.tensor(KNOCKED), torch.tensor(KNOCKED[1:])], left=True)
+    return ids[list(chosen)], mask[list(chosen)]
+
+
+@pytest.fixture(scope="module")
+def even():
+    """A lens whose queries are zero, so that attention is uniform over what is seen; two prompts, one left padded."""
+    model = language_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.data.zero_()
+    lens = lensplug.wrap(model)
+    ids, mask = prompts(0, 1)
+    modality = map_of(ids, mask)
+    words = ids.masked_fill(ids >= IMAGE, 7)  # placeholders without a medium, as words
+    return lens, lens.encode({"input_ids": words, "attention_mask": mask}), modality
+
+
+def test_what_a_knockout_hides_is_not_counted_as_chance(even):
+    lens, inputs, modality = even
+    image = modality.mask("image")
+    with lens.intervene(Knockout(image, "last", layers=1)):
+        _, cache = lens.run_with_cache(inputs, query_positions=[-1])
+    result = head_specialization(cache, modality)
+    names = list(result.modalities)
+    assert names == ["text", "image", "audio", "sink"]
+    torch.testing.assert_close(result.chance[0, 0], torch.tensor([3, 3, 1, 1]) / 8, check_dtype=False)
+    torch.testing.assert_close(result.chance[1, 0], torch.tensor([2, 3, 1, 1]) / 7, check_dtype=False)
+    for example, total in ((0, 5), (1, 4)):  # without the three image positions
+        expected = torch.tensor([total - 2, math.nan, 1, 1]) / total
+        torch.testing.assert_close(result.chance[example, 1], expected, check_dtype=False, equal_nan=True)
+    ratio = result.ratio
+    assert float((ratio[~ratio.isnan()] - 1).abs().max()) < 1e-5  # uniform attention is chance, also under a knockout
+    second = head_specialization(cache.apply_slice_to_batch_dim([1]), map_of(*prompts(1)))
+    torch.testing.assert_close(second.chance[0], result.chance[1], equal_nan=True)
+
+
+def test_of_a_layer_whose_heads_see_differently_there_is_no_chance(even):
+    lens, inputs, modality = even
+    with lens.intervene(Knockout(modality.mask("image"), "last", layers=1, heads=[0])):
+        _, cache = lens.run_with_cache(inputs, query_positions=[-1])
+    result = head_specialization(cache, modality)
+    assert bool(result.chance[:, 1].isnan().all()) and not bool(result.chance[:, 0].isnan().any())
+    assert float(result.mass[0, 1, 0, 1]) == 0 and float(result.mass[0, 1, 1, 1]) == pytest.approx(3 / 8)
+    assert "no chance in layers [1]" in result.provenance.convention
+    with pytest.raises(LensplugError, match="cuts some heads of layer 1"):
+        modality_null(cache, modality, shuffles=10)
+    with lens.intervene(Knockout(modality.mask("image"), [3], layers=1, heads=[0])):  # another query
+        _, cache = lens.run_with_cache(inputs, query_positions=[-1])
+    assert not bool(head_specialization(cache, modality).chance.isnan().any())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -97,3 +98,28 @@ def test_refusals(lens, batch, options, message):
         analysis.causal_tracing(lens, batch[0:2], 5, progress=False, **options)
     with pytest.raises(LensplugError, match="has no image to corrupt"):
         analysis.causal_tracing(lens, batch, 5, progress=False)
+
+
+def test_a_window_puts_back_its_layers_together(tiny):
+    """By plain hooks, at each centre: three layers, clipped at the first and the last."""
+    inputs = tiny.prepare(QUESTION, images=[scene(48, 48, 3)])
+    corrupt = tiny.prepare(QUESTION, images=[blank_image(scene(48, 48, 3))])
+    options: dict[str, Any] = {"activation": "mlp_out", "groups": "modality", "progress": False}
+    found = analysis.activation_patching(tiny, inputs, corrupt, TARGET, window=3, **options)
+    alone = analysis.activation_patching(tiny, inputs, corrupt, TARGET, **options)
+    _, clean = tiny.run_with_cache(inputs, names_filter="mlp_out")
+    red, blue = (tiny.tokenizer.encode(word, add_special_tokens=False)[0] for word in TARGET)
+    n_layers, group = tiny.model.cfg.n_layers, int(found.recovered[0, 1].nan_to_num().abs().argmax())
+    at = (found.groups[0] == group)[None, :, None]
+    for layer in range(n_layers):
+        window = [near for near in (layer - 1, layer, layer + 1) if 0 <= near < n_layers]
+        hooks = [
+            (("mlp_out", near), lambda out, hook, value=clean["mlp_out", near]: torch.where(at, value, out))
+            for near in window
+        ]
+        logits = tiny.run_with_hooks(corrupt, fwd_hooks=hooks)[0, -1].detach()
+        assert abs(float(logits[red] - logits[blue]) - float(found.values[0, layer, group, 0])) < 2e-3
+    assert float((found.values - alone.values).abs().nan_to_num().max()) > 0.05
+    assert "3 layers together" in found.provenance.convention and found.layers == alone.layers
+    noisy = traced(tiny, inputs, restore="mlp_out", draws=1, window=n_layers * 2)
+    assert float((noisy.values - noisy.values[:, :1]).abs().nan_to_num().max()) < 1e-3  # all layers around each

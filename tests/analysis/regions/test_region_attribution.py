@@ -299,6 +299,7 @@ def test_refusals(lens, drawn):
     refused("the text 'weather' is not in the prompt", ["weather"])
     refused("samples changes nothing", samples=3)
     refused("samples is 0", method="shapley", samples=0)
+    refused("Give at least samples=6, better 100", (2, 2), method="kernel_shap", samples=5)
     refused("expected 3 to 100000", method="kernel_shap", samples=10**9)
     refused("there is one region", (1, 1), method="kernel_shap")
     refused("baseline='mean' is for pictures", "words", baseline="mean")
