@@ -74,9 +74,9 @@ def build(
 
 def is_tested(core: LanguageCore) -> bool:
     """Whether lensplug's own tests cover cores of this kind, with every engine that takes them."""
-    from lensplug.patches.bridge.core import in_table
+    from lensplug.patches.bridge.core import is_tested as is_covered
 
-    return in_table(core)
+    return is_covered(core)
 
 
 def attention_rows(

@@ -79,6 +79,11 @@ class LanguageCore(CoreParts):
             raise LensplugError(
                 f"{name} has no decoder that its embeddings go into (get_decoder gave {type(decoder).__name__})."
             )
+        if not hasattr(decoder, "embed_tokens"):
+            raise LensplugError(
+                f"{name} cannot be wrapped: its decoder, {type(decoder).__name__}, has no embed_tokens, from which"
+                " other decoders of transformers take their words."
+            )
         if head is None:
             raise LensplugError(
                 f"{name} has no output embeddings: give the model with its language-model head, not its base."

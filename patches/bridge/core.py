@@ -33,6 +33,8 @@ CORES = {
     "qwen2": ("Qwen2Model", "Qwen2ForCausalLM"),
     "mistral": ("MistralModel", "MistralForCausalLM"),
     "qwen3": ("Qwen3Model", "Qwen3ForCausalLM"),
+    "qwen3_moe": ("Qwen3MoeModel", "Qwen3MoeForCausalLM"),
+    "mixtral": ("MixtralModel", "MixtralForCausalLM"),
     "gemma": ("GemmaModel", "GemmaForCausalLM"),
     "gemma2": ("Gemma2Model", "Gemma2ForCausalLM"),
     "gemma3_text": ("Gemma3TextModel", "Gemma3ForCausalLM"),
@@ -45,6 +47,18 @@ CORES = {
 }
 """`model_type` of a decoder's configuration -> the decoder, and the language model that a bridge is built around."""
 
+TRIED_AND_TESTED = (
+    "Ministral3Model",
+    "Phi3Model",
+    "SmolLM3Model",
+    "GlmModel",
+    "StableLmModel",
+    "Ernie4_5Model",
+    "Cohere2Model",
+    "Qwen2MoeModel",
+    "Glm4vTextModel",
+)
+"""Decoders outside the table that lensplug's tests cover all the same, as they are tried."""
 
 UNTOLD = {"norm_topk_prob": True}
 """What a language model reads from its configuration as it is made, where a decoder's own does not say it.
@@ -99,6 +113,11 @@ def in_table(core: CoreParts) -> bool:
     """Whether the decoder is one that lensplug's tests cover; another is tried, by the parts that it has."""
     known = CORES.get(core.model_type or "")
     return known is not None and known[0] == type(core.decoder).__name__
+
+
+def is_tested(core: CoreParts) -> bool:
+    """Whether lensplug's tests cover the decoder, by the table or as it is tried."""
+    return in_table(core) or type(core.decoder).__name__ in TRIED_AND_TESTED
 
 
 def _known(core: CoreParts, process_weights: bool, model_name: str) -> Any:
