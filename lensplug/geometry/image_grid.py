@@ -49,6 +49,27 @@ class ImageGrid:
         return tuple(name for name in VIEWS[1:] if bool(self._tokens_of(name).any()))
 
     @checked
+    def mass_by_view(self, values: Float[Tensor, " token"]) -> dict[str, float]:
+        """The sum of values on the tokens of each view, and on those that have no place.
+
+        Of attention, the share that goes to the whole image and to its tiles: what one of them shows is not all.
+
+        Args:
+            values: One value a token; NaN is left out.
+
+        Returns:
+            "base" and "tiles", those that there are, and "no place" (newlines, class tokens, padding).
+
+        Raises:
+            LensplugError: If there is not one value a token.
+        """
+        if values.shape != self.view.shape:
+            raise LensplugError(f"{list(values.shape)} values for {len(self)} image tokens: give one value a token.")
+        known = values.detach().float().cpu().nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+        masses = {str(name): float(known[self._tokens_of(name)].sum()) for name in self.views}
+        return {**masses, "no place": float(known[~self.placed].sum())}
+
+    @checked
     def to_pixels(
         self, values: Float[Tensor, " token"], *, view: ViewName = "all", preserve_mass: bool = False
     ) -> Float[Tensor, "height width"]:

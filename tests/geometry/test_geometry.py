@@ -43,6 +43,13 @@ def test_values_are_painted_as_by_hand(grid):
     assert len(grid) == 4
 
 
+def test_the_mass_of_each_view_is_one_call(grid):
+    assert grid.mass_by_view(torch.tensor([1.0, 2.0, 4.0, 100.0])) == {"base": 3, "tiles": 4, "no place": 100}
+    assert grid.mass_by_view(torch.tensor([1.0, math.nan, 4.0, 0.0])) == {"base": 1, "tiles": 4, "no place": 0}
+    with pytest.raises(LensplugError, match=r"\[3\] values for 4 image tokens"):
+        grid.mass_by_view(torch.ones(3))
+
+
 def test_half_precision_is_painted_as_floats(grid):
     assert torch.equal(
         grid.to_pixels(torch.tensor([1.0, 2.0, 4.0, 0.0]).bfloat16()),

@@ -21,6 +21,7 @@ from lensplug.validation.arguments import checked
 from lensplug.views.overlays.overlay import SIDE, add_buttons, add_scales, below, heat, lay_out, scales_of, slider
 from lensplug.views.overlays.regions import over_image
 from lensplug.views.overlays.rows import Rows, are_shares, rows_at
+from lensplug.views.overlays.unseen import hatched, say_hatched
 from lensplug.views.style import figure
 
 CELLS = 400_000
@@ -55,7 +56,8 @@ def image_overlay(
 
     Each patch is drawn at its place in the image, at any image size. If the model sees the image twice (base view and
     tiles), buttons choose between them and their mean. All rows and views share one color scale; a button gives each
-    row its own. Values of both signs have a scale symmetric around 0, which is transparent.
+    row its own. Values of both signs have a scale symmetric around 0, which is transparent. What no position sees of
+    the picture (cropped off, or at an edge that fills no patch) is hatched.
 
     A `region_attribution` is drawn region by region, of the picture that it is of.
 
@@ -100,9 +102,14 @@ def image_overlay(
             of_row.append(index)
             of_view.append(view_index)
     scale = SIDE / max(grid.width, grid.height)
+    if len(grid.views) > len(offered):  # no buttons that would say it
+        title = f"{title} ({VIEW_NAMES[view]})"
     fig = figure(*traces, title=title, height=int(grid.height * scale) + 120, width=int(grid.width * scale) + 130)
     lay_out(fig, grid.width, grid.height)
-    fig.add_layout_image(below(picture, grid.width, grid.height))
+    shown = hatched(picture, grid)
+    fig.add_layout_image(below(shown, grid.width, grid.height))
+    if shown is not picture:
+        say_hatched(fig)
     if len(offered) > 1:
         add_buttons(fig, [VIEW_NAMES[name] for name in offered], of_view)
     if len(rows) > 1:

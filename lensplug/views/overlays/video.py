@@ -12,6 +12,7 @@ from lensplug.validation.arguments import checked
 from lensplug.views.overlays.image import why_no_grid
 from lensplug.views.overlays.overlay import SIDE, add_buttons, add_scales, below, heat, lay_out, scales_of, slider
 from lensplug.views.overlays.rows import Rows, rows_at
+from lensplug.views.overlays.unseen import hatched, say_hatched
 from lensplug.views.style import figure
 
 
@@ -27,7 +28,8 @@ def video_overlay(
 ) -> go.Figure:
     """A heat map of any value per position over each frame: a slider for frames, a menu if there are several rows.
 
-    All frames and rows share one color scale, so that the slider compares them; a button gives each row its own.
+    All frames and rows share one color scale, so that the slider compares them; a button gives each row its own. What
+    no position sees of a frame is hatched.
 
     Args:
         values: As for `image_overlay`.
@@ -66,8 +68,14 @@ def video_overlay(
     scale = SIDE / max(grid.width, grid.height)
     fig = figure(*traces, title=title, height=int(grid.height * scale) + 180, width=int(grid.width * scale) + 130)
     lay_out(fig, grid.width, grid.height)
+    any_hatched = False
     for frame in range(grid.n_frames):
-        fig.add_layout_image(below(frames.image(frame), grid.width, grid.height, visible=frame == 0))
+        picture = frames.image(frame)
+        shown = hatched(picture, grid.image_grid(frame))
+        any_hatched = any_hatched or shown is not picture
+        fig.add_layout_image(below(shown, grid.width, grid.height, visible=frame == 0))
+    if any_hatched:
+        say_hatched(fig)
     times = frames.times_s if frames.times_s is not None else torch.full((grid.n_frames,), torch.nan)
     names = [f"{frame}" if time != time else f"{frame} ({time:.1f} s)" for frame, time in enumerate(times.tolist())]
     pictures = [{f"images[{i}].visible": i == frame for i in range(grid.n_frames)} for frame in range(grid.n_frames)]
