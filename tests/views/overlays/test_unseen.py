@@ -35,7 +35,9 @@ def overlay(name: str, picture: Image.Image) -> tuple[object, MultimodalInput]:
 
 def test_the_ends_of_a_long_picture_that_were_cropped_off_are_hatched():
     fig, inputs = overlay("vipllava", Image.new("RGB", (300, 100), GREY))
-    seen = inputs.modality.image_grid().boxes
+    grid = inputs.modality.image_grid()
+    assert grid is not None
+    seen = grid.boxes
     left, right = int(seen[:, 0].min()), int(seen[:, 2].max())
     assert 95 < left < 105 and 195 < right < 205
     gray = shown(fig)
