@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,20 @@ def has_three_part_positions(decoder: Any) -> bool:
     rope = getattr(decoder.config, "rope_parameters", None)
     in_config = isinstance(rope, dict) and bool(rope.get("mrope_section"))
     return in_config or hasattr(getattr(decoder, "rotary_emb", None), "mrope_section")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a full model said of its core when it was run on a few words, where no table knows it."""
+
+    arguments: Mapping[str, Any]
+    """What the decoder was called with: these words."""
+    beside: tuple[str, ...] = ()
+    """Which of them are more than embeddings and padding: "position_ids" of several parts, "attention_mask"."""
+    logit_scale: float = 1.0
+    """By which number logits are multiplied behind the head."""
+    soft_cap: float | None = None
+    """Beyond which no logit goes."""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ def build(core: LanguageCore, *, tokenizer: Any = None, process_weights: bool = 
         BridgeDeepstack(model, core.n_deepstack).apply()
     else:
         BlockTerms(model, model.tried.layers).apply()
+        BridgeDeepstack(model, core.n_deepstack if "deepstack" in core.beside else 0).apply()
     for patch in (BridgeRouting, HookNames, BridgeCache, BridgePadding, LogitDirections):
         patch(model).apply()
     if in_table(core):

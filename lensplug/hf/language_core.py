@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from lensplug.errors import LensplugError
 from lensplug.hf.run_lock import turn
 from lensplug.patches.bridge.own_layers import own_layers
-from lensplug.patches.core_parts import CoreParts, has_three_part_positions, mask_form
+from lensplug.patches.core_parts import Asked, CoreParts, has_three_part_positions, mask_form
 from lensplug.patches.modules import every_module
 from lensplug.patches.placement import device_of, is_loaded, is_placed
 from lensplug.provenance.public_names import public_name
@@ -53,6 +53,8 @@ class LanguageCore(CoreParts):
     """Modality -> the token id that its embeddings replace."""
     n_deepstack: int = 0
     """How many of the first layers add features of the image to the stream, at the end of each."""
+    asked: Asked | None = field(default=None, compare=False, repr=False)
+    """What its model said of a core that no table knows."""
 
     @classmethod
     def of(cls, hf_model: Any) -> LanguageCore:
@@ -74,7 +76,7 @@ class LanguageCore(CoreParts):
                     f"{name} has no {method}(): lensplug.wrap takes a Hugging Face model for generation, such as"
                     " LlavaOnevisionForConditionalGeneration or LlamaForCausalLM."
                 )
-        decoder, head = hf_model.get_decoder(), hf_model.get_output_embeddings()
+        decoder, head = _decoder_and_head(hf_model)
         if decoder is None or decoder is hf_model or not hasattr(decoder, "layers"):
             raise LensplugError(
                 f"{name} has no decoder that its embeddings go into (get_decoder gave {type(decoder).__name__})."
@@ -88,6 +90,22 @@ class LanguageCore(CoreParts):
             raise LensplugError(
                 f"{name} has no output embeddings: give the model with its language-model head, not its base."
             )
+        if not hasattr(decoder, "embed_tokens"):
+            raise LensplugError(
+                f"{name} cannot be wrapped: its decoder, {type(decoder).__name__}, has no embed_tokens, from which"
+                " other decoders of transformers take their words."
+            )
+        if head is None:
+            raise LensplugError(
+                f"{name} has no output embeddings: give the model with its language-model head, not its base."
+            )
+        if getattr(hf_model.config, "is_encoder_decoder", False):
+            raise LensplugError(
+                f"{name} is an encoder-decoder: what it is shown enters its decoder by cross-attention, and is no"
+                " position among the words. A lens is for models that read embeddings of media and words in a row."
+            )
+        if not hasattr(decoder, "embed_tokens") or not hasattr(decoder.embed_tokens, "weight"):
+            raise LensplugError(f"{type(decoder).__name__}, the decoder of {name}, has no embed_tokens with a weight.")
         text_config = hf_model.config.get_text_config(decoder=True)
         _refuse_cross_attention(name, decoder)
         _refuse_special_weights(name, decoder, head)
@@ -104,6 +122,8 @@ class LanguageCore(CoreParts):
         "attention_mask": one of its own, and not a row for each example; "position_ids": positions of several parts;
         "deepstack": features that the first layers add to the stream.
         """
+        if self.asked is not None:
+            return self.asked.beside
         if self.sees_whole_prompt:
             return ("attention_mask",)
         positions = ("position_ids",) if has_three_part_positions(self.decoder) else ()
@@ -156,6 +176,19 @@ def sdpa(core: LanguageCore) -> Iterator[None]:
 def name_of(hf_model: Any) -> str:
     """The name of a model in results: its name on the hub, its folder's name, or its class."""
     return public_name(str(getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__))
+
+
+def _decoder_and_head(hf_model: Any) -> tuple[Any, Any]:
+    """The decoder and head of a model; where what it calls decoder is a causal language model (Llama 4), of that."""
+    decoder, head = hf_model.get_decoder(), hf_model.get_output_embeddings()
+    while decoder is not None and decoder is not hf_model and not hasattr(decoder, "layers"):
+        head = head if head is not None else getattr(decoder, "get_output_embeddings", lambda: None)()
+        inside = getattr(decoder, "get_decoder", lambda: None)()
+        inside = getattr(decoder, "model", None) if inside is None or inside is decoder else inside
+        if not isinstance(inside, nn.Module):
+            break
+        decoder = inside
+    return decoder, head
 
 
 def _placeholder_id(config: Any, kind: str) -> int | None:

@@ -63,6 +63,15 @@ def run_to_seam(hf_model: Any, core: LanguageCore, model_inputs: Mapping[str, An
             differ, say), or gives its decoder something that a causal core with one-dimensional
             positions cannot take.
     """
+    return _read(decoder_arguments(hf_model, core, model_inputs), core, model_inputs.get("attention_mask"))
+
+
+def decoder_arguments(hf_model: Any, core: LanguageCore, model_inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """All keyword arguments that `hf_model(**model_inputs)` calls its decoder with.
+
+    Raises:
+        LensplugError: If the model refuses its inputs, or never calls its decoder.
+    """
     this_thread = threading.get_ident()
 
     def stop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -74,7 +83,7 @@ def run_to_seam(hf_model: Any, core: LanguageCore, model_inputs: Mapping[str, An
         with torch.no_grad(), sdpa(core), _before(core.decoder, stop):
             hf_model(**model_inputs, use_cache=False)
     except _Stop as reached:
-        return _read(reached.kwargs, core, model_inputs.get("attention_mask"))
+        return reached.kwargs
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         why = str(error) if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}, {error}"
         raise LensplugError(f"{type(hf_model).__name__} refused its inputs: {why}") from error

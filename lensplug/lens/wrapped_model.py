@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from lensplug import engines
@@ -40,7 +41,7 @@ class WrappedModel:
         """A lens with its own copy of the weights, shared between its two models."""
         hf_model, model = copy_together(self.hf_model, self.model, memo)
         processor = copy.deepcopy(self.processor, memo)
-        core = LanguageCore.of(hf_model)
+        core = replace(LanguageCore.of(hf_model), asked=self.core.asked)
         options: dict[str, Any] = {"engine": self.engine, "process_weights": self.process_weights, "proof": self.proof}
         return type(self)(hf_model, processor, core, model, **options)
 

@@ -12,6 +12,7 @@ import transformers
 from lensplug import audio_llama as audio_llama  # registers the model with transformers' Auto classes
 from lensplug import engines
 from lensplug.errors import LensplugError
+from lensplug.hf.asked import asked_of
 from lensplug.hf.language_core import LanguageCore
 from lensplug.hf.run_lock import Turns, refuse_training
 from lensplug.hf.seam import run_to_seam
@@ -147,6 +148,8 @@ def wrap(
         hf_model = unbridged(hf_model)
     core = LanguageCore.of(hf_model)
     refuse_not_loaded(hf_model)
+    if not engines.is_tested(core):
+        core = asked_of(hf_model, core)
     refuse_other_processors(given_processor, core)  # a bridge may have less than its model's processor
     refuse_training(hf_model, "model")
     tokenizer = getattr(processor, "tokenizer", processor)

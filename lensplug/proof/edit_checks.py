@@ -79,7 +79,7 @@ def checks(pair: Pair, prompt: Prompt, edits: Sequence[Edit], run: Run, toleranc
     logits = pair.wrapped(prompt, [edited(edit) for edit in edits])
     counterparts = {edit: _counterpart(pair, run, edit, position, values) for edit in edits}
     expected = pair.reference(prompt, [hooked() for hooked in counterparts.values() if hooked is not None])
-    tallies = {kind: Tally(f"edit of {kind}", tolerance) for kind in KINDS}
+    tallies = {kind: Tally(f"edit of {kind}", run.allowed(tolerance, "logits")) for kind in KINDS}
     lost: dict[str, Check] = {}
     for edit in edits:
         effect = apart(logits[edit.example], run.logits[0])
@@ -157,7 +157,7 @@ def _that_writes(run: Run, layer: int, kind: str) -> tuple[nn.Module | None, flo
     if written is None:
         return None, 1.0
     for part, output in run.outputs[layer].items():
-        if not isinstance(output, Tensor) or output.shape != written.shape:
+        if not isinstance(output, Tensor) or output.shape != written.shape or isinstance(part, nn.Dropout):
             continue
         scale = float((written.float() * output.float()).sum() / output.float().square().sum().clamp(min=1e-30))
         if scale and apart(output.float() * scale, written.float()) < 1e-3:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lensplug import engines
-from lensplug.proof.measures import Tally, apart
-from lensplug.proof.pair import PROJECTIONS, Pair, on_input, on_output, stream
+from lensplug.proof.measures import Tally, allowed, apart
+from lensplug.proof.pair import PROJECTIONS, Pair, on_input, on_output, rounded_otherwise, stream
 from lensplug.proof.prompts import Prompt
 from lensplug.proof.report import Check
 
@@ -43,6 +43,8 @@ class Run:
     """What the parts of some of Hugging Face's layers return."""
     by_heads: dict[int, Tensor] = field(default_factory=dict)
     """What the matrix behind their heads is given."""
+    roundings: dict[str, float] = field(default_factory=dict)
+    """What one rounding of the first stream does to Hugging Face's "streams", "logits" and "patterns"."""
 
     @classmethod
     def of(cls, pair: Pair, prompt: Prompt, parts_of: Sequence[int] = ()) -> Run:
@@ -55,6 +57,7 @@ class Run:
             for part in module.children():
                 handles.append(part.register_forward_hook(_Patterns(run.patterns, layer, prompt.tokens.shape[1])))
         run.expected_logits = pair.reference(prompt, handles)
+        run._round(pair)
         kinds = (
             "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_pattern",
             *BESIDE_THE_BLOCKS,
@@ -66,6 +69,31 @@ class Run:
 
         run.logits = pair.wrapped(prompt, [(name, keep) for name in names if name in pair.hook_names])
         return run
+
+    def _round(self, pair: Pair) -> None:
+        """Run Hugging Face's model once more, from a stream that is one rounding away."""
+        leaving: dict[int, Tensor] = {}
+        patterns: dict[int, Tensor] = {}
+        handles = [on_input(pair.layers[0], rounded_otherwise)]
+        for layer, module in enumerate(pair.layers):
+            handles.append(on_output(module, partial(_note, leaving, layer)))
+            for part in module.children():
+                handles.append(part.register_forward_hook(_Patterns(patterns, layer, self.prompt.tokens.shape[1])))
+        logits, real = pair.reference(self.prompt, handles), self.prompt.real
+
+        def moved(value: Tensor, to: Tensor) -> float:
+            comparable = value.shape == to.shape and value.shape[:2] == real.shape
+            return apart(to[real], value[real]) if comparable else 0.0
+
+        self.roundings = {
+            "logits": moved(self.expected_logits, logits),
+            "streams": max(moved(value, leaving[layer]) for layer, value in self.leaving.items()),
+            "patterns": max((_patterns_apart(patterns[n], hf, real) for n, hf in self.patterns.items()), default=0.0),
+        }
+
+    def allowed(self, tolerance: float, what: str) -> float:
+        """What rounding explains of a difference of "streams", "logits" or "patterns"."""
+        return allowed(tolerance, self.roundings.get(what, 0.0))
 
     def _watch_parts(self, pair: Pair, layers: Sequence[int]) -> list[Any]:
         handles = []
@@ -116,7 +144,7 @@ def checks(pair: Pair, run: Run, tolerance: float) -> list[Check]:
     where = "" if run.prompt.name == "text" else f", {run.prompt.name}"
     name = f" ({run.prompt.name})" if where else ""
     real = run.prompt.real
-    residuals = Tally(f"every layer's residual stream{name}", tolerance)
+    residuals = Tally(f"every layer's residual stream{name}", run.allowed(tolerance, "streams"))
     for layer in range(len(pair.layers)):
         for kind, expected in (("hook_resid_pre", run.entering), ("hook_resid_post", run.leaving)):
             found, hf = run.kept(layer, kind), expected.get(layer)
@@ -126,7 +154,7 @@ def checks(pair: Pair, run: Run, tolerance: float) -> list[Check]:
                 residuals.add(float("inf"), f"layer {layer}, {kind} has the shape {list(found.shape)}")
             else:
                 residuals.add(apart(found[real], hf[real]), f"layer {layer}, {kind}{where}")
-    logits = Tally(f"logits{name}", tolerance)
+    logits = Tally(f"logits{name}", run.allowed(tolerance, "logits"))
     logits.add(apart(run.logits[real], run.expected_logits[real]), f"the head{where}")
     return [
         residuals.check(),
@@ -137,8 +165,8 @@ def checks(pair: Pair, run: Run, tolerance: float) -> list[Check]:
 
 
 def _of_patterns(pair: Pair, run: Run, tolerance: float, name: str) -> list[Check]:
-    patterns = Tally(f"attention patterns{name}", tolerance)
-    rows_tally = Tally(f"query_positions rows{name}", tolerance)
+    patterns = Tally(f"attention patterns{name}", run.allowed(tolerance, "patterns"))
+    rows_tally = Tally(f"query_positions rows{name}", run.allowed(tolerance, "patterns"))
     without, unseen = [], []
     real = run.prompt.real
     for layer in range(len(pair.layers)):
@@ -221,11 +249,11 @@ def alike_unpadded(padded: Run, tolerance: float) -> list[Check]:
     """Whether a row padded at the left is the first row of its batch, which is not, as far as both go."""
     padding = int((~padded.prompt.real[-1]).sum())
     length = padded.prompt.tokens.shape[1] - padding
-    tally = Tally("left padding equals unpadded", tolerance)
+    tally = Tally("left padding equals unpadded", padded.allowed(tolerance, "logits"))
     ours = apart(padded.logits[-1, padding:], padded.logits[0, :length])
     theirs = apart(padded.expected_logits[-1, padding:], padded.expected_logits[0, :length])
     tally.add(ours, "the padded row")
-    if theirs > tolerance:
+    if theirs > tally.tolerance:
         why = f"Hugging Face's own logits differ by {theirs:.1e} there"
         return [Check(tally.name, "not proved", ours, tolerance, why=why)]
     return [tally.check()]

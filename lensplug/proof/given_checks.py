@@ -33,9 +33,10 @@ def checks(pair: Pair, tolerance: float) -> list[Check]:
     length = min(max([AT_LEAST, *(window + 3 for window in windows)]), limit, AT_MOST)
     token = torch.ones(1, length, dtype=torch.long, device=pair.core.device)
     decoder = pair.model.original_model.get_decoder()
+    positions = _positions(pair, length)
     with torch.no_grad(), sdpa(pair.core):
-        expected = _given(pair.core.decoder, pair.core.decoder, token)
-        found = _given(decoder, decoder, token)
+        expected = _given(pair.core.decoder, token, positions)
+        found = _given(decoder, token, positions)
     tally = Tally(NAME, tolerance)
     for layer, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         for name in sorted({*ours, *theirs} - {"hidden_states"}):
@@ -55,7 +56,16 @@ def _windows(pair: Pair) -> list[int]:
     return [value for value in values if isinstance(value, int) and value > 0]
 
 
-def _given(decoder: Any, root: Any, tokens: Tensor) -> list[dict[str, Any]]:
+def _positions(pair: Pair, length: int) -> dict[str, Tensor]:
+    """Positions of several parts, where a decoder makes none itself."""
+    positions = None if pair.core.asked is None else pair.core.asked.arguments.get("position_ids")
+    if not isinstance(positions, Tensor) or positions.ndim < 3:
+        return {}
+    parts = len(positions)
+    return {"position_ids": torch.arange(length, device=pair.core.device).expand(parts, 1, length)}
+
+
+def _given(decoder: Any, tokens: Tensor, positions: dict[str, Tensor]) -> list[dict[str, Any]]:
     """The keyword arguments of every layer, with layers that hand their stream on as it is."""
     given: list[dict[str, Any]] = []
 
@@ -67,7 +77,7 @@ def _given(decoder: Any, root: Any, tokens: Tensor) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         for layer in decoder.layers:
             stack.enter_context(_replaced(layer, skipped))
-        decoder(inputs_embeds=decoder.embed_tokens(tokens).detach(), use_cache=False)
+        decoder(inputs_embeds=decoder.embed_tokens(tokens).detach(), use_cache=False, **positions)
     return given
 
 

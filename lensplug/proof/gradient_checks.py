@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lensplug.proof.measures import Tally, apart
-from lensplug.proof.pair import Pair, noise
+from lensplug.proof.measures import Tally, allowed, apart
+from lensplug.proof.pair import Pair, noise, rounded_otherwise
 from lensplug.proof.prompts import Prompt
 from lensplug.proof.report import Check
 
@@ -21,19 +21,34 @@ def checks(pair: Pair, prompt: Prompt, tolerance: float) -> list[Check]:
     with torch.enable_grad():
         found, found_patterns = _wrapped(pair, prompt)
         expected, expected_patterns = _reference(pair, prompt)
-    embeds = Tally("gradients of the embeddings", tolerance)
+        rounded, rounded_patterns = _reference(pair, prompt, rounded=True)
+    embeds = Tally("gradients of the embeddings", allowed(tolerance, apart(rounded[0], expected[0])))
     embeds.add(apart(found[0], expected[0]), "the embeddings")
-    patterns = Tally("gradients of the patterns", tolerance)
+    effects = [
+        _of_seen(rounded_patterns[layer], gradient)
+        for layer, gradient in expected_patterns.items()
+        if gradient is not None
+    ]
+    patterns = Tally("gradients of the patterns", allowed(tolerance, max(effects, default=0.0)))
     for layer, gradient in sorted(found_patterns.items()):
         hf = expected_patterns.get(layer)
         if gradient is None:
             patterns.add(float("inf"), f"layer {layer}, which no gradient reaches")
         elif hf is not None:
-            # Of keys that a query does not see a gradient means nothing: one of them masks before, one behind.
-            length = gradient.shape[-1]
-            seen = torch.ones(length, length, dtype=torch.bool, device=gradient.device).tril()
-            patterns.add(apart((gradient * seen).flatten(1), (hf * seen).flatten(1)), f"layer {layer}")
+            patterns.add(_of_seen(gradient, hf), f"layer {layer}")
     return [embeds.check(), patterns.check("no layer has patterns in both")]
+
+
+def _of_seen(found: Tensor | None, expected: Tensor) -> float:
+    """How far gradients are apart, of keys that are seen.
+
+    Of others a gradient means nothing: one of the models masks before the pattern, one behind.
+    """
+    if found is None:
+        return float("inf")
+    length = expected.shape[-1]
+    seen = torch.ones(length, length, dtype=torch.bool, device=expected.device).tril()
+    return apart((found * seen).flatten(1), (expected * seen).flatten(1))
 
 
 def _wrapped(pair: Pair, prompt: Prompt) -> Gradients:
@@ -48,13 +63,13 @@ def _wrapped(pair: Pair, prompt: Prompt) -> Gradients:
     return _gradients(logits, leaf, patterns)
 
 
-def _reference(pair: Pair, prompt: Prompt) -> Gradients:
+def _reference(pair: Pair, prompt: Prompt, *, rounded: bool = False) -> Gradients:
     leaf = _leaf(pair, prompt)
     patterns: dict[int, Tensor] = {}
     length = prompt.tokens.shape[1]
 
     def embed(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return (), {**kwargs, "input_ids": None, "inputs_embeds": leaf}
+        return (), {**kwargs, "input_ids": None, "inputs_embeds": rounded_otherwise(leaf) if rounded else leaf}
 
     def keep(layer: int, output: Any) -> None:
         for value in output[1:] if isinstance(output, tuple) else ():

@@ -6,6 +6,7 @@ in rounding there, and counts where a trained model makes small queries. Here ev
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def _compare(tally: Tally, layer: int, module: nn.Module, block: nn.Module) -> N
     """Every norm of one layer."""
     for path, norm in module.named_modules():
         weight = getattr(norm, "weight", None)
-        if "Norm" not in type(norm).__name__ or not isinstance(weight, Tensor):
+        if "Norm" not in type(norm).__name__ or not isinstance(weight, Tensor) or not _of_one(norm):
             continue
         ours = _at(block, path)
         if ours is None:
@@ -44,6 +45,12 @@ def _compare(tally: Tally, layer: int, module: nn.Module, block: nn.Module) -> N
         numbers = torch.randn(1, 3, *weight.shape, generator=generator(layer)).to(weight)
         for size in SIZES:
             tally.add(apart(_output(ours, numbers * size), _output(norm, numbers * size)), f"layer {layer}, {path}")
+
+
+def _of_one(norm: nn.Module) -> bool:
+    """Whether a norm is a function of one thing; one with a gate is compared where its layer is."""
+    taken = list(inspect.signature(norm.forward).parameters.values())
+    return sum(parameter.default is inspect.Parameter.empty and parameter.kind < 2 for parameter in taken) == 1
 
 
 def _output(norm: nn.Module, numbers: Tensor) -> Tensor:

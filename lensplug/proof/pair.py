@@ -135,6 +135,12 @@ def _is_linear(part: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.ndim == 2
 
 
+def rounded_otherwise(value: Tensor) -> Tensor:
+    """A stream whose numbers are one rounding away, up or down by chance."""
+    signs = torch.randint(0, 2, value.shape, generator=generator()).to(value) * 2 - 1
+    return value * (1 + torch.finfo(value.dtype).eps * signs)
+
+
 def generator(seed: int = 0) -> torch.Generator:
     """Chance that is the same each time, on every device."""
     return torch.Generator().manual_seed(seed)

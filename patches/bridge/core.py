@@ -136,7 +136,17 @@ def _tried(core: CoreParts, process_weights: bool, model_name: str) -> Any:
             f" {type(core.decoder).__name__}: leave process_weights out."
         )
     _refuse_bridged(core.decoder)
-    return build_tried_bridge(core, *_copies(core, share=True), model_name=model_name)
+    asked = getattr(core, "asked", None)
+    try:
+        decoder, head = _copies(core, share=True)
+        return build_tried_bridge(core, decoder, head, asked, model_name=model_name)
+    except LensplugError:
+        raise
+    except Exception as error:  # any: it was not written for this
+        said = " ".join(str(error).split())[:200]
+        raise LensplugError(
+            f"{type(core.decoder).__name__} cannot be bridged by what its layers have ({type(error).__name__}: {said})."
+        ) from error
 
 
 def _copies(core: CoreParts, *, share: bool) -> list[nn.Module]:

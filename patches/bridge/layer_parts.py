@@ -15,7 +15,7 @@ Steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +53,7 @@ class LayerParts:
     attends: bool = True
 
 
-@dataclass
+@dataclass(eq=False)
 class _Call:
     part: str
     module: nn.Module
@@ -69,22 +69,30 @@ class DecoderParts:
     final_norm: str
 
 
-def decoder_parts(decoder: Any, multipliers: Sequence[float] = ()) -> DecoderParts:
+def decoder_parts(
+    decoder: Any, multipliers: Sequence[float] = (), arguments: Mapping[str, Any] | None = None
+) -> DecoderParts:
     """Find the parts of a decoder.
 
     Args:
         decoder: A decoder with `embed_tokens` and `layers`, which takes `inputs_embeds`.
         multipliers: Numbers by which its layers may multiply what a part returns.
+        arguments: What it is called with; None: the embeddings of a few words.
 
     Raises:
         LensplugError: If it does not run on embeddings alone, or a layer has no parts whose outputs are what it writes.
     """
-    calls, streams = _recorded(decoder)
+    calls, streams = _recorded(decoder, arguments)
     last = len(decoder.layers) - 1
     layers = []
     for layer in range(last + 1):
         before, after = streams.get(layer, (None, None))
-        if before is None or after is None or before.shape != after.shape:
+        if before is None:
+            raise LensplugError(
+                f"layer {layer} ({type(decoder.layers[layer]).__name__}) does not run on words alone: what the model is"
+                " shown enters there by cross-attention, and is no position among the words."
+            )
+        if after is None or before.shape != after.shape:
             raise LensplugError(f"layer {layer} of {type(decoder).__name__} does not go from a stream to a stream.")
         layers.append(_parts_of(layer, decoder.layers[layer], calls[layer], before, after, multipliers))
     behind = [call for call in calls[-1] if call.given is not None and _same(call.given, streams[last][1])]
@@ -99,7 +107,9 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _recorded(decoder: Any) -> tuple[dict[int, list[_Call]], dict[int, tuple[Tensor, Tensor]]]:
+def _recorded(
+    decoder: Any, arguments: Mapping[str, Any] | None
+) -> tuple[dict[int, list[_Call]], dict[int, tuple[Tensor, Tensor]]]:
     """Every call of a part of each layer (of the decoder itself: -1), and the streams before and behind each layer."""
     calls: dict[int, list[_Call]] = {layer: [] for layer in range(-1, len(decoder.layers))}
     streams: dict[int, tuple[Tensor, Tensor]] = {}
@@ -142,11 +152,11 @@ def _recorded(decoder: Any) -> tuple[dict[int, list[_Call]], dict[int, tuple[Ten
         rows = embedding.weight.shape[0]
         words = torch.linspace(rows // 5, rows - 1 - rows // 5, WORDS).long().to(embedding.weight.device)
         try:
-            decoder(inputs_embeds=embedding(words[None]), use_cache=False)
+            decoder(**{**(arguments or {"inputs_embeds": embedding(words[None])}), "use_cache": False})
         except Exception as error:
             why = str(error).splitlines()[0][:200] if str(error) else ""
             raise LensplugError(
-                f"{type(decoder).__name__} does not run on embeddings alone ({type(error).__name__}: {why})."
+                f"{type(decoder).__name__} does not run on what its model gives it ({type(error).__name__}: {why})."
             ) from error
     return calls, streams
 

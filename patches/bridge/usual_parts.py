@@ -13,6 +13,7 @@ Checked against transformer-lens 3.9.0 and 4.3.0, transformers 5.24.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,9 +35,10 @@ from lensplug.patches.bridge.any_norm import AnyNorm
 from lensplug.patches.bridge.attention_interface import InterfaceAttention, head_size
 from lensplug.patches.bridge.layer_parts import DecoderParts, LayerParts, decoder_parts
 from lensplug.patches.bridge.own_layers import ReadableLinear
-from lensplug.patches.core_parts import CoreParts
+from lensplug.patches.core_parts import Asked, CoreParts
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.modules import attention_of
+from lensplug.patches.pattern_blocks import capped
 from lensplug.patches.placement import device_of
 
 MLP_NAMES = (
@@ -55,9 +57,10 @@ MANY = 10**6
 class CausalShell(nn.Module):
     """A causal language model of a decoder and its head, as far as a bridge needs one."""
 
-    def __init__(self, decoder: nn.Module, head: nn.Module, config: Any) -> None:
+    def __init__(self, decoder: nn.Module, head: nn.Module, config: Any, soft_cap: float | None = None) -> None:
         """Keep them."""
         super().__init__()
+        self.soft_cap = soft_cap
         self.model, self.lm_head, self.config = decoder, head, config
 
     @property
@@ -111,7 +114,8 @@ class CausalShell(nn.Module):
             use_cache=bool(use_cache),
             **given,
         )
-        result = CausalLMOutputWithPast(logits=self.lm_head(output.last_hidden_state))
+        logits = self.lm_head(output.last_hidden_state)
+        result = CausalLMOutputWithPast(logits=logits if self.soft_cap is None else capped(logits, self.soft_cap))
         for name in ("cache", "past_key_values"):
             if (value := getattr(output, name, None)) is not None:
                 result[name] = value
@@ -130,33 +134,57 @@ class _Block(BlockBridge):  # type: ignore[misc]
         self.submodules = _components(original_component, parts, self.config)
 
 
-def build_tried_bridge(core: CoreParts, decoder: nn.Module, head: nn.Module, *, model_name: str = "") -> Any:
+def build_tried_bridge(
+    core: CoreParts, decoder: nn.Module, head: nn.Module, asked: Asked | None = None, *, model_name: str = ""
+) -> Any:
     """A TransformerBridge of a decoder that no table knows.
 
     Args:
         core: The core, whose weights they are.
         decoder: A copy of its decoder, whose modules the bridge may replace.
         head: A copy of its head.
+        asked: What its model gives it, and makes of logits; None: embeddings, and nothing.
         model_name: For `cfg.model_name`.
 
     Raises:
         LensplugError: If its layers lack the usual parts.
     """
-    parts = decoder_parts(decoder, _multipliers(core.text_config))
+    asked = asked or Asked({})
+    parts = decoder_parts(decoder, _multipliers(core.text_config), asked.arguments)
     if not any(of_layer.attends for of_layer in parts.layers):
         raise LensplugError(f"no layer of {type(decoder).__name__} is attention.")
     cfg = _config(core, decoder, parts, model_name)
     config: Any = decoder.config
-    model = TransformerBridge(CausalShell(decoder, head, config).train(decoder.training), _Adapter(cfg, parts), None)
+    if asked.logit_scale != 1:
+        _scale_logits(getattr(decoder, parts.final_norm), head, asked.logit_scale, cfg.rmsnorm_uses_offset)
+    if asked.soft_cap is not None:
+        cfg.output_logits_soft_cap = asked.soft_cap
+    shell = CausalShell(decoder, head, config, asked.soft_cap).train(decoder.training)
+    model = TransformerBridge(shell, _Adapter(cfg, parts), None)
     model.tried = parts
-    _refuse_unseen(model)
+    _refuse_unseen(model, asked.arguments)
     return model
 
 
-def _refuse_unseen(model: Any) -> None:
+def _scale_logits(norm: Any, head: Any, scale: float, offset: bool) -> None:
+    """Multiply logits, by the weight of the norm before the head: a copy of one row, and no part more.
+
+    What reads logits from the stream (the logit lens, directions of logits) has norm and head, and nothing behind.
+    """
+    if head.bias is not None:
+        raise LensplugError(f"logits are multiplied by {scale} behind a head with a bias, for which there is no place.")
+    for name in ("weight", "bias"):
+        if (value := getattr(norm, name, None)) is not None:
+            shift = int(offset and name == "weight")
+            scaled = ((value.detach().double() + shift) * scale - shift).to(value.dtype)
+            setattr(norm, name, nn.Parameter(scaled, requires_grad=value.requires_grad))
+
+
+def _refuse_unseen(model: Any, arguments: Mapping[str, Any]) -> None:
     """Raise unless attention of every layer goes through transformers' interface, where its hooks are."""
     with torch.no_grad():
-        model.original_model(torch.ones(1, 2, dtype=torch.long, device=model.original_model.device))
+        words = {"input_ids": torch.ones(1, 2, dtype=torch.long, device=model.original_model.device)}
+        model.original_model(**{**(arguments or words), "use_cache": False})
     for layer, block in enumerate(model.blocks):
         attn = attention_of(block)
         if attn is not None and not attn.has_run:
@@ -188,8 +216,9 @@ def _components(layer: nn.Module, parts: LayerParts, cfg: Any) -> dict[str, Any]
             components["attn"] = InterfaceAttention.of(parts.attention, mixer, cfg)
         else:
             components["mixer"] = GeneralizedComponent(name=parts.attention)
-    if parts.mlp is not None:
-        components["mlp"] = _mlp(parts.mlp, getattr(layer, parts.mlp))
+    # A mixture of experts stays as it is: layers ask of what class it is. What it writes is on `hook_mlp_out`.
+    if parts.mlp is not None and (mlp := _mlp(parts.mlp, getattr(layer, parts.mlp))) is not None:
+        components["mlp"] = mlp
     return components
 
 
@@ -211,7 +240,7 @@ def _mlp(name: str, module: nn.Module) -> Any:
             if "gate" in names:
                 component.hook_aliases["hook_pre"] = "gate.hook_out"
             return component
-    return GeneralizedComponent(name=name)  # a mixture of experts, or matrices of another kind: a black box
+    return None
 
 
 def _multipliers(config: Any) -> tuple[float, ...]:

@@ -73,7 +73,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "deepstack_layer_map": [[0, 1]], "downsample_rate": "1/2", "spatial_target_layers": [2],
         "image_grid_pinpoints": [[32, 64], [64, 32]],
     },
-    "hunyuan_vl": {"text_config.head_dim": 16},
+    **{
+        family: {"text_config.rope_parameters": {**THREE_PARTS, "partial_rotary_factor": 1.0}}
+        for family in ("glm4v", "glm46v", "glmga", "glm_ocr", "glm4v_moe")
+    },
+    "hunyuan_vl": {
+        "text_config.head_dim": 16,
+        "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2, 2]},
+    },
     "kyutai_speech_to_text": _under("codec_config", CODEC),
     "llava_next": {"image_grid_pinpoints": [[32, 64], [64, 32]]},
     "llava_next_video": {"image_grid_pinpoints": [[32, 64], [64, 32]]},
