@@ -35,9 +35,9 @@ NOT_MODEL_INPUTS = ("text_replacement_offsets",)
 NOT_HEARD_S = 0.1
 """A shorter end of a sound that is cut off is not worth a warning."""
 MEDIA_FEATURES = {
-    "image": ("pixel_values", "pixel_values_images", "image_embeds"),
+    "image": ("pixel_values", "pixel_values_images", "image_embeds", "image_pixel_values", "image_patches"),
     "video": ("pixel_values_videos",),
-    "audio": ("input_features", "input_values"),
+    "audio": ("input_features", "input_values", "audio_values", "audio_input_features"),
 }
 """Modality -> under which names a model takes what its encoder reads."""
 
