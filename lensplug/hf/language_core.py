@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lensplug.errors import LensplugError
+from lensplug.hf.refusals import decoder_and_head
 from lensplug.hf.run_lock import turn
 from lensplug.patches.bridge.own_layers import own_layers
 from lensplug.patches.core_parts import Asked, CoreParts, has_three_part_positions, mask_form
@@ -65,49 +66,8 @@ class LanguageCore(CoreParts):
                 wrapped exactly.
         """
         name = type(hf_model).__name__
-        if hasattr(hf_model, "thinker"):  # Qwen-Omni: it thinks in words, and speaks by a second model
-            raise LensplugError(
-                f"{name} is several models; the one that reads and answers is its thinker:"
-                " lensplug.wrap(model.thinker, processor)."
-            )
-        for method in ("get_decoder", "get_output_embeddings"):
-            if not hasattr(hf_model, method):
-                raise LensplugError(
-                    f"{name} has no {method}(): lensplug.wrap takes a Hugging Face model for generation, such as"
-                    " LlavaOnevisionForConditionalGeneration or LlamaForCausalLM."
-                )
-        decoder, head = _decoder_and_head(hf_model)
-        if decoder is None or decoder is hf_model or not hasattr(decoder, "layers"):
-            raise LensplugError(
-                f"{name} has no decoder that its embeddings go into (get_decoder gave {type(decoder).__name__})."
-            )
-        if not hasattr(decoder, "embed_tokens"):
-            raise LensplugError(
-                f"{name} cannot be wrapped: its decoder, {type(decoder).__name__}, has no embed_tokens, from which"
-                " other decoders of transformers take their words."
-            )
-        if head is None:
-            raise LensplugError(
-                f"{name} has no output embeddings: give the model with its language-model head, not its base."
-            )
-        if not hasattr(decoder, "embed_tokens"):
-            raise LensplugError(
-                f"{name} cannot be wrapped: its decoder, {type(decoder).__name__}, has no embed_tokens, from which"
-                " other decoders of transformers take their words."
-            )
-        if head is None:
-            raise LensplugError(
-                f"{name} has no output embeddings: give the model with its language-model head, not its base."
-            )
-        if getattr(hf_model.config, "is_encoder_decoder", False):
-            raise LensplugError(
-                f"{name} is an encoder-decoder: what it is shown enters its decoder by cross-attention, and is no"
-                " position among the words. A lens is for models that read embeddings of media and words in a row."
-            )
-        if not hasattr(decoder, "embed_tokens") or not hasattr(decoder.embed_tokens, "weight"):
-            raise LensplugError(f"{type(decoder).__name__}, the decoder of {name}, has no embed_tokens with a weight.")
+        decoder, head = decoder_and_head(hf_model)
         text_config = hf_model.config.get_text_config(decoder=True)
-        _refuse_cross_attention(name, decoder)
         _refuse_special_weights(name, decoder, head)
         ids = {kind: _placeholder_id(hf_model.config, kind) for kind in PLACEHOLDERS}
         placeholder_ids = {kind: token for kind, token in ids.items() if token is not None}
@@ -178,44 +138,12 @@ def name_of(hf_model: Any) -> str:
     return public_name(str(getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__))
 
 
-def _decoder_and_head(hf_model: Any) -> tuple[Any, Any]:
-    """The decoder and head of a model; where what it calls decoder is a causal language model (Llama 4), of that."""
-    decoder, head = hf_model.get_decoder(), hf_model.get_output_embeddings()
-    while decoder is not None and decoder is not hf_model and not hasattr(decoder, "layers"):
-        head = head if head is not None else getattr(decoder, "get_output_embeddings", lambda: None)()
-        inside = getattr(decoder, "get_decoder", lambda: None)()
-        inside = getattr(decoder, "model", None) if inside is None or inside is decoder else inside
-        if not isinstance(inside, nn.Module):
-            break
-        decoder = inside
-    return decoder, head
-
-
 def _placeholder_id(config: Any, kind: str) -> int | None:
     for name in (f"{kind}_token_id", f"{kind}_token_index"):
         token = getattr(config, name, None)
         if token is not None:
             return int(token)
     return None
-
-
-def _refuse_cross_attention(name: str, decoder: nn.Module) -> None:
-    """What a medium says by cross-attention is in no embedding, and at no position."""
-    places = [place for place, module in decoder.named_modules() if _is_cross_attention(place, module)]
-    numbers = sorted({int(place.split(".")[1]) for place in places if place.startswith("layers.")})
-    if places:
-        layers = f"in layers {', '.join(map(str, numbers))}" if numbers else f"in its {places[0].split('.')[0]}"
-        raise LensplugError(
-            f"{name} cannot be wrapped: its media enter {type(decoder).__name__} by cross-attention"
-            f" ({layers}), beside the words, and have no positions among them. A core of embeddings would run the words"
-            " alone: logits as if there were no image, and no pattern that looks at one. Models that put their media"
-            " among the words can be wrapped: LLaVA, Qwen-VL, Gemma 3."
-        )
-
-
-def _is_cross_attention(place: str, module: nn.Module) -> bool:
-    by_name = any(word in type(module).__name__ for word in ("CrossAttention", "CrossAttn"))
-    return by_name or getattr(module, "is_cross_attention", False) is True or place.endswith("encoder_attn")
 
 
 def _refuse_special_weights(name: str, decoder: nn.Module, head: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from support.omni import thinker_with_processor, wrapped_with_processor
 from support.qwen3_vl_media import frames
 
 import lensplug
-from lensplug import LensplugError
-from lensplug.hf.language_core import LanguageCore
 
 SOUND = (np.random.default_rng(0).normal(size=16000).astype("float32") * 0.1, 16000)
 MEDIA: dict[str, dict[str, Any]] = {
@@ -50,8 +47,3 @@ def test_bfloat16():
     lens = lensplug.wrap(model.to(torch.bfloat16), processor)
     report = lens.check(lens.prepare("What is the color ?", **MEDIA["all"]))
     assert report.agrees and report.argmax_agreement > 0.9
-
-
-def test_the_whole_model_points_to_its_thinker():
-    with pytest.raises(LensplugError, match=r"lensplug.wrap\(model.thinker, processor\)"):
-        LanguageCore.of(SimpleNamespace(thinker=None))
