@@ -11,11 +11,13 @@ Its methods are in files by what they are for; each says what it takes, and what
 - `runs`: `run_with_cache`, `estimate`, `run_with_gradients`, `check`
 - `answers`: `generate`
 - `hooks_and_edits`: `run_with_hooks`, `hooks`, `intervene`, `placeholders_as_words`
+- `adapters`: `adapter`
 - `sweeps`: `logits_at`, `logits_only`, `edited_runs`, `read_under_each`
 """
 
 from __future__ import annotations
 
+from lensplug.lens.adapters import Adapters
 from lensplug.lens.answers import Answers
 from lensplug.lens.making_inputs import MakesInputs
 from lensplug.lens.runs import Runs
@@ -24,7 +26,7 @@ from lensplug.lens.sweeps import Sweeps
 __all__ = ["MultimodalLens"]
 
 
-class MultimodalLens(MakesInputs, Runs, Answers, Sweeps):
+class MultimodalLens(MakesInputs, Runs, Answers, Sweeps, Adapters):
     """A Hugging Face multimodal model with its language core under TransformerLens.
 
     Threads that use one lens, or several on one Hugging Face model, wait for each other, also where they call

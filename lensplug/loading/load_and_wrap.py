@@ -26,6 +26,7 @@ from lensplug.model_files.failures import failures_explained
 from lensplug.model_files.folder_checks import CONFIG
 from lensplug.model_files.model_class import model_class, refuse_other_size
 from lensplug.model_files.remote_code import nobody_is_asked
+from lensplug.patches.adapters import without_wrapper
 from lensplug.patches.bridge.own_layers import is_packed, kinds_of, own_layers
 from lensplug.patches.bridge.unbridged import is_bridge, is_bridged, unbridged
 from lensplug.running import parity
@@ -146,6 +147,7 @@ def wrap(
         processor = getattr(hf_model, "processor", None) or hf_model.tokenizer
     if is_bridge(hf_model) or is_bridged(hf_model):
         hf_model = unbridged(hf_model)
+    hf_model = without_wrapper(hf_model)
     core = LanguageCore.of(hf_model)
     refuse_not_loaded(hf_model)
     if not engines.is_tested(core):

@@ -13,6 +13,7 @@ from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
 from lensplug.lens import MultimodalLens
 from lensplug.patches.bridge.unbridged import is_bridge
+from lensplug.patches.placement import is_loaded, is_placed
 from lensplug.provenance.public_names import public_name
 
 
@@ -56,23 +57,25 @@ def refuse_other_models(model: Any, processor: Any) -> None:
 
 
 def refuse_not_loaded(model: Any) -> None:
-    """Raise if weights of any part, encoders too, are not in memory or are on several devices.
+    """Raise if weights of any part, encoders too, are neither in memory nor loaded when they are needed.
 
     Raises:
         LensplugError: Then.
     """
-    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
-    if len(places) > 1:
-        raise LensplugError(
-            f"{_kind(model)} is on several devices ({', '.join(sorted(places))}): load it on one device, without"
-            " device_map."
-        )
+    parts = dict(model.named_modules())
     for name, weight in model.named_parameters():
-        if weight.is_meta:
+        if weight.is_meta and not is_loaded(parts[name.rpartition(".")[0]]):
             raise LensplugError(
-                f"{_kind(model)} is on the meta device: its weights are not loaded ({name}). Load them with"
-                " from_pretrained, without device_map or offloading."
+                f"{_kind(model)} is on the meta device: its weights are not loaded ({name}), and no hook of"
+                " accelerate's loads them when they are needed. Load them with from_pretrained; device_map and"
+                " offload_folder may split and offload them."
             )
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(places) > 1 and not any(is_placed(part) for part in parts.values()):
+        raise LensplugError(
+            f"{_kind(model)} is on several devices ({', '.join(sorted(places))}), and has lost the hooks that move"
+            " activations between them: load it again, and wrap it as it is."
+        )
 
 
 def refuse_other_processors(processor: Any, core: LanguageCore) -> None:

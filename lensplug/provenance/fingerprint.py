@@ -22,7 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lensplug.patches.adapters import is_adapted
 from lensplug.patches.modules import every_module
+from lensplug.patches.placement import is_loaded, loaded
 
 SAMPLES = 64
 """How many numbers of each weight are read, up to twice as many."""
@@ -93,7 +95,11 @@ def _samples(models: Sequence[nn.Module]) -> dict[torch.device, list[Tensor]]:
     """
     samples: dict[torch.device, list[Tensor]] = {}
     read: set[tuple[torch.device, int, int, torch.dtype]] = set()
-    for module in every_module(*models):
+    modules = every_module(*models)
+    asleep = _asleep(modules)
+    for module in modules:
+        if module in asleep:
+            continue
         for weight in _weights(module):
             device, numbers = weight.device, weight.numel()
             is_dense = weight.is_contiguous() or _is_dense(weight.shape, weight.stride())
@@ -117,9 +123,37 @@ def _samples(models: Sequence[nn.Module]) -> dict[torch.device, list[Tensor]]:
 def _weights(module: nn.Module) -> list[Tensor]:
     """The weights of a module itself; of a tensor that is quantised, what it consists of."""
     weights: list[Tensor] = [weight for weight in module._parameters.values() if weight is not None]
+    if any(weight.is_meta for weight in weights):
+        return _offloaded(module)
     if all(type(weight) is nn.Parameter for weight in weights):
         return weights
     return [part for weight in weights for part in _parts(weight)]
+
+
+def _asleep(modules: Sequence[nn.Module]) -> set[nn.Module]:
+    """The parts of adapters that do not act: one fingerprint with an adapter, another without it."""
+    asleep: set[nn.Module] = set()
+    for layer in modules:
+        if not is_adapted(layer):
+            continue
+        adapted: Any = layer
+        acting = () if adapted.disable_adapters else adapted.active_adapters
+        for container in adapted.children():
+            if isinstance(container, nn.ModuleDict):
+                asleep |= {part for name, own in container.items() if name not in acting for part in own.modules()}
+    return asleep
+
+
+_OFFLOADED: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
+
+
+def _offloaded(module: nn.Module) -> list[Tensor]:
+    """Numbers of weights that are on disk or in the processor's memory, of which nobody changes one: read once."""
+    if module not in _OFFLOADED and is_loaded(module):
+        names = [name for name, weight in module._parameters.items() if weight is not None]
+        whole = [loaded(module, name).detach().flatten() for name in names]
+        _OFFLOADED[module] = [weight[:: max(1, len(weight) // SAMPLES) | 1].cpu().clone() for weight in whole]
+    return _OFFLOADED.get(module, [])
 
 
 def _parts(weight: Tensor) -> list[Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
+from lensplug.patches.adapters import is_adapted
 from lensplug.patches.core_parts import CoreParts
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.placement import device_of, hooks_of, is_placed, loaded
@@ -146,11 +147,6 @@ def is_packed(module: nn.Module) -> bool:
         parameter is not None and (type(parameter) is not nn.Parameter or not parameter.is_floating_point())
         for parameter in module._parameters.values()
     )
-
-
-def is_adapted(module: nn.Module) -> bool:
-    """Whether this is a layer with adapters of PEFT around it, also one that is trained beside them as a whole."""
-    return any(kind.__name__ in ("BaseTunerLayer", "AuxiliaryTrainingWrapper") for kind in type(module).__mro__)
 
 
 def refuse_own_layers(core: CoreParts, why: str) -> None:

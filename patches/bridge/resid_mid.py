@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from lensplug.patches.patch import Patch, PatchOfParts
+from lensplug.patches.placement import is_placed
 
 
 class BridgeResidMid(PatchOfParts):
@@ -50,7 +51,8 @@ class _Layer(Patch):
         self._point = point
 
     def _changes(self) -> dict[str, Any]:
-        return {"forward": self.forward}
+        # A layer that accelerate moves to another device has a forward of its hook's, which calls this one.
+        return {"_old_forward" if is_placed(self.target) else "forward": self.forward}
 
     def forward(self, hidden_states: Float[Tensor, "batch pos d_model"], **kwargs: Any) -> Tensor:
         """The layer's own forward, with the hook between its halves."""

@@ -188,5 +188,5 @@ def test_the_processor_of_another_model_and_parts_on_meta(pair):
         lensplug.wrap(model, processor)
     split = text_model("Llama")
     split.hf_device_map = {"model": 0, "lm_head": "cpu"}
-    with pytest.raises(LensplugError, match=r"is on several devices \(0, cpu\)"):
+    with pytest.raises(LensplugError, match=r"is on several devices \(0, cpu\), and has lost the hooks"):
         lensplug.wrap(split)
