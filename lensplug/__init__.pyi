@@ -17,6 +17,7 @@ from .geometry import ImageGrid as ImageGrid
 from .geometry import VideoGrid as VideoGrid
 from .inputs.multimodal_input import MultimodalInput as MultimodalInput
 from .lens import MultimodalLens as MultimodalLens
+from .loading.estimate import estimate as estimate
 from .loading.load_and_wrap import load as load
 from .loading.load_and_wrap import wrap as wrap
 from .positions.groups import Groups as Groups
@@ -24,6 +25,7 @@ from .positions.modality_map import ModalityMap as ModalityMap
 from .positions.modality_map import Span as Span
 from .positions.words import join_pieces as join_pieces
 from .running.generation import Answer as Answer
+from .running.model_estimate import ModelEstimate as ModelEstimate
 from .running.parity import ParityReport as ParityReport
 from .study.study import Study as Study
 

@@ -1,4 +1,4 @@
-"""The `lensplug` command: `demo`, `report`, `check`, `convert-audio-llama`, and `study` (`study_commands`)."""
+"""The `lensplug` command: `demo`, `report`, `check`, `estimate`, `convert-audio-llama`; `study` (`study_commands`)."""
 
 from __future__ import annotations
 
@@ -155,6 +155,23 @@ def check(
         )
     say(str(parity))
     raise typer.Exit(0 if parity.agrees else 1)
+
+
+@app.command()
+def estimate(
+    model: Annotated[str, typer.Argument(help="A model of the Hugging Face hub, or a folder with a config.json.")],
+    tokens: Annotated[int, typer.Option(help="Positions of the prompt, those of its media among them.")] = 1000,
+    examples: Annotated[int, typer.Option(help="How many prompts run together.")] = 1,
+    device: Device = None,
+    dtype: Annotated[str, typer.Option(help="Of the runs: float32, bfloat16 or float16.")] = "bfloat16",
+) -> None:
+    """Say what a model's weights and runs would take, from its configuration alone; nothing else is downloaded."""
+    import lensplug
+
+    with steps() as step:
+        step("building it without memory")
+        table = lensplug.estimate(model, tokens=tokens, examples=examples, device=device, dtype=dtype)
+    say(str(table))
 
 
 @app.command()
