@@ -15,7 +15,8 @@ from lensplug.geometry import ImageGrid
 from lensplug.validation.arguments import _hints, _members, admitted
 
 CHOSEN = {
-    "load.engine", "wrap.engine", "load.dtype", "cache_from_attentions.attention_dir", "MultimodalLens.estimate.keep",
+    "load.engine", "wrap.engine", "load.dtype", "estimate.dtype",
+    "cache_from_attentions.attention_dir", "MultimodalLens.estimate.keep",
     "MultimodalLens.estimate.query_positions", "MultimodalLens.estimate.residual_positions",
     "MultimodalLens.estimate.logit_positions", "MultimodalLens.run_with_cache.keep",
     "MultimodalLens.run_with_cache.query_positions", "MultimodalLens.run_with_cache.residual_positions",
@@ -93,7 +94,9 @@ def test_what_has_choices_is_typed_so():
     assert set(with_choices()) == CHOSEN
 
 
-@pytest.mark.parametrize("name", sorted(CHOSEN - {"load.dtype"}))  # torch's names, with and without "torch."
+@pytest.mark.parametrize(
+    "name", sorted(CHOSEN - {"load.dtype", "estimate.dtype"})
+)  # torch's names, with and without "torch."
 def test_another_name_is_refused_with_those_that_there_are(name):
     function, parameter, hint = with_choices()[name]
     assert hasattr(function, "__wrapped__"), f"{name} is not checked"
