@@ -216,10 +216,11 @@ def test_one_image_is_known_to_be_one_and_two_that_touch_are_not_taken_for_one(m
     assert len(apart.image_positions(1)) == 576
 
 
-def test_a_mixed_example_takes_no_grid_from_the_others():
+def test_a_mixed_example_has_the_grid_of_its_own_image():
     video, picture = torch.zeros(2, 90, 160, 3, dtype=torch.uint8), Image.new("RGB", (80, 60))
     modality = lens("internvl").prepare(["one", "two"], images=[[picture], [picture]], videos=[[video], []]).modality
-    assert list(modality.grids) == [(1, 0)]
+    assert list(modality.grids) == [(0, 0), (1, 0)] and list(modality.video_grids) == [(0, 0)]
+    assert len(modality.image_positions(0, 0)) == len(modality.grids[0, 0]) == len(modality.grids[1, 0])
 
 
 def test_a_batch_of_one_is_given_as_hugging_face_takes_it():
