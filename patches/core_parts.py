@@ -21,6 +21,11 @@ def has_three_part_positions(decoder: Any) -> bool:
     return in_config or hasattr(getattr(decoder, "rotary_emb", None), "mrope_section")
 
 
+def embedding_multiplier(decoder: Any) -> float:
+    """What a decoder multiplies embeddings by as they enter the stream (Granite)."""
+    return float(getattr(decoder, "embedding_multiplier", 1.0))
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a full model said of its core when it was run on a few words, where no table knows it."""

@@ -79,6 +79,13 @@ def is_tested(core: LanguageCore) -> bool:
     return is_covered(core)
 
 
+def is_tried(core: LanguageCore) -> bool:
+    """Whether a core is in no table, so that what its model does around it has to be asked."""
+    from lensplug.patches.bridge.core import in_table
+
+    return not in_table(core)
+
+
 def attention_rows(
     engine: EngineName,
     model: Any,

@@ -150,7 +150,7 @@ def wrap(
     hf_model = without_wrapper(hf_model)
     core = LanguageCore.of(hf_model)
     refuse_not_loaded(hf_model)
-    if not engines.is_tested(core):
+    if engines.is_tried(core):
         core = asked_of(hf_model, core)
     refuse_other_processors(given_processor, core)  # a bridge may have less than its model's processor
     refuse_training(hf_model, "model")

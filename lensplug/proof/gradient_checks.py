@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lensplug.patches.core_parts import embedding_multiplier
 from lensplug.proof.measures import Tally, allowed, apart
 from lensplug.proof.pair import Pair, noise, rounded_otherwise
 from lensplug.proof.prompts import Prompt
@@ -59,7 +60,8 @@ def _wrapped(pair: Pair, prompt: Prompt) -> Gradients:
         patterns[hook.layer()] = value
 
     hooks: list[Any] = [(name, keep) for name in pair.hook_names if name.endswith("attn.hook_pattern")]
-    logits = pair.wrapped(prompt, [("hook_embed", lambda value, hook: leaf), *hooks])
+    scale = embedding_multiplier(pair.core.decoder)  # hook_embed is what enters the stream
+    logits = pair.wrapped(prompt, [("hook_embed", lambda value, hook: leaf * scale), *hooks])
     return _gradients(logits, leaf, patterns)
 
 

@@ -55,6 +55,7 @@ TRIED_AND_TESTED = (
     "StableLmModel",
     "Ernie4_5Model",
     "Cohere2Model",
+    "GraniteModel",
     "Qwen2MoeModel",
     "Glm4vTextModel",
 )

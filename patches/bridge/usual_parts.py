@@ -35,7 +35,8 @@ from lensplug.patches.bridge.any_norm import AnyNorm
 from lensplug.patches.bridge.attention_interface import InterfaceAttention, head_size
 from lensplug.patches.bridge.layer_parts import DecoderParts, LayerParts, decoder_parts
 from lensplug.patches.bridge.own_layers import ReadableLinear
-from lensplug.patches.core_parts import Asked, CoreParts
+from lensplug.patches.bridge.scaled_embedding import ScaledEmbedding
+from lensplug.patches.core_parts import Asked, CoreParts, embedding_multiplier
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.modules import attention_of
 from lensplug.patches.pattern_blocks import capped
@@ -160,7 +161,7 @@ def build_tried_bridge(
     if asked.soft_cap is not None:
         cfg.output_logits_soft_cap = asked.soft_cap
     shell = CausalShell(decoder, head, config, asked.soft_cap).train(decoder.training)
-    model = TransformerBridge(shell, _Adapter(cfg, parts), None)
+    model = TransformerBridge(shell, _Adapter(cfg, parts, embedding_multiplier(decoder)), None)
     model.tried = parts
     _refuse_unseen(model, asked.arguments)
     return model
@@ -195,12 +196,14 @@ def _refuse_unseen(model: Any, arguments: Mapping[str, Any]) -> None:
 
 
 class _Adapter(ArchitectureAdapter):  # type: ignore[misc]
-    def __init__(self, cfg: TransformerBridgeConfig, parts: DecoderParts) -> None:
+    def __init__(self, cfg: TransformerBridgeConfig, parts: DecoderParts, scale: float) -> None:
         super().__init__(cfg)
         blocks = _Block(name="model.layers", config=cfg)
         blocks._parts = parts.layers
         self.component_mapping = {
-            "embed": EmbeddingBridge(name="model.embed_tokens"),
+            "embed": EmbeddingBridge("model.embed_tokens")
+            if scale == 1
+            else ScaledEmbedding("model.embed_tokens", scale),
             "blocks": blocks,
             "ln_final": AnyNorm(name=f"model.{parts.final_norm}", config=cfg),
             "unembed": UnembeddingBridge(name="lm_head", config=cfg),

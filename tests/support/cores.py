@@ -14,6 +14,9 @@ import lensplug
 from support.models import CLIP, IMAGE_TOKEN, SMALL, randomise
 
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2, "logits_scaling": 2.5,
+}  # fmt: skip
 CORES: dict[str, Callable[[], Any]] = {
     "ministral3": lambda: hf.Ministral3Config(**SMALL, head_dim=8),
     "phi3": lambda: hf.Phi3Config(**SMALL),
@@ -26,6 +29,7 @@ CORES: dict[str, Callable[[], Any]] = {
         **SMALL, head_dim=8, sliding_window=6,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
+    "granite": lambda: hf.GraniteConfig(**SMALL, **MULTIPLIERS),
     "gemma": lambda: hf.GemmaConfig(**SMALL, head_dim=8),
     "qwen3_moe": lambda: hf.Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=8, num_experts=4),
     "qwen2_moe": lambda: hf.Qwen2MoeConfig(**SMALL, **EXPERTS, num_experts=4, shared_expert_intermediate_size=16),
