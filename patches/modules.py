@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from lensplug.patches.errors import LensplugError
+
 
 def every_module(*models: nn.Module) -> list[nn.Module]:
     """The models and all their submodules, each once, outer ones first."""
@@ -25,6 +27,22 @@ def every_module(*models: nn.Module) -> list[nn.Module]:
 def attention_of(block: Any) -> Any | None:
     """What attends in a block of a TransformerLens model; None where something else mixes positions."""
     return getattr(block, "attn", None)
+
+
+def attention_in(model: Any, layer: int) -> Any:
+    """The attention of one layer.
+
+    Raises:
+        LensplugError: If the layer has none, as some of Qwen3.5's and LFM2's: which have is named.
+    """
+    attn = attention_of(model.blocks[layer])
+    if attn is None:
+        layers = ", ".join(str(index) for index, block in enumerate(model.blocks) if attention_of(block) is not None)
+        raise LensplugError(
+            f"layer {layer} of this model has no attention, and no pattern: it mixes positions in another way. Layers"
+            f" with attention are {layers}."
+        )
+    return attn
 
 
 def attentions(model: Any) -> list[Any]:

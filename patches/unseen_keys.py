@@ -20,6 +20,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from lensplug.patches.modules import attention_in
+
 _KEY = "_unseen_keys"
 """Under this name the attention of a block holds what its queries do not see."""
 
@@ -105,7 +107,7 @@ def hidden_from(
 @contextmanager
 def knocked_out(model: Any, by_layer: Mapping[int, UnseenKeys]) -> Iterator[None]:
     """A scope in which the blocks of these layers have unseen keys, besides those that they have already."""
-    before = {layer: unseen_keys(model.blocks[layer].attn) for layer in by_layer}
+    before = {layer: unseen_keys(attention_in(model, layer)) for layer in by_layer}
 
     def put_back() -> None:
         for layer, unseen in before.items():

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lensplug.cache.reading import attention_of_layer
 from lensplug.errors import LensplugError
 from lensplug.provenance.fingerprint import made_of
 
@@ -76,7 +77,7 @@ def whole_values(
 
 def folded_value_bias(model: Any, layer: int) -> Float[Tensor, "kv_head d_head"] | None:
     """The value bias that processing moved into the output bias of a layer; None if it moved none, or unknown."""
-    attn = model.blocks[layer].attn
+    attn = attention_of_layer(model, layer)
     origin = made_of(model) if is_folded(model) and not bool(_or_zeros(attn, "b_V").any()) else None
     bias = None if origin is None else origin.value_biases[layer]
     return None if bias is None else bias.detach().view(-1, attn.W_O.shape[-2])
@@ -84,7 +85,7 @@ def folded_value_bias(model: Any, layer: int) -> Float[Tensor, "kv_head d_head"]
 
 def may_have_folded_values(model: Any, layer: int) -> bool:
     """Whether the output bias of a layer may hold a value bias, in a model that TransformerLens processed by itself."""
-    attn = model.blocks[layer].attn
+    attn = attention_of_layer(model, layer)
     is_known = not is_folded(model) or bool(_or_zeros(attn, "b_V").any()) or made_of(model) is not None
     return not is_known and bool(_or_zeros(attn, "b_O").any())
 
@@ -98,7 +99,8 @@ def refuse_centred_stream(model: Any, option: str) -> None:
     cfg = getattr(model, "cfg", None)
     if getattr(cfg, "normalization_type", None) not in ("LN", "LNPre") or getattr(cfg, "final_rms", False):
         return
-    W_O = model.blocks[0].attn.W_O.detach().float()
+    attn = next(block.attn for block in model.blocks if hasattr(block, "attn"))
+    W_O = attn.W_O.detach().float()
     if float(W_O.mean(dim=-1).abs().max()) < 1e-5 * float(W_O.square().mean().sqrt()):
         raise LensplugError(
             f"{option} depends on the mean of the residual stream, which this model's centered weights have removed:"

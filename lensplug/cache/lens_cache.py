@@ -21,6 +21,7 @@ from transformer_lens.utilities import Slice, get_act_name
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.patches.bridge.deepstack_cache import DeepstackCache
+from lensplug.patches.modules import attention_of
 from lensplug.patches.unseen_keys import UnseenKeys, unseen_keys
 from lensplug.provenance.fingerprint import fingerprint
 from lensplug.reductions import names as hook_names
@@ -93,7 +94,8 @@ class LensCache(DeepstackCache):
         texts = tuple(map(tuple, inputs.str_tokens))
         known["weights"] = fingerprint(model) if weights is None else weights
         known["interventions"] = tuple(getattr(model, "interventions", ()))
-        in_blocks = {layer: unseen_keys(block.attn) for layer, block in enumerate(model.blocks)}
+        attentions = {layer: attention_of(block) for layer, block in enumerate(model.blocks)}
+        in_blocks = {layer: unseen_keys(attn) for layer, attn in attentions.items() if attn is not None}
         known["unseen"] = {layer: knockouts for layer, knockouts in in_blocks.items() if knockouts}
         return cls(cache_dict, model, attention_mask=inputs.attention_mask, str_tokens=texts, **known)
 

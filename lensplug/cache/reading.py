@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lensplug.cache.activation_cache import ActivationCache, known
 from lensplug.errors import LensplugError
+from lensplug.patches.modules import attention_in
 from lensplug.patches.unseen_keys import UnseenKeys, hidden_from
 from lensplug.positions.indices import Positions, counted_from_the_end
 from lensplug.positions.modality_map import ModalityMap
@@ -96,8 +97,19 @@ def read(cache: ActivationCache, name: str, *, needed_by: str) -> Tensor:
     return value
 
 
+def attention_of_layer(model: Any, layer: int) -> Any:
+    """The attention of a layer of a cache's model.
+
+    Raises:
+        LensplugError: If the layer mixes positions in another way.
+    """
+    return attention_in(model, layer)
+
+
 def _held(cache: ActivationCache, name: str, *, needed_by: str) -> Tensor:
     if name not in cache.cache_dict:
+        if ".attn." in name and getattr(cache.model, "blocks", None) is not None:
+            attention_in(cache.model, int(name.split(".")[1]))  # a layer that has none is another reason
         raise LensplugError(
             f"{needed_by} needs {name!r}, and the cache does not hold it: run with"
             f" names_filter=analysis.{needed_by}.needs, or without names_filter."

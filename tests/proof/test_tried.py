@@ -15,7 +15,8 @@ from lensplug import interventions
 from lensplug.errors import LensplugError
 
 TRIED = {
-    "aya_vision": "attention and MLP side by side, LayerNorms without bias",
+    "cohere_compass": "attention and MLP side by side, LayerNorms without bias",
+    "paddleocr_vl": "positions of three parts",
     "exaone4_5": "norms behind attention and MLP alone",
     "fuyu": "queries, keys and values in one matrix, a part of each head rotated",
     "hyperclovax_vision_v2": "multipliers of what is added to the stream",
@@ -32,7 +33,7 @@ def lens(request):
 
 @pytest.fixture(scope="module")
 def cohere():
-    return lensplug.wrap(small_model("aya_vision"))
+    return lensplug.wrap(small_model("cohere_compass"))
 
 
 def test_it_is_proved_and_says_so(lens):
@@ -103,11 +104,24 @@ def test_layers_that_write_otherwise_are_refused_by_name():
 
 
 def test_what_fails_its_proof_is_refused_by_layer_and_number():
-    model = small_model("aya_vision")
+    model = small_model("cohere_compass")
     # A hook is not copied: from here on its third layer is another than the one that is wrapped.
     model.get_decoder().layers[2].mlp.register_forward_hook(lambda module, args, output: 1.01 * output)
     with pytest.raises(LensplugError, match=r"failed the proof on load \(.* failed .*e-0\d .* at layer 2"):
         lensplug.wrap(model, check=False)
+
+
+def test_layers_without_attention_are_named():
+    lens = lensplug.wrap(small_model("qwen3_5"))
+    inputs = lens.encode(text_inputs())
+    _, cache = lens.run_with_cache(inputs)
+    assert [name for name in cache if name.endswith("hook_pattern")] == ["blocks.3.attn.hook_pattern"]
+    with pytest.raises(LensplugError, match=r"layer 0 of this model has no attention.* are 3\."):
+        lensplug.analysis.received_attention(cache, layer=0)
+    assert lensplug.analysis.received_attention(cache, layer=3) is not None
+    with pytest.raises(LensplugError, match="layer 0 of this model has no attention"):
+        with lens.intervene(interventions.Knockout(from_="text", to="last")):
+            lens.model(inputs)
 
 
 def test_unproved_on_request():

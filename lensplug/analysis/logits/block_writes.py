@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lensplug.analysis.processed_weights import folded_value_bias
 from lensplug.cache.activation_cache import ActivationCache
-from lensplug.cache.reading import read, read_rows
+from lensplug.cache.reading import attention_of_layer, read, read_rows
 from lensplug.errors import LensplugError
 
 Directions = Float[Tensor, "example row d_model"]
@@ -40,7 +40,7 @@ def heads(
 
     Of `hook_z` where the cache holds it, else of patterns and value vectors.
     """
-    attn = cache.model.blocks[layer].attn
+    attn = attention_of_layer(cache.model, layer)
     name = f"blocks.{layer}.attn.hook_z"
     if name in cache.cache_dict:
         z = _at(read(cache, name, needed_by=needed_by), rows).to(directions)
@@ -60,7 +60,7 @@ def sources(
     cache: ActivationCache, layer: int, rows: Int[Tensor, "example row"], directions: Directions, *, needed_by: str
 ) -> Written:
     """What each head of a layer brings to some rows from each key: pattern * (v W_O d)."""
-    attn = cache.model.blocks[layer].attn
+    attn = attention_of_layer(cache.model, layer)
     pattern = _pattern(cache, layer, rows, needed_by=needed_by).to(directions)
     v = _values(cache, layer, needed_by=needed_by)
     groups, count = v.shape[2], pattern.shape[1]
@@ -104,7 +104,7 @@ def _before_attention_norm(
 
     A value bias that processing folded into b_O is the heads' again, and here no longer.
     """
-    attn = cache.model.blocks[layer].attn
+    attn = attention_of_layer(cache.model, layer)
     W_O, b_O = attn.W_O.detach().to(directions), _bias(attn, "b_O", directions)
     bias = folded_value_bias(cache.model, layer)
     if bias is not None:
