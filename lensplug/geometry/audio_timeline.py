@@ -32,6 +32,8 @@ class AudioTimeline:
     """Duration of the sound; of its padded windows where only those are known."""
     heard_s: float | None = None
     """Where the encoder ceases to hear a sound that is too long for it; None where it hears all of it."""
+    measured: float | None = None
+    """Where `lens.locate` measured the times: to how many seconds; None where they follow from the encoder."""
 
     def __len__(self) -> int:
         """The number of audio positions."""

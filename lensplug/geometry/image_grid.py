@@ -32,6 +32,8 @@ class ImageGrid:
     """Tokens that only end a row."""
     width: int
     height: int
+    measured: float | None = None
+    """Where `lens.locate` measured the boxes: to how many pixels; None where they follow from the processor."""
 
     def __len__(self) -> int:
         """The number of image positions."""

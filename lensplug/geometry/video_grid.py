@@ -32,6 +32,8 @@ class VideoGrid:
     """When each frame is shown; None where it is not known."""
     last_frame: Int[Tensor, " token"] | None = None
     """The last frame that each position sees, where it sees several in a row, from `frame` on; None: `frame` alone."""
+    measured: float | None = None
+    """As of `ImageGrid`."""
 
     def __len__(self) -> int:
         """The number of video positions."""
@@ -72,7 +74,12 @@ class VideoGrid:
         """The positions of one frame as the grid of an image; `tokens_of_frame` says which they are."""
         tokens = self.tokens_of_frame(frame)
         return ImageGrid(
-            self.boxes[tokens], torch.zeros_like(self.frame[tokens]), self.newline[tokens], self.width, self.height
+            self.boxes[tokens],
+            torch.zeros_like(self.frame[tokens]),
+            self.newline[tokens],
+            self.width,
+            self.height,
+            self.measured,
         )
 
     @checked

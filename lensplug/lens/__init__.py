@@ -12,6 +12,7 @@ Its methods are in files by what they are for; each says what it takes, and what
 - `answers`: `generate`
 - `hooks_and_edits`: `run_with_hooks`, `hooks`, `intervene`, `placeholders_as_words`
 - `adapters`: `adapter`
+- `locating`: `locate`
 - `sweeps`: `logits_at`, `logits_only`, `edited_runs`, `read_under_each`
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from lensplug.lens.adapters import Adapters
 from lensplug.lens.answers import Answers
+from lensplug.lens.locating import Locates
 from lensplug.lens.making_inputs import MakesInputs
 from lensplug.lens.runs import Runs
 from lensplug.lens.sweeps import Sweeps
@@ -26,7 +28,7 @@ from lensplug.lens.sweeps import Sweeps
 __all__ = ["MultimodalLens"]
 
 
-class MultimodalLens(MakesInputs, Runs, Answers, Sweeps, Adapters):
+class MultimodalLens(MakesInputs, Runs, Answers, Sweeps, Adapters, Locates):
     """A Hugging Face multimodal model with its language core under TransformerLens.
 
     Threads that use one lens, or several on one Hugging Face model, wait for each other, also where they call

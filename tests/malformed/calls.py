@@ -101,6 +101,10 @@ def good_calls() -> list[Call]:
         Call("lens.run_with_gradients", lens.run_with_gradients, {
             "inputs": inputs, "target": "Red", "position": -1, "names_filter": None, "keep": "cam"}),
         Call("lens.without", lens.without, {"inputs": inputs, "positions": mask}),
+        Call("lens.locate", lens.locate, {
+            "inputs": inputs, "kind": "image", "media_index": 0, "example": 0, "stripes": 2, "batch": 4,
+            "progress": print,
+        }),
         Call("lens.with_media", lens.with_media, {
             "inputs": inputs, "images": [[other]], "videos": None, "audio": None}),
         Call("lens.logits_at", lens.logits_at, {

@@ -50,7 +50,7 @@ from lensplug.views.explorer.arrays import (
 from lensplug.views.explorer.packing import json_for_script
 from lensplug.views.explorer.still import still_of
 from lensplug.views.overlays.image import grid_of, picture_of
-from lensplug.views.overlays.overlay import data_url
+from lensplug.views.overlays.overlay import data_url, measured_note
 from lensplug.views.page.embedded import Embedded
 from lensplug.views.page.page import Page, Section
 from lensplug.views.style import FONT, HEAT, MONO
@@ -142,7 +142,7 @@ def image_explorer(
     body = _template().render(
         facts=Markup(json_for_script(facts)), data=Markup(data), start=selection, answers=facts["answers"],
         layers=weights.shape[1], heads=weights.shape[2], steps=steps, name=f"explorer-{uuid4().hex[:8]}",
-        views=grid.views,
+        views=grid.views, measured=None if grid.measured is None else measured_note(grid.measured, "px"),
     )  # fmt: skip
     page_facts = (
         ("Model", logit_lens.provenance.model),

@@ -18,7 +18,17 @@ from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.media.images import both_ways
 from lensplug.media.warn import warn_user
 from lensplug.validation.arguments import checked
-from lensplug.views.overlays.overlay import SIDE, add_buttons, add_scales, below, heat, lay_out, scales_of, slider
+from lensplug.views.overlays.overlay import (
+    SIDE,
+    add_buttons,
+    add_scales,
+    below,
+    heat,
+    lay_out,
+    say_measured,
+    scales_of,
+    slider,
+)
 from lensplug.views.overlays.regions import over_image
 from lensplug.views.overlays.rows import Rows, are_shares, rows_at
 from lensplug.views.overlays.unseen import hatched, say_hatched
@@ -27,8 +37,8 @@ from lensplug.views.style import figure
 CELLS = 400_000
 """Maximum total number of heat map cells for which all views get a button: 2 MB on a page."""
 NO_GRID = (
-    "its family has no geometry yet, or its size or the settings of its processor are not known (use lens.prepare, or"
-    " give lens.encode images= or videos=)"
+    "its family has no geometry yet (lens.locate(inputs).inputs has measured places), or its size or the settings of"
+    " its processor are not known (use lens.prepare, or give lens.encode images= or videos=)"
 )
 """Reasons for a missing grid."""
 
@@ -115,6 +125,7 @@ def image_overlay(
     if len(rows) > 1:
         add_scales(fig, shared_scale, [row_scales[row] for row in of_row])
         fig.update_layout(sliders=[slider(list(rows), of_row)], height=fig.layout.height + 60)
+    say_measured(fig, grid.measured, "px")
     return fig
 
 

@@ -12,10 +12,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lensplug.views.style import HEAT, HEAT_SIGNED
+from lensplug.views.style import HEAT, HEAT_SIGNED, title_text
 
 SIDE = 340
 """Length of the longer side of an image, in pixels."""
+
+NOTE = 18
+"""Room for a line below a title, in pixels."""
 
 Cells = tuple[Float[Tensor, "row column"], Float[Tensor, " row_edge"], Float[Tensor, " column_edge"]]
 
@@ -70,6 +73,25 @@ def below(picture: Image.Image, width: int, height: int, *, visible: bool = True
         "source": data_url(picture), "xref": "x", "yref": "y", "x": 0, "y": 0, "sizex": width, "sizey": height,
         "sizing": "stretch", "layer": "below", "visible": visible,
     }  # fmt: skip
+
+
+def say_measured(fig: go.Figure, measured: float | None, unit: str) -> None:
+    """Under the title, that places were measured, and how exactly; nothing where they follow from the processor.
+
+    Args:
+        fig: The finished figure.
+        measured: `measured` of a grid or timeline.
+        unit: Of that number.
+    """
+    if measured is None:
+        return
+    text = title_text(fig.layout.title.text, measured_note(measured, unit))
+    fig.update_layout(title_text=text, height=fig.layout.height + NOTE, margin={"t": fig.layout.margin.t + NOTE})
+
+
+def measured_note(measured: float, unit: str) -> str:
+    """How places were found."""
+    return f"places measured by lens.locate, edges to about {measured:.2g} {unit}"
 
 
 def slider(

@@ -22,7 +22,7 @@ from lensplug.media import Sound, load_sound
 from lensplug.media.warn import warn_user
 from lensplug.validation.arguments import check_example, checked
 from lensplug.views.figures.region_attribution import notes_of
-from lensplug.views.overlays.overlay import add_scales, scales_of, slider
+from lensplug.views.overlays.overlay import add_scales, say_measured, scales_of, slider
 from lensplug.views.overlays.regions import painted, timeline_of
 from lensplug.views.overlays.rows import Rows, rows_at
 from lensplug.views.style import FONT, HEAT_SIGNED, MODALITY_COLORS, WHITE_TO_ORANGE, figure, titled
@@ -104,6 +104,7 @@ def sound_overlay(
     if isinstance(values, RegionAttribution):
         fig.update_yaxes(title=values.unit, row=1, col=1)
         titled(fig, title, notes_of(values, example))
+    say_measured(fig, timeline.measured, "s")
     return fig
 
 
@@ -119,7 +120,10 @@ def _sound_of(inputs: MultimodalInput, sound: Any, media_index: int, example: in
 def _timeline_of(inputs: MultimodalInput, media_index: int, example: int) -> AudioTimeline:
     timeline = inputs.modality.audio_timeline(media_index, example)
     if timeline is None:
-        raise LensplugError("this family has no geometry yet: its audio tokens cannot be placed in time.")
+        raise LensplugError(
+            "this family has no geometry yet: its audio tokens cannot be placed in time. lens.locate(inputs).inputs has"
+            " measured times."
+        )
     return timeline
 
 

@@ -10,7 +10,17 @@ from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.media import load_video
 from lensplug.validation.arguments import checked
 from lensplug.views.overlays.image import why_no_grid
-from lensplug.views.overlays.overlay import SIDE, add_buttons, add_scales, below, heat, lay_out, scales_of, slider
+from lensplug.views.overlays.overlay import (
+    SIDE,
+    add_buttons,
+    add_scales,
+    below,
+    heat,
+    lay_out,
+    say_measured,
+    scales_of,
+    slider,
+)
 from lensplug.views.overlays.rows import Rows, rows_at
 from lensplug.views.overlays.unseen import hatched, say_hatched
 from lensplug.views.style import figure
@@ -85,4 +95,5 @@ def video_overlay(
     if len(rows) > 1:
         add_buttons(fig, list(rows), of_row)
         add_scales(fig, shared_scale, [row_scales[row] for row in of_row])
+    say_measured(fig, grid.measured, "px")
     return fig
