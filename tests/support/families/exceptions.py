@@ -12,6 +12,8 @@ SOUND_TOKENS = {"vae_std": 0.0, "num_filters": 4, "downsampling_ratios": [2, 2],
 RESNET = {"architecture": "resnet18", "hidden_size": 512, "model_args": {}}
 """The smallest picture encoder of timm that gives a map."""
 SPEECH = {"conv_dim": [16, 16], "conv_stride": [5, 2], "conv_kernel": [10, 3]}
+STARTS = {"vision_start_token_id": 502, "vision_end_token_id": 503, "audio_start_token_id": 504}
+"""What the published configurations of Qwen-Omni's thinkers name, and the defaults do not."""
 THREE_PARTS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 PICTURE_WORDS = {"<image>": 500, "<|extra_200|>": 501}
 """Chameleon's and Emu3's words for pieces of a picture."""
@@ -104,11 +106,15 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     **{
         family: {"text_config.rope_parameters": THREE_PARTS}
-        for family in ("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker", "qwen3_5", "qwen3_5_moe", "paddleocr_vl")
+        for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe", "paddleocr_vl")
     },
     **{
         family: {"text_config.rope_parameters": THREE_PARTS, "vision_config.deepstack_visual_indexes": [0, 1]}
-        for family in ("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker")
+        for family in ("qwen3_vl", "qwen3_vl_moe")
+    },
+    "qwen2_5_omni_thinker": {"text_config.rope_parameters": THREE_PARTS, **STARTS},
+    "qwen3_omni_moe_thinker": {
+        "text_config.rope_parameters": THREE_PARTS, "vision_config.deepstack_visual_indexes": [0, 1], **STARTS,
     },
     "speech-encoder-decoder": _under("encoder", SPEECH),
     "speecht5": SPEECH,

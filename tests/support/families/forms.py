@@ -136,7 +136,8 @@ def packed_merged_video(config: Any, generator: torch.Generator) -> dict[str, An
     """VideoLLaMA 3's: with how many patches of each side become one position."""
     width = 3 * _patch(config) ** 2
     steps = {"video_grid_thw": torch.tensor([[2, 4, 8]]), "video_merge_sizes": torch.tensor([2])}
-    return {"pixel_values_videos": _normal(generator, 64, width), **steps}
+    kept = {"video_compression_mask": torch.ones(16, dtype=torch.bool)}
+    return {"pixel_values_videos": _normal(generator, 64, width), **steps, **kept}
 
 
 def _mel(config: Any) -> tuple[int, int]:

@@ -1,7 +1,8 @@
-"""The table of families in Markdown, and the page of the documentation around it."""
+"""The table of families in Markdown, and the page of the documentation around it: a function of the rows alone."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -21,17 +22,25 @@ COLUMNS = (
     "geometry",
     "reason or note",
 )
+LONGEST = 220
+"""Characters of a reason on the page."""
 INTRODUCTION = """# Families: what `lensplug.wrap` takes, and what it refuses
 
 Each line is one multimodal family of transformers {transformers}: a small model of it with random weights, made from
 its configuration class, wrapped, and compared with Hugging Face in fp32: on text, and on inputs of its media made by
 hand. No weights are downloaded, and no processor is needed. The random weights are large: with small ones attention is
-flat and everything agrees. `python benchmarks/families.py --write docs/families.md` makes this page.
+flat and everything agrees. Look for your model's `config.model_type` in the first column, and for the version of
+TransformerLens that you have in the headings. To make the page again, `pip install timm` (three families need it) and
+run `python benchmarks/families.py --write docs/families.md` beside each version.
+
+A family that is not here, or refused here, may still wrap: `lensplug.wrap` tries any decoder of the usual parts, proves
+what it made on your very model, and says what failed otherwise (`lens.proof`).
 
 - **result**: *exact*: the logits, the patterns and the sums of parts are Hugging Face's, up to rounding. *text only*:
   so for words; no input of its media could be made by hand. *refused*: `wrap`, or reading an input with that medium,
   says why not, in the last column. *not built*: no small model of it could be made here, so nothing is known. A family
   that differed would be called *differs*, one at which lensplug failed *error*: there must be none.
+- **reason or note**: why not, shortened; `wrap` says it whole, and what to use instead.
 - **how**: *tested row*: the core is in lensplug's table, and CI tests it. *proved*: it is in no table; `wrap` tried it
   and compared it with Hugging Face on load (`lens.proof`).
 - **logits**: the largest difference of a logit. **patterns**: of an attention weight from eager attention; empty where
@@ -49,11 +58,16 @@ def table(rows: Sequence[FamilyRow], *, head: bool = True) -> str:
     return "\n".join([*lines, *(_line(_cells(row)) for row in rows)])
 
 
-def page(rows: Sequence[FamilyRow]) -> str:
-    """The page: a table for each version of TransformerLens, the newest last."""
-    parts = [INTRODUCTION.format(transformers=version("transformers"))]
+def page(rows: Sequence[FamilyRow], transformers: str = version("transformers")) -> str:
+    """The page: a table for each version of TransformerLens, the newest last; families by name.
+
+    Args:
+        rows: Of all families, for each version.
+        transformers: The version of transformers that the models were made with.
+    """
+    parts = [INTRODUCTION.format(transformers=transformers)]
     for installed in sorted({row.transformer_lens for row in rows}, key=_numbers):
-        made = [row for row in rows if row.transformer_lens == installed]
+        made = sorted((row for row in rows if row.transformer_lens == installed), key=lambda row: row.family)
         counts = Counter(row.verdict for row in made)
         told = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
         parts.append(f"## TransformerLens {installed}\n\nOf {len(made)} families: {told}.\n\n{table(made)}\n\n")
@@ -70,8 +84,15 @@ def _cells(row: FamilyRow) -> list[str]:
         row.inputs,
         *numbers,
         row.geometry,
-        row.reason.replace("|", "\\|"),
+        shortened(row.reason).replace("|", "\\|"),
     ]
+
+
+def shortened(reason: str) -> str:
+    """A reason without what it advises, and without the other engine's where the bridge has its own."""
+    bridges = reason.rpartition(" And: ")[2]
+    told = re.split(r" Instead: | wrap\(\.\.\., | lensplug\.wrap takes ", bridges)[0].strip()
+    return told if len(told) <= LONGEST else told[:LONGEST].rpartition(" ")[0] + " ..."
 
 
 def _line(cells: Sequence[str]) -> str:
