@@ -233,8 +233,16 @@ def _adds_up(before: Tensor, parts: Sequence[tuple[_Call, float]], after: Tensor
         if not bool(made.abs().max() > 0):
             return False
         total, size = total + made, size + made.abs()
+    # What is left must be less than any of the terms: rounding of a large one hides a small one.
+    smallest = min(_size(before), *(abs(scale) * _size(call.made) for call, scale in parts))
+    if not float((total - after.double().view(before.shape)).norm()) < smallest / 2:
+        return False
     resolution = 4 * torch.finfo(before.dtype).eps
     return bool(((total - after.double().view(before.shape)).abs() <= resolution * size + 1e-30).all())
+
+
+def _size(value: Tensor | None) -> float:
+    return 0.0 if value is None else float(value.double().norm())
 
 
 def _same(first: Tensor | None, second: Tensor | None) -> bool:
