@@ -139,7 +139,9 @@ def _relevance(
     """
     first, second = logits.topk(2, dim=-1).indices.unbind(dim=-1)
     try:
-        _, cache, grads = lens.run_with_gradients(inputs, target=(first, second), position=last, keep="cam")
+        _, cache, grads = lens.run_with_gradients(
+            inputs, target=(first, second), position=last, keep="gradient_rollout"
+        )
     except LensplugError as error:
         if "overflow" not in str(error):
             raise

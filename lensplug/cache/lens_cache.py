@@ -132,7 +132,9 @@ class LensCache(DeepstackCache):
             of_all = (hook_names.ROLLOUT, hook_names.ROLLOUT_ROWS)
             of_layer = (hook_names.head_mean, hook_names.modality_mass, hook_names.received)
             derived = (*(name_of(layer) for name_of in of_layer), *of_all)
-            for outdated in (*derived, *(hook_names.cam(layer, sign) for sign in ("positive", "negative"))):
+            cams = (hook_names.cam(layer, sign) for sign in ("positive", "negative"))
+            products = [kept for kept in self.cache_dict if kept.startswith(hook_names.GRADIENT_ROLLOUT)]
+            for outdated in (*derived, *cams, *products):
                 self.cache_dict.pop(outdated, None)
 
     def to(self, device: Any) -> LensCache:

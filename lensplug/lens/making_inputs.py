@@ -92,7 +92,7 @@ class MakesInputs(WrappedModel):
         """Append an answer of your own instead of a generated one (teacher forcing): what would make the model say it?
 
             answer = lens.with_answer(inputs, "Red")
-            _, cache, grads = lens.run_with_gradients(answer.inputs, target=answer, keep="cam")
+            _, cache, grads = lens.run_with_gradients(answer.inputs, target=answer, keep="gradient_rollout")
             both = lens.with_answer(inputs, ["Red", "Blue"])          # of one prompt
 
         It can be used wherever an answer of `generate` can. The text is tokenised as it is, like a `target`, and

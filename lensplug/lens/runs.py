@@ -186,8 +186,11 @@ class Runs(WrappedModel):
             keep: What to keep in place of patterns and their gradients, for prompts of thousands of positions:
                 "cam" and "cam_negative", the mean over heads of the positive (negative) part of gradient x
                 attention, `[batch query key]` in each layer, in fp32, which `analysis.gradient_rollout` reads as
-                well. Attention runs at the speed of SDPA, blocks are computed again in the backward pass (hooks fire
-                again), and the logits are those that the target needs, `[batch row d_vocab]`, unless it is a function.
+                well; "gradient_rollout", that analysis at the rows where the target is read, multiplied up while
+                gradients are taken, `[batch row key]` in all (`reductions.GradientRolloutRows` for other rows and
+                options). Attention runs at the speed of SDPA, blocks are computed again in the backward pass (hooks
+                fire again), and the logits are those that the target needs, `[batch row d_vocab]`, unless it is a
+                function.
 
         Raises:
             LensplugError: If a name is no hook, the target is not one token or has no gradient, the position is

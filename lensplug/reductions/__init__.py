@@ -17,11 +17,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from jaxtyping import Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.reductions.cam import Cam as Cam
+from lensplug.reductions.gradient_rollout_rows import GradientRolloutRows as GradientRolloutRows
 from lensplug.reductions.head_mean import HeadMean as HeadMean
 from lensplug.reductions.modality_mass import ModalityMass as ModalityMass
 from lensplug.reductions.received import Received as Received
@@ -63,8 +65,12 @@ class Reduction(Protocol):
 class GradientReduction(Protocol):
     """What is kept of patterns and their gradients, for `lens.run_with_gradients`."""
 
-    def begin(self, inputs: MultimodalInput) -> Any:
-        """Called with layer, first row, pattern and gradient of each block, the last layer first; has `named`."""
+    def begin(self, inputs: MultimodalInput, layers: int, target_rows: Int[Tensor, "batch row"] | None) -> Any:
+        """Called with layer, first row, pattern and gradient of each block, the last layer first; has `named`.
+
+        The model has so many layers. `target_rows` are the positions at which the target is read; None where it is a
+        function.
+        """
 
 
 BY_NAME: dict[str, Any] = {
@@ -73,11 +79,15 @@ BY_NAME: dict[str, Any] = {
     "received": Received,
     "rollout": RolloutProduct,
 }
-GRADIENTS_BY_NAME: dict[str, Any] = {"cam": Cam, "cam_negative": partial(Cam, "negative")}
+GRADIENTS_BY_NAME: dict[str, Any] = {
+    "cam": Cam,
+    "cam_negative": partial(Cam, "negative"),
+    "gradient_rollout": GradientRolloutRows,
+}
 """With their default options."""
 
 ReductionName = Literal["head_mean", "modality_mass", "received", "rollout"]
-GradientReductionName = Literal["cam", "cam_negative"]
+GradientReductionName = Literal["cam", "cam_negative", "gradient_rollout"]
 Keep = ReductionName | Reduction | Sequence[ReductionName | Reduction] | None
 KeepGradients = GradientReductionName | GradientReduction | Sequence[GradientReductionName | GradientReduction] | None
 

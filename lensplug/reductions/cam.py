@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.errors import LensplugError
@@ -18,6 +18,8 @@ from lensplug.reductions import names as hook_names
 
 Sign = Literal["positive", "negative"]
 SIGNS: tuple[Sign, ...] = get_args(Sign)
+Contributions = Literal[Sign, "signed"]
+"""Attention that raises a number, that lowers it, or one minus the other."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Cam:
         if self.sign not in SIGNS:
             raise LensplugError(f"sign is {self.sign!r}, expected {' or '.join(map(repr, SIGNS))}.")
 
-    def begin(self, inputs: MultimodalInput) -> _Cams:
-        """Empty, for one run."""
+    def begin(self, inputs: MultimodalInput, layers: int, target_rows: Int[Tensor, "batch row"] | None) -> _Cams:
+        """Empty, for one run; of every row."""
         return _Cams(self.sign, inputs.tokens.shape[1])
 
 
@@ -57,8 +59,13 @@ class _Cams:
 
 
 def weighted(
-    pattern: Float[Tensor, "batch head row key"], gradient: Float[Tensor, "batch head row key"], sign: Sign
+    pattern: Float[Tensor, "batch head row key"], gradient: Float[Tensor, "batch head row key"], sign: Contributions
 ) -> Float[Tensor, "batch row key"]:
-    """The mean over heads of the positive part of gradient x attention, or of the negative one, without its sign."""
+    """The mean over heads of the positive part of gradient x attention, or of the negative one, without its sign.
+
+    Or of all of it, with its sign.
+    """
     product = gradient * pattern
+    if sign == "signed":
+        return product.mean(dim=1)
     return (product.clamp_(min=0) if sign == "positive" else product.clamp_(max=0).neg_()).mean(dim=1)

@@ -11,7 +11,8 @@ probability near 1) it is nearly zero although the activation matters; take the 
 
 The memory is that of a training step without the parameters' gradients: patterns and their gradients are
 `head x pos x pos` in every layer. With `keep="cam"` it is that of one block and a head's share of the patterns: the
-backward pass computes each block again, and makes patterns and gradients a few rows at a time.
+backward pass computes each block again, and makes patterns and gradients a few rows at a time. With
+`keep="gradient_rollout"` it is that of one block, and the input of each.
 It is reached through `lens.run_with_gradients`.
 """
 
@@ -34,6 +35,7 @@ from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.patches.both.temporary_hooks import temporary_hooks
 from lensplug.positions.indices import Position, watched_rows
 from lensplug.reductions import KeepGradients
+from lensplug.reductions.gradient_rollout_rows import refuse_twice
 from lensplug.running.caching import NamesFilter, names_taken, predicate
 from lensplug.validation.finite import all_finite
 
@@ -59,9 +61,12 @@ def run_with_gradients(
         LensplugError: If the target is not one token for each example or no scalar with a gradient, no hook is
             kept, or a gradient is not finite.
     """
-    reduced = [accumulator.begin(inputs) for accumulator in reductions.chosen(keep, reductions.GRADIENTS_BY_NAME)]
+    chosen = reductions.chosen(keep, reductions.GRADIENTS_BY_NAME)
+    refuse_twice(chosen)
     # Logits of thousands of positions, and their gradient, are gigabytes: only a function may want all of them.
     terms = None if callable(target) else terms_of(target, position, inputs, tokenizer, model.cfg.d_vocab_out)
+    target_rows = None if terms is None else terms.rows
+    reduced = [reduction.begin(inputs, model.cfg.n_layers, target_rows) for reduction in chosen]
     rows = terms.rows if reduced and terms is not None else None
 
     def scalar(logits: Tensor) -> Any:
@@ -98,7 +103,7 @@ def run_with_gradients(
             stack.enter_context(engines.attention_rows(engine, model, rows_shown, each_gradient=each_gradient))
             stack.enter_context(engines.checkpointed(model))
         if rows is not None:
-            stack.enter_context(engines.logit_rows(model, rows))
+            stack.enter_context(engines.logit_rows(model, rows.clone()))  # they may be of inference mode
         stack.enter_context(temporary_hooks(model, ((name, keep_activation) for name in names)))
         embeds = inputs.embeds.detach().clone().requires_grad_()
         logits = model(replace(inputs, embeds=embeds))

@@ -115,7 +115,7 @@ def _before_each_token(inputs: Any) -> list[int]:
 def _gradient_rollout(lens: Any, inputs: Any, target: Any, read_at: list[int]) -> Float[Tensor, " pos"]:
     """Of the target; of an answer the mean over the rows at which its tokens are told."""
     position = {} if target is inputs else {"position": read_at[0]}
-    _, cache, grads = lens.run_with_gradients(inputs, target=target, keep="cam", **position)
+    _, cache, grads = lens.run_with_gradients(inputs, target=target, keep="gradient_rollout", **position)
     return analysis.gradient_rollout(cache, grads, rows=read_at).relevance[0].mean(dim=0)
 
 

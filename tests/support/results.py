@@ -62,10 +62,10 @@ def every_result(seed: int = 0) -> dict[str, Result]:
         analysis.Example(QUESTION, answer, images=[picture]) for picture, answer in zip(pictures, answers, strict=True)
     ]
     _, cache = lens.run_with_cache(inputs)
-    _, cam, grads = lens.run_with_gradients(inputs, target=answers[0], keep="cam")
+    _, kept, grads = lens.run_with_gradients(inputs, target=answers[0], keep="gradient_rollout")
     heads = analysis.head_specialization(cache, inputs.modality)
     rollout = analysis.attention_rollout(cache, rows=-1)
-    relevance = analysis.gradient_rollout(cam, grads, rows=-1)
+    relevance = analysis.gradient_rollout(kept, grads, rows=-1)
     curve = analysis.deletion_curve(lens, inputs, relevance, answers[0], steps=2, draws=2)
     cells = grid_regions(2, 4)
     activity = analysis.neuron_activity(cache, inputs.modality, domain=COLORS)

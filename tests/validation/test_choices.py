@@ -129,10 +129,13 @@ def test_choices_in_words(hint, words):
 
 OPTIONS_OF_REDUCTIONS = """
 from lensplug import LensplugError
-from lensplug.reductions import Cam
+from lensplug.reductions import Cam, GradientRolloutRows
 from lensplug.reductions.mixing import Mixing
 
-for make in (lambda: Mixing(head_fusion="median"), lambda: Mixing(residual="median"), lambda: Cam("signed")):
+for make in (
+    lambda: Mixing(head_fusion="median"), lambda: Mixing(residual="median"), lambda: Cam("signed"),
+    lambda: GradientRolloutRows(contributions="all"),
+):
     try:
         make()
     except LensplugError as refused:
@@ -147,6 +150,7 @@ def test_options_of_reductions_too():
         "head_fusion is 'median', expected one of 'mean', 'max', 'min', 'value_weighted'.",
         "residual is 'median', expected a weight from 0 to 1, or 'measured'.",
         "sign is 'signed', expected 'positive' or 'negative'.",
+        "contributions is 'all', expected 'positive', 'negative' or 'signed'.",
     ]
 
 

@@ -53,6 +53,7 @@ EACH_RUN = {
     "residuals": lambda lens, inputs: lens.run_with_cache(inputs, needs=[analysis.logit_lens]),
     "gradients": lambda lens, inputs: lens.run_with_gradients(inputs, target=3),
     "cam": lambda lens, inputs: lens.run_with_gradients(inputs, target=3, keep="cam"),
+    "gradient_rollout": lambda lens, inputs: lens.run_with_gradients(inputs, target=3, keep="gradient_rollout"),
     "hooks": lambda lens, inputs: lens.run_with_hooks(inputs),
     "answer": lambda lens, inputs: lens.generate(inputs, max_new_tokens=2),
 }

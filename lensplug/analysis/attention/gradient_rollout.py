@@ -10,8 +10,10 @@ Method:
 
 In causal attention the first position (`<bos>`, the attention sink) is left out: it would dominate nearly every map,
 and nothing flows through it that does not end there. Without `normalize`, rows are computed from the last layer down as
-vectors, row · (I + cam_last) ⋯ (I + cam_first): one row costs layers x pos², not pos³; all in fp32. Gradients are
-matched to layers by hook name, since layers in the wrong order give another, equally smooth map.
+vectors, row · (I + cam_last) ⋯ (I + cam_first): one row costs layers x pos², not pos³; all in fp32. The backward pass
+comes by the layers in that order: with `keep="gradient_rollout"` it multiplies the rows up itself, and no `pos x pos`
+matrix is kept. Gradients are matched to layers by hook name, since layers in the wrong order give another, equally
+smooth map.
 
 Paper: Chefer, Gur & Wolf 2021, "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
 Transformers", arXiv 2103.15679.
@@ -40,13 +42,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensplug.analysis.attention.left_out import LeftOut, left_out
+from lensplug.analysis.attention.kept_gradient_rollout import ELSE, holds_rows_alone, kept_relevance, product_shape
+from lensplug.analysis.attention.left_out import LeftOut, first_is_meant, left_out
 from lensplug.analysis.attention.rollout_rows import chosen_rows, row_names, rows_table
 from lensplug.analysis.processed_weights import refuse_centred_logits
 from lensplug.analysis.protocols import needs
@@ -57,7 +60,8 @@ from lensplug.cache.reading import attended, n_layers, read, read_pattern
 from lensplug.errors import LensplugError
 from lensplug.positions.indices import Positions
 from lensplug.reductions import names as hook_names
-from lensplug.reductions.cam import SIGNS, Sign, weighted
+from lensplug.reductions.cam import SIGNS, weighted
+from lensplug.reductions.cam import Contributions as Contributions
 from lensplug.validation.arguments import check_example, checked
 from lensplug.validation.finite import all_finite
 from lensplug.validation.masks import Mask
@@ -65,8 +69,6 @@ from lensplug.validation.masks import Mask
 if TYPE_CHECKING:
     import pandas as pd
 
-Contributions = Sign | Literal["signed"]
-"""Attention that raises the logit, that lowers it, or one minus the other."""
 Gradients = ActivationCache | Mapping[str, Tensor]
 """Gradients under the names of the hooks that they are of."""
 
@@ -121,7 +123,8 @@ def gradient_rollout(
 
     Args:
         cache: An ActivationCache with `hook_pattern` of every layer, or what is left of pattern and gradient together
-            (`lens.run_with_gradients(..., keep="cam")`).
+            (`lens.run_with_gradients(..., keep="cam")`), or rows that were multiplied up while gradients were taken
+            (`keep="gradient_rollout"`): these rows can be read then, with the options of that reduction.
         grads: The gradients of one scalar with respect to them, under the same names, as an ActivationCache or a
             dict: cache and grads are what `lens.run_with_gradients(inputs, target=...)` returns.
         contributions: "positive": attention that raises the scalar, as in the paper; "negative": that lowers it,
@@ -140,16 +143,21 @@ def gradient_rollout(
         attention_mask: For a padded cache that TransformerLens made alone; the lens's caches carry theirs.
 
     Raises:
-        LensplugError: If a pattern or a gradient is missing or not finite, or their shapes differ, or the weights are
-            processed: gradients of centred logits, and of patterns without value biases, are others.
+        LensplugError: If a pattern or a gradient is missing or not finite, or their shapes differ, or rows or options
+            are asked for that were not kept, or the weights are processed: gradients of centred logits, and of
+            patterns without value biases, are others.
     """
     if normalize and contributions == "signed":
         raise LensplugError("rows of signed contributions have no sum to be normalised by: leave normalize out.")
     refuse_centred_logits(cache.model, "gradient_rollout")
     layers = n_layers(cache)
-    last = _weighted(cache, grads, layers - 1, contributions)
-    batch, length = last.shape[0], last.shape[-1]
-    mask = attended(cache, (batch, length), attention_mask, last.device, positions=rows)
+    rows_alone = holds_rows_alone(cache)
+    if rows_alone:
+        batch, length, device = product_shape(cache)
+    else:
+        last = _weighted(cache, grads, layers - 1, contributions)
+        batch, length, device = last.shape[0], last.shape[-1], last.device
+    mask = attended(cache, (batch, length), attention_mask, device, positions=rows)
     index = chosen_rows(rows, mask)
     if sinks is not None and exclude_first is not None:
         raise LensplugError(f"exclude_first={exclude_first} and sinks both say what is left out: give sinks alone.")
@@ -164,7 +172,14 @@ def gradient_rollout(
         return cam * (mask.bool()[:, :, None] & gives[:, None]).to(cam.device)
 
     identity = torch.nn.functional.one_hot(index, length).float()
-    if normalize:
+    if rows_alone:
+        if sinks is not None and not isinstance(sinks, str):
+            raise LensplugError(f"the rows were multiplied with those sinks in them: {ELSE}.")
+        relevance = kept_relevance(
+            cache, index, mask, contributions=contributions,
+            exclude_first=first_is_meant(sinks, bool(exclude_first)), normalize=normalize,
+        )  # fmt: skip
+    elif normalize:
         relevance = torch.zeros_like(last)
         for layer in range(layers):
             cam = cam_of(layer)
