@@ -35,6 +35,7 @@ FAMILIES = {
     "musicflamingo": "lensplug.families.whisper_windows",
     "ovis2": "lensplug.families.ovis2",
     "paligemma": "lensplug.families.llava",
+    "qwen2_5_omni_thinker": "lensplug.families.qwen_omni",
     "qwen2_5_vl": "lensplug.families.qwen_vl",
     "qwen2_audio": "lensplug.families.whisper_windows",
     "qwen2_vl": "lensplug.families.qwen_vl",

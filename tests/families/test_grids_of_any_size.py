@@ -12,6 +12,7 @@ from datetime import date
 import pytest
 import torch
 from PIL import Image
+from support.counted_families import BUILDERS as COUNTED
 from support.grid_checks import assert_paints, assert_tiles
 from support.image_families import lens
 from support.more_image_families import BUILDERS as MORE
@@ -24,7 +25,7 @@ from lensplug.families import gemma3
 from lensplug.geometry.image_grid import VIEWS
 from lensplug.inputs.multimodal_input import MultimodalInput
 
-BUILDERS = {**NEWER, **MORE}
+BUILDERS = {**NEWER, **MORE, **COUNTED}
 QUESTION = "What is this ?"
 SEED = os.environ.get("LENSPLUG_SEED", str(date.today().toordinal()))
 SIZES = int(os.environ.get("LENSPLUG_SIZES", "8"))
@@ -34,6 +35,7 @@ NOT_TAKEN = {
     "qwen2-vl": lambda short, long: long > 200 * short,
     "qwen2.5-vl": lambda short, long: long > 200 * short,
     "qwen3-vl": lambda short, long: long > 200 * short,
+    "qwen2.5-omni": lambda short, long: long > 200 * short,
     "video-llama-3": lambda short, long: long > 200 * short,
     "mistral3": lambda short, long: long > 1540 * short or long <= 28,  # its model cannot split one position
     "pixtral": lambda short, long: long > 1024 * short,
@@ -121,7 +123,9 @@ def test_how_often_several_pictures_of_gemma_3_were_cut_is_known_or_nothing_is()
     assert grid is not None and grid.view.unique().tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "video-llama-3", "mistral3", "pixtral"])
+@pytest.mark.parametrize(
+    "name", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen2.5-omni", "video-llama-3", "mistral3", "pixtral"]
+)
 def test_another_picture_than_the_processor_saw_is_noticed_where_sizes_vary(name):
     outputs = dict(lens(name).prepare(QUESTION, images=[picture(120, 200)]).model_inputs)
     with pytest.warns(UserWarning, match="not those that the processor saw.*its sizes differ"):

@@ -20,7 +20,7 @@ from lensplug.media import Video, load_video
 from lensplug.positions.groups import group_positions
 
 QUESTION = "What is this ?"
-QWEN = [("qwen2-vl", 6), ("qwen2.5-vl", 5), ("qwen3-vl", 5)]
+QWEN = [("qwen2-vl", 6), ("qwen2.5-vl", 5), ("qwen3-vl", 5), ("qwen2.5-omni", 5)]
 NESTED = pytest.mark.skipif(
     version.parse(transformers.__version__) < version.parse("5.24"), reason="SmolVLM's processor takes nested videos"
 )

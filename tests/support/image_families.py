@@ -10,7 +10,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 import lensplug
-from support import more_image_families, newer_image_families
+from support import counted_families, more_image_families, newer_image_families
 from support.narrow import CHAT, NARROW, clip, text_config, tokenizer_with
 
 NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
@@ -107,6 +107,7 @@ BUILDERS = {
     "idefics3": idefics3,
     **newer_image_families.BUILDERS,
     **more_image_families.BUILDERS,
+    **counted_families.BUILDERS,
 }
 
 
@@ -115,7 +116,7 @@ def lens(name: str, *, attention: bool = True) -> lensplug.MultimodalLens:
     """The lens of a family, random weights; without attention no patch of a view knows of another."""
     torch.manual_seed(0)
     model, processor = {**BUILDERS, **more_image_families.WITHOUT_PLACES}[name]()
-    for parameter in model.model.parameters():
+    for parameter in model.parameters():
         if parameter.ndim > 1 and not bool(parameter.any()):  # a projector that starts at zero tells nothing
             nn.init.normal_(parameter, std=0.2)
     if not attention:
@@ -125,8 +126,9 @@ def lens(name: str, *, attention: bool = True) -> lensplug.MultimodalLens:
 
 def _silence_attention(model: Any) -> None:
     silent = 0
-    for tower in model.model.children():
-        if tower is model.get_decoder():
+    whole = model if model.model is model.get_decoder() else model.model
+    for tower in whole.children():
+        if tower in (model.get_decoder(), model.get_output_embeddings()):
             continue
         for place, module in tower.named_modules():
             *parents, last = place.split(".")
