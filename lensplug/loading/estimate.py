@@ -105,7 +105,7 @@ def _config(model: Any, where: dict[str, Any]) -> Any:
         )
     with failures_explained(str(model)) as reading, nobody_is_asked():
         reading(CONFIG)
-        return transformers.AutoConfig.from_pretrained(str(model), **where)
+        return transformers.AutoConfig.from_pretrained(str(model), trust_remote_code=False, **where)
 
 
 def _without_memory(config: Any, name: str, dtype: torch.dtype) -> Any:

@@ -1,6 +1,6 @@
 """Options of `lensplug.load`, checked against what is available before anything large is read.
 
-A core is one set of whole weights in one dtype on one device. Options of transformers that would give another one
+`load` loads one set of whole weights in one dtype to one device. Options of transformers that would give another one
 (split, offloaded or quantised weights) are refused by name, with what to type in their place.
 """
 
@@ -20,10 +20,16 @@ OF_WEIGHTS = ("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "va
 """Options for the weights alone."""
 OWN_MODEL = "load the model yourself with transformers, and give it to lensplug.wrap(model, processor)"
 QUANTISED = (
-    "a core has whole weights, which TransformerLens multiplies with: leave it out, and save memory with"
+    "lensplug.load loads whole weights: "
+    + OWN_MODEL
+    + ", which takes it quantised; or leave it out, and save memory with"
     " dtype='bfloat16'"
 )
-SPLIT = "a core must be on one device: leave it out, and give device='cuda' (or 'cuda:1', 'cpu')"
+SPLIT = (
+    "lensplug.load loads to one device: leave it out, and give device='cuda' (or 'cuda:1', 'cpu'); or "
+    + OWN_MODEL
+    + ", which takes it split or offloaded"
+)
 REFUSED = {
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_config", "torchao_config"), QUANTISED),
     **dict.fromkeys(
@@ -122,8 +128,9 @@ def refuse_quantised(config: Any, name: str) -> None:
             else getattr(quantization, "quant_method", None)
         )
         raise LensplugError(
-            f"the weights of {name!r} are quantised ({getattr(method, 'value', method) or 'unknown'}), and a core has"
-            " whole weights: load the checkpoint that it was made of, with dtype='bfloat16' to save memory."
+            f"the weights of {name!r} are quantised ({getattr(method, 'value', method) or 'unknown'}), and"
+            f" lensplug.load loads whole weights: {OWN_MODEL}, which takes it quantised; or load the checkpoint that it"
+            " was made of."
         )
 
 

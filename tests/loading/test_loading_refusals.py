@@ -46,11 +46,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "flash attention": ({"attn_implementation": "flash_attention_2"}, "flash_attention_2' needs a package"),
     "misspelt attention": ({"attn_implementation": "spda"}, "attn_implementation is 'spda', expected one of"),
     "attention of a part": ({"attn_implementation": {"vision_config": "spda"}}, "attn_implementation is 'spda'"),
-    "4 bits": ({"load_in_4bit": True}, "load_in_4bit=True: a core has whole weights"),
+    "4 bits": ({"load_in_4bit": True}, "load_in_4bit=True: lensplug.load loads whole weights"),
     "quantisation": ({"quantization_config": {"load_in_8bit": True}}, "quantization_config=.*whole weights"),
-    "offload": ({"offload_folder": "there"}, "offload_folder='there': a core must be on one device"),
-    "auto map": ({"device_map": "auto"}, "device_map='auto': a core must be on one device"),
-    "split map": ({"device_map": {"model": 0, "lm_head": "disk"}}, "device_map=.*a core must be on one device"),
+    "offload": ({"offload_folder": "there"}, "offload_folder='there': lensplug.load loads to one device"),
+    "auto map": ({"device_map": "auto"}, "device_map='auto': lensplug.load loads to one device"),
+    "split map": ({"device_map": {"model": 0, "lm_head": "disk"}}, "device_map=.*lensplug.load loads to one device"),
     "other map": ({"device_map": "cuda:1", "device": "cpu"}, "device='cpu' and device_map='cuda:1' differ"),
     "mismatched": ({"ignore_mismatched_sizes": True}, "would be random numbers"),
     "unknown": ({"max_pixels": 3}, "load takes no 'max_pixels'.*lensplug.wrap"),
@@ -138,7 +138,7 @@ def test_weights_that_are_broken_quantised_or_of_another_model(folder, tmp_path)
     with pytest.raises(LensplugError, match="model.safetensors' is no safetensors file"):
         lensplug.load(made, device="cpu")
     (made / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
-    with pytest.raises(LensplugError, match=r"are quantised \(awq\), and a core has whole weights"):
+    with pytest.raises(LensplugError, match=r"are quantised \(awq\), and lensplug.load loads whole weights"):
         lensplug.load(made, device="cpu")
     own = {"model_type": "their_own", "auto_map": {"AutoConfig": "code.Config"}}
     (made / "config.json").write_text(json.dumps(own))

@@ -186,8 +186,9 @@ def test_what_has_nothing_to_delete_or_no_answer_is_a_row(lens, pictures, tmp_pa
     table = pd.concat([pictures[:2], pd.DataFrame({"prompt": [QUESTION], "target": ["Red"]})])
     table.loc[1, "target"] = None
     failed = measured(tmp_path / "study", table, lens, 4).failures()
-    assert sorted(error[:40] for error in failed.error) == [
-        "example 0 has no media positions to dele", "the example has no 'target' to be watche",
+    assert sorted(error[:56] for error in failed.error) == [
+        "deletion_curve: example 0 has no media positions to dele",
+        "deletion_curve: the example has no 'target' to be watche",
     ]  # fmt: skip
 
 

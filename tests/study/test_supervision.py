@@ -159,7 +159,7 @@ def test_two_processes_and_ctrl_c_with_nobody_who_reads_what_is_printed(scenes, 
         ["sh", "-c", closed, "sh", *command], env=environment(), stdin=subprocess.DEVNULL, start_new_session=True,
         preexec_fn=heed_signals,
     )  # fmt: skip
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while not list((tmp_path / "study").glob("results/*/*.parquet")):
         assert driver.poll() is None and time.monotonic() < until
         time.sleep(0.01)

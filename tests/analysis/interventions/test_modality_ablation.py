@@ -52,7 +52,9 @@ class OnPlain:
     """A lens whose core is given embeddings and padding alone."""
 
     model = tokenizer = None
-    core = LanguageCore(None, torch.nn.Linear(1, 1), SimpleNamespace(model_type="llama"), "plain", {})
+    core = LanguageCore(
+        SimpleNamespace(config=None), torch.nn.Linear(1, 1), SimpleNamespace(model_type="llama"), "plain", {}
+    )
 
     def without(self, inputs, positions):
         return edited_inputs.without(None, self.core, inputs, positions)
