@@ -29,7 +29,8 @@ def asked_of(hf_model: Any, core: LanguageCore) -> LanguageCore:
     """The core, with what its model says when it is asked.
 
     Raises:
-        LensplugError: If the model does not run on words alone, or makes something else of logits.
+        LensplugError: If the model does not run on words alone, as one that always needs a medium, or makes something
+            else of logits.
     """
     rows = core.decoder.embed_tokens.weight.shape[0]
     special = set(core.placeholder_ids.values())
@@ -39,7 +40,13 @@ def asked_of(hf_model: Any, core: LanguageCore) -> LanguageCore:
     mask = torch.ones_like(tokens)
     mask[1, -2:] = 0  # with padding, which shows what masks a model makes; at the end, where no word sees it
     model_inputs = {"input_ids": tokens, "attention_mask": mask}
-    arguments = decoder_arguments(hf_model, core, model_inputs)
+    try:
+        arguments = decoder_arguments(hf_model, core, model_inputs)
+    except LensplugError as refusal:
+        raise LensplugError(
+            f"{type(hf_model).__name__} takes no prompt of words alone ({refusal}), and that is what a core that"
+            " none of lensplug's tests covers is proved on: it is refused unproved, whatever it may compute."
+        ) from refusal
     try:
         scale, cap = _logits(hf_model, core, model_inputs)
     except LensplugError:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lensplug.errors import LensplugError
 from lensplug.hf.own_parts import own_modules
@@ -52,10 +52,18 @@ def decoder_and_head(hf_model: Any) -> tuple[Any, Any]:
         raise LensplugError(_no_decoder(hf_model, outer))
     if head is None:
         raise LensplugError(_no_head(hf_model))
-    if not isinstance(getattr(decoder, "embed_tokens", None), nn.Module):
+    embedding = getattr(decoder, "embed_tokens", None)
+    if not isinstance(embedding, nn.Module):
         raise LensplugError(
             f"the decoder of {_name(hf_model)}, a {type(decoder).__name__}, has no embed_tokens, where decoders of the"
             f" form that lensplug knows embed words (it has {_children(decoder)})."
+            f" {INSTEAD.format(attentions='attentions')}{_bridge_of(_name(hf_model))}"
+        )
+    if not isinstance(getattr(embedding, "weight", None), Tensor):
+        raise LensplugError(
+            f"the decoder of {_name(hf_model)} embeds its positions by a {type(embedding).__name__} (with"
+            f" {_children(embedding)}), expected one table with a row for each word: of a position that is the sum of"
+            " several embeddings (a word, codes of sound) no word can be told."
             f" {INSTEAD.format(attentions='attentions')}{_bridge_of(_name(hf_model))}"
         )
     return decoder, head

@@ -15,6 +15,7 @@ Checked against transformer-lens 3.9.0 and 4.3.0, transformers 5.23 and 5.24.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from typing import Any
 
@@ -61,6 +62,8 @@ TRIED_AND_TESTED = (
 )
 """Decoders outside the table that lensplug's tests cover all the same, as they are tried."""
 
+PRINTED_MODULE = re.compile(r"(\w+)\(\n(?:[ \t].*\n)*\)")
+"""A module as torch prints it, over many lines; its first word is its class."""
 UNTOLD = {"norm_topk_prob": True}
 """What a language model reads from its configuration as it is made, where a decoder's own does not say it.
 
@@ -144,7 +147,7 @@ def _tried(core: CoreParts, process_weights: bool, model_name: str) -> Any:
     except LensplugError:
         raise
     except Exception as error:  # any: it was not written for this
-        said = " ".join(str(error).split())[:200]
+        said = " ".join(PRINTED_MODULE.sub(r"\1", str(error)).split())[:200]
         raise LensplugError(
             f"{type(core.decoder).__name__} cannot be bridged by what its layers have ({type(error).__name__}: {said})."
         ) from error

@@ -84,6 +84,11 @@ def test_a_decoder_of_another_form_is_described():
     assert "a NemotronHModel, has no embed_tokens" in message and "embeddings, layers, norm_f" in message
 
 
+def test_embeddings_that_are_no_table_of_words():
+    message = refusal_of(family("kyutai_speech_to_text"))
+    assert "embeds its positions by a KyutaiSpeechToTextEmbeddings" in message and "codes of sound" in message
+
+
 @pytest.mark.parametrize("name", ONE_LEVEL_DOWN)
 def test_the_decoder_may_be_within_what_get_decoder_gives(name):
     decoder, head = decoder_and_head(family(name))

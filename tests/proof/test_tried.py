@@ -13,6 +13,7 @@ from support.models import largest_difference
 import lensplug
 from lensplug import interventions
 from lensplug.errors import LensplugError
+from lensplug.patches.bridge.core import PRINTED_MODULE
 
 TRIED = {
     "cohere_compass": "attention and MLP side by side, LayerNorms without bias",
@@ -96,6 +97,21 @@ def test_copies_keep_their_proof(cohere):
     assert copied.proof == cohere.proof
     inputs = text_inputs()
     assert largest_difference(copied.model(copied.encode(inputs)), cohere.model(cohere.encode(inputs))) == 0
+
+
+def test_what_takes_no_words_alone_is_told_so():
+    with pytest.raises(LensplugError, match=r"Blip2For.* takes no prompt of words alone \(.*'pixel_values'.*unproved"):
+        lensplug.wrap(small_model("blip-2"))
+
+
+def test_a_fault_inside_a_layer_is_told_without_the_printed_layer():
+    printed = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(2, 3)), torch.nn.Linear(3, 2))
+    assert PRINTED_MODULE.sub(r"\1", f"{printed} got 2, {printed[0]} none (see f())") == (
+        "Sequential got 2, Sequential none (see f())"
+    )
+    with pytest.raises(LensplugError, match=r"DiffusionGemma") as refusal:
+        lensplug.wrap(small_model("diffusion_gemma"))
+    assert "HookPoint" not in str(refusal.value)
 
 
 def test_layers_that_write_otherwise_are_refused_by_name():

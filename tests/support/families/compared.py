@@ -31,7 +31,7 @@ class FamilyRow:
     """One of `page.VERDICTS`, where they are explained."""
     engine: str = ""
     how: str = ""
-    """"tested row", or "proved" on load."""
+    """On what the lens stands (`lens.proof.standing`): "tested family", or "proved" on load."""
     inputs: str = ""
     """What it was compared on: "text", and its media."""
     logits: float | None = None
@@ -77,16 +77,18 @@ def compared(family: str, class_name: str, seeds: int = 1) -> FamilyRow:
 def _compare(row: FamilyRow, model: Any, seed: int) -> None:
     lens = lensplug.wrap(model)
     row.engine = lens.engine
-    row.how = "proved" if getattr(lens, "proof", None) is not None else "tested row"
+    row.how = lens.proof.standing
     row.verdict = "exact"
     tried, not_tried = ["text"], []
-    _compare_on(row, lens, text_inputs(seed=seed))
+    if note := _compare_on(row, lens, text_inputs(seed=seed)):
+        not_tried.append(f"text: {note}")
     for kind, inputs in media(model, seed):
         if isinstance(inputs, str):
             not_tried.append(f"{kind} not tried ({inputs})")
         else:
             try:
-                _compare_on(row, lens, inputs)
+                if note := _compare_on(row, lens, inputs):
+                    not_tried.append(f"{kind}: {note}")
                 tried.append(kind)
             except lensplug.LensplugError as refusal:
                 row.verdict = "refused"
@@ -96,7 +98,8 @@ def _compare(row: FamilyRow, model: Any, seed: int) -> None:
         row.verdict = "text only"
 
 
-def _compare_on(row: FamilyRow, lens: Any, model_inputs: dict[str, Any]) -> None:
+def _compare_on(row: FamilyRow, lens: Any, model_inputs: dict[str, Any]) -> str:
+    """Adds the numbers of one input to the row; returns what could not be compared on it, and why."""
     model = lens.hf_model
     inputs = lens.encode(model_inputs)
     report = lens.check(inputs)
@@ -106,20 +109,28 @@ def _compare_on(row: FamilyRow, lens: Any, model_inputs: dict[str, Any]) -> None
     with torch.no_grad():
         reference = model(**model_inputs, use_cache=False).logits
     row.logits = max(row.logits, largest_difference(logits, reference))
-    last, attentions = _hugging_faces(model, lens.core, model_inputs)
+    last, attentions, eager = _hugging_faces(model, lens.core, model_inputs)
     parts = cache.decompose_resid().sum(0)
     apart = largest_difference(parts, last) / float(last.abs().max())
     row.decomposition = max(row.decomposition or 0.0, apart)
+    # Patterns come from eager attention alone. Where its logits are not SDPA's, Hugging Face's two attentions compute
+    # two things (PaliGemma on words: eager is causal there, SDPA sees all), and a lens can be only one of them.
+    disagree = largest_difference(eager, reference)
+    note = ""
+    if not disagree <= EXACT * max(float(reference.abs().max()), 1.0):
+        attentions = []
+        note = f"no patterns compared, Hugging Face's own eager and SDPA logits differ by {disagree:.1e}"
     for layer, theirs in enumerate(attentions):
         if theirs is not None and theirs.ndim == 4 and f"blocks.{layer}.attn.hook_pattern" in cache:
             row.patterns = max(row.patterns or 0.0, largest_difference(cache["pattern", layer], theirs))
     exact = report.agrees and row.logits <= EXACT * max(row.scale, 1.0) and row.decomposition <= EXACT
     if not exact or (row.patterns or 0.0) > EXACT or row.logits != row.logits:
         row.verdict = "differs"
+    return note
 
 
-def _hugging_faces(model: Any, core: Any, model_inputs: dict[str, Any]) -> tuple[Tensor, list[Tensor | None]]:
-    """The last residual stream, before the last norm, and the patterns of eager attention where it returns them."""
+def _hugging_faces(model: Any, core: Any, model_inputs: dict[str, Any]) -> tuple[Tensor, list[Tensor | None], Tensor]:
+    """The last residual stream, before the last norm, and of eager attention the patterns, if any, and the logits."""
     streams: list[Tensor] = []
     handle = core.decoder.layers[-1].register_forward_hook(
         lambda _, __, output: streams.append(output[0] if isinstance(output, tuple) else output)
@@ -133,7 +144,7 @@ def _hugging_faces(model: Any, core: Any, model_inputs: dict[str, Any]) -> tuple
     finally:
         core.decoder.config._attn_implementation = before
         handle.remove()
-    return streams[0], list(getattr(output, "attentions", None) or ())
+    return streams[0], list(getattr(output, "attentions", None) or ()), output.logits
 
 
 def _what_is_missing(error: Exception) -> str:

@@ -41,11 +41,12 @@ what it made on your very model, and says what failed otherwise (`lens.proof`).
   says why not, in the last column. *not built*: no small model of it could be made here, so nothing is known. A family
   that differed would be called *differs*, one at which lensplug failed *error*: there must be none.
 - **reason or note**: why not, shortened; `wrap` says it whole, and what to use instead.
-- **how**: *tested row*: the core is in lensplug's table, and CI tests it. *proved*: it is in no table; `wrap` tried it
-  and compared it with Hugging Face on load (`lens.proof`).
+- **how**: `lens.proof.standing`. *tested family*: the core is in lensplug's table, and CI tests it. *proved*: it is in
+  no table; `wrap` tried it and compared it with Hugging Face on load (`lens.proof`).
 - **logits**: the largest difference of a logit. **patterns**: of an attention weight from eager attention; empty where
-  Hugging Face returns none. **decomposition**: how far the sum of the parts (`cache.decompose_resid`) is from the last
-  residual stream, at text and media positions, as a fraction of its largest value.
+  Hugging Face returns none. Where its eager and SDPA attention compute different things, the note says so, and patterns
+  are compared on the other inputs. **decomposition**: how far the sum of the parts (`cache.decompose_resid`) is from
+  the last residual stream, at text and media positions, as a fraction of its largest value.
 - **geometry**: *yes*: lensplug knows where in its picture, video or sound each position lies. *none*: positions have
   modalities and an order, but no place.
 
