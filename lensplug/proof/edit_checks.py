@@ -79,7 +79,7 @@ def checks(pair: Pair, prompt: Prompt, edits: Sequence[Edit], run: Run, toleranc
     logits = pair.wrapped(prompt, [edited(edit) for edit in edits])
     counterparts = {edit: _counterpart(pair, run, edit, position, values) for edit in edits}
     expected = pair.reference(prompt, [hooked() for hooked in counterparts.values() if hooked is not None])
-    tallies = {kind: Tally(f"edit of {kind}", run.allowed(tolerance, "logits")) for kind in KINDS}
+    tallies = {kind: Tally(f"edit of {kind}", tolerance, partial(run.explains, "logits")) for kind in KINDS}
     lost: dict[str, Check] = {}
     for edit in edits:
         effect = apart(logits[edit.example], run.logits[0])

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lensplug import engines
-from lensplug.proof.measures import Tally, allowed, apart
+from lensplug.proof.measures import Tally, apart, explained
 from lensplug.proof.pair import PROJECTIONS, Pair, on_input, on_output, rounded_otherwise, stream
 from lensplug.proof.prompts import Prompt
 from lensplug.proof.report import Check
@@ -28,6 +28,7 @@ BESIDE_THE_BLOCKS = ("hook_deepstack",)
 class Run:
     """What both models made of one prompt."""
 
+    pair: Pair
     prompt: Prompt
     expected_logits: Tensor
     logits: Tensor
@@ -43,13 +44,11 @@ class Run:
     """What the parts of some of Hugging Face's layers return."""
     by_heads: dict[int, Tensor] = field(default_factory=dict)
     """What the matrix behind their heads is given."""
-    roundings: dict[str, float] = field(default_factory=dict)
-    """What one rounding of the first stream does to Hugging Face's "streams", "logits" and "patterns"."""
 
     @classmethod
     def of(cls, pair: Pair, prompt: Prompt, parts_of: Sequence[int] = ()) -> Run:
         """Run both, and keep what is compared; of the layers `parts_of` also what their parts made."""
-        run = cls(prompt, torch.empty(0), torch.empty(0))
+        run = cls(pair, prompt, torch.empty(0), torch.empty(0))
         handles = run._watch_parts(pair, parts_of)
         for layer, module in enumerate(pair.layers):
             handles.append(on_input(module, partial(_note, run.entering, layer)))
@@ -57,7 +56,6 @@ class Run:
             for part in module.children():
                 handles.append(part.register_forward_hook(_Patterns(run.patterns, layer, prompt.tokens.shape[1])))
         run.expected_logits = pair.reference(prompt, handles)
-        run._round(pair)
         kinds = (
             "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_pattern",
             *BESIDE_THE_BLOCKS,
@@ -70,8 +68,13 @@ class Run:
         run.logits = pair.wrapped(prompt, [(name, keep) for name in names if name in pair.hook_names])
         return run
 
-    def _round(self, pair: Pair) -> None:
-        """Run Hugging Face's model once more, from a stream that is one rounding away."""
+    @cached_property
+    def roundings(self) -> dict[str, float]:
+        """What one rounding of the first stream does to Hugging Face's "streams", "logits" and "patterns".
+
+        Hugging Face's model runs once more for it.
+        """
+        pair = self.pair
         leaving: dict[int, Tensor] = {}
         patterns: dict[int, Tensor] = {}
         handles = [on_input(pair.layers[0], rounded_otherwise)]
@@ -85,15 +88,15 @@ class Run:
             comparable = value.shape == to.shape and value.shape[:2] == real.shape
             return apart(to[real], value[real]) if comparable else 0.0
 
-        self.roundings = {
+        return {
             "logits": moved(self.expected_logits, logits),
             "streams": max(moved(value, leaving[layer]) for layer, value in self.leaving.items()),
             "patterns": max((_patterns_apart(patterns[n], hf, real) for n, hf in self.patterns.items()), default=0.0),
         }
 
-    def allowed(self, tolerance: float, what: str) -> float:
-        """What rounding explains of a difference of "streams", "logits" or "patterns"."""
-        return allowed(tolerance, self.roundings.get(what, 0.0))
+    def explains(self, what: Literal["streams", "logits", "patterns"]) -> float:
+        """The difference that rounding explains."""
+        return explained(self.roundings[what])
 
     def _watch_parts(self, pair: Pair, layers: Sequence[int]) -> list[Any]:
         handles = []
@@ -144,7 +147,7 @@ def checks(pair: Pair, run: Run, tolerance: float) -> list[Check]:
     where = "" if run.prompt.name == "text" else f", {run.prompt.name}"
     name = f" ({run.prompt.name})" if where else ""
     real = run.prompt.real
-    residuals = Tally(f"every layer's residual stream{name}", run.allowed(tolerance, "streams"))
+    residuals = Tally(f"every layer's residual stream{name}", tolerance, partial(run.explains, "streams"))
     for layer in range(len(pair.layers)):
         for kind, expected in (("hook_resid_pre", run.entering), ("hook_resid_post", run.leaving)):
             found, hf = run.kept(layer, kind), expected.get(layer)
@@ -154,7 +157,7 @@ def checks(pair: Pair, run: Run, tolerance: float) -> list[Check]:
                 residuals.add(float("inf"), f"layer {layer}, {kind} has the shape {list(found.shape)}")
             else:
                 residuals.add(apart(found[real], hf[real]), f"layer {layer}, {kind}{where}")
-    logits = Tally(f"logits{name}", run.allowed(tolerance, "logits"))
+    logits = Tally(f"logits{name}", tolerance, partial(run.explains, "logits"))
     logits.add(apart(run.logits[real], run.expected_logits[real]), f"the head{where}")
     return [
         residuals.check(),
@@ -165,8 +168,8 @@ def checks(pair: Pair, run: Run, tolerance: float) -> list[Check]:
 
 
 def _of_patterns(pair: Pair, run: Run, tolerance: float, name: str) -> list[Check]:
-    patterns = Tally(f"attention patterns{name}", run.allowed(tolerance, "patterns"))
-    rows_tally = Tally(f"query_positions rows{name}", run.allowed(tolerance, "patterns"))
+    patterns = Tally(f"attention patterns{name}", tolerance, partial(run.explains, "patterns"))
+    rows_tally = Tally(f"query_positions rows{name}", tolerance, partial(run.explains, "patterns"))
     without, unseen = [], []
     real = run.prompt.real
     for layer in range(len(pair.layers)):
@@ -249,11 +252,11 @@ def alike_unpadded(padded: Run, tolerance: float) -> list[Check]:
     """Whether a row padded at the left is the first row of its batch, which is not, as far as both go."""
     padding = int((~padded.prompt.real[-1]).sum())
     length = padded.prompt.tokens.shape[1] - padding
-    tally = Tally("left padding equals unpadded", padded.allowed(tolerance, "logits"))
+    tally = Tally("left padding equals unpadded", tolerance, partial(padded.explains, "logits"))
     ours = apart(padded.logits[-1, padding:], padded.logits[0, :length])
     theirs = apart(padded.expected_logits[-1, padding:], padded.expected_logits[0, :length])
     tally.add(ours, "the padded row")
-    if theirs > tally.tolerance:
+    if not tally.allows(theirs):
         why = f"Hugging Face's own logits differ by {theirs:.1e} there"
         return [Check(tally.name, "not proved", ours, tolerance, why=why)]
     return [tally.check()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from transformers import GenerationConfig
 
 from lensplug import engines
@@ -10,10 +12,11 @@ from lensplug.proof.pair import Pair, eager
 from lensplug.proof.prompts import Prompt
 from lensplug.proof.report import Check
 
-STEPS = 4
+STEPS = 3
+"""The prompt, a token behind it, and one behind a cache that has grown."""
 
 
-def checks(pair: Pair, prompt: Prompt, tolerance: float) -> list[Check]:
+def checks(pair: Pair, prompt: Prompt, tolerance: float, explained: Callable[[], float]) -> list[Check]:
     """The logits of each step, both given Hugging Face's tokens."""
     choosing = GenerationConfig(
         max_new_tokens=STEPS,
@@ -28,7 +31,7 @@ def checks(pair: Pair, prompt: Prompt, tolerance: float) -> list[Check]:
     with eager(pair.core):
         expected = pair.hf_model.generate(**prompt.model_inputs, generation_config=choosing)
     tokens = expected.sequences[:, -STEPS:]
-    tally = Tally("greedy tokens behind a key-value cache", tolerance)
+    tally = Tally("greedy tokens behind a key-value cache", tolerance, explained)
     decoding = engines.decoding(pair.engine, pair.model, prompt)
     for step in range(STEPS):
         logits = decoding.prompt() if not step else decoding.following(tokens[:, step - 1])

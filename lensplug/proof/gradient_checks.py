@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lensplug.patches.core_parts import embedding_multiplier
-from lensplug.proof.measures import Tally, allowed, apart
+from lensplug.proof.measures import Tally, apart, explained
 from lensplug.proof.pair import Pair, noise, rounded_otherwise
 from lensplug.proof.prompts import Prompt
 from lensplug.proof.report import Check
@@ -22,15 +23,23 @@ def checks(pair: Pair, prompt: Prompt, tolerance: float) -> list[Check]:
     with torch.enable_grad():
         found, found_patterns = _wrapped(pair, prompt)
         expected, expected_patterns = _reference(pair, prompt)
-        rounded, rounded_patterns = _reference(pair, prompt, rounded=True)
-    embeds = Tally("gradients of the embeddings", allowed(tolerance, apart(rounded[0], expected[0])))
+
+    @cache
+    def rounded() -> Gradients:
+        with torch.enable_grad():
+            return _reference(pair, prompt, rounded=True)
+
+    def of_patterns() -> float:
+        effects = [
+            _of_seen(rounded()[1][layer], gradient)
+            for layer, gradient in expected_patterns.items()
+            if gradient is not None
+        ]
+        return explained(max(effects, default=0.0))
+
+    embeds = Tally("gradients of the embeddings", tolerance, lambda: explained(apart(rounded()[0][0], expected[0])))
     embeds.add(apart(found[0], expected[0]), "the embeddings")
-    effects = [
-        _of_seen(rounded_patterns[layer], gradient)
-        for layer, gradient in expected_patterns.items()
-        if gradient is not None
-    ]
-    patterns = Tally("gradients of the patterns", allowed(tolerance, max(effects, default=0.0)))
+    patterns = Tally("gradients of the patterns", tolerance, of_patterns)
     for layer, gradient in sorted(found_patterns.items()):
         hf = expected_patterns.get(layer)
         if gradient is None:

@@ -16,9 +16,9 @@ from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
 from lensplug.hf.seam import run_to_seam
 
-LENGTH = 16
+LENGTH = 12
 """Tokens of the text prompt."""
-SHORT = 6
+SHORT = 4
 """Tokens of the prompt that is edited: there is one for each edit."""
 
 

@@ -117,8 +117,12 @@ def _checks(pair: Pair, media: Sequence[Prompt | Check], tolerance: float, whole
         checks += attempted(["gradients"], lambda: gradient_checks.checks(pair, text, tolerance))
     else:
         checks.append(Check("gradients", "not proved", why="float32 copies of all weights do not fit into free memory"))
-    of_logits = max(run.allowed(tolerance, "logits") for run in runs)
-    checks += attempted(["generation"], lambda: generation_checks.checks(pair, padded, of_logits))
+
+    def generated() -> Sequence[Check]:
+        seen = tuple(runs)
+        return generation_checks.checks(pair, padded, tolerance, lambda: max(run.explains("logits") for run in seen))
+
+    checks += attempted(["generation"], generated)
     for prompt in media:
         if isinstance(prompt, Check):
             checks.append(prompt)
