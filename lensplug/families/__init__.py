@@ -20,13 +20,19 @@ MediumT = TypeVar("MediumT", bound=Sized)
 FAMILIES = {
     "audio_llama": "lensplug.families.audio_llama",
     "audioflamingo3": "lensplug.families.whisper_windows",
+    "aya_vision": "lensplug.families.cohere_vision",
+    "cohere2_vision": "lensplug.families.cohere_vision",
     "deepseek_vl": "lensplug.families.padded_square",
     "deepseek_vl_hybrid": "lensplug.families.padded_square",
     "gemma3": "lensplug.families.gemma3",
+    "glm46v": "lensplug.families.glm_vl",
+    "glm4v": "lensplug.families.glm_vl",
+    "glm_ocr": "lensplug.families.glm_vl",
     "glmasr": "lensplug.families.whisper_windows",
     "idefics3": "lensplug.families.idefics3",
     "internvl": "lensplug.families.internvl",
     "janus": "lensplug.families.padded_square",
+    "lighton_ocr": "lensplug.families.pixtral",
     "llava": "lensplug.families.llava",
     "llava_next": "lensplug.families.llava_next",
     "llava_next_video": "lensplug.families.llava_next",
@@ -34,14 +40,15 @@ FAMILIES = {
     "mistral3": "lensplug.families.pixtral",
     "musicflamingo": "lensplug.families.whisper_windows",
     "ovis2": "lensplug.families.ovis2",
+    "paddleocr_vl": "lensplug.families.qwen_vl",
     "paligemma": "lensplug.families.llava",
     "qwen2_5_omni_thinker": "lensplug.families.qwen_omni",
     "qwen2_5_vl": "lensplug.families.qwen_vl",
     "qwen2_audio": "lensplug.families.whisper_windows",
     "qwen2_vl": "lensplug.families.qwen_vl",
+    "qwen3_asr": "lensplug.families.qwen3_asr",
     "qwen3_vl": "lensplug.families.qwen_vl",
     "qwen3_vl_moe": "lensplug.families.qwen_vl",
-    "qwen3_asr": "lensplug.families.qwen3_asr",
     "smolvlm": "lensplug.families.idefics3",
     "video_llama_3": "lensplug.families.video_llama_3",
     "video_llava": "lensplug.families.llava",
@@ -56,6 +63,8 @@ NO_PLACE = {
     "instructblipvideo": "a Q-Former makes its positions, each from all of a frame",
 }
 """`config.model_type` -> why none of its positions is at a place of the image."""
+FRAMES_ARE_IMAGES = ("glm4v", "glm46v", "glm_ocr")
+"""`config.model_type` where the frames of a video have placeholders of images, and features of a video."""
 ROUNDED_S = 0.05
 """The largest rounding error of resampling and spectrograms, in seconds."""
 

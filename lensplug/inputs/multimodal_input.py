@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.families import MediaLayout, ProcessedBatch, media_layout
+from lensplug.families import FRAMES_ARE_IMAGES, MediaLayout, ProcessedBatch, media_layout
 from lensplug.hf.language_core import LanguageCore
 from lensplug.hf.seam import run_to_seam
 from lensplug.inputs.slicing import indexed
@@ -221,7 +221,7 @@ def encode(
         if isinstance(value, Tensor) and value.is_floating_point():
             refuse_not_finite(f"the {name}", value, "look at the image, video or sound that was given")
     _refuse_foreign_tokens(tokens, core)
-    _refuse_lonely_placeholders(model_inputs, core)
+    _refuse_lonely_placeholders(model_inputs, core, hf_model.config.model_type in FRAMES_ARE_IMAGES)
     seam = run_to_seam(hf_model, core, model_inputs)
     hint = f"the model's encoder overflows in {str(core.dtype).removeprefix('torch.')}; {LARGER_RANGE}"
     refuse_not_finite("the merged embeddings", seam.embeds, hint)
@@ -332,11 +332,17 @@ def _refuse_foreign_tokens(tokens: Tensor, core: LanguageCore) -> None:
         )
 
 
-def _refuse_lonely_placeholders(model_inputs: Mapping[str, Any], core: LanguageCore) -> None:
+def _refuse_lonely_placeholders(
+    model_inputs: Mapping[str, Any], core: LanguageCore, frames_are_images: bool = False
+) -> None:
     """Hugging Face models run happily on placeholders without a medium, as if those were words."""
     for kind, token in core.placeholder_ids.items():
         count = int((model_inputs["input_ids"] == token).sum())
-        has_features = any(model_inputs.get(name) is not None for name in MEDIA_FEATURES[kind])
+        names = MEDIA_FEATURES[kind]
+        if frames_are_images and kind in ("image", "video"):
+            token, names = core.placeholder_ids["image"], (*MEDIA_FEATURES["image"], *MEDIA_FEATURES["video"])
+            count = int((model_inputs["input_ids"] == token).sum())
+        has_features = any(model_inputs.get(name) is not None for name in names)
         if count and not has_features:
             raise LensplugError(
                 f"the tokens hold {count} {kind} placeholder(s), but no {kind} is given: run the processor with text"

@@ -36,6 +36,11 @@ NOT_TAKEN = {
     "qwen2.5-vl": lambda short, long: long > 200 * short,
     "qwen3-vl": lambda short, long: long > 200 * short,
     "qwen2.5-omni": lambda short, long: long > 200 * short,
+    "glm4v": lambda short, long: long > 200 * short,
+    "glm46v": lambda short, long: long > 200 * short,
+    "glm-ocr": lambda short, long: long > 200 * short,
+    "paddleocr-vl": lambda short, long: long > 200 * short,
+    "lighton-ocr": lambda short, long: long > 1540 * short,
     "video-llama-3": lambda short, long: long > 200 * short,
     "mistral3": lambda short, long: long > 1540 * short or long <= 28,  # its model cannot split one position
     "pixtral": lambda short, long: long > 1024 * short,

@@ -20,7 +20,7 @@ from lensplug.media import Video, load_video
 from lensplug.positions.groups import group_positions
 
 QUESTION = "What is this ?"
-QWEN = [("qwen2-vl", 6), ("qwen2.5-vl", 5), ("qwen3-vl", 5), ("qwen2.5-omni", 5)]
+QWEN = [("qwen2-vl", 6), ("qwen2.5-vl", 5), ("qwen3-vl", 5), ("qwen2.5-omni", 5), ("glm4v", 5)]
 NESTED = pytest.mark.skipif(
     version.parse(transformers.__version__) < version.parse("5.24"), reason="SmolVLM's processor takes nested videos"
 )
@@ -52,7 +52,7 @@ def test_a_video_has_its_frames_and_their_times():
     assert inputs.videos[0][0].frames.shape == (5, 90, 160, 3)
 
 
-@pytest.mark.parametrize(("name", "n_frames"), [*ONE_BY_ONE, *QWEN])
+@pytest.mark.parametrize(("name", "n_frames"), [*ONE_BY_ONE, *QWEN, ("glm46v", 4), ("glm-ocr", 3)])
 def test_painting_a_patch_of_a_frame_changes_the_positions_of_that_frame_whose_boxes_meet_it(name, n_frames):
     rng, trials = random.Random(f"{name} {SEED}"), 0
     wrapped = lens(name, attention=False)
