@@ -34,7 +34,7 @@ from lensplug.interventions.equality import EqualByValue
 from lensplug.interventions.layers_and_heads import Heads, Layers, heads_of, layers_of, stated
 from lensplug.interventions.places import Place, RunPositions, in_words
 from lensplug.interventions.tensors import tensor_in_words
-from lensplug.interventions.values import activation_of, refuse_other_positions, values_in_words
+from lensplug.interventions.values import activation_of, fitting, refuse_other_positions, values_in_words
 from lensplug.validation.arguments import described
 
 LayerOutput = Literal["attn_out", "mlp_out"]
@@ -99,7 +99,9 @@ class Ablate(EqualByValue):
         what = [repr(self.output)] if self.output else []
         what += [f"neurons={self._neurons_in_words()}"] if self.neurons is not None else []
         how = [f"positions={in_words(self.positions)}", f"method={self.method!r}"]
-        values = [] if self.values is None else [f"values={values_in_words(self.values)}"]
+        values = (
+            [] if self.values is None else [f"values={values_in_words(self.values, HOOKS[self._kind], self.layers)}"]
+        )
         return f"Ablate({', '.join([*what, *stated(self.layers, self.heads), *how, *values])})"
 
     def changes(self, model: Any, positions: RunPositions) -> Changes:
@@ -109,12 +111,16 @@ class Ablate(EqualByValue):
             LensplugError: If a component is not there, or values do not fit.
         """
         placed = positions.place(self.positions, "positions")
-        kind, hooks = self.output or ("heads" if self.heads is not None else "neurons"), []
+        hooks = []
         for layer, index in self._components(model).items():
-            refuse_missing_hook(model, name := f"blocks.{layer}.{HOOKS[kind]}")
-            change = partial(self._ablated, index, self._value(name, positions))
+            refuse_missing_hook(model, name := f"blocks.{layer}.{HOOKS[self._kind]}")
+            change = partial(self._ablated, index, self._value(name, positions), name)
             hooks.append(ActivationHook(name, change, placed, positions.generating))
         return Changes(hooks)
+
+    @property
+    def _kind(self) -> str:
+        return self.output or ("heads" if self.heads is not None else "neurons")
 
     def _components(self, model: Any) -> dict[int, list[int] | None]:
         """The entries of the last axis but one (heads) or the last (neurons), by layer; None: all."""
@@ -158,8 +164,8 @@ class Ablate(EqualByValue):
             )
         return value
 
-    def _ablated(self, index: list[int] | None, value: Tensor | None, activation: Tensor) -> Tensor:
-        new = torch.zeros_like(activation) if value is None else _fitting(value, activation)
+    def _ablated(self, index: list[int] | None, value: Tensor | None, name: str, activation: Tensor) -> Tensor:
+        new = torch.zeros_like(activation) if value is None else _fitting(value, activation, name)
         if index is None:
             return new
         axis = 2 if self.heads is not None else activation.ndim - 1
@@ -172,12 +178,8 @@ class Ablate(EqualByValue):
         return repr(by_layer) if len(pairs) <= 20 else tensor_in_words(torch.tensor(pairs))
 
 
-def _fitting(value: Tensor, activation: Tensor) -> Tensor:
-    """Values in the shape of an activation; a mean has no axes of batch and positions.
-
-    Behind the prompt, where another run has no positions, they are those of its last.
-    """
-    value = value.to(activation)
+def _fitting(value: Tensor, activation: Tensor, name: str) -> Tensor:
+    """Values in the shape of an activation; behind the prompt, where another run has no positions, its last ones."""
     if value.ndim == activation.ndim and value.shape[1] != activation.shape[1]:
         value = value[:, -activation.shape[1] :]
-    return value.expand_as(activation)
+    return fitting(value, activation, name)

@@ -29,9 +29,11 @@ from lensplug.interventions.equality import EqualByValue
 from lensplug.interventions.layers_and_heads import Heads, Layers, heads_of, names_layers, stated
 from lensplug.interventions.places import Place, Placed, RunPositions, in_words
 from lensplug.interventions.tensors import tensor_in_words
-from lensplug.interventions.values import activation_of, refuse_other_positions, values_in_words
+from lensplug.interventions.values import activation_of, fitting, refuse_other_positions, values_in_words
 
 OF_HEADS = ("q", "k", "v", "z")
+OF_PAIRS = ("pattern", "attn_scores")
+"""Activations `[batch head query key]`."""
 WHOLE_NAME = re.compile(r"blocks\.(?P<layer>\d+)\.(\w+\.)*hook_(?P<short>\w+)")
 
 
@@ -56,7 +58,10 @@ class Replace(EqualByValue):
 
     def __str__(self) -> str:
         """In words, for provenance."""
-        values = tensor_in_words(self.values) if isinstance(self.values, Tensor) else values_in_words(self.values)
+        if isinstance(self.values, Tensor):
+            values = tensor_in_words(self.values)
+        else:
+            values = values_in_words(self.values, "hook_" + self.at.rpartition("hook_")[2], self.layers)
         parts = [values, f"at={self.at!r}", *stated(self.layers, self.heads), f"positions={in_words(self.positions)}"]
         return f"Replace({', '.join(parts)})"
 
@@ -70,6 +75,16 @@ class Replace(EqualByValue):
         short = self.at if whole is None else whole["short"]
         if self.heads is not None and short not in OF_HEADS:
             raise LensplugError(f"at={self.at!r} has no heads: one of {', '.join(map(repr, OF_HEADS))} has.")
+        if short in OF_PAIRS:
+            raise LensplugError(
+                f"at={self.at!r} is of pairs of positions, and a place is of one: cut what is seen with Knockout, or"
+                " edit patterns with lens.hooks."
+            )
+        if whole is None and {self.at, f"hook_{self.at}"} & model.hook_dict.keys():
+            raise LensplugError(
+                f"at={self.at!r} is of no layer: expected 'resid_pre', 'resid_mid', 'resid_post', 'attn_out',"
+                " 'mlp_out', 'q', 'k', 'v', 'z', or a whole name (blocks.3.hook_resid_pre). lens.hooks edits any hook."
+            )
         placed = positions.place(self.positions, "positions")
         of_prompt = Placed(placed.mask, later=False)  # the other run has no more
         n_heads = model.cfg.n_key_value_heads if short in ("k", "v") else None
@@ -83,7 +98,7 @@ class Replace(EqualByValue):
             refuse_missing_hook(model, name := str(self.at if whole else get_act_name(self.at, layer)))
             value = self.values if isinstance(self.values, Tensor) else activation_of(self.values, name)
             refuse_other_positions(value, name, positions)
-            change = partial(_replaced, value, heads)
+            change = partial(_replaced, value, heads, name)
             hooks.append(ActivationHook(name, change, of_prompt, positions.generating))
         return Changes(hooks)
 
@@ -103,10 +118,10 @@ class Replace(EqualByValue):
         return {layer: by_layer[layer]}
 
 
-def _replaced(value: Tensor, heads: list[int] | None, activation: Tensor) -> Tensor:
+def _replaced(value: Tensor, heads: list[int] | None, name: str, activation: Tensor) -> Tensor:
     if value.shape[1] != activation.shape[1]:  # a step of an answer, at which nothing is replaced
         return activation
-    new = value.to(activation).expand_as(activation)
+    new = fitting(value, activation, name)
     if heads is None:
         return new
     at = torch.tensor(heads, device=activation.device)

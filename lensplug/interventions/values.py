@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from typing import Any
 
 from torch import Tensor
@@ -43,7 +44,40 @@ def refuse_other_positions(value: Tensor, name: str, positions: RunPositions) ->
         )
 
 
-def values_in_words(values: Any) -> str:
-    """Activations as text, for provenance: the first names, each with a fingerprint of its numbers."""
+def fitting(value: Tensor, activation: Tensor, name: str) -> Tensor:
+    """Values in the shape of an activation `[batch pos ...]`; a mean has no axes of batch and positions.
+
+    Raises:
+        LensplugError: If behind positions they have other axes. Nothing is broadcast: a number is no vector.
+    """
+    is_mean = value.ndim == activation.ndim - 2
+    found, expected = value.shape if is_mean else value.shape[2:], activation.shape[2:]
+    if found != expected or not (is_mean or value.ndim == activation.ndim):
+        of_keys = " (keys and values have one head for several queries)" if name.endswith(("hook_k", "hook_v")) else ""
+        raise LensplugError(
+            f"values for {name} are {list(value.shape)}, and {name} is {list(activation.shape)}: behind examples and"
+            f" positions expected {list(expected)}{of_keys}."
+        )
+    return value.to(activation).expand_as(activation)
+
+
+def values_in_words(values: Any, hook: str, layers: Any) -> str:
+    """Activations as text, for provenance: those of one hook, each with a fingerprint of its numbers.
+
+    Args:
+        values: A cache or a mapping.
+        hook: The end of their names: "hook_mlp_out".
+        layers: In which layers, as the user gave it; others are left out where that can be told. Where none has
+            that name, all are said.
+    """
     tensors: Mapping[str, Tensor] = getattr(values, "cache_dict", values)
-    return ", ".join(f"{name} {tensor_in_words(tensors[name])}" for name in sorted(tensors)[:3])
+    listed = [layers] if isinstance(layers, int) else list(layers or ())
+    chosen = {f"blocks.{layer}." for layer in listed} if listed and all(layer >= 0 for layer in listed) else None
+    names = [
+        name
+        for name in sorted(tensors)
+        if name.endswith(hook) and (chosen is None or name[: name.find(".", 7) + 1] in chosen)
+    ]
+    said = [f"{name} {tensor_in_words(tensors[name])}" for name in names or sorted(tensors)]
+    rest = [f"and {len(said) - 3} more {sha256(' '.join(said[3:]).encode()).hexdigest()[:8]}"] if len(said) > 3 else []
+    return ", ".join([*said[:3], *rest])

@@ -311,7 +311,8 @@ def test_a_whole_name_says_its_layer(lens, inputs, other):
             Replace(cache, at="blocks.1.hook_resid_post", layers=2),
             Replace(cache, at="blocks.1.attn.hook_z", heads=[(0, 1), (1, 1)]),
         ],
-        "which this model has not": [Replace(cache, at="blocks.9.hook_resid_post"), Replace(cache, at="hook_embed")],
+        "which this model has not": [Replace(cache, at="blocks.9.hook_resid_post")],
+        "is of no layer": [Replace(cache, at="hook_embed")],
     }
     for message, edits in refused.items():
         for edit in edits:
@@ -347,3 +348,37 @@ def test_what_is_no_layers_is_refused(layers):
     """An iterator would be used up by the first run."""
     with pytest.raises(LensplugError, match="expected a layer, a list of them"):
         in_their_order(layers, 6)
+
+
+OTHER_SHAPES = {
+    "pattern": (Replace(torch.ones(1, 4, LENGTH, LENGTH), at="pattern", layers=1), "of pairs of positions"),
+    "its whole name": (Replace(torch.ones(1, 4, LENGTH, LENGTH), at="blocks.1.attn.hook_pattern"), "pairs of pos"),
+    "of no layer": (Replace(torch.ones(1, LENGTH, 32), at="embed"), "is of no layer: expected 'resid_pre'"),
+    "the final norm": (Replace(torch.ones(1, LENGTH, 32), at="ln_final.hook_normalized"), "is of no layer"),
+    "too narrow": (Replace(torch.ones(1, LENGTH, 7), layers=1), r"are \[1, 18, 7\], .* expected \[32\]"),
+    "one number": (Replace(torch.ones(1, LENGTH, 1), layers=1), r"expected \[32\]"),
+    "keys of every query head": (
+        Replace(torch.ones(1, LENGTH, 4, 8), at="k", layers=1), "one head for several queries"),
+    "a narrow mean": (
+        Ablate("mlp_out", layers=1, method="mean", values={"blocks.1.hook_mlp_out": torch.ones(7)}), r"are \[7\]"),
+    "narrow activations": (
+        Ablate("mlp_out", layers=1, method="resample", values={"blocks.1.hook_mlp_out": torch.ones(1, LENGTH, 7)}),
+        r"expected \[32\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_SHAPES)
+def test_values_of_another_shape_are_refused_and_never_broadcast(lens, inputs, case):
+    edit, message = OTHER_SHAPES[case]
+    before = lens.model(inputs)
+    with pytest.raises(LensplugError, match=message), lens.intervene(edit):
+        lens.model(inputs)
+    assert torch.equal(lens.model(inputs), before)
+
+
+def test_words_are_of_the_values_that_are_put_in(lens, inputs, other):
+    _, cache = lens.run_with_cache(other)
+    said = str(Ablate("mlp_out", layers=1, method="resample", values=cache))
+    assert "blocks.1.hook_mlp_out tensor" in said and "hook_k" not in said and "blocks.0" not in said
+    later = {name: value + (name == "blocks.2.hook_resid_pre") for name, value in cache.items()}
+    assert str(Replace(cache)) != str(Replace(later))
