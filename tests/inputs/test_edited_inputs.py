@@ -111,6 +111,12 @@ def test_something_must_be_left(lens, inputs):
         lens.without(inputs, gone)
 
 
+def hidden_in(mask, gone):
+    """A mask of true and false, or one that is added to scores, without some keys."""
+    keys = gone[:, None, None]
+    return mask & ~keys if mask.dtype == torch.bool else mask.masked_fill(keys, torch.finfo(mask.dtype).min)
+
+
 def hidden_in_the_decoder(lens, inputs, gone):
     """Logits with the image hidden and its embeddings their mean, from Hugging Face's decoder."""
     mean = torch.stack([row[own].mean(0) for row, own in zip(inputs.embeds, gone, strict=True)])
@@ -125,10 +131,14 @@ def hidden_in_the_decoder(lens, inputs, gone):
         mask = torch.where(causal & seen[:, None, None], 0.0, torch.finfo(torch.float32).min)
         beside["attention_mask"] = mask
         beside.setdefault("position_ids", (inputs.attention_mask.cumsum(1) - 1).clamp(min=0))
+    elif isinstance(masks, dict):
+        beside["attention_mask"] = {kind: hidden_in(mask, gone) for kind, mask in masks.items()}
     else:
-        beside["attention_mask"] = {kind: mask & ~gone[:, None, None] for kind, mask in masks.items()}
+        beside["attention_mask"] = hidden_in(masks, gone)
     with torch.no_grad():
-        return lens.core.head(lens.core.decoder(inputs_embeds=embeds, use_cache=False, **beside).last_hidden_state)
+        logits = lens.core.head(lens.core.decoder(inputs_embeds=embeds, use_cache=False, **beside).last_hidden_state)
+    cap = getattr(lens.core.text_config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def test_the_deletion_of_all_is_hugging_faces_with_all_hidden(lens, given, inputs):

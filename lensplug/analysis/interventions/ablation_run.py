@@ -151,10 +151,9 @@ class AblationRun:
 
     def _last_logits(self, inputs: MultimodalInput | Variant, count: int) -> Float[Tensor, "batch count d_vocab"]:
         """Logits at the last positions only: rows for all positions would be gigabytes."""
-        model = self.lens.model
-        with torch.no_grad():
-            residual = model(inputs, stop_at_layer=model.cfg.n_layers)
-            logits: Tensor = model.unembed(model.ln_final(residual[:, -count:])).float().cpu()
+        batch, length = inputs.embeds.shape[:2]
+        rows = torch.arange(length - count, length).expand(batch, -1)
+        logits = self.lens.logits_at(inputs, rows).float().cpu()
         if bool(logits.isnan().any()):
             raise LensplugError("the model gives NaN: in fp16 attention can overflow; use bfloat16 or float32.")
         return logits
