@@ -64,7 +64,7 @@ TRIED_AND_TESTED = (
 
 PRINTED_MODULE = re.compile(r"(\w+)\(\n(?:[ \t].*\n)*\)")
 """A module as torch prints it, over many lines; its first word is its class."""
-UNTOLD = {"norm_topk_prob": True}
+UNTOLD = {"norm_topk_prob": True, "output_router_logits": False}
 """What a language model reads from its configuration as it is made, where a decoder's own does not say it.
 
 The layers made from it are put aside: the decoder's take their place."""
