@@ -58,7 +58,7 @@ def path_patching(result: PathPatching, *, example: int = 0, receiver: int | Non
     heat = go.Heatmap(
         z=values.numpy(), x=columns, y=rows, zmin=-end, zmax=end, colorscale=DIVERGING, xgap=gap, ygap=gap,
         hovertemplate=f"{row_axis} %{{y}}, {column_axis} <b>%{{x}}</b>: %{{z:.4f}}<extra></extra>",
-        colorbar={"title": "recovered", "thickness": 12, "tickformat": ".2~%"}, hoverongaps=False,
+        colorbar={"title": "recovered", "thickness": 12, "tickformat": ".0%"}, hoverongaps=False,
     )  # fmt: skip
     fig = figure(heat, title="", height=180 + 22 * len(rows))
     endpoints = f"clean {float(result.clean[example]):.3g}, corrupt {float(result.corrupt[example]):.3g}"
