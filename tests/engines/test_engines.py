@@ -350,7 +350,7 @@ def of_no_usual_form():
     """A model that no table knows, of which a layer halves the stream: parts do not add up to it."""
     hf = text_model("llama")
     hf.config.model_type = "gemma9"
-    kind = type(hf.model.layers[1])
+    kind: Any = type(hf.model.layers[1])
 
     class Halving(kind):
         def forward(self, *args, **kwargs):
