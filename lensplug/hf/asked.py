@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lensplug.errors import LensplugError
-from lensplug.hf.language_core import LanguageCore, sdpa
+from lensplug.hf.attention_choice import sdpa
+from lensplug.hf.language_core import LanguageCore
 from lensplug.hf.seam import DEEPSTACK, decoder_arguments
 from lensplug.patches.core_parts import Asked
 

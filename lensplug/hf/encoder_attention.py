@@ -10,38 +10,27 @@ keys (a resampler's, a Q-Former's) is cross-attention, and stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from lensplug.hf.attention_choice import attending_by
 from lensplug.hf.language_core import LanguageCore
-from lensplug.hf.run_lock import turn
 
 NAME = "lensplug_own_value"
 
 
-@contextmanager
-def own_positions_only(hf_model: Any, core: LanguageCore) -> Iterator[None]:
+def own_positions_only(hf_model: Any, core: LanguageCore) -> AbstractContextManager[None]:
     """While it lasts, self-attention outside the decoder gives each position its own value; other threads wait.
 
     Args:
         hf_model: The full model.
         core: Its language core, which is left alone.
     """
-    with turn(core.decoder.config):
-        configs = _encoder_configs(hf_model, core)
-        before = [config._attn_implementation for config in configs]
-        AttentionInterface.register(NAME, _own_value)
-        try:
-            for config in configs:
-                config._attn_implementation = NAME
-            yield
-        finally:
-            for config, implementation in zip(configs, before, strict=True):
-                config._attn_implementation = implementation
+    AttentionInterface.register(NAME, _own_value)
+    return attending_by(NAME, core, _encoder_configs(hf_model, core))
 
 
 def _encoder_configs(hf_model: Any, core: LanguageCore) -> list[Any]:

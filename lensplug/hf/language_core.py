@@ -6,8 +6,6 @@ one family. What cannot be read exactly by a TransformerLens model is refused he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +14,8 @@ from torch import nn
 
 from lensplug.errors import LensplugError
 from lensplug.hf.refusals import decoder_and_head
-from lensplug.hf.run_lock import turn
 from lensplug.patches.bridge.own_layers import own_layers
-from lensplug.patches.core_parts import Asked, CoreParts, has_three_part_positions, mask_form
+from lensplug.patches.core_parts import Asked, CoreParts, has_three_part_positions
 from lensplug.patches.modules import every_module
 from lensplug.patches.placement import device_of, is_loaded, is_placed
 from lensplug.provenance.public_names import public_name
@@ -115,22 +112,6 @@ class LanguageCore(CoreParts):
         """Where the core computes, in the order of its parts: several where `device_map` has split it."""
         parts = [part for part in every_module(self.decoder, self.head) if any(True for _ in part.parameters(False))]
         return tuple(dict.fromkeys(device_of(part) for part in parts))
-
-
-@contextmanager
-def sdpa(core: LanguageCore) -> Iterator[None]:
-    """A scope in which the decoder uses `scaled_dot_product_attention`, or eager if it cannot; other threads wait."""
-    config = core.decoder.config
-    with turn(config):
-        before = config._attn_implementation
-        try:
-            try:
-                config._attn_implementation = mask_form(core.decoder)
-                yield
-            finally:
-                config._attn_implementation = before
-        finally:
-            config._attn_implementation = before  # an interrupt may have come before the first
 
 
 def name_of(hf_model: Any) -> str:

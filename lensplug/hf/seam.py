@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lensplug.errors import LensplugError
-from lensplug.hf.language_core import LanguageCore, sdpa
+from lensplug.hf.attention_choice import sdpa
+from lensplug.hf.language_core import LanguageCore
 from lensplug.hf.unread import read_ones
 
 UNREAD = {

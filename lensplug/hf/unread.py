@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lensplug.hf.language_core import LanguageCore, sdpa
+from lensplug.hf.attention_choice import sdpa
+from lensplug.hf.language_core import LanguageCore
 
 SAME = 1e-5
 """Of the largest value: what the order of sums changes on a GPU."""

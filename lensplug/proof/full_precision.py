@@ -42,17 +42,17 @@ def full_precision(core: LanguageCore, model: Any) -> Iterator[bool]:
             inside = {part for layer in layers for part in every_module(layer)}
             for part in modules:
                 if isinstance(part, nn.Embedding):
-                    stack.enter_context(_hooked(part.register_forward_hook(lambda *given: given[-1].float())))
+                    stack.enter_context(part.register_forward_hook(lambda *given: given[-1].float()))
             _swapped(stack, [part for part in modules if part not in inside], memory)
             for layer in layers:
                 if whole:
                     _swapped(stack, every_module(layer), memory)
                 else:
                     stack.enter_context(_when_it_runs(layer))
-        stack.enter_context(_hooked(core.decoder.register_forward_pre_hook(_in_full, with_kwargs=True)))
+        stack.enter_context(core.decoder.register_forward_pre_hook(_in_full, with_kwargs=True))
         embedded = getattr(model, "hook_embed", None)
         if isinstance(embedded, nn.Module):
-            stack.enter_context(_hooked(embedded.register_forward_hook(lambda *given: given[-1].float())))
+            stack.enter_context(embedded.register_forward_hook(lambda *given: given[-1].float()))
         yield whole
 
 
@@ -101,8 +101,8 @@ def _when_it_runs(layer: nn.Module) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.callback(now.close)
-        stack.enter_context(_hooked(layer.register_forward_pre_hook(begin)))
-        stack.enter_context(_hooked(layer.register_forward_hook(end, always_call=True)))
+        stack.enter_context(layer.register_forward_pre_hook(begin))
+        stack.enter_context(layer.register_forward_hook(end, always_call=True))
         yield
 
 
@@ -117,11 +117,3 @@ def _float(value: Any) -> Any:
     if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
         return type(value)(_float(part) for part in value)
     return value
-
-
-@contextmanager
-def _hooked(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()

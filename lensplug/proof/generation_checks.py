@@ -7,8 +7,9 @@ from collections.abc import Callable
 from transformers import GenerationConfig
 
 from lensplug import engines
+from lensplug.hf.attention_choice import eager
 from lensplug.proof.measures import Tally, apart
-from lensplug.proof.pair import Pair, eager
+from lensplug.proof.pair import Pair
 from lensplug.proof.prompts import Prompt
 from lensplug.proof.report import Check
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lensplug.hf.language_core import sdpa
+from lensplug.hf.attention_choice import sdpa
 from lensplug.patches.bridge.padding import seen_by
 from lensplug.proof.measures import Tally
 from lensplug.proof.pair import Pair

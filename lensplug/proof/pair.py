@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lensplug import engines
+from lensplug.hf.attention_choice import eager
 from lensplug.hf.language_core import LanguageCore
-from lensplug.hf.run_lock import turn
 from lensplug.patches.both.temporary_hooks import temporary_hooks
 from lensplug.proof.prompts import Prompt
 
@@ -58,7 +58,10 @@ class Pair:
 
     def reference(self, prompt: Prompt, hooks: Sequence[Any] = (), **others: Any) -> Tensor:
         """Logits of the full model; `hooks` are handles of hooks on it, which are removed."""
-        with eager(self.core), _removed(hooks):
+        with ExitStack() as scope:
+            for hook in hooks:
+                scope.enter_context(hook)  # which removes it
+            scope.enter_context(eager(self.core))
             logits: Tensor = self.hf_model(**{**prompt.model_inputs, "use_cache": False, **others}).logits
         return logits
 
@@ -107,27 +110,6 @@ def on_output(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> A
         return None if changed is None else with_stream(output, changed)
 
     return module.register_forward_hook(hook)
-
-
-@contextmanager
-def eager(core: LanguageCore) -> Iterator[None]:
-    """A scope in which the decoder attends as Hugging Face writes it down: scores, softmax, values."""
-    config = core.decoder.config
-    with turn(config):
-        before = config._attn_implementation
-        try:
-            config._attn_implementation = "eager"
-            yield
-        finally:
-            config._attn_implementation = before
-
-
-@contextmanager
-def _removed(handles: Sequence[Any]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for handle in handles:
-            stack.callback(handle.remove)
-        yield
 
 
 def _is_linear(part: nn.Module) -> bool:

@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lensplug import engines
-from lensplug.hf.language_core import LanguageCore, sdpa
+from lensplug.hf.attention_choice import sdpa
+from lensplug.hf.language_core import LanguageCore
 from lensplug.provenance.versions import versions
 from lensplug.running.score_range import ScoreRange
 

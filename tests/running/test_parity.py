@@ -8,7 +8,7 @@ from support.built import HOOKED, ONLY_HOOKED
 from support.models import IMAGE_FAMILIES, largest_difference, reference_logits, text_model, text_tokens, wrapped_logits
 
 import lensplug
-from lensplug.hf.language_core import sdpa
+from lensplug.hf.attention_choice import sdpa
 from lensplug.running import parity
 
 
