@@ -77,23 +77,27 @@ def locate(
         variant = with_media(hf_model, core, processor, own, len(sets), Media(**{name: tuple(sets)}))
         return variant.embeds[:, positions].float().cpu()
 
-    def moved_by(axis: Axis, how: str) -> Moved:
+    def moved(how: str) -> list[Moved]:
+        """How far each position moves, for every part of every side."""
         before = embeds_of([media[media_index]])
-        moved = []
-        for first in range(0, len(axis), batch):
-            progress(f"{how}: {axis.name}, {first + 1} of {len(axis)}")
-            changed = [axis.changed(part) for part in range(first, min(first + batch, len(axis)))]
-            moved.append((embeds_of(changed) - before).norm(dim=-1))
-        return torch.cat(moved).T
+        by_axis = []
+        for axis in axes:
+            by_part = []
+            for first in range(0, len(axis), batch):
+                progress(f"{how}: {axis.name}, {first + 1} of {len(axis)}")
+                changed = [axis.changed(part) for part in range(first, min(first + batch, len(axis)))]
+                by_part.append((embeds_of(changed) - before).norm(dim=-1))
+            by_axis.append(torch.cat(by_part).T)
+        return by_axis
 
     with own_positions_only(hf_model, core):
-        alone = [moved_by(axis, "the encoder's attention off") for axis in axes]
-    together = [moved_by(axis, "the encoder as it is") for axis in axes]
-    if not any(bool(moved.any()) for moved in alone):
+        alone = moved("the encoder's attention off")
+    together = moved("the encoder as it is")
+    if not any(bool(of_axis.any()) for of_axis in alone):
         raise LensplugError(f"no position of {kind} {media_index} moves when it is changed: are the weights loaded?")
-    found = [intervals_of(moved, axis.edges) for moved, axis in zip(alone, axes, strict=True)]
+    found = [intervals_of(of_axis, axis.edges) for of_axis, axis in zip(alone, axes, strict=True)]
     concentration = torch.stack([side.concentration for side in found]).amin(dim=0)
-    of_place = [share_inside(moved, side.inside) for moved, side in zip(together, found, strict=True)]
+    of_place = [share_inside(of_axis, side.inside) for of_axis, side in zip(together, found, strict=True)]
     is_mixture = (concentration < ONE_PLACE) | _sees_all(axes[:2], found[:2])
     _refuse_mixtures(kind, is_mixture)
     geometry = _geometry(media[media_index], axes, found, is_mixture)
@@ -107,7 +111,7 @@ def locate(
         concentration=concentration,
         blur=1 - torch.stack(of_place).amin(dim=0),
         attention_off=not all(torch.allclose(*both, rtol=1e-3) for both in zip(alone, together, strict=True)),
-        runs=2 * sum(len(axis) + 1 for axis in axes),
+        runs=2 * (1 + sum(map(len, axes))),
         inputs=_with_geometry(inputs, kind, (example, media_index), geometry),
     )
 

@@ -9,7 +9,7 @@ one's begins the next view, if those behind it do as well. The base view is the 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 OVERLAP = 0.5
@@ -29,7 +29,7 @@ def views_of(boxes: Boxes) -> Int[Tensor, " token"]:
     view, current, covered, run = torch.zeros(len(boxes), dtype=torch.long), 0, boxes[:0], 0
     for token, box in enumerate(boxes):
         if not bool(box.isnan().any()):
-            run = run + 1 if bool((_shared(covered, box) > OVERLAP).any()) else 0
+            run = run + 1 if bool((_of_smaller(covered, box) > OVERLAP).any()) else 0
             covered = torch.cat([covered, box[None]])
             if run == IN_A_ROW:
                 current, covered, run = current + 1, boxes[token - run + 1 : token + 1], 0
@@ -101,29 +101,24 @@ def _groups(intervals: Float[Tensor, "token 2"]) -> Int[Tensor, " token"]:
     return group
 
 
-def _areas(boxes: Boxes) -> Float[Tensor, " token"]:
-    areas: Tensor = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
-    return areas
-
-
-def _shared(boxes: Boxes, box: Float[Tensor, " side"]) -> Float[Tensor, " token"]:
-    """How much of the smaller of two boxes they share."""
-    corners = torch.cat([torch.maximum(boxes[:, :2], box[:2]), torch.minimum(boxes[:, 2:], box[2:])], dim=1)
-    shared: Tensor = _areas(corners) / torch.minimum(_areas(boxes), _areas(box[None]))
-    return shared
-
-
 def overlap_of(found: Boxes, expected: Boxes) -> Float[Tensor, " token"]:
     """For each position, what its two boxes share, as a fraction of both together (intersection over union)."""
-    corners = torch.cat(
-        [torch.maximum(found[:, :2], expected[:, :2]), torch.minimum(found[:, 2:], expected[:, 2:])], dim=1
-    )
-    shared = _areas(corners)
+    shared = _shared(found, expected)
     overlap: Tensor = shared / (_areas(found) + _areas(expected) - shared)
     return overlap
 
 
-def placed(boxes: Boxes) -> Bool[Tensor, " token"]:
-    """Boxes with an area."""
-    has_area: Tensor = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return has_area
+def _of_smaller(boxes: Boxes, box: Float[Tensor, " side"]) -> Float[Tensor, " token"]:
+    """What each of the boxes shares with one, as a fraction of the smaller."""
+    fraction: Tensor = _shared(boxes, box[None]) / torch.minimum(_areas(boxes), _areas(box[None]))
+    return fraction
+
+
+def _shared(first: Boxes, second: Float[Tensor, "token_or_one 4"]) -> Float[Tensor, " token"]:
+    """The area that is in both."""
+    return _areas(torch.cat([torch.maximum(first, second)[:, :2], torch.minimum(first, second)[:, 2:]], dim=1))
+
+
+def _areas(boxes: Boxes) -> Float[Tensor, " token"]:
+    areas: Tensor = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
+    return areas
