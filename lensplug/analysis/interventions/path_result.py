@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from lensplug.analysis.interventions.between_prompts import BetweenPrompts
 from lensplug.analysis.interventions.direct_paths import MLPs, Senders
 from lensplug.analysis.interventions.path_receivers import ReceiverKind
 from lensplug.analysis.provenance import Provenance
-from lensplug.analysis.result import Result
-from lensplug.validation.arguments import check_example, checked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,8 +22,11 @@ SenderPlaces = Literal["sender", "sender_and_position"]
 
 
 @dataclass(frozen=True, repr=False)
-class PathPatching(Result):
-    """The target between its value of the corrupt prompt and that of the clean one, by receiver and sender."""
+class PathPatching(BetweenPrompts):
+    """The target between its value of the corrupt prompt and that of the clean one, by receiver and sender.
+
+    `recovered` is what the path alone brings, `layers` are those of the senders.
+    """
 
     label_columns = ("example", "receiver", "layer", "group", "label", "head")
     main_number = "recovered"
@@ -34,17 +35,6 @@ class PathPatching(Result):
     values: Float[Tensor, "example receiver layer group head"]
     """The target with the path from this sender patched; NaN where there is no path, or an example has no such group.
     Of MLPs the last axis has one entry."""
-    clean: Float[Tensor, " example"]
-    """The target of the clean prompt."""
-    corrupt: Float[Tensor, " example"]
-    rounding: Float[Tensor, " example"]
-    """What rounding explains of a difference between the two; see `activation_patching`."""
-    groups: Int[Tensor, "example pos"]
-    """The group of each position of the corrupt prompt; -1 where nothing is patched."""
-    labels: tuple[tuple[str, ...], ...]
-    """Names of each example's groups."""
-    layers: tuple[int, ...]
-    """Of the senders."""
     receivers: tuple[str, ...]
     """Their names: "2.1" is head 1 of layer 2."""
     receiver_heads: tuple[tuple[tuple[int, int], ...], ...]
@@ -59,21 +49,6 @@ class PathPatching(Result):
     def change(self) -> Float[Tensor, "example receiver layer group head"]:
         """The target with the path patched, minus that of the corrupt prompt."""
         return self.values - self.corrupt[:, None, None, None, None]
-
-    @property
-    def recovered(self) -> Float[Tensor, "example receiver layer group head"]:
-        """How much of the way from corrupt (0) to clean (1) the path alone brings; NaN where there is no such way.
-
-        That is, where the two prompts differ by no more than rounding explains (`rounding`).
-        """
-        effect = self.clean - self.corrupt
-        return self.change / effect.masked_fill(effect.abs() <= self.rounding, torch.nan)[:, None, None, None, None]
-
-    @checked
-    def groups_of(self, example: int = 0) -> list[int]:
-        """The numbers of the groups that an example has; elsewhere values are NaN."""
-        check_example(example, len(self.clean))
-        return sorted(set(self.groups[example].tolist()) - {-1})
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each example, receiver, layer, group and head with a path; head -1 is the layer's MLP."""

@@ -7,12 +7,12 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from lensplug.analysis.interventions.between_prompts import BetweenPrompts
 from lensplug.analysis.interventions.patched_places import Activation, PatchedPlaces
 from lensplug.analysis.provenance import Provenance
-from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
 from lensplug.validation.arguments import check_example, checked
 
@@ -21,23 +21,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class RecoveredEffect(Result):
+class RecoveredEffect(BetweenPrompts):
     """The target between its value of the corrupt prompt and that of the clean one, by layer, group and head."""
 
     label_columns = ("example", "layer", "group", "label", "head")
     main_number = "recovered"
     example_depth = {"labels": 0}
 
-    clean: Float[Tensor, " example"]
-    """The target of the clean prompt."""
-    corrupt: Float[Tensor, " example"]
-    rounding: Float[Tensor, " example"]
-    """What rounding explains of a difference between the two; see `activation_patching`."""
-    groups: Int[Tensor, "example pos"]
-    """The group of each position of the corrupt prompt; -1 where nothing is patched."""
-    labels: tuple[tuple[str, ...], ...]
-    """Names of each example's groups."""
-    layers: tuple[int, ...]
     activation: Activation
     by: PatchedPlaces
     provenance: Provenance
@@ -46,22 +36,6 @@ class RecoveredEffect(Result):
     def change(self) -> Float[Tensor, "example layer group head"]:
         """The target at each place, minus that of the corrupt prompt; NaN where an example has no such group."""
         raise NotImplementedError
-
-    @property
-    def recovered(self) -> Float[Tensor, "example layer group head"]:
-        """How much of the way from corrupt (0) to clean (1); NaN where there is nothing to recover.
-
-        That is, where the two prompts differ by no more than rounding explains (`rounding`).
-        """
-        effect = self.clean - self.corrupt
-        effect = effect.masked_fill(effect.abs() <= self.rounding, torch.nan)[:, None, None, None]
-        return self.change / effect
-
-    @checked
-    def groups_of(self, example: int = 0) -> list[int]:
-        """The numbers of the groups that an example has; elsewhere values are NaN."""
-        check_example(example, len(self.clean))
-        return sorted(set(self.groups[example].tolist()) - {-1})
 
     @checked
     def by_position(self, example: int = 0) -> dict[str, Float[Tensor, " pos"]]:
