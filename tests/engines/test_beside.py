@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.beside import FAMILIES, gemma_prompts, given_of, wrapped
 from support.built import HOOKED, ONLY_HOOKED
+from support.eager import eager
 from support.models import largest_difference, reference_logits
 
 import lensplug
@@ -36,11 +37,8 @@ def inputs(lens, given):
 
 def attentions(hf_model, given):
     """Hugging Face's own."""
-    config = hf_model.get_decoder().config
-    before, config._attn_implementation = config._attn_implementation, "eager"
-    output = hf_model(**given, output_attentions=True, use_cache=False)
-    config._attn_implementation = before
-    return output.attentions
+    with eager(hf_model.get_decoder()):
+        return hf_model(**given, output_attentions=True, use_cache=False).attentions
 
 
 def test_logits_are_hugging_faces(lens, given, inputs):

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from support.eager import eager
 from support.families.media import media, text_inputs
 from support.families.small import small_model
 from support.models import largest_difference
@@ -62,11 +63,8 @@ def test_it_is_hugging_faces_model(lens):
 def test_patterns_are_hugging_faces(lens):
     model, model_inputs = lens.hf_model, text_inputs()
     _, cache = lens.run_with_cache(lens.encode(model_inputs))
-    config = lens.core.decoder.config
-    before, config._attn_implementation = config._attn_implementation, "eager"
-    with torch.no_grad():
+    with torch.no_grad(), eager(lens.core.decoder):
         theirs = model(**model_inputs, use_cache=False, output_attentions=True).attentions
-    config._attn_implementation = before
     names = [name for name in cache if name.endswith("hook_pattern")]
     assert len(names) == len(theirs)
     for name, pattern in zip(names, theirs, strict=True):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from support.eager import eager
 from support.models import largest_difference
 
 
@@ -46,7 +45,7 @@ def compared(lens: Any, inputs: Any, steps: int = 4) -> Apart:
     real = inputs.attention_mask.bool()
     with eager(decoder), torch.no_grad():
         streams: list[Tensor] = []
-        with _hooked(decoder.layers[-1].register_forward_hook(lambda *seen: streams.append(_stream(seen[-1])))):
+        with decoder.layers[-1].register_forward_hook(lambda *seen: streams.append(_stream(seen[-1]))):
             expected = model(**given, use_cache=False, output_attentions=True)
         answer = model.generate(**given, max_new_tokens=steps, min_new_tokens=steps, do_sample=False, pad_token_id=0)
     logits, cache = lens.run_with_cache(inputs)
@@ -74,29 +73,11 @@ def _gradients(lens: Any, inputs: Any) -> float:
         return args, {**kwargs, "inputs_embeds": theirs, "input_ids": None}
 
     decoder = lens.core.decoder
-    with eager(decoder), _hooked(decoder.register_forward_pre_hook(replaced, with_kwargs=True)):
+    with eager(decoder), decoder.register_forward_pre_hook(replaced, with_kwargs=True):
         lens.hf_model(**inputs.model_inputs, use_cache=False).logits[:, -1, 5].sum().backward()
     lens.model(replace(inputs, embeds=ours))[:, -1, 5].sum().backward()
     assert theirs.grad is not None and ours.grad is not None
     return largest_difference(ours.grad, theirs.grad) / float(theirs.grad.abs().max())
-
-
-@contextmanager
-def eager(decoder: Any) -> Iterator[None]:
-    """The decoder's attention is eager."""
-    before, decoder.config._attn_implementation = decoder.config._attn_implementation, "eager"
-    try:
-        yield
-    finally:
-        decoder.config._attn_implementation = before
-
-
-@contextmanager
-def _hooked(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _stream(output: Any) -> Tensor:

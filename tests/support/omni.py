@@ -26,6 +26,19 @@ CHAT = (
 )
 
 
+def thinker_config(tokenizer: Any, *, text: dict[str, Any], vision: dict[str, Any], audio: dict[str, Any]) -> Any:
+    """Of a model with this tokenizer, which has `NAMES`; the encoders with 80 bands of sound."""
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in NAMES.items()}
+    sound = {"d_model": 16, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 80}
+    return hf.Qwen2_5OmniThinkerConfig(
+        text_config={**text, "vocab_size": len(tokenizer)}, vision_config=vision, audio_config={**sound, **audio},
+        image_token_index=ids["image_token"], video_token_index=ids["video_token"],
+        audio_token_index=ids["audio_token"], vision_start_token_id=ids["vision_bos_token"],
+        vision_end_token_id=ids["vision_eos_token"], audio_start_token_id=ids["audio_bos_token"],
+        audio_end_token_id=ids["audio_eos_token"],
+    )  # fmt: skip
+
+
 def thinker_with_processor() -> tuple[Any, Any]:
     """The model and its processor; patches of 4 px, merged two by two, frames in pairs."""
     special = ["<pad>", *NAMES.values()]
@@ -39,16 +52,9 @@ def thinker_with_processor() -> tuple[Any, Any]:
         "fullatt_block_indexes": [0],
     }  # fmt: skip
     audio = {
-        "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 80,
-        "n_window": 20, "max_source_positions": 200, "output_dim": 32,
+        "encoder_layers": 1, "n_window": 20, "max_source_positions": 200, "output_dim": 32,
     }  # fmt: skip
-    config = hf.Qwen2_5OmniThinkerConfig(
-        text_config={**TEXT, "vocab_size": len(tokenizer), "rope_parameters": ROPE}, vision_config=vision,
-        audio_config=audio, image_token_index=ids["image_token"], video_token_index=ids["video_token"],
-        audio_token_index=ids["audio_token"], vision_start_token_id=ids["vision_bos_token"],
-        vision_end_token_id=ids["vision_eos_token"], audio_start_token_id=ids["audio_bos_token"],
-        audio_end_token_id=ids["audio_eos_token"],
-    )  # fmt: skip
+    config = thinker_config(tokenizer, text={**TEXT, "rope_parameters": ROPE}, vision=vision, audio=audio)
     patches = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
     processor = hf.Qwen2_5OmniProcessor(
         hf.Qwen2VLImageProcessor(**patches, size={"shortest_edge": 256, "longest_edge": 64 * 64}),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import lensplug
 from lensplug.families import FAMILIES as WITH_GEOMETRY
+from support.eager import eager
 from support.families.media import media, text_inputs
 from support.families.small import small_model
 from support.models import largest_difference
@@ -132,18 +133,13 @@ def _compare_on(row: FamilyRow, lens: Any, model_inputs: dict[str, Any]) -> str:
 def _hugging_faces(model: Any, core: Any, model_inputs: dict[str, Any]) -> tuple[Tensor, list[Tensor | None], Tensor]:
     """The last residual stream, before the last norm, and of eager attention the patterns, if any, and the logits."""
     streams: list[Tensor] = []
-    handle = core.decoder.layers[-1].register_forward_hook(
-        lambda _, __, output: streams.append(output[0] if isinstance(output, tuple) else output)
-    )
-    before = core.decoder.config._attn_implementation
-    try:
-        with torch.no_grad():
+    with torch.no_grad():
+        with core.decoder.layers[-1].register_forward_hook(
+            lambda _, __, output: streams.append(output[0] if isinstance(output, tuple) else output)
+        ):
             model(**model_inputs, use_cache=False)
-            core.decoder.config._attn_implementation = "eager"
+        with eager(core.decoder):
             output = model(**model_inputs, use_cache=False, output_attentions=True)
-    finally:
-        core.decoder.config._attn_implementation = before
-        handle.remove()
     return streams[0], list(getattr(output, "attentions", None) or ()), output.logits
 
 
