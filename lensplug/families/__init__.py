@@ -32,6 +32,7 @@ FAMILIES = {
     "idefics3": "lensplug.families.idefics3",
     "internvl": "lensplug.families.internvl",
     "janus": "lensplug.families.padded_square",
+    "lfm2_vl": "lensplug.families.lfm2_vl",
     "lighton_ocr": "lensplug.families.pixtral",
     "llava": "lensplug.families.llava",
     "llava_next": "lensplug.families.llava_next",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from support.counted_families import BUILDERS as COUNTED
+from support.further_image_families import BUILDERS as FURTHER
 from support.grid_checks import assert_paints, assert_tiles
 from support.image_families import lens
 from support.more_image_families import BUILDERS as MORE
@@ -25,7 +26,7 @@ from lensplug.families import gemma3
 from lensplug.geometry.image_grid import VIEWS
 from lensplug.inputs.multimodal_input import MultimodalInput
 
-BUILDERS = {**NEWER, **MORE, **COUNTED}
+BUILDERS = {**NEWER, **MORE, **COUNTED, **FURTHER}
 QUESTION = "What is this ?"
 SEED = os.environ.get("LENSPLUG_SEED", str(date.today().toordinal()))
 SIZES = int(os.environ.get("LENSPLUG_SIZES", "8"))

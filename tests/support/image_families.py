@@ -10,7 +10,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 import lensplug
-from support import counted_families, more_image_families, newer_image_families
+from support import counted_families, further_image_families, more_image_families, newer_image_families
 from support.narrow import CHAT, NARROW, clip, text_config, tokenizer_with
 
 NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
@@ -108,6 +108,7 @@ BUILDERS = {
     **newer_image_families.BUILDERS,
     **more_image_families.BUILDERS,
     **counted_families.BUILDERS,
+    **further_image_families.BUILDERS,
 }
 
 
