@@ -30,10 +30,10 @@ def own_positions_only(hf_model: Any, core: LanguageCore) -> AbstractContextMana
         core: Its language core, which is left alone.
     """
     AttentionInterface.register(NAME, _own_value)
-    return attending_by(NAME, core, _encoder_configs(hf_model, core))
+    return attending_by(NAME, core, encoder_configs(hf_model, core))
 
 
-def _encoder_configs(hf_model: Any, core: LanguageCore) -> list[Any]:
+def encoder_configs(hf_model: Any, core: LanguageCore) -> list[Any]:
     """The configurations that modules outside the decoder read, each once."""
     of_decoder = {id(module) for module in core.decoder.modules()}
     configs = {

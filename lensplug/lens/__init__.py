@@ -12,7 +12,7 @@ Its methods are in files by what they are for; each says what it takes, and what
 - `answers`: `generate`
 - `hooks_and_edits`: `run_with_hooks`, `hooks`, `intervene`, `placeholders_as_words`
 - `adapters`: `adapter`
-- `locating`: `locate`
+- `locating`: `locate`, `resampler_attention`
 - `sweeps`: `logits_at`, `logits_only`, `edited_runs`, `read_under_each`
 """
 

@@ -10,6 +10,8 @@ from lensplug.inputs.multimodal_input import MultimodalInput, refuse_other_input
 from lensplug.lens.wrapped_model import WrappedModel
 from lensplug.locating.locate import locate
 from lensplug.locating.located import Located
+from lensplug.locating.resampled import resampled
+from lensplug.locating.resampler_attention import ResamplerAttention
 from lensplug.positions.modality_map import MediumName
 from lensplug.validation.arguments import check_example, checked
 
@@ -17,7 +19,7 @@ KINDS: tuple[MediumName, ...] = ("image", "video", "audio")
 
 
 class Locates(WrappedModel):
-    """The method of a lens that measures places."""
+    """The methods of a lens that measure places."""
 
     @in_turn
     @checked
@@ -58,25 +60,85 @@ class Locates(WrappedModel):
             LensplugError: If the medium is not known, there are several kinds, no position moves, or most see no one
                 place (a resampler's).
         """
-        refuse_other_inputs(inputs)
-        check_example(example, len(inputs))
-        if stripes is not None and stripes < 2:
-            raise LensplugError(f"stripes is {stripes}, expected at least 2.")
-        if batch < 1:
-            raise LensplugError(f"batch is {batch}, expected at least 1.")
-        present = [name for name in KINDS if bool(inputs.modality.mask(name)[example].any())]
-        if kind is None and len(present) != 1:
-            found = f"has {', '.join(present)}: say which with kind=" if present else "has no image, video or sound"
-            raise LensplugError(f"example {example} {found}.")
         return locate(
             self.hf_model,
             self.core,
             self.processor,
             inputs,
-            kind=kind or present[0],
+            kind=_one_kind(inputs, kind, example, stripes, batch),
             media_index=media_index,
             example=example,
             stripes=stripes,
             batch=batch,
             progress=progress,
         )
+
+    @in_turn
+    @checked
+    def resampler_attention(
+        self,
+        inputs: MultimodalInput,
+        *,
+        kind: MediumName | None = None,
+        media_index: int = 0,
+        example: int = 0,
+        stripes: int | None = None,
+        batch: int = 8,
+        progress: Callable[[str], None] = lambda step: None,
+    ) -> ResamplerAttention:
+        """Where the positions that a resampler makes look in a picture, by the resampler's own cross-attention.
+
+            through = lens.resampler_attention(inputs)
+            views.image_overlay(attention, inputs, through=through)
+
+        Positions of a Perceiver (Idefics2) or a Q-Former (BLIP-2, InstructBLIP) have no place of their own: each is
+        made from all of a view. This gives the weights with which it is made from the states of the encoder, and, by
+        changing one stripe of the picture at a time, where those states lie.
+
+        When to use it: to see through which parts of a picture values of such positions were read. When not to: for
+        positions that have a place (`inputs.modality.image_grid()`, `lens.locate`); for what an answer depends on
+        (`analysis.region_attribution`): attention is not effect, here as little as in the decoder, and the states
+        that it reads were mixed by the encoder's attention before.
+
+        Args:
+            inputs: From `prepare`, or from `encode` with their media.
+            kind: "image", "video" or "audio"; needed where the example has several kinds.
+            media_index: Which image, video or sound of the example.
+            example: Which example.
+            stripes: Into how many each side is cut to place the states; by default three for each, 16 to 128. Cost: a
+                run of the encoder for each stripe of each side.
+            batch: How many changed media go through the encoder at once.
+            progress: Called with a few words before each batch.
+
+        Raises:
+            LensplugError: If the medium is not known, there are several kinds, or no resampler makes its positions.
+        """
+        return resampled(
+            self.hf_model,
+            self.core,
+            self.processor,
+            inputs,
+            kind=_one_kind(inputs, kind, example, stripes, batch),
+            media_index=media_index,
+            example=example,
+            stripes=stripes,
+            batch=batch,
+            progress=progress,
+        )
+
+
+def _one_kind(
+    inputs: MultimodalInput, kind: MediumName | None, example: int, stripes: int | None, batch: int
+) -> MediumName:
+    """The kind that is meant, where the other arguments can be right."""
+    refuse_other_inputs(inputs)
+    check_example(example, len(inputs))
+    if stripes is not None and stripes < 2:
+        raise LensplugError(f"stripes is {stripes}, expected at least 2.")
+    if batch < 1:
+        raise LensplugError(f"batch is {batch}, expected at least 1.")
+    present = [name for name in KINDS if bool(inputs.modality.mask(name)[example].any())]
+    if kind is None and len(present) != 1:
+        found = f"has {', '.join(present)}: say which with kind=" if present else "has no image, video or sound"
+        raise LensplugError(f"example {example} {found}.")
+    return kind or present[0]

@@ -20,8 +20,16 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from lensplug.media import Sound, Video
+from lensplug.errors import LensplugError
+from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.inputs.other_media import FIELDS
+from lensplug.media import Media, Sound, Video
+from lensplug.positions.modality_map import MediumName
 
+FEWEST, MOST = 16, 128
+"""Stripes along a side, unless they are given."""
+OF_A_POSITION = 3
+"""Stripes across a position of an image whose positions form a square."""
 SEED = 0
 SHIFTS = (64, 193)
 """By how much pixels move, of 256: at least, and less than."""
@@ -50,6 +58,33 @@ class Axis:
     def resolution(self) -> float:
         """The length of the longest part."""
         return float((self.edges[1:] - self.edges[:-1]).max())
+
+
+def media_of(inputs: MultimodalInput, kind: MediumName) -> tuple[Any, ...]:
+    """The media of this kind of inputs of one example.
+
+    Raises:
+        LensplugError: If they are not known.
+    """
+    name = FIELDS[kind]
+    of_examples: tuple[tuple[Any, ...], ...] = getattr(inputs, name)
+    if not of_examples:
+        raise LensplugError(
+            f"the {kind} of these inputs is not known: lens.prepare keeps it, to lens.encode give {name}=[...]."
+        )
+    return of_examples[0]
+
+
+def with_one_changed(media: tuple[Any, ...], media_index: int, versions: list[Any], kind: MediumName) -> Media:
+    """As many sets of media as there are versions of one of them."""
+    sets = tuple((*media[:media_index], version, *media[media_index + 1 :]) for version in versions)
+    return Media(**{FIELDS[kind]: sets})
+
+
+def stripes_for(kind: MediumName, n_positions: int) -> int:
+    """Into how many parts each side is cut, for so many positions."""
+    across = n_positions if kind == "audio" else n_positions**0.5
+    return int(min(max(OF_A_POSITION * across, FEWEST), MOST))
 
 
 def axes_of(medium: Any, stripes: int) -> list[Axis]:

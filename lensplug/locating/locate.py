@@ -7,7 +7,7 @@ Steps.
 2. That happens with the encoder's attention off (`lensplug.hf.encoder_attention`): how far each position moved says
    which stripes it sees (`intervals`).
 3. And with the attention as it is: how much of its movement comes from elsewhere is the *blur*.
-4. The intervals become a grid, a video grid or a timeline (`measured_grids`).
+4. The intervals become a grid, a video grid or a timeline (`measured_geometry`).
 
 What it cannot see: a place for positions that hold a mixture of the whole medium (those of a resampler or a Q-Former
 have none, and get NaN), and the order of views that show the same part at the same size.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,29 +25,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lensplug.errors import LensplugError
-from lensplug.geometry import AudioTimeline, ImageGrid, VideoGrid
 from lensplug.hf.encoder_attention import own_positions_only
 from lensplug.hf.language_core import LanguageCore
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.inputs.other_media import FIELDS, with_media
-from lensplug.locating.changed_media import Axis, axes_of
+from lensplug.inputs.other_media import with_media
+from lensplug.locating.changed_media import Axis, axes_of, media_of, stripes_for, with_one_changed
 from lensplug.locating.intervals import Intervals, intervals_of, share_inside
 from lensplug.locating.located import Geometry, Located
-from lensplug.locating.measured_grids import in_rows_and_columns, views_of
-from lensplug.media import Media
+from lensplug.locating.measured_geometry import geometry_of
+from lensplug.locating.movements import movements
 from lensplug.positions.modality_map import MediumName
 
-FEWEST, MOST = 16, 128
-"""Stripes along a side, unless they are given."""
-OF_A_POSITION = 3
-"""Stripes across a position of an image whose positions form a square."""
 ONE_PLACE = 0.25
 """A position of which less of its movement comes from one place has none."""
 NEARLY_ALL = 0.9
 """A position that sees this much of each side sees all of a medium."""
 GEOMETRIES: dict[MediumName, str] = {"image": "grids", "video": "video_grids", "audio": "timelines"}
 """Where a `ModalityMap` keeps the geometry of a kind of medium."""
-Moved = Float[Tensor, "token part"]
 
 
 def locate(
@@ -64,32 +59,16 @@ def locate(
 ) -> Located:
     """Measure the places of the positions of one medium; as `MultimodalLens.locate`."""
     positions = getattr(inputs.modality, f"{kind}_positions")(media_index, example)
-    own, name = inputs[example : example + 1], FIELDS[kind]
-    if not getattr(own, name):
-        raise LensplugError(
-            f"the {kind} of these inputs is not known: lens.prepare keeps it, to lens.encode give {name}=[...]."
-        )
-    media = getattr(own, name)[0]
-    axes = axes_of(media[media_index], stripes or _stripes_for(kind, len(positions)))
+    own = inputs[example : example + 1]
+    media = media_of(own, kind)
+    axes = axes_of(media[media_index], stripes or stripes_for(kind, len(positions)))
 
     def embeds_of(versions: list[Any]) -> Float[Tensor, "run token d_model"]:
-        sets = [(*media[:media_index], version, *media[media_index + 1 :]) for version in versions]
-        variant = with_media(hf_model, core, processor, own, len(sets), Media(**{name: tuple(sets)}))
+        given = with_one_changed(media, media_index, versions, kind)
+        variant = with_media(hf_model, core, processor, own, len(versions), given)
         return variant.embeds[:, positions].float().cpu()
 
-    def moved(how: str) -> list[Moved]:
-        """How far each position moves, for every part of every side."""
-        before = embeds_of([media[media_index]])
-        by_axis = []
-        for axis in axes:
-            by_part = []
-            for first in range(0, len(axis), batch):
-                progress(f"{how}: {axis.name}, {first + 1} of {len(axis)}")
-                changed = [axis.changed(part) for part in range(first, min(first + batch, len(axis)))]
-                by_part.append((embeds_of(changed) - before).norm(dim=-1))
-            by_axis.append(torch.cat(by_part).T)
-        return by_axis
-
+    moved = partial(movements, embeds_of, media[media_index], axes, batch=batch, progress=progress)
     with own_positions_only(hf_model, core):
         alone = moved("the encoder's attention off")
     together = moved("the encoder as it is")
@@ -100,7 +79,7 @@ def locate(
     of_place = [share_inside(of_axis, side.inside) for of_axis, side in zip(together, found, strict=True)]
     is_mixture = (concentration < ONE_PLACE) | _sees_all(axes[:2], found[:2])
     _refuse_mixtures(kind, is_mixture)
-    geometry = _geometry(media[media_index], axes, found, is_mixture)
+    geometry = geometry_of(media[media_index], axes, found, is_mixture)
     return Located(
         kind=kind,
         media_index=media_index,
@@ -135,33 +114,6 @@ def _refuse_mixtures(kind: MediumName, is_mixture: Bool[Tensor, " token"]) -> No
             f" {kind}, as of the positions of a resampler or a Q-Former. Ask which parts of it matter instead:"
             " analysis.region_attribution."
         )
-
-
-def _stripes_for(kind: MediumName, n_positions: int) -> int:
-    across = n_positions if kind == "audio" else n_positions**0.5
-    return int(min(max(OF_A_POSITION * across, FEWEST), MOST))
-
-
-def _geometry(medium: Any, axes: list[Axis], found: list[Intervals], mixed: Tensor) -> Geometry:
-    """The intervals of all sides as the geometry of the medium; `mixed` positions have no place."""
-    if len(axes) == 1:
-        # What nothing moves hears the padding behind the sound.
-        start, stop = (side.nan_to_num(medium.duration_s) for side in (found[0].start, found[0].stop))
-        return AudioTimeline(start, stop, medium.duration_s, measured=axes[0].resolution)
-    y, x = found[:2]
-    boxes = torch.stack([x.start, y.start, x.stop, y.stop], dim=1).masked_fill(mixed[:, None], torch.nan)
-    stripe = (axes[1].resolution, axes[0].resolution)
-    none = torch.zeros(len(boxes), dtype=torch.bool)
-    if len(axes) == 2:
-        view = views_of(boxes)
-        aligned = in_rows_and_columns(boxes, view, stripe)
-        return ImageGrid(aligned, view, none, medium.width, medium.height, measured=max(stripe))
-    first, last = (torch.nan_to_num(side, nan=-1).long() for side in (found[2].start, found[2].stop - 1))
-    aligned = in_rows_and_columns(boxes, torch.zeros_like(first), stripe)
-    first, last = (frame.masked_fill(aligned.isnan().any(dim=1), -1) for frame in (first, last))
-    return VideoGrid(
-        aligned, first, none, medium.width, medium.height, medium.times_s, last_frame=last, measured=max(stripe)
-    )
 
 
 def _with_geometry(

@@ -35,10 +35,16 @@ def views_of(boxes: Boxes) -> Int[Tensor, " token"]:
                 current, covered, run = current + 1, boxes[token - run + 1 : token + 1], 0
                 view[token - IN_A_ROW + 1 : token] = current
         view[token] = current
-    areas = torch.stack([_areas(boxes[view == one]).nanmedian() for one in range(current + 1)])
+    return base_first(boxes, view)
+
+
+def base_first(boxes: Boxes, view: Int[Tensor, " token"]) -> Int[Tensor, " token"]:
+    """Views, numbered in their order, numbered anew: the base view, which may not be the first, is 0."""
+    n_views = int(view.max()) + 1
+    areas = torch.stack([_areas(boxes[view == one]).nanmedian() for one in range(n_views)])
     base = int(areas.argmax()) if bool(areas.max() > LARGER * areas[0]) else 0
-    order = [base, *(one for one in range(current + 1) if one != base)]
-    return torch.tensor([order.index(one) for one in range(current + 1)])[view]
+    order = [base, *(one for one in range(n_views) if one != base)]
+    return torch.tensor([order.index(one) for one in range(n_views)])[view]
 
 
 def in_rows_and_columns(boxes: Boxes, view: Int[Tensor, " token"], stripe: tuple[float, float]) -> Boxes:

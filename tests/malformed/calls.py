@@ -37,6 +37,8 @@ class Call:
 
 
 def good_calls() -> list[Call]:
+    from support import image_families
+
     from lensplug.tiny.scenes import draw_scene
     from lensplug.tiny.voices import make_voice
 
@@ -44,6 +46,9 @@ def good_calls() -> list[Call]:
     picture, other = (draw_scene(random.Random(seed), size=(48, 48)).image for seed in (3, 5))
     question = "What is the color? Answer single word."
     inputs, second = (lens.prepare(question, images=[one]) for one in (picture, other))
+    resampling = image_families.lens("idefics2")
+    resampled = resampling.prepare("What is this ?", images=[picture])
+    through = resampling.resampler_attention(resampled, stripes=6)
     voice = make_voice(random.Random(4), emotion="happy", words="sad", transcript=True)
     heard = hears.prepare(voice.prompt("sound"), audio=[voice.audio])
     _, cache = lens.run_with_cache(inputs)
@@ -105,6 +110,12 @@ def good_calls() -> list[Call]:
             "inputs": inputs, "kind": "image", "media_index": 0, "example": 0, "stripes": 2, "batch": 4,
             "progress": print,
         }),
+        Call("lens.resampler_attention", resampling.resampler_attention, {
+            "inputs": resampled, "kind": "image", "media_index": 0, "example": 0, "stripes": 2, "batch": 4,
+            "progress": print,
+        }),
+        Call("ResamplerAttention.over_states", through.over_states, {
+            "values": torch.ones(4), "layer": "mean"}),
         Call("lens.with_media", lens.with_media, {
             "inputs": inputs, "images": [[other]], "videos": None, "audio": None}),
         Call("lens.logits_at", lens.logits_at, {
@@ -279,6 +290,9 @@ def good_calls() -> list[Call]:
         Call("views.image_overlay", views.image_overlay, {
             "values": rollout, "inputs": inputs, "image": picture, "media_index": 0, "example": 0, "view": "all",
             "title": "x"}, free=("title",)),
+        Call("views.image_overlay(through)", views.image_overlay, {
+            "values": torch.rand(resampled.shape[1]), "inputs": resampled, "image": picture, "media_index": 0,
+            "example": 0, "view": "all", "through": through, "title": "x"}, free=("title",)),
         Call("views.image_explorer", views.image_explorer, {
             "logit_lens": everywhere, "attention": looked, "inputs": inputs, "image": None, "media_index": 0,
             "example": 0}),

@@ -17,7 +17,7 @@ from lensplug.validation.arguments import _hints, _members, admitted
 CHOSEN = {
     "load.engine", "wrap.engine", "load.dtype", "estimate.dtype",
     "cache_from_attentions.attention_dir", "MultimodalLens.estimate.keep",
-    "MultimodalLens.locate.kind",
+    "MultimodalLens.locate.kind", "MultimodalLens.resampler_attention.kind",
     "MultimodalLens.estimate.query_positions", "MultimodalLens.estimate.residual_positions",
     "MultimodalLens.estimate.logit_positions", "MultimodalLens.run_with_cache.keep",
     "MultimodalLens.run_with_cache.query_positions", "MultimodalLens.run_with_cache.residual_positions",

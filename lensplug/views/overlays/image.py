@@ -15,6 +15,7 @@ from lensplug.errors import LensplugError
 from lensplug.geometry import ImageGrid
 from lensplug.geometry.image_grid import ViewName
 from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.locating.resampler_attention import ResamplerAttention
 from lensplug.media.images import both_ways
 from lensplug.media.warn import warn_user
 from lensplug.validation.arguments import checked
@@ -25,6 +26,7 @@ from lensplug.views.overlays.overlay import (
     below,
     heat,
     lay_out,
+    say,
     say_measured,
     scales_of,
     slider,
@@ -48,6 +50,8 @@ def why_no_grid(inputs: MultimodalInput, kind: str) -> str:
     return inputs.modality.no_place.get(kind, NO_GRID)
 
 
+THROUGH = "through the resampler's cross-attention, mean of layers and heads"
+OR_THROUGH = " With through=lens.resampler_attention(inputs) values are drawn over what each position was made from."
 VIEW_NAMES = {"all": "mean of both", "base": "whole image", "tiles": "tiles"}
 
 
@@ -60,6 +64,7 @@ def image_overlay(
     media_index: int = 0,
     example: int = 0,
     view: ViewName | None = None,
+    through: ResamplerAttention | None = None,
     title: str = "Over the image",
 ) -> go.Figure:
     """A heat map of any value per position over the image, with a slider if there are several rows.
@@ -83,6 +88,8 @@ def image_overlay(
         view: The initial view: "all" (mean of base view and tiles), "base" or "tiles". By default "all" for shares of
             attention; for other values, which should not be averaged over views, the view with the largest
             absolute value.
+        through: From `lens.resampler_attention`, where a resampler or a Q-Former makes the positions, which then have
+            no place: their values are spread over the encoder's patches as it attends to them.
         title: Title of the figure.
 
     Raises:
@@ -93,9 +100,11 @@ def image_overlay(
         if view is not None:
             raise LensplugError("view= is for values of positions: regions are of the picture itself.")
         return over_image(values, inputs, image, example, title)
-    grid = grid_of(inputs, media_index, example)
+    grid = grid_of(inputs, media_index, example) if through is None else _patches(through, inputs, media_index, example)
     picture = picture_of(inputs, grid, image=image, media_index=media_index, example=example)
     rows = rows_at(values, inputs, inputs.modality.image_positions(media_index, example), example=example)
+    if through is not None:
+        rows = {name: through.over_states(row) for name, row in rows.items()}
     if view is None:
         view = "all" if are_shares(values, inputs, example) else _strongest(grid, list(rows.values()))
     if view not in (views := ("all", *grid.views)):
@@ -126,6 +135,8 @@ def image_overlay(
         add_scales(fig, shared_scale, [row_scales[row] for row in of_row])
         fig.update_layout(sliders=[slider(list(rows), of_row)], height=fig.layout.height + 60)
     say_measured(fig, grid.measured, "px")
+    if through is not None:
+        say(fig, THROUGH)
     return fig
 
 
@@ -153,8 +164,25 @@ def grid_of(inputs: MultimodalInput, media_index: int, example: int) -> ImageGri
     if grid is None:
         raise LensplugError(
             f"this image has no grid, so its tokens cannot be placed in it: {why_no_grid(inputs, 'image')}."
+            + (OR_THROUGH if "image" in inputs.modality.no_place else "")
         )
     return grid
+
+
+def _patches(through: ResamplerAttention, inputs: MultimodalInput, media_index: int, example: int) -> ImageGrid:
+    """Where the states lie that a resampler attends to."""
+    if not isinstance(through.states, ImageGrid):
+        raise LensplugError(
+            f"through is of a {through.kind}, this overlay is of an image: give over_states(...) itself."
+        )
+    n_tokens = len(inputs.modality.image_positions(media_index, example))
+    if (through.media_index, through.example) != (media_index, example) or len(through.view) != n_tokens:
+        raise LensplugError(
+            f"through is of image {through.media_index} of example {through.example} with {len(through.view)}"
+            f" positions, the overlay of image {media_index} of example {example} with {n_tokens}:"
+            " lens.resampler_attention takes media_index= and example= as well."
+        )
+    return through.states
 
 
 def picture_of(

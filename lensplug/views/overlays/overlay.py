@@ -83,9 +83,13 @@ def say_measured(fig: go.Figure, measured: float | None, unit: str) -> None:
         measured: `measured` of a grid or timeline.
         unit: Of that number.
     """
-    if measured is None:
-        return
-    text = title_text(fig.layout.title.text, measured_note(measured, unit))
+    if measured is not None:
+        say(fig, measured_note(measured, unit))
+
+
+def say(fig: go.Figure, note: str) -> None:
+    """A line more under the title of a finished figure."""
+    text = title_text(fig.layout.title.text, note)
     fig.update_layout(title_text=text, height=fig.layout.height + NOTE, margin={"t": fig.layout.margin.t + NOTE})
 
 
