@@ -183,8 +183,8 @@ def good_calls() -> list[Call]:
             "progress": False}),
         Call("causal_tracing", analysis.causal_tracing, {
             "lens": lens, "inputs": inputs, "target": ("Red", "Blue"), "corruption": "noise", "medium": "image",
-            "noise": 1.0, "draws": 1, "seed": 0, "restore": "resid_post", "groups": three, "layers": (0, 0),
-            "position": -1, "batch": 2, "progress": False}),
+            "media_index": 0, "noise": 1.0, "draws": 1, "seed": 0, "restore": "resid_post", "groups": three,
+            "layers": (0, 0), "position": -1, "batch": 2, "progress": False}),
         Call("path_patching", analysis.path_patching, {
             "lens": lens, "clean": inputs, "corrupt": second, "target": ("Red", "Blue"), "receiver": "v",
             "heads": [(1, 0)], "senders": "heads", "mlps": "computed", "by": "sender_and_position", "groups": three,

@@ -4,7 +4,8 @@ Method:
 
 1. Run the prompt and read the target m (clean); cache the states that are put back.
 2. Corrupt the medium: noise on its embeddings, of a standard deviation that is `noise` times theirs, in several draws;
-   or a blank in its place before the processor (a grey, mean-coloured or blurred picture, silence). Read m (corrupt).
+   or something in its place before the processor: a blank (a grey, mean-coloured or blurred picture or video, silence
+   or a muffled sound), or another picture, video or sound. Read m (corrupt).
 3. In the corrupt run, put back the clean state of one layer and place (a group of positions), and read m again.
 4. recovered = (m_restored - m_corrupt) / (m_clean - m_corrupt): 0 as corrupt, 1 as clean; m is a mean over the draws.
 
@@ -12,17 +13,20 @@ Papers: Meng et al. 2022, "Locating and Editing Factual Associations in GPT", ar
 deviations); Basu et al. 2024, "Understanding Information Storage and Transfer in Multi-modal Large Language Models",
 arXiv 2406.04236.
 
-When to use it: where there is no second picture or sound that differs in one property only (`activation_patching` takes
-such a pair, and asks a sharper question).
+When to use it: to ask where a medium's contents are, of any prompt. With another picture or sound it is activation
+patching (`activation_patching` takes two prompts, whose words may differ too), which fits the other one to the size and
+length of the first.
 
-When not to use it: as evidence of what a state holds of one property: a corrupt medium takes away all of them at once.
-Noise and blanks are out of distribution, and different ones can name different places (Zhang & Nanda 2023, arXiv
-2309.16042). What one layer's MLP writes alone is seldom enough: `window=10` puts back several, as the paper does.
+When not to use it: as evidence of what a state holds of one property: a corrupt medium takes away all of them at once,
+and so does another one that differs in more than that property. Noise and blanks are out of distribution, and different
+ones can name different places; another picture is not, and is to be preferred (Zhang & Nanda 2023, arXiv 2309.16042).
+What one layer's MLP writes alone is seldom enough: `window=10` puts back several, as the paper does.
 
 Example:
     traced = analysis.causal_tracing(lens, inputs, "Red", corruption="blank", progress=False)
     traced.recovered                               # [example layer group head]
     views.activation_patching(traced)
+    swapped = analysis.causal_tracing(lens, inputs, ("Red", "Blue"), another=other_picture, progress=False)
     noisy = analysis.causal_tracing(lens, inputs, "Red", restore="mlp_out", draws=2, progress=False)
     noisy.standard_error                           # over draws, of `values`
 """
@@ -30,7 +34,7 @@ Example:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -38,22 +42,17 @@ from torch import Tensor
 
 from lensplug.analysis.attention.resolve_groups import Merge
 from lensplug.analysis.interventions.activation_patching import ActivationPatching, activation_patching
+from lensplug.analysis.interventions.corrupted_media import IN_WORDS, Corruption, changed, medium_of, noisy
 from lensplug.analysis.interventions.patched_places import StreamActivation
 from lensplug.analysis.interventions.recovered_effect import RecoveredEffect
 from lensplug.analysis.protocols import Lens
 from lensplug.errors import LensplugError
-from lensplug.inputs.edited_inputs import in_place
 from lensplug.inputs.logit_targets import Target
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.media.blank import Blank, blank_image, silence
-from lensplug.positions.by_modality import MEDIA
 from lensplug.positions.modality_map import MediumName
 from lensplug.validation.arguments import at_least, checked
 
-Corruption = Literal["noise", "blank", "mean", "blur"]
-"""Noise on the embeddings; or, in the medium's place: grey or silence, the picture's mean colour, a blurred picture."""
 MOST_DRAWS = 100
-BLANKS: dict[Corruption, Blank] = {"blank": "grey", "mean": "mean", "blur": "blur"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,8 +81,10 @@ def causal_tracing(
     inputs: MultimodalInput,
     target: Target,
     *,
-    corruption: Corruption = "noise",
+    corruption: Corruption | None = None,
+    another: Any = None,
     medium: MediumName | None = None,
+    media_index: int | None = None,
     noise: float = 3.0,
     draws: int = 3,
     seed: int = 0,
@@ -99,10 +100,16 @@ def causal_tracing(
 
     Args:
         lens: From `lensplug.load`, `wrap` or `tiny`.
-        inputs: From `prepare` or `encode`; for anything but noise, one example whose pictures or sounds are known.
+        inputs: From `prepare` or `encode`; for anything but noise (and inputs as `another`), one example whose pictures
+            or sounds are known.
         target: What is measured: the logit of a token, the difference of two (best), or a function of all logits.
-        corruption: What becomes of the medium.
-        medium: Which: "image", "video" or "audio"; by default the only one that there is.
+        corruption: What becomes of the medium: "noise" on its embeddings (the default); "blank" (grey, silence), "mean"
+            (a picture's colour) or "blur" (for sounds a low-pass filter: no word is understood); or "another".
+        another: What is put in its place: a picture, video or sound in any form that `prepare` takes (or a list, for
+            several), which is fitted: pictures and frames are resized, sounds cut or followed by silence. Or inputs of
+            `prepare`, of the same words and places, that differ in this medium only; of as many examples.
+        medium: What is corrupted: "image", "video" or "audio"; by default the only one that there is.
+        media_index: Which of several, counted from 0; by default all of them, and `another` is then a list.
         noise: For "noise", the standard deviation in units of that of the medium's embeddings in each example.
         draws: For "noise", how many; others have one.
         seed: Random seed of the noise.
@@ -127,11 +134,13 @@ def causal_tracing(
         raise LensplugError(f"draws is {draws}, expected at most {MOST_DRAWS}: each is a whole table of runs.")
     if not 0 < noise < float("inf"):
         raise LensplugError(f"noise is {noise}, expected a number above 0: standard deviations of the embeddings.")
-    chosen = _medium(inputs, medium)
-    if corruption == "noise":
-        corrupt = [_noisy(inputs, chosen, noise, seed + draw) for draw in range(draws)]
+    how = _corruption(corruption, another)
+    chosen = medium_of(inputs, medium, media_index)
+    if how == "noise":
+        corrupt = [noisy(inputs, chosen, noise, seed + draw) for draw in range(draws)]
+        words = f"noise of {noise:g} standard deviations, {draws} draw(s) from seed {seed}"
     else:
-        corrupt = [_blanked(lens, inputs, chosen, corruption)]
+        corrupt, words = [changed(lens, inputs, chosen, how, another)], IN_WORDS[how]
     results = [
         activation_patching(
             lens, inputs, each, target, activation=restore, groups=groups, layers=layers, window=window,
@@ -139,47 +148,17 @@ def causal_tracing(
         )
         for each in corrupt
     ]  # fmt: skip
-    return _mean(results, corruption, f"{chosen} corrupted by {_in_words(corruption, noise, draws, seed)}")
+    return _mean(results, how, f"{chosen} corrupted by {words}")
 
 
-def _medium(inputs: MultimodalInput, medium: MediumName | None) -> MediumName:
-    there = [name for name in MEDIA if name in inputs.modality.names]
-    if medium is None and len(there) != 1:
-        raise LensplugError(f"the inputs have {' and '.join(there) or 'no medium'}: say which is corrupted, medium=.")
-    chosen = there[0] if medium is None else medium
-    lacking = ~inputs.modality.mask(chosen).any(dim=1)
-    if bool(lacking.any()):
-        raise LensplugError(f"example {int(lacking.nonzero()[0])} has no {chosen} to corrupt.")
-    return chosen
-
-
-def _noisy(inputs: MultimodalInput, medium: MediumName, noise: float, seed: int) -> MultimodalInput:
-    """The same inputs with noise on the embeddings of a medium."""
-    embeds, at = inputs.embeds.clone(), inputs.modality.mask(medium).to(inputs.embeds.device)
-    generator = torch.Generator().manual_seed(seed)
-    for example, mask in enumerate(at):
-        own = embeds[example, mask].float()
-        drawn = torch.randn(own.shape, generator=generator).to(own.device)
-        embeds[example, mask] = (own + noise * own.std() * drawn).to(embeds.dtype)
-    return replace(inputs, embeds=embeds, decoder_inputs=in_place(inputs, embeds).decoder_inputs)
-
-
-def _blanked(lens: Lens, inputs: MultimodalInput, medium: MediumName, corruption: Corruption) -> MultimodalInput:
-    """The same inputs with a blank in place of a medium."""
-    if len(inputs) != 1:
-        raise LensplugError(
-            f"corruption={corruption!r} takes one example, {len(inputs)} came: inputs[0:1], one by one."
-        )
-    if medium == "video" or medium == "audio" and corruption != "blank":
-        raise LensplugError(f"a {medium} cannot be corrupted by {corruption!r}: 'noise' can, and 'blank' a sound.")
-    known: Any = inputs.images if medium == "image" else inputs.audio
-    if not known or not known[0]:
-        raise LensplugError(f"the {medium} of these inputs is not known: make them with lens.prepare, or use 'noise'.")
-    if medium == "image":
-        variant = lens.with_media(inputs, images=[[blank_image(image, BLANKS[corruption]) for image in known[0]]])
-    else:
-        variant = lens.with_media(inputs, audio=[[silence(sound) for sound in known[0]]])
-    return replace(inputs, embeds=variant.embeds, decoder_inputs=variant.decoder_inputs)
+def _corruption(corruption: Corruption | None, another: Any) -> Corruption:
+    if another is not None:
+        if corruption not in (None, "another"):
+            raise LensplugError(f"corruption is {corruption!r}, and another is given: leave one of them out.")
+        return "another"
+    if corruption == "another":
+        raise LensplugError("corruption='another' needs another=: a picture, a sound, or prepared inputs.")
+    return corruption or "noise"
 
 
 def _mean(results: list[ActivationPatching], corruption: Corruption, words: str) -> CausalTracing:
@@ -203,9 +182,3 @@ def _mean(results: list[ActivationPatching], corruption: Corruption, words: str)
         standard_error=error,
         corruption=corruption,
     )
-
-
-def _in_words(corruption: Corruption, noise: float, draws: int, seed: int) -> str:
-    if corruption == "noise":
-        return f"noise of {noise:g} standard deviations, {draws} draw(s) from seed {seed}"
-    return {"blank": "a grey or silent blank", "mean": "its mean colour", "blur": "a blur"}[cast(str, corruption)]
