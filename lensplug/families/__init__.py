@@ -43,6 +43,7 @@ FAMILIES = {
     "ovis2": "lensplug.families.ovis2",
     "paddleocr_vl": "lensplug.families.qwen_vl",
     "paligemma": "lensplug.families.llava",
+    "perception_lm": "lensplug.families.perception_lm",
     "qwen2_5_omni_thinker": "lensplug.families.qwen_omni",
     "qwen2_5_vl": "lensplug.families.qwen_vl",
     "qwen2_audio": "lensplug.families.whisper_windows",

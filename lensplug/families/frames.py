@@ -73,7 +73,7 @@ class Runs:
                 lengths[-1].append(sum(positions))
                 grid = view(video)
                 if grid is not None and set(positions) == {len(grid)}:
-                    grids[example, index] = _repeated(grid, video)
+                    grids[example, index] = repeated(grid, video)
         return replace(
             layout, lengths={**layout.lengths, "video": lengths}, video_grids=grids, video_runs=self.is_frame
         )
@@ -105,8 +105,8 @@ def _texts_before(batch: ProcessedBatch, example: int) -> list[str]:
     return ["".join(decode(tokens[max(start - WORDS_BEFORE, 0) : start]).split()) for start in starts]
 
 
-def _repeated(grid: ImageGrid, video: Video) -> VideoGrid:
-    """The same grid over every frame."""
+def repeated(grid: ImageGrid, video: Video) -> VideoGrid:
+    """The grid of a video of which every frame has the same grid."""
     count = len(video)
     index = torch.arange(count).repeat_interleave(len(grid))
     return VideoGrid(

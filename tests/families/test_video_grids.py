@@ -26,6 +26,7 @@ NESTED = pytest.mark.skipif(
 )
 ONE_BY_ONE = [
     *((name, 3) for name in ("llava-onevision", "video-llama-3", "llava-next-video", "video-llava", "internvl")),
+    ("perception-lm", 3),
     pytest.param("smolvlm", 3, marks=NESTED),
 ]
 PAIRS = int(os.environ.get("LENSPLUG_PAIRS", "16"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import transformers as hf
 
-from support.narrow import CHAT, NARROW, TEXT, tokenizer_with
+from support.narrow import CHAT, NARROW, TEXT, text_config, tokenizer_with
 
 
 def lfm2_vl(**image_options: Any) -> tuple[Any, Any]:
@@ -23,7 +24,25 @@ def lfm2_vl(**image_options: Any) -> tuple[Any, Any]:
     return hf.Lfm2VlForConditionalGeneration(config), hf.Lfm2VlProcessor(images, tokenizer, chat_template=CHAT)
 
 
+def perception_lm(**image_options: Any) -> tuple[Any, Any]:
+    """PerceptionLM: the picture whole and in up to 4 tiles (here of 112 px), patches of 14 px pooled 2 x 2."""
+    pytest.importorskip("timm")
+    tokenizer = tokenizer_with(image_token="<image>", video_token="<video>")
+    tower = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": [112, 112], "global_pool": ""}
+    config = hf.PerceptionLMConfig(
+        vision_config=hf.TimmWrapperConfig(architecture="vit_pe_lang_large_patch14_448", model_args=tower),
+        text_config=text_config(tokenizer), projector_pooling_ratio=2,
+        image_token_id=tokenizer.image_token_id, video_token_id=tokenizer.video_token_id,
+    )  # fmt: skip
+    images = hf.PerceptionLMImageProcessor(**{"tile_size": 112, "max_num_tiles": 4, **image_options})
+    videos = hf.PerceptionLMVideoProcessor(size={"height": 112, "width": 112})
+    processor = hf.PerceptionLMProcessor(videos, images, tokenizer, patch_size=14, chat_template=CHAT)
+    return hf.PerceptionLMForConditionalGeneration(config), processor
+
+
 BUILDERS = {
     "lfm2-vl": lfm2_vl,
     "lfm2-vl-whole": lambda: lfm2_vl(use_thumbnail=False, min_tiles=3, max_tiles=4),
+    "perception-lm": perception_lm,
+    "perception-lm-one": lambda: perception_lm(vision_input_type="thumb"),
 }
