@@ -7,7 +7,7 @@ TransformerLens stay in `families.json`, so run it once in each environment.
 
     python benchmarks/families.py                            # the table of this environment, 5 minutes
     python benchmarks/families.py --only llava qwen2_vl      # some families
-    python benchmarks/families.py --write docs/families.md   # all, and the page of the documentation
+    python benchmarks/families.py --write docs/families.md   # all, and the page; with --only, the others' rows stay
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these families (model_type)")
     parser.add_argument("--json", action="store_true", help="rows as JSON, one a line")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="run all, keep the rows, write the page")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="keep the rows, write the page")
     parser.add_argument("--seeds", type=int, default=1, help="random models of each family")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for each family")
@@ -92,8 +92,6 @@ def main() -> None:
     known = families()
     if unknown := sorted(set(arguments.only or ()) - set(known)):
         parser.error(f"no family {', '.join(unknown)}; there are {', '.join(known)}")
-    if arguments.write and arguments.only:
-        parser.error("--write makes the page of all families: leave --only out")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
@@ -103,8 +101,10 @@ def main() -> None:
         made.append(row)
         print(json.dumps(row.as_dict()) if arguments.json else table([row], head=len(made) == 1), flush=True)
     if arguments.write:
+        again = {(row.transformer_lens, row.family) for row in made}
         kept = [FamilyRow(**old) for old in json.loads(ROWS.read_text())] if ROWS.exists() else []
-        made = [row for row in kept if row.transformer_lens != version("transformer-lens")] + made
+        stays = [row for row in kept if arguments.only or row.transformer_lens != version("transformer-lens")]
+        made += [row for row in stays if (row.transformer_lens, row.family) not in again]
         made.sort(key=lambda row: (row.transformer_lens, row.family))
         ROWS.write_text(json.dumps([row.as_dict() for row in made], indent=0) + "\n", encoding="utf-8")
         arguments.write.write_text(page(made), encoding="utf-8")

@@ -38,6 +38,8 @@ class Asked:
     """By which number logits are multiplied behind the head."""
     soft_cap: float | None = None
     """Beyond which no logit goes."""
+    forbidden: tuple[int, ...] = ()
+    """Tokens that the model never says: it sets their logits to the least number there is (Chameleon's pictures)."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 It runs once on a few words. What its decoder is called with says whether positions have several parts, or a mask is
 more than a row for each example. What it returns, beside what the head makes of the decoder's output, says by which
-number logits are multiplied (Granite, Cohere), and whether a soft cap is on them.
+number logits are multiplied (Granite, Cohere), whether a soft cap is on them, and which words are never said
+(Chameleon's of pictures).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def asked_of(hf_model: Any, core: LanguageCore) -> LanguageCore:
             " none of lensplug's tests covers is proved on: it is refused unproved, whatever it may compute."
         ) from refusal
     try:
-        scale, cap = _logits(hf_model, core, model_inputs)
+        scale, cap, forbidden = _logits(hf_model, core, model_inputs)
     except LensplugError:
         raise
     except Exception as error:
@@ -59,7 +60,7 @@ def asked_of(hf_model: Any, core: LanguageCore) -> LanguageCore:
             f" ({type(error).__name__}: {why}): nothing can be compared with it."
         ) from error
     kept = {name: value for name, value in arguments.items() if value is not None}
-    return replace(core, asked=Asked(kept, _beside(hf_model, core, kept), scale, cap))
+    return replace(core, asked=Asked(kept, _beside(hf_model, core, kept), scale, cap, forbidden))
 
 
 def _beside(hf_model: Any, core: LanguageCore, arguments: Mapping[str, Any]) -> tuple[str, ...]:
@@ -73,8 +74,10 @@ def _beside(hf_model: Any, core: LanguageCore, arguments: Mapping[str, Any]) -> 
     return tuple(name for name, is_given in given.items() if is_given)
 
 
-def _logits(hf_model: Any, core: LanguageCore, model_inputs: Mapping[str, Any]) -> tuple[float, float | None]:
-    """By which number the model multiplies what its head makes of the decoder's output, and its soft cap."""
+def _logits(
+    hf_model: Any, core: LanguageCore, model_inputs: Mapping[str, Any]
+) -> tuple[float, float | None, tuple[int, ...]]:
+    """By which number the model multiplies what its head makes of the decoder's output; its cap; forbidden words."""
     outputs: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -83,26 +86,29 @@ def _logits(hf_model: Any, core: LanguageCore, model_inputs: Mapping[str, Any]) 
     handle = core.decoder.register_forward_hook(note)
     try:
         with torch.no_grad(), sdpa(core):
-            logits = hf_model(**model_inputs, use_cache=False).logits.double()
+            made = hf_model(**model_inputs, use_cache=False).logits
             plain = core.head(outputs[0]).double()
     finally:
         handle.remove()
+    is_forbidden = (made <= torch.finfo(made.dtype).min).flatten(0, -2).all(dim=0)
+    forbidden = tuple(is_forbidden.nonzero()[:, 0].tolist())
+    logits = made.double()
     cap = getattr(core.text_config, "final_logit_softcapping", None)
     if cap is not None:
         near = logits.clamp(-cap * (1 - 1e-6), cap * (1 - 1e-6)) / cap
         logits = cap * torch.atanh(near)
-    usual = (logits.abs() < 1e30) & (plain.abs() > 0)
+    usual = ~is_forbidden & (plain.abs() > 0)
     scale = float((logits[usual] * plain[usual]).sum() / plain[usual].square().sum())
     for known in (1.0, *_numbers(core.text_config)):
         if abs(scale - known) < ENOUGH * abs(known):
-            return known, cap
+            return known, cap, forbidden
     apart = float((logits - scale * plain)[usual].abs().max() / plain[usual].abs().max())
     if apart > ENOUGH:
         raise LensplugError(
             f"{type(hf_model).__name__} makes logits of something else than its head's reading of the decoder's output"
             f" (apart by {apart:.1e})."
         )
-    return scale, cap
+    return scale, cap, forbidden
 
 
 def _numbers(config: Any) -> list[float]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lensplug.errors import LensplugError
 from lensplug.hf.attention_choice import sdpa
 from lensplug.hf.language_core import LanguageCore
-from lensplug.hf.unread import read_ones
+from lensplug.hf.unread import merged_inside, read_ones
 
 UNREAD = {
     "use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits", "cache_position",
@@ -115,9 +115,16 @@ def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None)
     decoder_inputs = {name: kwargs.get(name) for name in core.beside}
     if "attention_mask" in core.beside:
         mask = padding
+    known_names = {"inputs_embeds", "attention_mask", "position_ids", "input_ids", "cache", "past_key_values"} | UNREAD
+    if "deepstack" in core.beside:
+        known_names |= set(DEEPSTACK)
+    extra = [name for name, value in kwargs.items() if name not in known_names and value is not None]
     if embeds is None and kwargs.get("input_ids") is not None:
-        with torch.no_grad():
-            embeds = core.decoder.embed_tokens(kwargs["input_ids"])  # a plain language model: there is nothing to merge
+        if extra and (embeds := merged_inside(core, kwargs, extra)) is not None:
+            extra = []
+        else:
+            with torch.no_grad():
+                embeds = core.decoder.embed_tokens(kwargs["input_ids"])  # a plain language model: nothing to merge
     if embeds is None:
         raise LensplugError("the decoder was called without inputs_embeds: there are no merged embeddings to read.")
     if "deepstack" in core.beside:
@@ -130,10 +137,6 @@ def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None)
             f"the model gives its decoder an attention mask of its own ({shape}), not one row per example: its"
             " attention is not plainly causal, and the core alone would compute something else."
         )
-    known_names = {"inputs_embeds", "attention_mask", "position_ids", "input_ids", "cache", "past_key_values"} | UNREAD
-    if "deepstack" in core.beside:
-        known_names |= set(DEEPSTACK)
-    extra = [name for name, value in kwargs.items() if name not in known_names and value is not None]
     if extra and (read := read_ones(core, kwargs, extra)):
         raise LensplugError(
             f"the model gives its decoder more than embeddings ({', '.join(sorted(read))}): the core alone cannot"

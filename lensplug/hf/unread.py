@@ -1,9 +1,12 @@
-"""What a decoder is given beside embeddings and never reads: no reason to refuse it.
+"""What a decoder is given beside embeddings, and is no reason to refuse it: it never reads it, or merges it itself.
 
 Some models hand everything that they were called with down to their decoder (InternVL's `image_sizes`), where it ends
 in `**kwargs`. Names do not tell what happens there: attention reads `is_causal` out of them. So the decoder is asked,
 on the very embeddings of this input: with the argument, and without. It runs twice for that, only where there is such
 an argument. What its `forward` names is read, whatever it does this time.
+
+Chameleon's decoder is given tokens and pixels, and merges them before its first layer. Where that is all that it does
+with them, its first layer is the seam (`merged_inside`).
 """
 
 from __future__ import annotations
@@ -40,6 +43,28 @@ def read_ones(core: LanguageCore, kwargs: Mapping[str, Any], names: Sequence[str
         return [] if _same(_output(core, kwargs), expected) else list(names)
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError):
         return list(names)  # it runs with all of them only, or with none: they are read
+
+
+def merged_inside(core: LanguageCore, kwargs: Mapping[str, Any], names: Sequence[str]) -> Tensor | None:
+    """The merged embeddings of a decoder that merges media itself; None if it does more with them, or does not run.
+
+    Args:
+        core: Its decoder.
+        kwargs: All that it is given, tokens among them.
+        names: Those that are media.
+    """
+    entering: list[Tensor] = []
+
+    def note(module: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
+        entering.append((args[0] if args else given["hidden_states"]).detach().clone())
+
+    try:
+        with core.decoder.layers[0].register_forward_pre_hook(note, with_kwargs=True):
+            expected = _output(core, kwargs)
+        without = {name: value for name, value in kwargs.items() if name not in (*names, "input_ids")}
+        return entering[0] if _same(_output(core, {**without, "inputs_embeds": entering[0]}), expected) else None
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _output(core: LanguageCore, kwargs: Mapping[str, Any]) -> Tensor:

@@ -35,8 +35,9 @@ def checks(pair: Pair, tolerance: float) -> list[Check]:
     decoder = pair.model.original_model.get_decoder()
     positions = _positions(pair, length)
     with torch.no_grad(), sdpa(pair.core):
-        expected = _given(pair.core.decoder, token, positions)
-        found = _given(decoder, token, positions)
+        in_tuples = _returns_tuples(pair.core.decoder, token[:, :1], _positions(pair, 1))
+        expected = _given(pair.core.decoder, token, positions, in_tuples=in_tuples)
+        found = _given(decoder, token, positions, in_tuples=in_tuples)
     tally = Tally(NAME, tolerance)
     for layer, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         for name in sorted({*ours, *theirs} - {"hidden_states"}):
@@ -65,14 +66,22 @@ def _positions(pair: Pair, length: int) -> dict[str, Tensor]:
     return {"position_ids": torch.arange(length, device=pair.core.device).expand(parts, 1, length)}
 
 
-def _given(decoder: Any, tokens: Tensor, positions: dict[str, Tensor]) -> list[dict[str, Any]]:
+def _returns_tuples(decoder: Any, token: Tensor, positions: dict[str, Tensor]) -> bool:
+    """Whether layers return their stream in a tuple."""
+    outputs: list[Any] = []
+    with decoder.layers[0].register_forward_hook(lambda *given: outputs.append(given[-1])):
+        decoder(inputs_embeds=decoder.embed_tokens(token).detach(), use_cache=False, **positions)
+    return isinstance(outputs[0], tuple)
+
+
+def _given(decoder: Any, tokens: Tensor, positions: dict[str, Tensor], *, in_tuples: bool) -> list[dict[str, Any]]:
     """The keyword arguments of every layer, with layers that hand their stream on as it is."""
     given: list[dict[str, Any]] = []
 
-    def skipped(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def skipped(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         kwargs |= {str(number): value for number, value in enumerate(args)}
         given.append({name: value for name, value in kwargs.items() if _is_data(value)})
-        return hidden_states
+        return (hidden_states,) if in_tuples else hidden_states
 
     with ExitStack() as stack:
         for layer in decoder.layers:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lensplug.patches.core_parts import embedding_multiplier
-from lensplug.proof.measures import Tally, apart, explained
+from lensplug.proof.measures import NUMBERS, Tally, apart, explained
 from lensplug.proof.pair import Pair, noise, rounded_otherwise
 from lensplug.proof.prompts import Prompt
 from lensplug.proof.report import Check
@@ -101,7 +101,10 @@ def _leaf(pair: Pair, prompt: Prompt) -> Tensor:
 
 def _gradients(logits: Tensor, leaf: Tensor, patterns: dict[int, Tensor]) -> Gradients:
     with_gradient = {layer: value for layer, value in patterns.items() if value.requires_grad}
-    total = (logits.float() * noise(logits.float())).sum()
+    # A logit that a model forbids is no number: it has no gradient in one of the models, and a meaningless one in the
+    # other.
+    weights = noise(logits.float()) * (logits.detach() > -NUMBERS)
+    total = (logits.float() * weights).sum()
     gradients = torch.autograd.grad(total, [leaf, *with_gradient.values()], allow_unused=True)
     found: dict[int, Tensor | None] = dict.fromkeys(patterns)
     found |= dict(zip(with_gradient, gradients[1:], strict=True))

@@ -52,7 +52,8 @@ def apart(found: Tensor, expected: Tensor, size: Tensor | None = None) -> float:
     by = by.where(by.abs() < NUMBERS, torch.zeros_like(by)).square().mean(dim=-1, keepdim=True).sqrt()
     difference = (found - expected).abs() / by.clamp(min=1e-30)
     # Where nothing differs the size does not matter, also where it is zero, or both are -inf.
-    difference = torch.where(found == expected, 0.0, difference)
+    same = (found == expected) | ((found < -NUMBERS) & (expected < -NUMBERS))
+    difference = torch.where(same, 0.0, difference)
     return float(difference.nan_to_num(nan=torch.inf).max())
 
 

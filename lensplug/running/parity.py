@@ -119,9 +119,9 @@ def compare(
     with torch.inference_mode(False), torch.no_grad(), sdpa(core), attending:
         met = _meet(hf_model, core, model, model_inputs, wrapped_input, is_real, scores)
         reference, wrapped = (_at(logits, met.counted, centered) for logits in (met.reference, met.wrapped))
-        scale = float(reference.abs().max())
-        tolerance = TOLERANCE[core.dtype] * max(scale, 1.0)
         argmax_agreement = float((reference.argmax(-1) == wrapped.argmax(-1)).float().mean())
+        scale = _largest_allowed(reference, wrapped, torch.finfo(met.reference.dtype).min)
+        tolerance = TOLERANCE[core.dtype] * max(scale, 1.0)
         not_finite = int((~wrapped.isfinite()).sum()) + met.lost_elsewhere * wrapped.shape[-1]
         difference = float(wrapped.sub_(reference).abs_().nan_to_num_(nan=torch.inf).max())
         parted = not_finite > 0 or not difference <= tolerance
@@ -232,6 +232,19 @@ def _at(
 ) -> Float[Tensor, "position d_vocab"]:
     chosen = logits[is_chosen].float()
     return chosen.sub_(chosen.mean(dim=-1, keepdim=True)) if centered else chosen
+
+
+def _largest_allowed(
+    reference: Float[Tensor, "position d_vocab"], wrapped: Float[Tensor, "position d_vocab"], least: float
+) -> float:
+    """The largest logit; those that both models forbid, by the least number of their dtype, become zero in both."""
+    if float(reference.min()) > least:
+        return float(reference.abs().max())
+    is_forbidden = reference <= least
+    in_both = is_forbidden & (wrapped <= least)
+    reference.masked_fill_(in_both, 0.0)
+    wrapped.masked_fill_(in_both, 0.0)
+    return float(reference.masked_fill(is_forbidden, 0.0).abs().max())
 
 
 def _first_divergent_layer(

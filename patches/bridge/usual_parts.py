@@ -158,6 +158,8 @@ def build_tried_bridge(
     config: Any = decoder.config
     if asked.logit_scale != 1:
         _scale_logits(getattr(decoder, parts.final_norm), head, asked.logit_scale, cfg.rmsnorm_uses_offset)
+    if asked.forbidden:
+        _forbid(head, asked.forbidden)
     if asked.soft_cap is not None:
         cfg.output_logits_soft_cap = asked.soft_cap
     shell = CausalShell(decoder, head, config, asked.soft_cap).train(decoder.training)
@@ -179,6 +181,18 @@ def _scale_logits(norm: Any, head: Any, scale: float, offset: bool) -> None:
             shift = int(offset and name == "weight")
             scaled = ((value.detach().double() + shift) * scale - shift).to(value.dtype)
             setattr(norm, name, nn.Parameter(scaled, requires_grad=value.requires_grad))
+
+
+def _forbid(head: Any, tokens: tuple[int, ...]) -> None:
+    """Set the logits of some tokens to the least number there is, by a bias of the head, which is a copy.
+
+    To that number nothing can be added that a dtype would tell.
+    """
+    if head.bias is not None:
+        raise LensplugError(f"logits of {len(tokens)} tokens are forbidden behind a head with a bias of its own.")
+    bias = torch.zeros(head.out_features, dtype=head.weight.dtype, device=head.weight.device)
+    bias[list(tokens)] = torch.finfo(bias.dtype).min
+    head.bias = nn.Parameter(bias, requires_grad=head.weight.requires_grad)
 
 
 def _refuse_unseen(model: Any, arguments: Mapping[str, Any]) -> None:

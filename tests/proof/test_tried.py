@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,14 @@ TRIED = {
     "fuyu": "queries, keys and values in one matrix, a part of each head rotated",
     "hyperclovax_vision_v2": "multipliers of what is added to the stream",
     "lfm3_vl": "convolutions in place of attention in some layers",
+    "chameleon": "pictures merged inside its decoder, words that it never says",
     "kimi_k25": "latent keys and values, mixtures of experts",
 }
 """Family -> what is special about its layers."""
+
+
+def _picture(model) -> dict[str, Any]:
+    return next(inputs for kind, inputs in media(model) if kind == "image" and not isinstance(inputs, str))
 
 
 @pytest.fixture(scope="module", params=TRIED)
@@ -115,6 +121,38 @@ def test_a_fault_inside_a_layer_is_told_without_the_printed_layer():
 def test_layers_that_write_otherwise_are_refused_by_name():
     with pytest.raises(LensplugError, match=r"layer 0 \(HYV4VLDecoderLayer\) does not add what its parts return"):
         lensplug.wrap(small_model("hy_v4_vl"))
+
+
+def test_words_that_a_model_never_says_are_forbidden_in_the_core_too():
+    model = small_model("chameleon")
+    lens = lensplug.wrap(model, prove=False)
+    inputs = lens.encode(_picture(model))
+    report = lens.check(inputs)
+    assert report.agrees and report.logit_scale < 1e3
+    logits, cache = lens.run_with_cache(inputs)
+    assert logits is not None
+    never: torch.Tensor = logits[0, -1].eq(torch.finfo(logits.dtype).min)
+    assert never.nonzero()[:, 0].tolist() == sorted(model.model.vocabulary_mapping.image_tokens)
+    read = lensplug.analysis.logit_lens(cache, positions=-1, top_k=3)
+    assert torch.equal(read.top_tokens[0, -1, 0], logits[0, -1].topk(3).indices)
+    assert model.lm_head.bias is None
+    lens.model.unembed.original_component.bias = None
+    assert not lens.check(inputs).agrees
+
+
+def test_a_decoder_that_does_more_with_pictures_than_to_merge_them_is_refused():
+    model = small_model("chameleon")
+    lens = lensplug.wrap(model, prove=False)
+    inputs = _picture(model)
+
+    def brighter(module, args, kwargs, output):
+        if kwargs.get("pixel_values") is not None:
+            output.last_hidden_state = output.last_hidden_state + 1
+        return output
+
+    with model.model.register_forward_hook(brighter, with_kwargs=True):
+        with pytest.raises(LensplugError, match=r"more than embeddings \(pixel_values\)"):
+            lens.encode(inputs)
 
 
 def test_what_fails_its_proof_is_refused_by_layer_and_number():

@@ -195,3 +195,13 @@ def test_scores_beyond_float16_are_counted_by_head(engine, size, heads):
     report = lens.check(lens.encode({"input_ids": text_tokens(20, 2)}))
     assert report.overflowing_heads == heads and report.agrees == (heads == 0)
     assert (f"scores of {heads} heads overflow in float16" in str(report)) == (heads > 0)
+
+
+def test_logits_that_both_models_forbid_are_not_compared():
+    least = torch.finfo(torch.float32).min
+    reference, wrapped = torch.tensor([[1.0, least, -3.0]]), torch.tensor([[1.0, least, -3.5]])
+    assert parity._largest_allowed(reference, wrapped, least) == 3.0
+    assert (reference - wrapped).abs().max() == 0.5
+    reference, wrapped = torch.tensor([[1.0, least, -3.0]]), torch.tensor([[1.0, 2.0, -3.0]])
+    assert parity._largest_allowed(reference, wrapped, least) == 3.0
+    assert (reference - wrapped).abs().max() > 1e38  # of one only: the models differ

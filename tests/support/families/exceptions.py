@@ -29,6 +29,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "audio_config.num_filters": 4,
     },
     "chameleon": {
+        "image_token_id": 500,
         "vocabulary_map": {"<image>": 500, **{f"IMGIMG{letter}Z": 400 + n for n, letter in enumerate("ABCDEFGHIJ")}},
         "vq_config.num_embeddings": 10, "vq_config.base_channels": 32, "vq_config.embed_dim": 32,
         "vq_config.latent_channels": 32,
@@ -54,7 +55,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             for layer in (2, 3)
         },
     },
-    "emu3": {"vocabulary_map": PICTURE_WORDS, "vq_config.base_channels": 32},
+    "emu3": {"image_token_id": 500, "vocabulary_map": PICTURE_WORDS, "vq_config.base_channels": 32},
     "ernie4_5_vl_moe": {
         "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]},
         "text_config.moe_intermediate_size": [32, 16],

@@ -20,6 +20,8 @@ KINDS = ("image", "video", "audio")
 TYPE_IDS = {"image": 1, "video": 2, "audio": 3}
 WORDS = 12
 MOST_POSITIONS = 70
+OTHERS = (100, 200, 300)
+"""Seeds of other media, beyond the first's: of several coarse ones two may be the same (Chameleon's codes)."""
 MATTERS = 1e-2
 """In logits: a medium that changes less was not read."""
 
@@ -63,20 +65,26 @@ def with_medium(model: Any, kind: str, seed: int = 0) -> dict[str, Any]:
                 try:
                     with torch.no_grad():
                         logits = model(**inputs, use_cache=False).logits
-                        other = form(model.config, torch.Generator().manual_seed(seed + 100))
-                        others = model(**{**inputs, **other}, use_cache=False).logits
+                    read = any(_moves(model, inputs, form, logits, seed + other) for other in OTHERS)
                     if logits.shape[1] != inputs["input_ids"].shape[1]:
                         raise ValueError("one token was made many positions, as processors no longer ask for")
                 except (ValueError, RuntimeError):
                     if len(counts) == 1 and runs == _runs(made)[-1]:
                         raise
                     continue  # another number of positions, or each step of time by itself
-                if float((logits - others).abs().max()) > MATTERS:
+                if read:
                     return inputs
                 raise ValueError("the medium does not change the logits")
         except Exception as error:  # any: forms are guesses
             errors.setdefault(str(error)[:120] or type(error).__name__, form.__name__)
     raise ValueError("; ".join(f"{form}: {error}" for error, form in errors.items()) or "no form fits its arguments")
+
+
+def _moves(model: Any, inputs: dict[str, Any], form: Any, logits: Tensor, seed: int) -> bool:
+    """Whether another medium gives other logits."""
+    with torch.no_grad():
+        others = model(**{**inputs, **form(model.config, torch.Generator().manual_seed(seed))}, use_cache=False).logits
+    return float((logits - others).abs().max()) > MATTERS
 
 
 def _counts(features: Any, made: dict[str, Any]) -> list[int]:
