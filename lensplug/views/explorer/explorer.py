@@ -35,6 +35,7 @@ from torch import Tensor
 from lensplug.analysis.attention.attention_from import AttentionFrom
 from lensplug.analysis.logits.logit_lens import LogitLens
 from lensplug.errors import LensplugError
+from lensplug.geometry import ImageGrid
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.validation.arguments import checked
 from lensplug.views.explorer.arrays import (
@@ -51,6 +52,7 @@ from lensplug.views.explorer.packing import json_for_script
 from lensplug.views.explorer.still import still_of
 from lensplug.views.overlays.image import grid_of, picture_of
 from lensplug.views.overlays.overlay import data_url, measured_note
+from lensplug.views.overlays.unseen import NOTE, hatched
 from lensplug.views.page.embedded import Embedded
 from lensplug.views.page.page import Page, Section
 from lensplug.views.style import FONT, HEAT, MONO
@@ -119,6 +121,7 @@ def image_explorer(
     positions = inputs.modality.image_positions(media_index, example).cpu()
     _check(logit_lens, attention, inputs, positions, example)
     picture = picture_of(inputs, grid, image=image, media_index=media_index, example=example)
+    drawn = hatched(picture, grid)
     weights = attention.values[example].permute(2, 0, 1, 3).float()  # [query layer head key]
     chips, of_position = chips_of(inputs, media_index, example)
     selection = initial_selection(weights[0][..., positions], grid)
@@ -135,14 +138,14 @@ def image_explorer(
     facts = {
         "arrays": layout, "steps": steps, "entries": logit_lens.entries, "start": selection,
         "answers": [_answer(inputs, int(query), example) for query in attention.queries[example]],
-        "chips": chips, "width": grid.width, "height": grid.height, "picture": data_url(picture),
+        "chips": chips, "width": grid.width, "height": grid.height, "picture": data_url(drawn),
         "style": {"veil": HEAT, "font": FONT, "mono": MONO},
         "newlines": int(grid.newline.sum()), "convention": logit_lens.provenance.convention,
     }  # fmt: skip
     body = _template().render(
         facts=Markup(json_for_script(facts)), data=Markup(data), start=selection, answers=facts["answers"],
         layers=weights.shape[1], heads=weights.shape[2], steps=steps, name=f"explorer-{uuid4().hex[:8]}",
-        views=grid.views, measured=None if grid.measured is None else measured_note(grid.measured, "px"),
+        views=grid.views, notes=_notes(grid, is_hatched=drawn is not picture),
     )  # fmt: skip
     page_facts = (
         ("Model", logit_lens.provenance.model),
@@ -154,6 +157,12 @@ def image_explorer(
     versions = ", ".join(f"{name} {number}" for name, number in logit_lens.provenance.versions.items())
     still = partial(still_of, logit_lens, weights, positions, inputs, picture, media_index, example)
     return Explorer(body, page_facts, (*conventions, f"{logit_lens.provenance.dtype}; {versions}"), still=still)
+
+
+def _notes(grid: ImageGrid, *, is_hatched: bool) -> list[str]:
+    """What has to be said under the picture."""
+    measured = [] if grid.measured is None else [measured_note(grid.measured, "px")]
+    return [*measured, *([NOTE] if is_hatched else [])]
 
 
 def _check(

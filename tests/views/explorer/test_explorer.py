@@ -5,11 +5,14 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.explorer_data import grid_of, random_results, said_of
 
 from lensplug import LensplugError, analysis, views
@@ -72,6 +75,18 @@ def test_attention_comes_back_by_answer_token_layer_and_head(made):
     assert [one["text"] for one in facts["answers"]] == ["Red", "."]
     assert [one["query"] for one in facts["answers"]] == looked.queries[0].tolist()
     assert arrays["positions"].tolist() == at.tolist()
+
+
+def test_what_no_patch_sees_is_hatched_and_said(made):
+    """A grid over the left half of a picture of 128 x 48."""
+    grid = replace(grid_of(4, 2, 1, 64, 48), width=128)
+    said, looked, inputs, image = random_results(grid, layers=3, heads=4, answer=["Red"], top_k=2, vocabulary=40)
+    half = views.image_explorer(said, looked, inputs, image=image)
+    facts, _ = contents(half)
+    gray = np.asarray(Image.open(BytesIO(b64decode(facts["picture"].partition(",")[2]))).convert("L")).astype(int)
+    plain = np.asarray(image.convert("L")).astype(int)
+    assert np.abs(gray - plain)[:, :56].mean() < 8 < np.abs(gray - plain)[:, 72:].mean()
+    assert "Hatched: not seen." in half.body and "Hatched" not in made[-1].body
 
 
 def test_totals_are_exact_and_newlines_have_their_own(made):
