@@ -29,6 +29,7 @@ FAMILIES = {
     "glm4v": "lensplug.families.glm_vl",
     "glm_ocr": "lensplug.families.glm_vl",
     "glmasr": "lensplug.families.whisper_windows",
+    "got_ocr2": "lensplug.families.got_ocr2",
     "idefics3": "lensplug.families.idefics3",
     "internvl": "lensplug.families.internvl",
     "janus": "lensplug.families.padded_square",

@@ -125,7 +125,10 @@ def _arguments(processor: Any, texts: Sequence[str], media: Media, heard: Sequen
         arguments = {"text_kwargs": of_text, "common_kwargs": {"return_tensors": "pt"}}
     arguments["text"] = texts
     if any(media.images):
-        arguments["images"] = [list(pictures) for pictures in media.images]
+        nested = [list(pictures) for pictures in media.images]
+        # GOT-OCR 2 takes a list of an example's images for the pages of one, with a single placeholder.
+        flat = hasattr(processor, "multi_page")
+        arguments["images"] = [picture for pictures in nested for picture in pictures] if flat else nested
     if any(media.videos):
         arguments["videos"] = _stackable(media)
         arguments["videos_kwargs"] = {"do_sample_frames": False}  # the frames that were given are those that are seen

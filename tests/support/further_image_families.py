@@ -40,7 +40,36 @@ def perception_lm(**image_options: Any) -> tuple[Any, Any]:
     return hf.PerceptionLMForConditionalGeneration(config), processor
 
 
+GOT_CHAT = CHAT.replace("'<' + part['type'] + '>'", "'<img><imgpad></img>'")
+
+
+class CroppingGotOcr2Processor(hf.GotOcr2Processor):
+    """Called with tiles, which no setting of its parts switches on."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return super().__call__(*args, **{**options, "images_kwargs": {"crop_to_patches": True, "max_patches": 6}})
+
+
+def got_ocr2(kind: Any = hf.GotOcr2Processor) -> tuple[Any, Any]:
+    """GOT-OCR 2: one view (here of 256 px) in patches of 16 px, two convolutions with a stride of two behind them."""
+    tokenizer = tokenizer_with("<imgpad>", "<img>", "</img>")
+    vision = hf.models.got_ocr2.GotOcr2VisionConfig(
+        image_size=256, patch_size=16, output_channels=8, global_attn_indexes=[0], window_size=4, mlp_dim=16,
+        initializer_range=0.1, **NARROW,
+    )  # fmt: skip
+    config = hf.GotOcr2Config(
+        vision_config=vision, text_config=text_config(tokenizer, "Qwen2"), image_seq_length=16,
+        image_token_index=tokenizer.convert_tokens_to_ids("<imgpad>"),
+    )  # fmt: skip
+    images = hf.GotOcr2ImageProcessor(size={"height": 256, "width": 256}, max_patches=6)
+    processor = kind(images, tokenizer, chat_template=GOT_CHAT)
+    processor.num_image_tokens = 16
+    return hf.GotOcr2ForConditionalGeneration(config), processor
+
+
 BUILDERS = {
+    "got-ocr2": got_ocr2,
+    "got-ocr2-tiles": lambda: got_ocr2(CroppingGotOcr2Processor),
     "lfm2-vl": lfm2_vl,
     "lfm2-vl-whole": lambda: lfm2_vl(use_thumbnail=False, min_tiles=3, max_tiles=4),
     "perception-lm": perception_lm,

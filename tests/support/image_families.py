@@ -122,6 +122,8 @@ def lens(name: str, *, attention: bool = True) -> lensplug.MultimodalLens:
             nn.init.normal_(parameter, std=0.2)
     if not attention:
         _silence_attention(model)
+        if name.startswith("got-ocr2"):
+            _blend_evenly(model)
     return lensplug.wrap(model.eval(), processor, check=False)
 
 
@@ -139,6 +141,19 @@ def _silence_attention(model: Any) -> None:
         if hasattr(tower, "config"):  # multiplied by these zeros; half of the time was this
             tower.config._attn_implementation = "values as they are"
     assert silent and silent % NARROW["num_hidden_layers"] == 0
+
+
+def _blend_evenly(model: nn.Module) -> None:
+    """3 x 3 convolutions that blend none but what their stride passes over, the nearer the more.
+
+    Those of random weights see anything around as well as their middle, and further to one side than to the other.
+    """
+    near, alone = torch.tensor([0.5, 1.0, 0.5]), torch.tensor([0.0, 1.0, 0.0])
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            taps = near if module.stride == (2, 2) else alone
+            with torch.no_grad():
+                module.weight.copy_(module.weight.sum(dim=(-2, -1), keepdim=True) * taps[:, None] * taps)
 
 
 OUTPUTS = ("out_proj", "projection_layer", "o_proj", "proj")
