@@ -138,7 +138,10 @@ def failed(asked: Asked) -> Section | None:
         media = ", ".join(_last(str(name)) for kind in MEDIA for name in first[kind])
         rows.append((str(len(alike)), str(first.error_type), without_paths(str(first.error)), media, str(first.prompt)))
     more = len(rows) - FAILURES
-    text = "These examples have no results, and are in no number below: study.retry() tries them again."
+    text = (
+        "What failed of these examples is in no number below: all of it, or the measurement that the message begins"
+        " with. study.retry() tries it again."
+    )
     return Section(
         "What failed",
         text + (f" {more} rarer errors are not listed." if more > 0 else ""),

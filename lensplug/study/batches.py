@@ -31,7 +31,7 @@ def run_batch(
     Returns:
         Name of a measurement -> its result.
 
-    What one of them raises has its name as `measuring`.
+    What one of them raises has its name in `measuring`.
     """
     results: dict[str, Result] = {}
     for together in _by_edits(measurements):
@@ -57,10 +57,10 @@ def _run_alike(
         inputs = lens.prepare(rows.prompt.tolist(), **by_kind(media))
         _, cache = lens.run_with_cache(inputs, **_run_options(of_cache))
         for measurement in of_cache:
-            arguments = measurement.arguments(rows, lens.tokenizer)
-            if "modality" in inspect.signature(measurement.function).parameters:
-                arguments["modality"] = inputs.modality
             with _said(measurement):
+                arguments = measurement.arguments(rows, lens.tokenizer)
+                if "modality" in inspect.signature(measurement.function).parameters:
+                    arguments["modality"] = inputs.modality
                 results[measurement.name] = measurement.function(cache, **arguments)
         del cache
     by_themselves = [measurement for measurement in measurements if not measurement.way.reads_cache]
@@ -74,9 +74,9 @@ def _run_alike(
         with _said(*given):
             examples = [_example(row, of_example) for row, of_example in zip(rows.itertuples(), media, strict=True)]
         for measurement in given:
-            arguments = measurement.arguments(rows, lens.tokenizer)
-            arguments |= {"batch_size": len(rows), **measurement.way.fixed}
             with _said(measurement):
+                arguments = measurement.arguments(rows, lens.tokenizer)
+                arguments |= {"batch_size": len(rows), **measurement.way.fixed}
                 results[measurement.name] = measurement.function(lens, examples, **arguments)
     return results
 
@@ -87,7 +87,7 @@ def _said(*measurements: Measurement) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.measuring = ", ".join(measurement.name for measurement in measurements)  # type: ignore[attr-defined]
+        error.measuring = tuple(measurement.name for measurement in measurements)  # type: ignore[attr-defined]
         raise
 
 

@@ -1,10 +1,11 @@
 """The files of results: `results/<pass>/<chunk>.parquet`, with a row for each example.
 
 A chunk is done if and only if its file exists. A row has what was measured (numbers in lists, flattened; their axes and
-everything that all examples share are in the table's metadata, under "lensplug"), or the error. The schema follows from
-the analyses alone, so that a chunk in which everything failed has the same one. Results that are no rows (counts,
-activations) are next to it, one file for each chunk and measurement, written first. Examples that are tried again get
-another file, `<chunk>.retry-1.parquet`, whose rows replace those of before.
+everything that all examples share are in the table's metadata, under "lensplug"), its names (`measured`), and the error
+of what could not be. The schema follows from the analyses alone, so that a chunk in which everything failed has the
+same one. Results that are no rows (counts, activations) are next to it, one file for each chunk and measurement,
+written first. Examples that are tried again get another file, `<chunk>.retry-1.parquet`, whose rows have what those of
+before lack, and another error or none.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ RETRY = ".retry-"
 SUFFIX = ".parquet"
 WHOLE = ".safetensors"
 METADATA = b"lensplug"
+MEASURED = "measured"
+"""The column with the names of what a row has; older files have none, and rows without an error have everything."""
 BOOKKEEPING = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -39,14 +42,16 @@ BOOKKEEPING = pa.schema(
         pa.field("attempts", pa.int32(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("node", pa.string(), nullable=False),
+        pa.field(MEASURED, pa.list_(pa.string())),
     ]
 )
 """The columns that say how each example went."""
+OF_FAILURES = ["id", "error_type", "error", "attempts", "seconds", "node"]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an example has no results."""
+    """Why an example lacks a measurement."""
 
     type: str
     message: str
@@ -57,9 +62,25 @@ class Outcome:
     """What became of the examples of a chunk."""
 
     results: list[tuple[list[str], dict[str, Result]]] = field(default_factory=list)
-    """Ids of examples that ran together, and what was measured of them."""
-    failures: dict[str, Failure] = field(default_factory=dict)
+    """Ids of examples that ran together, and what was measured of them; some of it may be in another entry."""
+    failures: dict[str, dict[str, Failure]] = field(default_factory=dict)
+    """Id -> measurement -> why it failed."""
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def failed(self, example: str, measurements: Sequence[Measurement], failure: Failure) -> None:
+        """Measurements of an example failed."""
+        self.failures.setdefault(example, {}).update({one.name: failure for one in measurements})
+
+    def merge(self, other: Outcome) -> None:
+        """What became of other examples, or of others of their measurements."""
+        self.results += other.results
+        for example, failures_of_example in other.failures.items():
+            self.failures.setdefault(example, {}).update(failures_of_example)
+        self.seconds |= other.seconds
+
+    def with_results(self, measurement: Measurement) -> list[tuple[list[str], Result]]:
+        """Ids and results of one measurement, in the order of the examples."""
+        return [(ids, results[measurement.name]) for ids, results in self.results if measurement.name in results]
 
 
 def schema(measurements: Sequence[Measurement]) -> pa.Schema:
@@ -85,18 +106,21 @@ def table(
         attempts: How often each was tried.
         node: The machine.
     """
+    errors = {one: _in_one(failed, measurements) for one, failed in outcome.failures.items()}
     arrays: dict[str, Any] = {
         "id": list(ids),
-        "error": [outcome.failures[one].message if one in outcome.failures else None for one in ids],
-        "error_type": [outcome.failures[one].type if one in outcome.failures else None for one in ids],
+        "error": [errors[one].message if one in errors else None for one in ids],
+        "error_type": [errors[one].type if one in errors else None for one in ids],
         "attempts": [attempts.get(one, 1) for one in ids],
         "seconds": [outcome.seconds.get(one, 0.0) for one in ids],
         "node": [node] * len(ids),
     }
+    measured = {one.name: {each for batch, _ in outcome.with_results(one) for each in batch} for one in measurements}
+    arrays[MEASURED] = [[name for name, having in measured.items() if one in having] for one in ids]
     of_rows = [measurement for measurement in measurements if measurement.way.rows]
     headers: dict[str, Any] = {}
     for measurement in of_rows:
-        rows = [(batch, to_rows(results[measurement.name])) for batch, results in outcome.results]
+        rows = [(batch, to_rows(result)) for batch, result in outcome.with_results(measurement)]
         for column in columns_of(measurement.kind):
             values = {
                 one: value
@@ -121,7 +145,7 @@ def parse(content: bytes, name: str, columns: Sequence[str] | None = None) -> pa
         LensplugError: If the file is broken.
     """
     try:
-        chosen = None if columns is None else list(columns)
+        chosen = columns and [name for name in columns if name != MEASURED or name in _names(content)]
         return pq.read_table(io.BytesIO(content), columns=chosen, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise LensplugError(
@@ -129,12 +153,39 @@ def parse(content: bytes, name: str, columns: Sequence[str] | None = None) -> pa
         ) from error
 
 
-def successes_in(content: bytes) -> int | None:
-    """How many examples of a file did not fail; None where the file is broken, by its length or its checksums."""
+def measured_in(content: bytes, measurements: Sequence[Measurement]) -> set[str] | None:
+    """The measurements that some example of a file has; None where it is broken, by its length or its checksums."""
     try:
-        return int(parse(content, "")["error"].null_count)
+        rows = parse(content, "")
     except LensplugError:
         return None
+    return {one.name for one in measurements if any(has(rows, one))}
+
+
+def measured_of(content: bytes, name: str, measurements: Sequence[Measurement]) -> dict[str, set[str]]:
+    """Id -> the measurements that it has in a file.
+
+    Raises:
+        LensplugError: If the file is broken.
+    """
+    rows = parse(content, name, ["id", "error", MEASURED])
+    having = {one.name: has(rows, one) for one in measurements}
+    return {
+        example: {name for name, of_rows in having.items() if of_rows[index]}
+        for index, example in enumerate(rows["id"].to_pylist())
+    }
+
+
+def has(rows: pa.Table, measurement: Measurement) -> list[bool]:
+    """Which rows have a measurement."""
+    if MEASURED not in rows.column_names:
+        return [error is None for error in rows["error"].to_pylist()]
+    return [measurement.name in (names or ()) for names in rows[MEASURED].to_pylist()]
+
+
+def with_it(rows: pa.Table, measurement: Measurement) -> pa.Table:
+    """The rows that have a measurement."""
+    return rows.filter(pa.array(has(rows, measurement), pa.bool_()))
 
 
 def is_whole(content: bytes) -> bool:
@@ -155,11 +206,11 @@ def header_of(rows: pa.Table, measurement: str) -> Mapping[str, Any] | None:
 
 
 def example_rows(rows: pa.Table, measurement: Measurement) -> ExampleRows | None:
-    """The columns of a measurement, of the examples that did not fail; None where all failed."""
+    """The columns of a measurement, of the examples that have it; None where it failed for all."""
     header = header_of(rows, measurement.name)
     if header is None:
         return None
-    rows = rows.filter(pc.is_null(rows["error"]))
+    rows = with_it(rows, measurement)
     columns: dict[str, Any] = {}
     for column in columns_of(measurement.kind):
         if column.field in header["shapes"]:
@@ -181,6 +232,20 @@ def joined(parts: Sequence[ExampleRows], kind: type[Result]) -> ExampleRows:
             longest = max(values.shape[1] for values in each) if each[0].ndim == 2 else None
             columns[column.field] = np.concatenate([_lengthened(values, longest) for values in each])
     return ExampleRows(columns, parts[0].header)
+
+
+def _names(content: bytes) -> list[str]:
+    return list(pq.read_schema(io.BytesIO(content)).names)
+
+
+def _in_one(failed: Mapping[str, Failure], measurements: Sequence[Measurement]) -> Failure:
+    """The failures of an example in one row: each names its measurement, unless all failed alike."""
+    named = [(one.name, failed[one.name]) for one in measurements if one.name in failed]
+    first = named[0][1]
+    if len(named) == len(measurements) and {one for _, one in named} == {first}:
+        return first
+    each = [one.message if one.message.startswith(f"{name}: ") else f"{name}: {one.message}" for name, one in named]
+    return Failure(first.type, "; ".join(each))
 
 
 def _type(column: Column) -> pa.DataType:
@@ -228,5 +293,5 @@ def _lengthened(values: np.ndarray, length: int | None) -> np.ndarray:
 
 
 def failures(rows: pa.Table) -> pd.DataFrame:
-    """The rows that failed: id, error_type, error, attempts, seconds, node."""
-    return rows.select(BOOKKEEPING.names).filter(pc.is_valid(rows["error"])).to_pandas()
+    """The rows that lack something: id, error_type, error, attempts, seconds, node."""
+    return rows.select(OF_FAILURES).filter(pc.is_valid(rows["error"])).to_pandas()

@@ -15,7 +15,7 @@ from typing import Any
 
 from lensplug.errors import LensplugError
 from lensplug.provenance.versions import versions
-from lensplug.study.chunk_files import FOLDER, RETRY, SUFFIX, WHOLE, is_whole, successes_in
+from lensplug.study.chunk_files import FOLDER, RETRY, SUFFIX, WHOLE, is_whole, measured_in, measured_of
 from lensplug.study.identity import Identity, hash_of
 from lensplug.study.measurements import Measurement
 from lensplug.study.storage import Storage
@@ -73,16 +73,28 @@ class Pass:
 
     def _is_broken(self, storage: Storage, file: str, there: set[str]) -> bool:
         """Whether a file of results cannot be read, or what belongs to it cannot, or is not among what is there."""
-        successes = successes_in(storage.read(f"{self.folder}/{file}{SUFFIX}"))
-        if not successes:
-            return successes is None
-        return any(
-            name not in there or not is_whole(storage.read(f"{self.folder}/{name}")) for name in self._wholes(file)
-        )
+        measured = measured_in(storage.read(f"{self.folder}/{file}{SUFFIX}"), self.measurements)
+        if measured is None:
+            return True
+        wholes = [name for one, name in self._wholes_of(file).items() if one in measured]
+        return any(name not in there or not is_whole(storage.read(f"{self.folder}/{name}")) for name in wholes)
 
     def _wholes(self, file: str) -> list[str]:
         """The names of the results next to a file that are no rows."""
-        return [f"{file}.{one.name}{WHOLE}" for one in self.measurements if not one.way.rows]
+        return list(self._wholes_of(file).values())
+
+    def _wholes_of(self, file: str) -> dict[str, str]:
+        return {one.name: f"{file}.{one.name}{WHOLE}" for one in self.measurements if not one.way.rows}
+
+    def lacking(self, storage: Storage, chunk: str) -> dict[str, tuple[str, ...]]:
+        """For each example of a chunk that is done the names of the measurements that it has in no file."""
+        found: dict[str, set[str]] = {}
+        for file in self.of_chunk(storage, chunk):
+            name = f"{self.folder}/{file}{SUFFIX}"
+            for example, names in measured_of(storage.read(name), name, self.measurements).items():
+                found.setdefault(example, set()).update(names)
+        every = [one.name for one in self.measurements]
+        return {example: tuple(name for name in every if name not in names) for example, names in found.items()}
 
     def chunks(self, storage: Storage) -> list[str]:
         """The chunks that are done, without what was tried again, in their order."""

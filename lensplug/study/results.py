@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lensplug.analysis.example_rows import ExampleRows, from_rows
 from lensplug.analysis.group_differences import GroupDifferences
@@ -17,7 +16,18 @@ from lensplug.analysis.group_means import GroupMeans
 from lensplug.analysis.result import Result
 from lensplug.errors import LensplugError
 from lensplug.statistics.corrections import Correction
-from lensplug.study.chunk_files import BOOKKEEPING, SUFFIX, WHOLE, example_rows, joined, parse, schema
+from lensplug.study.chunk_files import (
+    BOOKKEEPING,
+    MEASURED,
+    SUFFIX,
+    WHOLE,
+    example_rows,
+    has,
+    joined,
+    parse,
+    schema,
+    with_it,
+)
 from lensplug.study.differences import ComparisonOptions, differences, side
 from lensplug.study.example_tables import chunk_names, user_columns
 from lensplug.study.local_folder import LocalFolder
@@ -44,7 +54,7 @@ class StudyResult:
         ids = [
             identifier
             for _, table in self._tables()
-            for identifier in table.filter(pc.is_null(table["error"]))["id"].to_pylist()
+            for identifier in with_it(table, self.measurement)["id"].to_pylist()
         ]
         return self.all_examples.set_index("id").loc[ids].reset_index()
 
@@ -242,11 +252,11 @@ class StudyResult:
         for _, table in self._tables():
             rows = example_rows(table, self.measurement)
             if rows is not None:
-                yield table.filter(pc.is_null(table["error"]))["id"].to_pylist(), rows
+                yield with_it(table, self.measurement)["id"].to_pylist(), rows
 
     def _tables(self) -> Iterator[tuple[str, pa.Table]]:
         known = set(chunk_names(self.all_examples))
-        columns = ["id", "error", *schema([self.measurement]).names[len(BOOKKEEPING.names) :]]
+        columns = ["id", "error", MEASURED, *schema([self.measurement]).names[len(BOOKKEEPING.names) :]]
         for chunk in self.made.chunks(self.storage):
             for file in self.made.of_chunk(self.storage, chunk) if chunk in known else ():
                 name = f"{self.made.folder}/{file}{SUFFIX}"
@@ -269,7 +279,7 @@ class StudyResult:
         names = [
             f"{file}.{self.measurement.name}{WHOLE}"
             for file, table in self._tables()
-            if table["error"].null_count  # where all failed there is none
+            if any(has(table, self.measurement))  # where all failed there is none
         ]
         missing = [name for name in names if name not in there]
         if missing:

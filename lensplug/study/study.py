@@ -13,7 +13,7 @@ What is on disk:
     examples/*.parquet              prompts, media with their SHA-256, targets, groups, your columns
     measurements/*.json             what is to be measured
     results/<pass>/pass.json        measurements that share runs of the model, and the versions they were begun with
-    results/<pass>/<chunk>.parquet  a row for each example: numbers, or an error
+    results/<pass>/<chunk>.parquet  a row for each example: numbers, or errors
     media/                          what was in memory
     claims/, logs/                  who is at work, what jobs said: may be deleted
 
@@ -35,7 +35,7 @@ import pandas as pd
 from lensplug.errors import LensplugError, LensplugWarning
 from lensplug.interventions.edit import Edit
 from lensplug.study import example_tables, executors, new_examples, passes
-from lensplug.study.chunk_files import SUFFIX, failures, parse
+from lensplug.study.chunk_files import OF_FAILURES, SUFFIX, failures, parse
 from lensplug.study.claims import Claims
 from lensplug.study.example_tables import chunk_names, user_columns
 from lensplug.study.identity import Identity, identity_of, read_identity, refuse_other, write_identity
@@ -297,14 +297,17 @@ class Study:
         return pd.DataFrame(rows, columns=columns)
 
     def failures(self) -> pd.DataFrame:
-        """The examples that failed, with their errors, prompts and media."""
+        """The examples that failed, with their errors, prompts and media.
+
+        Where one of several measurements failed, the error begins with its name; the others are among the results.
+        """
         parts = [self._failures_of(one).assign(**{"pass": one.key}) for one in passes.passes(self.storage)]
         failed = pd.concat(parts) if parts else pd.DataFrame(columns=["id"])
         return failed.merge(self.examples.drop(columns=["sha256", "size"]), on="id", how="left")
 
     @checked
     def retry(self, *, batch: int = 8, lens: Any = None, device: str | None = None, model: str | None = None) -> int:
-        """Try the examples that failed again, in this process; what is written before stays.
+        """Try what failed of examples again, in this process; what is written before stays.
 
         Args:
             batch: How many run together.
@@ -368,19 +371,18 @@ class Study:
         return written
 
     def _failures_of(self, one: passes.Pass) -> pd.DataFrame:
-        """The examples of a pass whose last try failed."""
+        """The examples of a pass that lack a measurement after their last try."""
         last: dict[str, Any] = {}
-        columns = ["id", "error_type", "error", "attempts", "seconds", "node"]
         for chunk in one.chunks(self.storage):
             for file in one.of_chunk(self.storage, chunk):
                 name = f"{one.folder}/{file}{SUFFIX}"
-                rows = parse(self.storage.read(name), name, columns)
+                rows = parse(self.storage.read(name), name, OF_FAILURES)
                 if file == chunk and not rows["error"].null_count < len(rows):
                     continue
                 for identifier in rows["id"].to_pylist() if file != chunk else ():
                     last.pop(identifier, None)
                 last |= {row["id"]: row for row in failures(rows).to_dict("records")}
-        return pd.DataFrame(list(last.values()), columns=columns)
+        return pd.DataFrame(list(last.values()), columns=OF_FAILURES)
 
     def _refuse_other_columns(self, names: Sequence[str]) -> None:
         table = self.examples

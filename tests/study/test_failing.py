@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from support.models import QUESTION
@@ -17,6 +18,7 @@ import lensplug
 from lensplug import LensplugError, analysis
 from lensplug.study import Study
 from lensplug.study.batches import run_batch
+from lensplug.study.measurements import Measurement
 from lensplug.study.worker import Worker
 from lensplug.tiny.scenes import draw_scene
 
@@ -62,7 +64,83 @@ def test_a_measurement_that_raises_for_one_example_is_its_row_and_says_so(lens, 
     failed = study.failures()
     assert failed.id.tolist() == study.examples.id[study.examples.target.isna()].tolist()
     assert failed.error.tolist()[0].startswith("words: the example has no answer to be scored")
-    assert len(study.result("words").examples) == len(study.result(analysis.head_specialization).examples) == 3
+    assert len(study.result("words").examples) == 3
+    assert len(study.result(analysis.head_specialization).examples) == 4, "it needs no answer"
+
+
+def test_each_measurement_stands_on_its_own(lens, finished, scenes, tmp_path, monkeypatch):
+    """What raises for an example is lost, and nothing else of it; it alone is tried again."""
+    study = Study(tmp_path / "study", model=MODEL, chunk=5)
+    study.add_folder(scenes, prompt=QUESTION)
+    study.measure(analysis.head_specialization)
+    study.measure(analysis.neuron_activity, domain="all")
+    study.measure(analysis.logit_lens, positions=-1, top_k=2)
+    ids = study.examples.id.tolist()
+    odd = {("neuron_activity", ids[1]), ("logit_lens", ids[1]), ("logit_lens", ids[7])}
+    asked, plain = [], Measurement.arguments
+
+    def arguments(self, rows, tokenizer):
+        asked.append((self.name, len(rows)))
+        if any((self.name, one) in odd for one in rows.id):
+            raise ValueError(f"{self.name} is odd")
+        return plain(self, rows, tokenizer)
+
+    monkeypatch.setattr(Measurement, "arguments", arguments)
+    study.run(lens=lens, batch=5)
+    failed = study.failures().set_index("id")
+    assert failed.error.to_dict() == {
+        ids[1]: "neuron_activity: neuron_activity is odd; logit_lens: logit_lens is odd",
+        ids[7]: "logit_lens: logit_lens is odd",
+    }
+    assert study.progress()[["done", "failed"]].to_numpy().tolist() == [[8, 2]]
+    heads, neurons, logits = (study.result(name) for name in ("head_specialization", "neuron_activity", "logit_lens"))
+    assert heads.examples.id.tolist() == ids
+    assert neurons.examples.id.tolist() == ids[:1] + ids[2:] and neurons.result.examples == 9
+    assert logits.examples.id.tolist() == [one for one in ids if one not in (ids[1], ids[7])]
+    assert len(logits.result.log_probability) == 8
+    for batch in (ids[:5], ids[5:]):
+        of_batch = study.examples.set_index("id").loc[batch]
+        inputs = lens.prepare([QUESTION] * 5, images=[list(images) for images in of_batch.images])
+        _, cache = lens.run_with_cache(inputs, needs=[analysis.head_specialization], query_positions=[-1])
+        mass = analysis.head_specialization(cache, inputs.modality).mass
+        at = [ids.index(one) for one in batch]
+        torch.testing.assert_close(heads.result.mass[at], mass, atol=1e-5, rtol=1e-5, equal_nan=True)
+    assert "What failed" in study.report(tmp_path / "report.html").read_text()
+    assert set(heads.to_dataframe().id) == set(ids) and set(logits.to_dataframe().id) == set(logits.examples.id)
+
+    study.run(lens=lens, batch=5)  # nothing is left to be done, and no file is broken
+    asked.clear()
+    odd.clear()
+    assert study.retry(lens=lens) == 2 and study.failures().empty
+    assert sorted(asked) == [("logit_lens", 1), ("logit_lens", 1), ("neuron_activity", 1)]
+    assert study.result("head_specialization").examples.id.tolist() == ids
+    assert study.result("neuron_activity").result.examples == 10
+    assert sorted(study.result("logit_lens").examples.id) == sorted(ids)
+    assert torch.equal(study.result("head_specialization").result.mass.nan_to_num(-1), heads.result.mass.nan_to_num(-1))
+
+
+def test_a_measurement_that_fails_for_all_ends_the_study_and_is_named(lens, scenes, tmp_path):
+    study = Study(tmp_path / "study", model=MODEL, chunk=5)
+    study.add_folder(scenes, prompt=QUESTION)
+    study.measure(analysis.head_specialization)
+    study.measure(analysis.grounding, medium="image")
+    with pytest.raises(LensplugError, match="every one of the first 5 .* grounding: the example has no answer"):
+        study.run(lens=lens, batch=5)
+    assert study.progress().done.tolist() == [0]
+    study.forget("grounding")
+    study.run(lens=lens, batch=5)
+    assert len(study.result("head_specialization").examples) == 10
+
+
+def test_rows_of_older_studies_have_no_names_of_what_was_measured(copied, finished):
+    """A row without an error has everything, and one with an error nothing."""
+    for path in (Path(copied.storage.place) / "results").rglob("*.parquet"):
+        table = pq.read_table(path).drop_columns(["measured"])
+        pq.write_table(table, path)
+    again, before = (study.result("head_specialization") for study in (copied, finished))
+    assert again.examples.id.tolist() == before.examples.id.tolist()
+    assert torch.equal(again.result.mass.nan_to_num(-1), before.result.mass.nan_to_num(-1))
+    assert copied.failures().empty
 
 
 def test_numbers_do_not_depend_on_who_else_fails(lens, finished, scenes, tmp_path):

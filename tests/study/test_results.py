@@ -118,7 +118,8 @@ def test_groups_are_compared(finished):
 
 def test_a_chunk_in_which_everything_failed_has_the_same_schema(finished):
     measurements = finished.result("logit_lens").made.measurements
-    failed = chunk_files.Outcome(failures={"a": chunk_files.Failure("LensplugError", "broken")})
+    failed = chunk_files.Outcome()
+    failed.failed("a", measurements, chunk_files.Failure("LensplugError", "broken"))
     table = chunk_files.table(["a"], failed, measurements, {}, "node")
     there = pq.read_table(next((Path(finished.storage.place) / "results").rglob("*.parquet")))
     assert table.schema.equals(there.schema) and table["error"].to_pylist() == ["broken"]
