@@ -9,8 +9,9 @@ attention the speed of SDPA, and patterns of chosen rows only; `mlp_in_place` co
 
 For a bridge alone: `hook_names` gives its hooks HookedTransformer's names, one each; `padding` keeps padding from
 attending; `key_value_cache` finds the cache when it generates; `resid_mid` lets an edit between attention and MLP
-reach the stream; `deepstack` hooks features that are added between blocks, and `routing` which
-experts a token takes; `unbridged` takes a bridge's components out of a Hugging Face model.
+reach the stream; `deepstack` hooks features that are added between blocks, `block_terms` what layers write that no
+table knows, and `routing` which experts a token takes; `stream_terms` has all of these terms in decompositions;
+`unbridged` takes a bridge's components out of a Hugging Face model.
 
 `both/`: `logit_rows` gives logits of chosen positions; `from_layer` begins runs at a layer; `checkpointed_blocks` lets
 a backward pass keep the blocks' inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding;

@@ -33,11 +33,13 @@ KINDS = {
     "position_ids": Kind(example=-2, positions=(-1,)),
     "attention_mask": Kind(example=-4, positions=(-2, -1), of_one_position=False),
     "deepstack": Kind(example=-3, positions=(-2,)),
+    "per_layer_inputs": Kind(example=-4, positions=(-3,)),
 }
 """Name in `decoder_inputs` -> what it is like.
 
 "deepstack", `[layer batch pos d_model]`: what the first layers add to the stream at the end of each, zero where there
-is no image; transformers gives it as a mask and a list of features."""
+is no image; transformers gives it as a mask and a list of features. "per_layer_inputs", `[batch pos layer d]`: what
+Gemma 4 looks up for each word, and each layer reads in its own way; at positions of media that of the padding word."""
 
 
 def of_examples(name: str, value: Any, examples: Int[Tensor, " chosen"]) -> Any:
@@ -92,15 +94,39 @@ def of_an_answer(decoder_inputs: Mapping[str, Any], prompt_length: int, past: in
     return {"position_ids": following if positions.ndim == 2 else following.expand(len(parts), -1, 1)}
 
 
-def of_replaced(decoder_inputs: Mapping[str, Any], replaced: Bool[Tensor, "example pos"]) -> dict[str, Any]:
-    """All of them where the embeddings of some positions are replaced: what layers add there goes as well.
+def of_new_words(decoder: Any, decoder_inputs: Mapping[str, Any], tokens: Int[Tensor, "example pos"]) -> dict[str, Any]:
+    """What new words of an answer are given that depends on which words they are.
 
-    It is the same medium's as the embedding, and the model would still see it.
+    Args:
+        decoder: Hugging Face's.
+        decoder_inputs: Of the prompt.
+        tokens: The new words.
     """
-    features = decoder_inputs.get("deepstack")
-    if features is None:
-        return dict(decoder_inputs)
-    return {**decoder_inputs, "deepstack": features.masked_fill(replaced.to(features.device)[..., None], 0)}
+    if decoder_inputs.get("per_layer_inputs") is None:
+        return {}
+    return {"per_layer_inputs": decoder.get_per_layer_inputs(tokens, None)}
+
+
+def of_replaced(
+    decoder_inputs: Mapping[str, Any], replaced: Bool[Tensor, "example pos"], words: Bool[Tensor, "example pos"]
+) -> dict[str, Any]:
+    """All of them where the embeddings of some positions are replaced: what else the model would see of them goes.
+
+    Features that layers add are the same medium's as the embedding. Per-layer inputs say which word there was; at
+    positions of media they say nothing, and stay.
+
+    Args:
+        decoder_inputs: Of the inputs.
+        replaced: Where embeddings are replaced.
+        words: Where there are words.
+    """
+    kept = dict(decoder_inputs)
+    if (features := kept.get("deepstack")) is not None:
+        kept["deepstack"] = features.masked_fill(replaced.to(features.device)[..., None], 0)
+    if (of_words := kept.get("per_layer_inputs")) is not None:
+        gone = (replaced & words.to(replaced.device)).to(of_words.device)
+        kept["per_layer_inputs"] = of_words.masked_fill(gone[..., None, None], 0)
+    return kept
 
 
 def depend_on_others(decoder_inputs: Mapping[str, Any]) -> bool:

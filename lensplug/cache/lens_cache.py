@@ -20,7 +20,7 @@ from transformer_lens.utilities import Slice, get_act_name
 
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
-from lensplug.patches.bridge.deepstack_cache import DeepstackCache
+from lensplug.patches.bridge.stream_terms import StreamTermsCache
 from lensplug.patches.modules import attention_of
 from lensplug.patches.unseen_keys import UnseenKeys, unseen_keys
 from lensplug.provenance.fingerprint import fingerprint
@@ -30,7 +30,7 @@ from lensplug.reductions.mixing import Mixing
 Texts = tuple[tuple[str, ...], ...]
 
 
-class LensCache(DeepstackCache):
+class LensCache(StreamTermsCache):
     """Activations by TransformerLens's names, and which position is what."""
 
     attention_mask: Int[Tensor, "batch pos"]
@@ -220,5 +220,5 @@ def _of_every_position(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _method in READ_BY_POSITION:  # those that this version of TransformerLens has
-    if hasattr(DeepstackCache, _method):
-        setattr(LensCache, _method, _of_every_position(getattr(DeepstackCache, _method)))
+    if hasattr(StreamTermsCache, _method):
+        setattr(LensCache, _method, _of_every_position(getattr(StreamTermsCache, _method)))

@@ -137,6 +137,13 @@ def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextMan
     return context
 
 
+def last_beginning(model: Any) -> int:
+    """The last layer at which runs of a model can begin (`from_layer`)."""
+    from lensplug.patches.both.from_layer import last_beginning as of_model
+
+    return of_model(model)
+
+
 def from_layer(model: Any, layer: int, residual: Float[Tensor, "batch pos d_model"]) -> AbstractContextManager[Any]:
     """While it lasts, runs of a model of either engine begin at this layer, with this residual stream.
 

@@ -69,6 +69,8 @@ def _beside(hf_model: Any, core: LanguageCore, arguments: Mapping[str, Any]) -> 
     given = {
         "attention_mask": mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2),
         "position_ids": makes_parts or (isinstance(positions, Tensor) and positions.ndim > 2),
+        "per_layer_inputs": arguments.get("per_layer_inputs") is not None
+        and hasattr(core.decoder, "get_per_layer_inputs"),
         "deepstack": core.n_deepstack > 0 and DEEPSTACK[1] in signature(type(core.decoder).forward).parameters,
     }
     return tuple(name for name, is_given in given.items() if is_given)

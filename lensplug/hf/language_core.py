@@ -37,6 +37,7 @@ WHY_BESIDE = {
     ),
     "position_ids": "its rotary positions have three parts (time, height, width)",
     "deepstack": "it adds image features to the residual stream between blocks",
+    "per_layer_inputs": "its layers read a second embedding of each word",
 }
 """What each of these names says of a core."""
 
@@ -77,7 +78,8 @@ class LanguageCore(CoreParts):
         """The names of what the model gives its decoder besides embeddings and padding mask.
 
         "attention_mask": one of its own, and not a row for each example; "position_ids": positions of several parts;
-        "deepstack": features that the first layers add to the stream.
+        "deepstack": features that the first layers add to the stream; "per_layer_inputs": a second embedding of each
+        word, for every layer.
         """
         if self.asked is not None:
             return self.asked.beside

@@ -116,6 +116,7 @@ def _read(kwargs: Mapping[str, Any], core: LanguageCore, padding: Tensor | None)
     if "attention_mask" in core.beside:
         mask = padding
     known_names = {"inputs_embeds", "attention_mask", "position_ids", "input_ids", "cache", "past_key_values"} | UNREAD
+    known_names |= set(core.beside)
     if "deepstack" in core.beside:
         known_names |= set(DEEPSTACK)
     extra = [name for name, value in kwargs.items() if name not in known_names and value is not None]

@@ -50,18 +50,20 @@ def in_place(
 ) -> Variant:
     """The same inputs with other embeddings.
 
-    Features that layers add at a position (Qwen3-VL) go where its embedding is another: they are the medium's too.
+    Features that layers add at a position (Qwen3-VL) go where its embedding is another: they are the medium's too. So
+    do per-layer inputs of words (Gemma 4), which say what word it was.
 
     Args:
         inputs: From `prepare` or `encode`.
         embeds: In place of theirs.
         examples: For each variant, the index of the example that it is a variant of; by default one of each.
     """
+    words = inputs.modality.mask("text")
     if examples is None:
-        decoder_inputs = of_replaced(inputs.decoder_inputs, (embeds != inputs.embeds).any(dim=-1))
+        decoder_inputs = of_replaced(inputs.decoder_inputs, (embeds != inputs.embeds).any(dim=-1), words)
         return Variant(embeds, inputs.attention_mask, decoder_inputs, like=lambda: inputs)
     decoder_inputs = {name: of_examples(name, value, examples) for name, value in inputs.decoder_inputs.items()}
-    decoder_inputs = of_replaced(decoder_inputs, (embeds != inputs.embeds[examples]).any(dim=-1))
+    decoder_inputs = of_replaced(decoder_inputs, (embeds != inputs.embeds[examples]).any(dim=-1), words[examples])
     mask, chosen = inputs.attention_mask[examples], examples.tolist()
     return Variant(embeds, mask, decoder_inputs, like=lambda: cast(MultimodalInput, inputs[chosen]))
 

@@ -23,7 +23,7 @@ from lensplug.proof.prompts import Prompt
 from lensplug.proof.report import Check
 
 KINDS = (
-    "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out",
+    "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "hook_per_layer_out",
     "attn.hook_z", "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_pattern", "attn.hook_attn_scores",
     "mlp.hook_post",
 )  # fmt: skip
@@ -131,8 +131,8 @@ def _counterpart(pair: Pair, run: Run, edit: Edit, position: int, values: dict[s
         return partial(on_input, layer, add)
     if kind == "resid_post":
         return partial(on_output, layer, add)
-    if kind in ("resid_mid", "attn_out", "mlp_out"):
-        part, scale = _that_writes(run, edit.layer, "hook_mlp_out" if kind == "mlp_out" else "hook_attn_out")
+    if kind in ("resid_mid", "attn_out", "mlp_out", "per_layer_out"):
+        part, scale = _that_writes(run, edit.layer, "hook_attn_out" if kind == "resid_mid" else f"hook_{kind}")
         return None if part is None else partial(on_output, part, partial(add, scale=scale))
     if kind == "mlp.hook_post":
         part = pair.part(edit.layer, DOWN)

@@ -20,8 +20,8 @@ from lensplug.proof.pair import PROJECTIONS, Pair, on_input, on_output, rounded_
 from lensplug.proof.prompts import Prompt
 from lensplug.proof.report import Check
 
-BESIDE_THE_BLOCKS = ("hook_deepstack",)
-"""Terms of the residual stream that are no block's, by layer: `blocks.0.hook_deepstack`."""
+BESIDE_THE_BLOCKS = ("hook_per_layer_out", "hook_deepstack")
+"""Terms of the residual stream besides attention and MLP, by layer: `blocks.0.hook_deepstack`."""
 
 
 @dataclass
@@ -151,6 +151,9 @@ def checks(pair: Pair, run: Run, tolerance: float) -> list[Check]:
     for layer in range(len(pair.layers)):
         for kind, expected in (("hook_resid_pre", run.entering), ("hook_resid_post", run.leaving)):
             found, hf = run.kept(layer, kind), expected.get(layer)
+            added = run.kept(layer, "hook_deepstack") if kind == "hook_resid_post" else None
+            if hf is not None and added is not None:  # behind the layer, which does not return it
+                hf = hf + added
             if found is None or hf is None:
                 residuals.add(float("inf"), f"layer {layer}, no {kind}")
             elif hf.shape != found.shape or hf.shape[:2] != real.shape:
@@ -235,16 +238,18 @@ def _sums(pair: Pair, run: Run, tolerance: float, name: str) -> Check:
         return Check(tally.name, "failed", why="hook_embed did not fire")
     real = run.prompt.real
     total = embedding.float()
-    for layer in range(len(pair.layers)):
-        for kind, behind in (("hook_attn_out", "hook_resid_mid"), ("hook_mlp_out", "hook_resid_post")):
+    scales = getattr(pair.model.cfg, "stream_scales", None) or (1.0,) * len(pair.layers)
+    for layer, scale in enumerate(scales):
+        terms = ("hook_attn_out", "hook_mlp_out", *BESIDE_THE_BLOCKS)
+        for kind in terms:
+            if kind == BESIDE_THE_BLOCKS[-1]:  # which is added behind the number
+                total = total * scale
             written = run.kept(layer, kind)
             total = total if written is None else total + written.float()
+            behind = "hook_resid_mid" if kind == terms[0] else "hook_resid_post" if kind == terms[-1] else ""
             reached = run.kept(layer, behind)
             if reached is not None and reached.shape == total.shape:
                 tally.add(apart(total[real], reached.float()[real]), f"layer {layer}, {behind}{name}")
-        for kind in BESIDE_THE_BLOCKS:
-            if (added := run.kept(layer, kind)) is not None:
-                total = total + added.float()
     return tally.check()
 
 

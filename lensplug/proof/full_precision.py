@@ -34,7 +34,9 @@ def full_precision(core: LanguageCore, model: Any) -> Iterator[bool]:
         yield True
         return
     memory: dict[Any, Tensor] = {}
-    pairs = [(core.decoder.layers, every_module(core.decoder, core.head)), (model.blocks, every_module(model))]
+    # Parts of a decoder that no component of a bridge is around (projections of per-layer inputs) are in its own model.
+    ours = [model] + [getattr(model, "original_model", model)] * hasattr(model, "original_model")
+    pairs = [(core.decoder.layers, every_module(core.decoder, core.head)), (model.blocks, every_module(*ours))]
     weights = {w.data_ptr(): w.numel() for _, modules in pairs for m in modules for _, w in _half(m)}
     whole = 4 * sum(weights.values()) < free_bytes(core.device) / 2
     with ExitStack() as stack:

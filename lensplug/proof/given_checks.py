@@ -33,11 +33,11 @@ def checks(pair: Pair, tolerance: float) -> list[Check]:
     length = min(max([AT_LEAST, *(window + 3 for window in windows)]), limit, AT_MOST)
     token = torch.ones(1, length, dtype=torch.long, device=pair.core.device)
     decoder = pair.model.original_model.get_decoder()
-    positions = _positions(pair, length)
     with torch.no_grad(), sdpa(pair.core):
-        in_tuples = _returns_tuples(pair.core.decoder, token[:, :1], _positions(pair, 1))
-        expected = _given(pair.core.decoder, token, positions, in_tuples=in_tuples)
-        found = _given(decoder, token, positions, in_tuples=in_tuples)
+        others = _others(pair, token)
+        in_tuples = _returns_tuples(pair.core.decoder, token[:, :1], _others(pair, token[:, :1]))
+        expected = _given(pair.core.decoder, token, others, in_tuples=in_tuples)
+        found = _given(decoder, token, others, in_tuples=in_tuples)
     tally = Tally(NAME, tolerance)
     for layer, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         for name in sorted({*ours, *theirs} - {"hidden_states"}):
@@ -57,24 +57,27 @@ def _windows(pair: Pair) -> list[int]:
     return [value for value in values if isinstance(value, int) and value > 0]
 
 
-def _positions(pair: Pair, length: int) -> dict[str, Tensor]:
-    """Positions of several parts, where a decoder makes none itself."""
+def _others(pair: Pair, tokens: Tensor) -> dict[str, Tensor]:
+    """What a decoder is given besides embeddings, where it makes none itself: positions of parts, per-layer inputs."""
+    others: dict[str, Tensor] = {}
     positions = None if pair.core.asked is None else pair.core.asked.arguments.get("position_ids")
-    if not isinstance(positions, Tensor) or positions.ndim < 3:
-        return {}
-    parts = len(positions)
-    return {"position_ids": torch.arange(length, device=pair.core.device).expand(parts, 1, length)}
+    if isinstance(positions, Tensor) and positions.ndim >= 3:
+        length = tokens.shape[1]
+        others["position_ids"] = torch.arange(length, device=pair.core.device).expand(len(positions), 1, length)
+    if "per_layer_inputs" in pair.core.beside:
+        others["per_layer_inputs"] = pair.core.decoder.get_per_layer_inputs(tokens, None)
+    return others
 
 
-def _returns_tuples(decoder: Any, token: Tensor, positions: dict[str, Tensor]) -> bool:
+def _returns_tuples(decoder: Any, token: Tensor, others: dict[str, Tensor]) -> bool:
     """Whether layers return their stream in a tuple."""
     outputs: list[Any] = []
     with decoder.layers[0].register_forward_hook(lambda *given: outputs.append(given[-1])):
-        decoder(inputs_embeds=decoder.embed_tokens(token).detach(), use_cache=False, **positions)
+        decoder(inputs_embeds=decoder.embed_tokens(token).detach(), use_cache=False, **others)
     return isinstance(outputs[0], tuple)
 
 
-def _given(decoder: Any, tokens: Tensor, positions: dict[str, Tensor], *, in_tuples: bool) -> list[dict[str, Any]]:
+def _given(decoder: Any, tokens: Tensor, others: dict[str, Tensor], *, in_tuples: bool) -> list[dict[str, Any]]:
     """The keyword arguments of every layer, with layers that hand their stream on as it is."""
     given: list[dict[str, Any]] = []
 
@@ -86,7 +89,7 @@ def _given(decoder: Any, tokens: Tensor, positions: dict[str, Tensor], *, in_tup
     with ExitStack() as stack:
         for layer in decoder.layers:
             stack.enter_context(_replaced(layer, skipped))
-        decoder(inputs_embeds=decoder.embed_tokens(tokens).detach(), use_cache=False, **positions)
+        decoder(inputs_embeds=decoder.embed_tokens(tokens).detach(), use_cache=False, **others)
     return given
 
 

@@ -30,7 +30,14 @@ from lensplug.provenance.fingerprint import fingerprint
 from lensplug.reductions import Keep, Reduction
 from lensplug.validation.finite import refuse_overflow
 
-RESIDUALS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_deepstack", "hook_resid_post")
+RESIDUALS = (
+    "hook_embed",
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_per_layer_out",
+    "hook_deepstack",
+    "hook_resid_post",
+)
 """Hooks of the residual stream: `residual_positions` are kept of them."""
 ROWS = ("hook_attn_scores", "hook_pattern")
 """Hooks that have `query_positions` only."""

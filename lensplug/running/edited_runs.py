@@ -141,7 +141,11 @@ def edited_runs(
     def keep(stream: Tensor, hook: Any) -> None:
         streams[int(hook.name.split(".")[1])] = stream.detach().clone()  # hooks may write into what they get
 
-    names = [] if whole_runs else [f"blocks.{layer}.hook_resid_pre" for layer in range(1, model.cfg.n_layers)]
+    names = (
+        []
+        if whole_runs
+        else [f"blocks.{layer}.hook_resid_pre" for layer in range(1, engines.last_beginning(model) + 1)]
+    )
     with ExitStack() as stack:
         if gradients:
             for context in (torch.inference_mode(False), torch.enable_grad(), frozen(model)):

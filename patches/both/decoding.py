@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensplug.patches.both.logit_rows import LogitRows
-from lensplug.patches.decoder_inputs import of_an_answer
+from lensplug.patches.decoder_inputs import of_an_answer, of_new_words
 from lensplug.patches.merged_embeddings import Merged, padded, refuse_long_answer
 from lensplug.patches.patch import in_force
 
@@ -106,13 +106,17 @@ class BridgeDecoding(Decoding):
         self._cache_name = "cache" if renamed else "past_key_values"
 
     def _words(self, tokens: Tensor) -> Tensor:
+        self._tokens = tokens
         words: Tensor = self.model.embed.original_component(tokens)
         return words
 
     def _step(self, embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
         decoder_inputs = dict(self._prompt.decoder_inputs)
         if past:
-            decoder_inputs = of_an_answer(decoder_inputs, self._prompt.embeds.shape[1], past)
+            decoder = self.model.original_model.get_decoder()
+            decoder_inputs = of_new_words(decoder, decoder_inputs, self._tokens) | of_an_answer(
+                decoder_inputs, self._prompt.embeds.shape[1], past
+            )
         if decoder_inputs.get("position_ids") is None:  # words alone: a model of three-part positions gives none
             decoder_inputs["position_ids"] = self._positions(attention_mask, past, embeds)
         arguments = {

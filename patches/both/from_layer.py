@@ -6,7 +6,8 @@ of inputs; a TransformerBridge takes it too, but still runs all blocks. Under th
 inputs as ever, so that padding, positions and masks are those that it makes for them; the blocks below the layer hand
 on what they get, and the layer's own block gets the residual stream that is given. Hooks below it do not fire.
 
-When not to use it: with what changes the blocks below, or counts on their hooks; with a key-value cache.
+When not to use it: with what changes the blocks below, or counts on their hooks; with a key-value cache. Where later
+layers read keys and values of an earlier one (Gemma 4, Gemma 3n), runs begin there at the latest (`last_beginning`).
 
 Checked against transformer-lens 3.9.0 and 4.3.0.
 """
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensplug.patches.errors import LensplugError
+from lensplug.patches.modules import attention_of
 from lensplug.patches.patch import Patch, PatchOfParts
 
 
@@ -42,8 +44,25 @@ class FromLayer(PatchOfParts):
         """
         if not 0 <= layer < len(model.blocks):
             raise LensplugError(f"layer is {layer}, expected 0 to {len(model.blocks) - 1}.")
+        if layer > (last := last_beginning(model)):
+            raise LensplugError(
+                f"runs of this model begin at layer {last} at the latest, not at {layer}: its last layers have no keys"
+                f" and values of their own and read those of layers from {last} on."
+            )
         first: Patch = _FirstBlock(model.blocks[layer], residual)
         super().__init__(model, [first, *(_SkippedBlock(block) for block in model.blocks[:layer])])
+
+
+def last_beginning(model: Any) -> int:
+    """The last layer at which runs of a model can begin: behind it layers read keys that an earlier one has made."""
+    attentions = [getattr(attention_of(block), "original_component", None) for block in model.blocks]
+    if not any(getattr(attention, "is_kv_shared_layer", False) for attention in attentions):
+        return len(model.blocks) - 1
+    return next(
+        layer
+        for layer, attention in enumerate(attentions)
+        if getattr(attention, "store_full_length_kv", True) and attention is not None
+    )
 
 
 class _SkippedBlock(Patch):

@@ -49,9 +49,10 @@ class InterfaceAttention(AttentionBridge):  # type: ignore[misc]
             theirs = next((theirs for theirs in names if getattr(module, theirs, None) is not None), "")
             if type(linear) is nn.Linear and widths.get(ours, linear.out_features) == linear.out_features:
                 submodules[ours] = LinearBridge(name=theirs)
-        if d_head != cfg.d_head:
+        n_kv = key_value_heads(module) or cfg.n_key_value_heads
+        if (d_head, n_kv) != (cfg.d_head, cfg.n_key_value_heads):
             cfg = copy.copy(cfg)
-            cfg.d_head = d_head
+            cfg.d_head, cfg.n_key_value_heads = d_head, n_kv
         component = cls(name=name, config=cfg, submodules=submodules)
         live = {"hook_q": "q", "hook_k": "k", "hook_v": "v", "hook_z": "o"}
         component.hook_aliases = {alias: path for alias, path in cls.hook_aliases.items() if live[alias] in submodules}
@@ -119,6 +120,13 @@ def head_size(module: nn.Module) -> int | None:
     """The width of a head, where the module says it."""
     size = getattr(module, "head_dim", None)
     return size if isinstance(size, int) else None
+
+
+def key_value_heads(module: nn.Module) -> int | None:
+    """How many heads of keys it makes, where its parts say it."""
+    size, keys = head_size(module), getattr(module, "k_proj", None)
+    width = getattr(keys, "out_features", None)
+    return width // size if size and isinstance(width, int) and width % size == 0 else None
 
 
 def _attended(

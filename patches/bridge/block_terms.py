@@ -6,6 +6,10 @@ parts are known (`layer_parts`) has all three: `hook_attn_out` and `hook_mlp_out
 layer multiplies it, and an edit of `hook_resid_mid` is an edit of the stream: what it changes is added to what the MLP
 writes. Layers whose attention and MLP run side by side have no `hook_resid_mid`, as in HookedTransformer.
 
+What a third part writes behind the MLP (per-layer inputs in Gemma 4) is on `hook_per_layer_out`, and
+`cfg.stream_scales` says by which number each layer multiplies its stream at its end (Gemma 4's `layer_scalar`):
+`resid_post = (resid_mid + mlp_out + per_layer_out) * scale`.
+
 Checked against transformer-lens 3.9.0 and 4.3.0 with transformers 5.24.
 """
 
@@ -18,8 +22,11 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from lensplug.patches.bridge.layer_parts import NAMES_OF_STREAMS, LayerParts, Term
+from lensplug.patches.bridge.stream_terms import StreamTermsCache
 from lensplug.patches.hook_points import has_hooks
 from lensplug.patches.patch import Patch, PatchOfParts
+
+PER_LAYER = "hook_per_layer_out"
 
 
 class BlockTerms(PatchOfParts):
@@ -48,9 +55,15 @@ class BlockTerms(PatchOfParts):
             if (term := of_layer.mlp_term) is not None:
                 writer = _Writer(getattr(layer, term.part), point("hook_mlp_out"), term, pass_, adds=True)
                 writers.append(writer)
-            if of_layer.reads_mid is not None:
-                writers.append(_Reader(getattr(layer, of_layer.reads_mid), point("hook_resid_mid"), pass_))
+            if (term := of_layer.third_term) is not None:
+                writers.append(_Writer(getattr(layer, term.part), point(PER_LAYER), term, pass_))
+            if of_layer.reads_mid:
+                middle = point("hook_resid_mid")
+                writers += [_Reader(getattr(layer, part), middle, pass_) for part in of_layer.reads_mid]
             patches += [_Block(block, points), _Layer(layer, pass_), *writers]
+        scales = tuple(of_layer.scale for of_layer in parts)
+        if any(of_layer.third_term or of_layer.scale != 1 for of_layer in parts):
+            patches += [Terms(model), _Scales(model.cfg, scales)]
         super().__init__(model, patches)
 
 
@@ -59,8 +72,34 @@ class _Pass:
 
     shape: torch.Size
     """Of the stream."""
+    middle: Tensor | None = None
+    """The stream between attention and MLP, as it left its hook."""
     edit: Tensor | None = None
-    """What was added to the stream between attention and MLP."""
+    """What was added to it, and is on no part's output yet."""
+
+
+class Terms(Patch):
+    """While applied to a bridge, caches of its `run_with_cache` decompose into all that its blocks do to the stream."""
+
+    def _changes(self) -> dict[str, Any]:
+        self._run_with_cache = self.target.run_with_cache
+        return {"run_with_cache": self.run_with_cache}
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """TransformerBridge.run_with_cache, whose caches know the terms."""
+        output, cache = self._run_with_cache(*args, **kwargs)
+        if not isinstance(cache, dict):
+            cache.__class__ = StreamTermsCache
+        return output, cache
+
+
+class _Scales(Patch):
+    def __init__(self, cfg: Any, scales: tuple[float, ...]) -> None:
+        super().__init__(cfg)
+        self._scales = scales
+
+    def _changes(self) -> dict[str, Any]:
+        return {"stream_scales": self._scales}
 
 
 class _Block(Patch):
@@ -86,9 +125,9 @@ class _Layer(Patch):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer; an edit that no MLP has taken along is added to what it returns."""
         stream = args[0] if args else kwargs["hidden_states"]
-        self._pass.shape, self._pass.edit = stream.shape, None
+        self._pass.shape, self._pass.edit, self._pass.middle = stream.shape, None, None
         output = self._forward(*args, **kwargs)
-        edit, self._pass.edit = self._pass.edit, None
+        edit, self._pass.edit, self._pass.middle = self._pass.edit, None, None
         if edit is None:
             return output
         return _with_first(output, _first(output) + edit)
@@ -131,7 +170,7 @@ class _Writer(Patch):
 
 
 class _Reader(Patch):
-    """The part that is given the stream between attention and MLP."""
+    """A part that is given the stream between attention and MLP. The first of them calls the hook."""
 
     def __init__(self, part: nn.Module, point: HookPoint, pass_: _Pass) -> None:
         super().__init__(part)
@@ -147,10 +186,11 @@ class _Reader(Patch):
             return self._forward(*args, **kwargs)
         name = "" if args else next(name for name in NAMES_OF_STREAMS if name in kwargs)
         given: Tensor = args[0] if args else kwargs[name]
-        middle = self._point(given.view(self._pass.shape))
-        if middle is not given:
-            self._pass.edit = middle - given.view(self._pass.shape)
-            middle = middle.view(given.shape)
+        if self._pass.middle is None:
+            self._pass.middle = self._point(given.view(self._pass.shape))
+            if self._pass.middle is not given:
+                self._pass.edit = self._pass.middle - given.view(self._pass.shape)
+        middle = self._pass.middle.view(given.shape)
         if args:
             return self._forward(middle, *args[1:], **kwargs)
         return self._forward(**{**kwargs, name: middle})

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from lensplug.patches.bridge.deepstack_cache import DeepstackCache
+from lensplug.patches.bridge.block_terms import Terms
 from lensplug.patches.hook_points import has_hooks
 from lensplug.patches.patch import Patch, PatchOfParts
 
@@ -41,25 +41,12 @@ class BridgeDeepstack(PatchOfParts):
             model: A TransformerBridge of a decoder.
             layers: How many of the first blocks add features; none: nothing is changed.
         """
-        parts: list[Patch] = [_Model(model)] if layers else []
+        parts: list[Patch] = [Terms(model)] if layers else []
         for index, block in enumerate(model.blocks if layers else ()):
             point = HookPoint().train(block.training) if index < layers else None
             parts += [] if point is None else [_Block(block, point)]
             parts.append(_Layer(block, index, point))
         super().__init__(model, parts)
-
-
-class _Model(Patch):
-    def _changes(self) -> dict[str, Any]:
-        self._run_with_cache = self.target.run_with_cache
-        return {"run_with_cache": self.run_with_cache}
-
-    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
-        """TransformerBridge.run_with_cache, whose caches know the term."""
-        output, cache = self._run_with_cache(*args, **kwargs)
-        if not isinstance(cache, dict):
-            cache.__class__ = DeepstackCache
-        return output, cache
 
 
 class _Block(Patch):

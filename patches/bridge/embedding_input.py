@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lensplug.patches.bridge.key_value_cache import BridgeCache
-from lensplug.patches.decoder_inputs import of_an_answer
+from lensplug.patches.decoder_inputs import of_an_answer, of_new_words
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.merged_embeddings import Merged, as_looked_up, is_merged, padded, refuse_long_answer
 from lensplug.patches.patch import Patch, PatchOfParts, in_force
@@ -141,10 +141,13 @@ class _GenerationSteps(PatchOfParts):
 
     def __init__(self, model: Any, prompt: Merged, forward: Callable[..., Any]) -> None:
         steps = _Step(model, prompt, forward)
-        super().__init__(model, [steps, _WordEmbedding(model.original_model, model.embed.original_component)])
+        super().__init__(model, [steps, _WordEmbedding(model.original_model, model.embed.original_component, steps)])
 
 
 class _Step(Patch):
+    tokens: Tensor
+    """The new words, `[batch 1]`."""
+
     def __init__(self, model: Any, prompt: Merged, forward: Callable[..., Any]) -> None:
         super().__init__(model)
         self._prompt, self._forward = prompt, forward
@@ -166,6 +169,8 @@ class _Step(Patch):
             # transformers has renamed the cache, and warns of the old name at every step.
             renamed = "cache" in signature(type(self.target.original_model).forward).parameters
             kwargs["cache" if renamed else "past_key_values"] = past_key_values
+            decoder = self.target.original_model.get_decoder()
+            kwargs |= of_new_words(decoder, self._prompt.decoder_inputs, self.tokens)
             kwargs |= of_an_answer(self._prompt.decoder_inputs, self._prompt.embeds.shape[1], n_cached)
         return self._forward(self.target.embed.hook_out(embeds.clone()), *args, **kwargs)
 
@@ -173,9 +178,14 @@ class _Step(Patch):
 class _WordEmbedding(Patch):
     """The bridge asks its model for the embedding of a new word, and would fire hook_embed for that too."""
 
-    def __init__(self, hf_model: Any, embedding: Any) -> None:
+    def __init__(self, hf_model: Any, embedding: Any, step: _Step) -> None:
         super().__init__(hf_model)
-        self._embedding = embedding
+        self._embedding, self._step = embedding, step
 
     def _changes(self) -> dict[str, Any]:
-        return {"get_input_embeddings": lambda: self._embedding}
+        return {"get_input_embeddings": lambda: self._embedded}
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        self._step.tokens = tokens
+        embeds: Tensor = self._embedding(tokens)
+        return embeds

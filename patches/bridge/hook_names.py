@@ -38,7 +38,7 @@ OF_A_BLOCK = (
     "attn.hook_result", "attn.hook_rot_k", "attn.hook_rot_q", "mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post",
     "mlp.hook_router_logits", "mlp.hook_expert_weights", "mlp.hook_expert_indices",
     "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in", "hook_attn_out", "hook_mlp_out",
-    "hook_resid_pre", "hook_resid_mid", "hook_deepstack", "hook_resid_post",
+    "hook_resid_pre", "hook_resid_mid", "hook_per_layer_out", "hook_deepstack", "hook_resid_post",
 )  # fmt: skip
 """HookedTransformer's names in a block, in its order; the bridge has them as attributes, for points of other names."""
 

@@ -11,13 +11,15 @@ Steps.
    an earlier part returned, times a number (1, or a multiplier of the configuration).
 3. The MLP's share is that part's output that the stream gained behind it. Without a stream between (attention and MLP
    side by side), the layer's output is the sum of two parts. A layer may have one part alone.
+4. Behind the MLP a third part may write (per-layer inputs in Gemma 4), and the layer may multiply all by a number that
+   it holds (its `layer_scalar`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,9 +50,13 @@ class LayerParts:
     """TransformerLens's name ("ln1", "ln2", "ln1_post", "ln2_post") -> the layer's."""
     attention_term: Term | None = None
     mlp_term: Term | None = None
-    reads_mid: str | None = None
-    """The part that is given the stream between attention and MLP."""
+    reads_mid: tuple[str, ...] = ()
+    """The parts that are given the stream between attention and MLP."""
     attends: bool = True
+    third_term: Term | None = None
+    """What is written besides, behind the MLP."""
+    scale: float = 1.0
+    """By which number the layer multiplies its stream at its end."""
 
 
 @dataclass(eq=False)
@@ -185,19 +191,40 @@ def _parts_of(
         attention = _term(earlier, before, mid, multipliers)
         if attention is not None:
             later = [writer for writer in writers if writer in calls[index:]]
-            mlp = _term(later, mid, after, multipliers) or _last_writer(later)
-            return _named(calls, attention, mlp, mid, call.part)
+            readers = tuple(dict.fromkeys(other.part for other in calls[index:] if _same(other.given, mid)))
+            mlp, third, scale = _behind_mid(later, mid, after, multipliers, _own_numbers(layer))
+            return replace(_named(calls, attention, mlp, readers), third_term=third, scale=scale)
     for first, second in _pairs(writers):
         for scale in (1.0, *multipliers):
             if _adds_up(before, [(first, scale), (second, scale)], after):
-                return _named(calls, Term(first.part, scale), Term(second.part, scale), None, None)
+                return _named(calls, Term(first.part, scale), Term(second.part, scale), ())
     alone = _term(writers, before, after, multipliers)
     if alone is None:
         raise LensplugError(
             f"layer {number} ({type(layer).__name__}) does not add what its parts return to the residual stream"
             f" ({', '.join(dict.fromkeys(call.part for call in calls))}): what it writes is not on any hook."
         )
-    return _named(calls, alone, None, None, None)
+    return _named(calls, alone, None, ())
+
+
+def _own_numbers(layer: nn.Module) -> tuple[float, ...]:
+    """Single numbers that a layer holds itself."""
+    held = [*layer._parameters.values(), *layer._buffers.values()]
+    return tuple(float(value) for value in held if value is not None and value.numel() == 1 and float(value))
+
+
+def _behind_mid(
+    later: Sequence[_Call], mid: Tensor, after: Tensor, multipliers: Sequence[float], scales: Sequence[float]
+) -> tuple[Term | None, Term | None, float]:
+    """The MLP's share, what a third part writes, and by which number all is multiplied then."""
+    for scale in (1.0, *scales):
+        behind = (after.double() / scale).to(after.dtype) if scale != 1 else after
+        if (mlp := _term(later, mid, behind, multipliers)) is not None:
+            return mlp, None, scale
+        for first, second in _pairs(later):
+            if _adds_up(mid, [(first, 1.0), (second, 1.0)], behind):
+                return Term(first.part), Term(second.part), scale
+    return _last_writer(later), None, 1.0
 
 
 def _term(writers: Sequence[_Call], before: Tensor, after: Tensor, multipliers: Sequence[float]) -> Term | None:
@@ -251,9 +278,7 @@ def _same(first: Tensor | None, second: Tensor | None) -> bool:
     return torch.equal(first.view(-1), second.view(-1))
 
 
-def _named(
-    calls: Sequence[_Call], attention: Term | None, mlp: Term | None, mid: Tensor | None, reads_mid: str | None
-) -> LayerParts:
+def _named(calls: Sequence[_Call], attention: Term | None, mlp: Term | None, reads_mid: tuple[str, ...]) -> LayerParts:
     """TransformerLens's names for the parts."""
     norms: dict[str, str] = {}
     found: list[str | None] = []

@@ -32,7 +32,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lensplug.patches.bridge.any_norm import AnyNorm
-from lensplug.patches.bridge.attention_interface import InterfaceAttention, head_size
+from lensplug.patches.bridge.attention_interface import InterfaceAttention, head_size, key_value_heads
 from lensplug.patches.bridge.layer_parts import DecoderParts, LayerParts, decoder_parts
 from lensplug.patches.bridge.own_layers import ReadableLinear
 from lensplug.patches.bridge.scaled_embedding import ScaledEmbedding
@@ -267,6 +267,13 @@ def _multipliers(config: Any) -> tuple[float, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
+def _key_value_heads(attention: Any, config: Any) -> int | None:
+    """How many heads of keys an attention has; from the configuration, unless its layers differ (Gemma 4)."""
+    if getattr(config, "per_layer_config", None) is None:
+        return getattr(config, "num_key_value_heads", None)
+    return key_value_heads(attention)
+
+
 def _config(core: CoreParts, decoder: Any, parts: DecoderParts, model_name: str) -> TransformerBridgeConfig:
     config = core.text_config
     d_model = core.decoder.embed_tokens.weight.shape[1]
@@ -292,12 +299,12 @@ def _config(core: CoreParts, decoder: Any, parts: DecoderParts, model_name: str)
         n_heads=n_heads,
         d_vocab=core.decoder.embed_tokens.weight.shape[0],
         d_vocab_out=rows,
-        n_key_value_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+        n_key_value_heads=_key_value_heads(attention, config) or n_heads,
         normalization_type="LN" if norm.formula.centred else "RMS",
         final_rms=not norm.formula.centred,
         rmsnorm_uses_offset=norm.formula.rmsnorm_uses_offset,
         eps=norm.formula.eps,
-        parallel_attn_mlp=all(of_layer.reads_mid is None for of_layer in parts.layers),
+        parallel_attn_mlp=not any(of_layer.reads_mid for of_layer in parts.layers),
         architecture="CausalShell",
         model_name=model_name or config.model_type,
         dtype=core.decoder.embed_tokens.weight.dtype,

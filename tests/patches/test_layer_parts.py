@@ -32,7 +32,7 @@ def with_stream(model, size):
 def test_parts_of_layers_with_a_tiny_stream(dtype, size):
     """In bfloat16 the input norm's output equals itself plus stream plus attention: it is not what writes."""
     for layer in decoder_parts(unlike_a_trained_one(size).to(dtype).model).layers:
-        assert (layer.attention, layer.mlp, layer.reads_mid) == ("self_attn", "mlp", "post_attention_layernorm")
+        assert (layer.attention, layer.mlp, layer.reads_mid) == ("self_attn", "mlp", ("post_attention_layernorm",))
         assert layer.norms == {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"}
 
 

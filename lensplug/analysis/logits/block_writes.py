@@ -32,6 +32,10 @@ class Written:
     squares: Float[Tensor, " example"]
     """The sum of the squares of the products that were added up: what rounding grows with."""
 
+    def times(self, number: float) -> Written:
+        """The same, of a stream that is multiplied behind it."""
+        return self if number == 1 else Written(self.parts * number, self.bias * number, self.squares * number**2)
+
 
 def heads(
     cache: ActivationCache, layer: int, rows: Int[Tensor, "example row"], directions: Directions, *, needed_by: str

@@ -4,7 +4,8 @@ Method, at the position p whose logit is read:
 
 1. The residual stream at the end is a sum: x_p = embedding + Σ_l (attention_l + MLP_l), and an attention layer a sum
    over heads h and keys k: Σ_h Σ_k A[h, p, k] v[h, k] W_O[h], and its output bias b_O. Where layers add features of the
-   image to the stream (Qwen3-VL), these are terms too.
+   image to the stream (Qwen3-VL) or per-layer inputs (Gemma 4), these are terms too; where a layer multiplies the
+   stream at its end (Gemma 4), every earlier term is what is left of it.
 2. Freeze the final norm at the statistics of x_p. It is then linear, and the logit of a token t, or the difference of
    two, is read along one direction: d = (W_U[:, t] · w) / scale(x_p), for LayerNorm less its mean; w is the norm's
    weight.
@@ -53,7 +54,7 @@ from lensplug.analysis.attention.classes_in_sight import EVERY, SinkChoice, part
 from lensplug.analysis.attention.head_readings import CLASSES
 from lensplug.analysis.logits import block_writes
 from lensplug.analysis.logits.direct_attribution_result import By, DirectAttribution
-from lensplug.analysis.logits.stream_writes import StreamWrites, read_stream
+from lensplug.analysis.logits.stream_writes import TERMS, StreamWrites, read_stream
 from lensplug.analysis.logits.target_of_cache import terms_of_cache, texts_of_target
 from lensplug.analysis.logits.unembedding import frozen_reading, model_of, normalised, soft_cap
 from lensplug.analysis.processed_weights import may_have_folded_values, refuse_centred_logits
@@ -71,7 +72,7 @@ from lensplug.validation.arguments import checked
 from lensplug.validation.masks import Mask
 
 NAME = "direct_attribution"
-STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_deepstack", "hook_resid_post")
+STREAM = ("hook_resid_pre", "hook_resid_mid", *TERMS, "hook_resid_post")
 ENDINGS: dict[By, tuple[str, ...]] = {
     "layer": STREAM,
     "head": (*STREAM, "attn.hook_pattern", "attn.hook_v"),
@@ -211,7 +212,7 @@ def _components(
     """Values `[example layer component]`, all other terms by name, heads' sources, and squares of what was rounded."""
     shares = stream.written(directions)
     embedding, attention, mlp = shares.embedding, shares.attention, shares.mlp
-    others = {"embed": embedding, **{f"{layer}_deepstack": added for layer, added in shares.added.items()}}
+    others = {"embed": embedding, **shares.added}
     if by == "layer":
         return torch.stack([attention, mlp], dim=2), others, None, torch.zeros_like(embedding)
     write = {"head": block_writes.heads, "neuron": block_writes.neurons}.get(by, block_writes.sources)
@@ -221,6 +222,13 @@ def _components(
     name = "attn_out" if by == "neuron" else "mlp_out"
     others |= {f"{layer}_{name}": beside[:, layer] for layer in layers}
     others |= {f"{layer}_{bias}": written[layer].bias for layer in layers}
+    written = [of_layer.times(left) for of_layer, left in zip(written, stream.left, strict=False)]
+    widths = [of_layer.parts.shape[1] for of_layer in written]
+    if len(set(widths)) > 1:
+        raise LensplugError(
+            f"by {by!r} a result has an axis of components, and layers of this model have {widths} of them: use"
+            " by='layer'."
+        )
     parts_written = torch.stack([of_layer.parts.cpu() for of_layer in written], dim=1)
     squares = torch.stack([of_layer.squares for of_layer in written]).sum(dim=0).to(embedding)
     if by in ("source", "modality"):

@@ -6,6 +6,7 @@ what is added, and only the differences sum to where it ends. It is also what a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,8 @@ from lensplug.cache.activation_cache import ActivationCache
 from lensplug.cache.reading import n_layers, read, read_residuals
 from lensplug.errors import LensplugError
 
-DEEPSTACK = "hook_deepstack"
-"""What a block adds to the stream besides attention and MLP."""
+TERMS = ("hook_per_layer_out", "hook_deepstack")
+"""What blocks add to the stream besides attention and MLP, by hook, in their order."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,26 @@ class StreamShares:
     embedding: Float[Tensor, " example"]
     attention: Float[Tensor, "example layer"]
     mlp: Float[Tensor, "example layer"]
-    added: dict[int, Float[Tensor, " example"]]
-    """Layer -> what its block adds besides."""
+    added: dict[str, Float[Tensor, " example"]]
+    """"0_deepstack", "3_per_layer_out": what blocks add besides."""
 
 
 @dataclass(frozen=True)
 class StreamWrites:
-    """The states of the stream at some rows, in fp32 at least, where the directions are."""
+    """The states of the stream at some rows, in fp32 at least, where the directions are.
+
+    Of what is added before or in layer l, `left[l]` is left at the end: some models multiply the stream behind layers.
+    """
 
     before: Float[Tensor, "layer example row d_model"]
     middle: Float[Tensor, "layer example row d_model"]
     after: Float[Tensor, "layer example row d_model"]
-    added: dict[int, Float[Tensor, "example row d_model"]]
-    """Layer -> what its block adds besides attention and MLP (features of the image in Qwen3-VL)."""
+    added: dict[tuple[int, str], Float[Tensor, "example row d_model"]]
+    """Layer and hook -> what its block adds besides attention and MLP (features of the image in Qwen3-VL)."""
     last_as_cached: Float[Tensor, "example row d_model"]
     """The stream at the end, in the model's dtype."""
+    left: tuple[float, ...]
+    """A number for each layer, and 1 for the end."""
 
     @property
     def last(self) -> Float[Tensor, "example row d_model"]:
@@ -57,18 +63,21 @@ class StreamWrites:
             torch.einsum("lerd,erd->el", state.cpu().double(), directions.cpu().double())
             for state in (self.before, self.middle, self.after)
         )
-        mlp = after - middle
-        added = {
-            layer: torch.einsum("erd,erd->e", term.cpu().double(), directions.cpu().double())
-            for layer, term in self.added.items()
-        }
-        for layer, of_layer in added.items():
-            mlp[:, layer] -= of_layer
-        return StreamShares(before[:, 0], middle - before, mlp, added)
+        left = torch.tensor(self.left, dtype=torch.float64)
+        # Behind a layer its own number has been at work: what is left of it is the next layer's.
+        mlp = after * left[1:] - middle * left[:-1]
+        added = {}
+        for (layer, kind), term in self.added.items():
+            share = torch.einsum("erd,erd->e", term.cpu().double(), directions.cpu().double())
+            share *= self.left[layer + (kind == "hook_deepstack")]  # which is added behind it too
+            mlp[:, layer] -= share
+            added[f"{layer}_{kind.removeprefix('hook_')}"] = share
+        return StreamShares(before[:, 0] * left[0], (middle - before) * left[:-1], mlp, added)
 
     def squares(self, directions: Float[Tensor, "example row d_model"]) -> Float[Tensor, " example"]:
         """The sum of the squares of all products of stream and direction: what rounding grows with."""
-        states = torch.cat([self.before[:1], self.middle, self.after])
+        left = torch.tensor(self.left).to(self.before).view(-1, 1, 1, 1)
+        states = torch.cat([self.before[:1] * left[0], self.middle * left[:-1], self.after * left[1:]])
         return (states * directions).square().sum(dim=(0, 2, 3)).cpu().double()
 
 
@@ -106,17 +115,19 @@ def read_stream(
             state.to(like) + output[examples, rows.to(output.device)].to(like)
             for state, output in zip(before, outputs, strict=True)
         ]
-    adding = layers_that_add(cache.model)
-    terms = read_residuals(cache, [f"blocks.{layer}.{DEEPSTACK}" for layer in adding], rows, needed_by=needed_by)
-    added = {layer: term.to(like) for layer, term in zip(adding, terms, strict=True)}
+    adding = terms_of(cache.model)
+    terms = read_residuals(cache, [f"blocks.{layer}.{name}" for layer, name in adding], rows, needed_by=needed_by)
+    added = {place: term.to(like) for place, term in zip(adding, terms, strict=True)}
     wide = [torch.stack([state.to(like) for state in each]) for each in (before, middle, after)]
-    return StreamWrites(wide[0], wide[1], wide[2], added, after[-1].to(like.device))
+    scales = getattr(cache.model.cfg, "stream_scales", None) or (1.0,) * len(layers)
+    left = tuple(float(math.prod(scales[layer:])) for layer in range(len(layers) + 1))
+    return StreamWrites(wide[0], wide[1], wide[2], added, after[-1].to(like.device), left)
 
 
-def layers_that_add(model: Any) -> list[int]:
-    """The blocks of a model that add a third term to the stream, by number: those with a hook for it."""
-    names = getattr(model, "hook_dict", {})
-    return [layer for layer in range(len(getattr(model, "blocks", ()))) if f"blocks.{layer}.{DEEPSTACK}" in names]
+def terms_of(model: Any) -> list[tuple[int, str]]:
+    """What blocks of a model add to the stream besides attention and MLP: layer and hook."""
+    names, layers = getattr(model, "hook_dict", {}), range(len(getattr(model, "blocks", ())))
+    return [(layer, name) for layer in layers for name in TERMS if f"blocks.{layer}.{name}" in names]
 
 
 def _refuse_side_by_side(cache: ActivationCache, needed_by: str) -> None:

@@ -18,7 +18,7 @@ ALL = "all sources"
 """The button that shows heads from everywhere."""
 NUMBERED = 16
 """Maximum number of heads for which cells have their value written in."""
-ADDED = "_deepstack"
+ADDED = {"_deepstack": "added image features", "_per_layer_out": "per-layer inputs"}
 NEURONS = 25
 """How many neurons are drawn."""
 SUBLAYER_COLORS = dict(zip(SUBLAYERS, (CATEGORIES[0], CATEGORIES[3]), strict=True))
@@ -177,13 +177,12 @@ def _notes(result: DirectAttribution, example: int | None) -> str:
 
 def _added(others: dict[str, float]) -> dict[str, float]:
     """What blocks add to the stream besides attention and MLP, in models that do."""
-    has_any = any(name.endswith(ADDED) for name in others)
-    return {"added image features": _sum(others, ADDED)} if has_any else {}
+    return {said: _sum(others, end) for end, said in ADDED.items() if any(name.endswith(end) for name in others)}
 
 
 def _biases(others: dict[str, float]) -> float:
     """What is no component: biases of layers, of the final norm and of the unembedding."""
-    return math.fsum(value for name, value in others.items() if not name.endswith(("embed", "_out", ADDED)))
+    return math.fsum(value for name, value in others.items() if not name.endswith(("embed", "_out", *ADDED)))
 
 
 def _sum(others: dict[str, float], ending: str) -> float:

@@ -68,7 +68,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "text_config.num_kv_shared_layers": 2,
         "text_config.layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     },
-    "gemma4": {"vision_config.from": "gemma4_vision", "audio_config.from": "gemma4_audio"},
+    "gemma4": {
+        "vision_config.from": "gemma4_vision", "audio_config.from": "gemma4_audio",
+        "text_config.num_kv_shared_layers": 2, "text_config.use_double_wide_mlp": True,
+        "text_config.layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "gemma4_unified": {"vision_config.from": "gemma4_unified_vision", "audio_config.from": "gemma4_unified_audio"},
     **{family: {"mm_tokens_per_image": 4} for family in ("gemma3", "shieldgemma2")},
     "glmasr": {"audio_config.intermediate_size": 128},
