@@ -1,9 +1,9 @@
 """An edit of each kind of hook: does it reach the logits, and give what Hugging Face gives with the same edit?
 
-All edits are made in one run: the prompt is repeated in a batch, and each example is edited in another way. On Hugging
-Face's side plain module hooks make the same change: to what a layer is given or returns, to what its output matrix
-(`o_proj`) or the last matrix of its MLP is given, to what `q_proj` returns. An edit of a pattern, or of scores, is
-worked out by hand as a change of what the heads hand to `o_proj`.
+All edits are made in one run: the prompt is repeated in a batch, each example is edited in another way, the last in
+none. On Hugging Face's side plain module hooks make the same change: to what a layer is given or returns, to what its
+output matrix (`o_proj`) or the last matrix of its MLP is given, to what `q_proj` returns. An edit of a pattern, or of
+scores, is worked out by hand as a change of what the heads hand to `o_proj`.
 """
 
 from __future__ import annotations
@@ -55,12 +55,14 @@ def checks(pair: Pair, prompt: Prompt, edits: Sequence[Edit], run: Run, toleranc
 
     Args:
         pair: The models.
-        prompt: Text, as many times as there are edits.
+        prompt: Text, once more than there are edits.
         edits: From `edits_of`.
-        run: The first example of `prompt` through both models, nothing edited, with the parts of the edited layers.
+        run: Other text through both models, nothing edited, with the parts of the edited layers.
         tolerance: What rounding explains.
     """
-    position = prompt.tokens.shape[1] // 2
+    batch, length = prompt.tokens.shape
+    position = length // 2
+    behind = torch.arange(position, length).expand(batch, -1)  # nothing that is edited comes before
     values: dict[str, Tensor] = {}
 
     def edited(edit: Edit) -> Any:
@@ -76,13 +78,14 @@ def checks(pair: Pair, prompt: Prompt, edits: Sequence[Edit], run: Run, toleranc
 
         return (f"blocks.{edit.layer}.{edit.kind}", hook)
 
-    logits = pair.wrapped(prompt, [edited(edit) for edit in edits])
+    logits = pair.wrapped(prompt, [edited(edit) for edit in edits], at=behind)
     counterparts = {edit: _counterpart(pair, run, edit, position, values) for edit in edits}
-    expected = pair.reference(prompt, [hooked() for hooked in counterparts.values() if hooked is not None])
+    hooks = [hooked() for hooked in counterparts.values() if hooked is not None]
+    expected = pair.reference(prompt, hooks, at=behind)
     tallies = {kind: Tally(f"edit of {kind}", tolerance, partial(run.explains, "logits")) for kind in KINDS}
     lost: dict[str, Check] = {}
     for edit in edits:
-        effect = apart(logits[edit.example], run.logits[0])
+        effect = apart(logits[edit.example], logits[-1])
         name = f"edit of {edit.kind}"
         if f"blocks.{edit.layer}.{edit.kind}" not in values:
             lost[edit.kind] = Check(name, "failed", where=f"layer {edit.layer}", why="the hook did not fire")
@@ -169,23 +172,18 @@ def _of_pattern(
     pair: Pair, run: Run, edit: Edit, position: int, values: dict[str, Tensor], attention: nn.Module | None
 ) -> Hooked | None:
     """What an edit of a pattern's row changes in what the heads give: the change of the row, times the values."""
-    pattern, v = run.patterns.get(edit.layer), values.get(f"blocks.{edit.layer}.attn.hook_v")
+    pattern, v = (values.get(f"blocks.{edit.layer}.attn.hook_{name}") for name in ("pattern", "v"))
     part = None if attention is None else pair.part(edit.layer, PROJECTIONS, attention)
-    if pattern is None or v is None or part is None or v.ndim != 3:
+    if pattern is None or v is None or part is None or not _hands_on_sums(run, edit.layer):
         return None
-    by_head = v.repeat_interleave(pattern.shape[1] // v.shape[1], dim=1).float()
-    given = run.by_heads[edit.layer]
-    row = pattern[0, :, position].float()
-    heads = torch.einsum("hk,khd->hd", row, by_head)
-    if heads.numel() != given.shape[-1] or apart(heads.flatten(), given[0, position].float()) > 1e-2:
-        return None  # something comes between: a gate, a norm
+    row = pattern[:, position].float()
     if edit.kind == "attn.hook_pattern":
         moved = _row_change(edit.kind, row, position)
     else:
         factor = _row_change(edit.kind, torch.empty_like(row), position).exp()
         # What is missing of a sum of one went to a sink.
         moved = row * factor / (1 - row.sum(-1, keepdim=True) + (row * factor).sum(-1, keepdim=True)) - row
-    added = torch.einsum("hk,khd->hd", moved, by_head).flatten()
+    added = _sums(moved[:, None], v)[0]
 
     def add(value: Tensor) -> Tensor:
         changed = value.clone()
@@ -193,3 +191,18 @@ def _of_pattern(
         return changed
 
     return partial(on_input, part, add)
+
+
+def _hands_on_sums(run: Run, layer: int) -> bool:
+    """Whether the matrix behind the heads is given sums of values as they are, nothing between: no gate, no norm."""
+    pattern, v, given = run.patterns.get(layer), run.kept(layer, "attn.hook_v"), run.by_heads.get(layer)
+    if pattern is None or v is None or given is None or v.ndim != 4 or pattern.shape[1] % v.shape[2]:
+        return False
+    heads = _sums(pattern[0].float(), v[0])
+    return heads.shape == given[0].shape and apart(heads, given[0].float()) <= 1e-2
+
+
+def _sums(pattern: Tensor, v: Tensor) -> Tensor:
+    """Values by a pattern `[head query key]`, the heads side by side, `[query width]`."""
+    by_head = v.repeat_interleave(len(pattern) // v.shape[1], dim=1).float()
+    return torch.einsum("hqk,khd->qhd", pattern, by_head).flatten(1)

@@ -55,17 +55,18 @@ class Run:
             handles.append(on_output(module, partial(_note, run.leaving, layer)))
             for part in module.children():
                 handles.append(part.register_forward_hook(_Patterns(run.patterns, layer, prompt.tokens.shape[1])))
-        run.expected_logits = pair.reference(prompt, handles)
+        at = chosen_rows(prompt.real)
+        run.expected_logits = pair.reference(prompt, handles, at=at)
         kinds = (
             "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_pattern",
-            *BESIDE_THE_BLOCKS,
+            *(["attn.hook_v"] if parts_of else []), *BESIDE_THE_BLOCKS,
         )  # fmt: skip
         names = ["hook_embed", *(f"blocks.{layer}.{kind}" for layer in range(len(pair.layers)) for kind in kinds)]
 
         def keep(value: Tensor, hook: Any) -> None:
             run.cache[hook.name] = value.detach().clone()
 
-        run.logits = pair.wrapped(prompt, [(name, keep) for name in names if name in pair.hook_names])
+        run.logits = pair.wrapped(prompt, [(name, keep) for name in names if name in pair.hook_names], at=at)
         return run
 
     @cached_property
@@ -82,14 +83,15 @@ class Run:
             handles.append(on_output(module, partial(_note, leaving, layer)))
             for part in module.children():
                 handles.append(part.register_forward_hook(_Patterns(patterns, layer, self.prompt.tokens.shape[1])))
-        logits, real = pair.reference(self.prompt, handles), self.prompt.real
+        real = self.prompt.real
+        logits = pair.reference(self.prompt, handles, at=chosen_rows(real))
 
         def moved(value: Tensor, to: Tensor) -> float:
             comparable = value.shape == to.shape and value.shape[:2] == real.shape
             return apart(to[real], value[real]) if comparable else 0.0
 
         return {
-            "logits": moved(self.expected_logits, logits),
+            "logits": apart(logits, self.expected_logits),
             "streams": max(moved(value, leaving[layer]) for layer, value in self.leaving.items()),
             "patterns": max((_patterns_apart(patterns[n], hf, real) for n, hf in self.patterns.items()), default=0.0),
         }
@@ -161,7 +163,7 @@ def checks(pair: Pair, run: Run, tolerance: float) -> list[Check]:
             else:
                 residuals.add(apart(found[real], hf[real]), f"layer {layer}, {kind}{where}")
     logits = Tally(f"logits{name}", tolerance, partial(run.explains, "logits"))
-    logits.add(apart(run.logits[real], run.expected_logits[real]), f"the head{where}")
+    logits.add(apart(run.logits, run.expected_logits), f"the head{where}")
     return [
         residuals.check(),
         logits.check(),
@@ -192,7 +194,7 @@ def _of_patterns(pair: Pair, run: Run, tolerance: float, name: str) -> list[Chec
         checks.append(
             Check(f"patterns of layers {which}", "not proved", why="Hugging Face's eager attention returns none there")
         )
-    rows = _chosen_rows(real)
+    rows = chosen_rows(real)
     for layer, found in _rows_of(pair, run.prompt, rows).items():
         whole = run.kept(layer, "attn.hook_pattern")
         if whole is not None:
@@ -210,8 +212,11 @@ def _patterns_apart(found: Tensor, expected: Tensor, real: Tensor) -> float:
     return float(difference.nan_to_num(nan=torch.inf).max()) if difference.numel() else 0.0
 
 
-def _chosen_rows(real: Tensor) -> Tensor:
-    """For each example a few query positions that are no padding: the first, one in the middle, the last."""
+def chosen_rows(real: Tensor) -> Tensor:
+    """For each example a few positions that are no padding: the first, one in the middle, the last.
+
+    Rows of patterns are compared there, and logits: the stream that they are made of is compared at all positions.
+    """
     length = real.shape[1]
     first = real.int().argmax(dim=1)
     return torch.stack([first, (first + length) // 2, torch.full_like(first, length - 1)], dim=1)
@@ -226,7 +231,7 @@ def _rows_of(pair: Pair, prompt: Prompt, rows: Tensor) -> dict[int, Tensor]:
 
     names = [n for n in pair.hook_names if n.endswith("attn.hook_pattern")]
     with engines.attention_rows(pair.engine, pair.model, rows):
-        pair.wrapped(prompt, [(name, keep) for name in names])
+        pair.wrapped(prompt, [(name, keep) for name in names], at=rows[:, :0])
     return found
 
 
@@ -257,12 +262,15 @@ def alike_unpadded(padded: Run, tolerance: float) -> list[Check]:
     """Whether a row padded at the left is the first row of its batch, which is not, as far as both go."""
     padding = int((~padded.prompt.real[-1]).sum())
     length = padded.prompt.tokens.shape[1] - padding
-    tally = Tally("left padding equals unpadded", tolerance, partial(padded.explains, "logits"))
-    ours = apart(padded.logits[-1, padding:], padded.logits[0, :length])
-    theirs = apart(padded.expected_logits[-1, padding:], padded.expected_logits[0, :length])
+    last = len(padded.pair.layers) - 1
+    found, expected = padded.kept(last, "hook_resid_post"), padded.leaving[last]
+    tally = Tally("left padding equals unpadded", tolerance, partial(padded.explains, "streams"))
+    if found is None:
+        return [Check(tally.name, "failed", where=f"layer {last}", why="hook_resid_post did not fire")]
+    ours, theirs = (apart(stream[-1, padding:], stream[0, :length]) for stream in (found, expected))
     tally.add(ours, "the padded row")
     if not tally.allows(theirs):
-        why = f"Hugging Face's own logits differ by {theirs:.1e} there"
+        why = f"Hugging Face's own stream differs by {theirs:.1e} there"
         return [Check(tally.name, "not proved", ours, tolerance, why=why)]
     return [tally.check()]
 

@@ -28,12 +28,14 @@ def checks(pair: Pair, prompt: Prompt, tolerance: float, entering: Mapping[int, 
 
     Args:
         pair: The models.
-        prompt: Text, an example for each of `SIZES`.
+        prompt: Text, an example for each of `SIZES` and one more.
         tolerance: What rounding explains.
-        entering: The stream before each layer in a run of the full model: its last example's is given too.
+        entering: The stream before each layer in a run of the full model: its first example's is given too.
     """
     layers = len(pair.layers)
-    streams = {layer: _streams(entering[min(layer, layers - 1)], layer) for layer in range(layers + 1)}
+    length = prompt.tokens.shape[1]
+    streams = {layer: _streams(entering[min(layer, layers - 1)][:1, :length], layer) for layer in range(layers + 1)}
+    ends = torch.tensor([[0, length - 1]] * len(prompt.tokens))  # the head makes each position's logits alone
     expected: dict[int, Tensor] = {}
     found: dict[int, Tensor] = {}
     handles = []
@@ -53,10 +55,10 @@ def checks(pair: Pair, prompt: Prompt, tolerance: float, entering: Mapping[int, 
         found[hook.layer()] = value.detach().clone()
         return streams[layers].to(value) if hook.layer() == layers - 1 else None
 
-    expected_logits = pair.reference(prompt, handles)
+    expected_logits = pair.reference(prompt, handles, at=ends)
     hooks: list[tuple[str, Hook]] = [(f"blocks.{layer}.hook_resid_pre", enter) for layer in range(layers)]
     hooks += [(f"blocks.{layer}.hook_resid_post", leave) for layer in range(layers)]
-    logits = pair.wrapped(prompt, hooks)
+    logits = pair.wrapped(prompt, hooks, at=ends)
     alone = Tally("each layer alone", tolerance)
     for layer in range(layers):
         if layer not in found or layer not in expected:
@@ -80,5 +82,5 @@ def _replaced(stream: Tensor, value: Tensor) -> Tensor:
 
 def _streams(entering: Tensor, layer: int) -> Tensor:
     """Normal noise in each of the sizes, and, last, what the full model's own layer was given."""
-    one = noise(entering[:1].float(), seed=layer)
-    return torch.cat([*(one * size for size in SIZES), entering[:1].float()])
+    one = noise(entering.float(), seed=layer)
+    return torch.cat([*(one * size for size in SIZES), entering.float()])

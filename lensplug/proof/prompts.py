@@ -18,6 +18,8 @@ from lensplug.hf.seam import run_to_seam
 
 LENGTH = 12
 """Tokens of the text prompt."""
+MEDIUM = 8
+"""Tokens of the prompts of layers alone, gradients and generation."""
 SHORT = 4
 """Tokens of the prompt that is edited: there is one for each edit."""
 

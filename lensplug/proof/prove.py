@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,41 +86,43 @@ def _checks(pair: Pair, media: Sequence[Prompt | Check], tolerance: float, whole
     checks = attempted([given_checks.NAME], lambda: given_checks.checks(pair, tolerance))
     checks += attempted([norm_checks.NAME], lambda: norm_checks.checks(pair, tolerance))
     runs: list[Run] = []
-    text = prompts.text(pair.hf_model, pair.core)
+    text_of = partial(prompts.text, pair.hf_model, pair.core)
 
-    def run_of(prompt: Prompt) -> Run:
-        runs.append(Run.of(pair, prompt))
+    def run_of(prompt: Prompt, parts_of: Sequence[int] = ()) -> Run:
+        runs.append(Run.of(pair, prompt, parts_of))
         return runs[-1]
 
+    def whole_text() -> Sequence[Check]:
+        return forward_checks.checks(pair, run_of(text_of(), range(len(pair.layers))), tolerance)
+
     def alone() -> Sequence[Check]:
-        examples = prompts.text(pair.hf_model, pair.core, batch=len(layer_checks.SIZES) + 1)
+        examples = text_of(prompts.MEDIUM, batch=len(layer_checks.SIZES) + 1)
         return layer_checks.checks(pair, examples, tolerance, runs[0].entering)
 
-    first = attempted(["run of text"], lambda: forward_checks.checks(pair, run_of(text), tolerance))
+    first = attempted(["run of text"], whole_text)
     if not runs:
         return checks + first
     checks += attempted(["each layer alone"], alone) + first
-    padded = prompts.text(pair.hf_model, pair.core, batch=1, padding=PADDING)
 
     def left_padded() -> Sequence[Check]:
-        run = run_of(padded)
+        run = run_of(text_of(padding=PADDING))
         return [*forward_checks.checks(pair, run, tolerance), *forward_checks.alike_unpadded(run, tolerance)]
 
     def edited() -> Sequence[Check]:
         layers = forward_checks.layers_of_kinds(pair, runs[0])
         edits = edit_checks.edits_of(pair, layers)
-        short = prompts.text(pair.hf_model, pair.core, prompts.SHORT)
-        many = prompts.text(pair.hf_model, pair.core, prompts.SHORT, batch=len(edits))
-        return edit_checks.checks(pair, many, edits, Run.of(pair, short, layers), tolerance)
+        many = text_of(prompts.SHORT, batch=len(edits) + 1)
+        return edit_checks.checks(pair, many, edits, runs[0], tolerance)
 
     checks += attempted(["left padding"], left_padded) + attempted(["edits"], edited)
     if whole:
-        checks += attempted(["gradients"], lambda: gradient_checks.checks(pair, text, tolerance))
+        checks += attempted(["gradients"], lambda: gradient_checks.checks(pair, text_of(prompts.MEDIUM), tolerance))
     else:
         checks.append(Check("gradients", "not proved", why="float32 copies of all weights do not fit into free memory"))
 
     def generated() -> Sequence[Check]:
         seen = tuple(runs)
+        padded = text_of(prompts.MEDIUM, padding=PADDING // 2)
         return generation_checks.checks(pair, padded, tolerance, lambda: max(run.explains("logits") for run in seen))
 
     checks += attempted(["generation"], generated)
