@@ -14,7 +14,8 @@ table knows, and `routing` which experts a token takes; `stream_terms` has all o
 `unbridged` takes a bridge's components out of a Hugging Face model.
 
 `both/`: `logit_rows` gives logits of chosen positions; `from_layer` begins runs at a layer; `checkpointed_blocks` lets
-a backward pass keep the blocks' inputs only; `logit_directions` makes `logit_attrs` sum to the logit without folding;
+a backward pass keep the blocks' inputs only, and `mlp_by_positions` lets it go through MLPs a few positions at a time;
+`logit_directions` makes `logit_attrs` sum to the logit without folding;
 `placeholders` refuses tokens for an image or sound that is missing; `temporary_hooks` takes hooks off without a pass
 over all of a model's hook points.
 
@@ -45,6 +46,7 @@ PATCHES = {
     "HookNames": "lensplug.patches.bridge.hook_names",
     "LogitDirections": "lensplug.patches.both.logit_directions",
     "LogitRows": "lensplug.patches.both.logit_rows",
+    "MLPByPositions": "lensplug.patches.both.mlp_by_positions",
     "PlaceholdersRefused": "lensplug.patches.both.placeholders",
     "UnwatchedBlocks": "lensplug.patches.hooked_transformer.unwatched_blocks",
 }

@@ -21,7 +21,8 @@ from lensplug.patches.rows_of_blocks import RowsOfABlock
 THE_SAME = (
     "hooked_transformer.core", "hooked_transformer.attention_rows", "hooked_transformer.mlp_in_place",
     "hooked_transformer.unseen_keys", "bridge.attention_rows", "bridge.deepstack", "bridge.key_value_cache",
-    "bridge.mlp_in_place", "bridge.padding", "bridge.resid_mid", "both.checkpointed_blocks", "unwatched",
+    "bridge.mlp_in_place", "bridge.padding", "bridge.resid_mid", "both.checkpointed_blocks", "both.mlp_by_positions",
+    "unwatched",
 )  # fmt: skip
 """Patches under which a block computes the same numbers, in another way."""
 

@@ -6,8 +6,8 @@ exactly, under the same names of hooks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, Literal
@@ -116,12 +116,14 @@ def attention_rows(
     return context
 
 
-def checkpointed(model: Any) -> AbstractContextManager[Any]:
-    """A scope with gradient checkpointing of the blocks, for either engine."""
+@contextmanager
+def checkpointed(model: Any) -> Iterator[None]:
+    """A scope with gradient checkpointing of the blocks, and of the positions of MLPs, for either engine."""
     from lensplug.patches.both.checkpointed_blocks import CheckpointedBlocks
+    from lensplug.patches.both.mlp_by_positions import MLPByPositions
 
-    context: AbstractContextManager[Any] = in_force(CheckpointedBlocks(model))
-    return context
+    with in_force(CheckpointedBlocks(model)), in_force(MLPByPositions(model)):
+        yield
 
 
 def logit_rows(model: Any, rows: Int[Tensor, "batch row"]) -> AbstractContextManager[Any]:

@@ -11,8 +11,8 @@ probability near 1) it is nearly zero although the activation matters; take the 
 
 The memory is that of a training step without the parameters' gradients: patterns and their gradients are
 `head x pos x pos` in every layer. With `keep="cam"` it is that of one block and a head's share of the patterns: the
-backward pass computes each block again, and makes patterns and gradients a few rows at a time. With
-`keep="gradient_rollout"` it is that of one block, and the input of each.
+backward pass computes each block again, and makes patterns and gradients a few rows at a time, gated MLPs a few
+positions at a time. With `keep="gradient_rollout"` it is that of one block, and the input of each.
 It is reached through `lens.run_with_gradients`.
 """
 

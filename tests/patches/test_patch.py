@@ -179,6 +179,7 @@ def test_importing_the_patches_imports_no_transformer_lens():
         "HookNames",
         "LogitDirections",
         "LogitRows",
+        "MLPByPositions",
         "PlaceholdersRefused",
         "UnwatchedBlocks",
     ]

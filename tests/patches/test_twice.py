@@ -16,7 +16,7 @@ from lensplug import LensplugError, patches
 
 OF_HOOKED = ("AttentionRows", "ConfigFix", "EmbeddingInput", "GatedMLPInPlace", "UnwatchedBlocks")
 OF_BRIDGE = tuple(name for name in patches.PATCHES if "Bridge" in name) + ("HookNames",)
-OF_BOTH = ("CheckpointedBlocks", "LogitDirections", "LogitRows", "PlaceholdersRefused")
+OF_BOTH = ("CheckpointedBlocks", "LogitDirections", "LogitRows", "MLPByPositions", "PlaceholdersRefused")
 ALREADY = {"EmbeddingInput", "GatedMLPInPlace", "LogitDirections", "PlaceholdersRefused", *OF_BRIDGE} - {
     "BridgeAttentionRows", "BridgeUnwatchedBlocks",
 }  # fmt: skip
