@@ -46,7 +46,7 @@ def read_ones(core: LanguageCore, kwargs: Mapping[str, Any], names: Sequence[str
 
 
 def merged_inside(core: LanguageCore, kwargs: Mapping[str, Any], names: Sequence[str]) -> Tensor | None:
-    """The merged embeddings of a decoder that merges media itself; None if it does more with them, or does not run.
+    """The merged embeddings of a decoder that merges media itself; None if it merges none, or does more with them.
 
     Args:
         core: Its decoder.
@@ -61,6 +61,9 @@ def merged_inside(core: LanguageCore, kwargs: Mapping[str, Any], names: Sequence
     try:
         with core.decoder.layers[0].register_forward_pre_hook(note, with_kwargs=True):
             expected = _output(core, kwargs)
+        with torch.no_grad():
+            if torch.equal(entering[0], core.decoder.embed_tokens(kwargs["input_ids"])):
+                return None  # nothing is merged here, whatever else is done
         without = {name: value for name, value in kwargs.items() if name not in (*names, "input_ids")}
         return entering[0] if _same(_output(core, {**without, "inputs_embeds": entering[0]}), expected) else None
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError):
