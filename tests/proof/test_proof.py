@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from support.models import llava_onevision, text_model
+from support.qwen3_vl_media import qwen3_vl_with_processor
 
 import lensplug
 from lensplug import engines
@@ -41,6 +42,13 @@ def test_with_a_picture_and_its_processor(engine):
     names = {check.name: check.outcome for check in lens.proof.checks}
     assert names["logits (image)"] == names["decompose_resid sums (image)"] == "passed"
     assert names["query_positions rows (image)"] == "passed"
+
+
+def test_features_that_are_added_between_the_layers_are_proved_with_a_picture():
+    """Hugging Face's layers return their stream without them."""
+    lens = lensplug.wrap(*qwen3_vl_with_processor(), prove=True)
+    names = {check.name: check.outcome for check in lens.proof.checks}
+    assert names["every layer's residual stream (image)"] == names["decompose_resid sums (image)"] == "passed"
 
 
 def test_half_precision_is_proved_in_full():
