@@ -22,14 +22,18 @@ FAMILIES = {
     "audioflamingo3": "lensplug.families.whisper_windows",
     "aya_vision": "lensplug.families.cohere_vision",
     "cohere2_vision": "lensplug.families.cohere_vision",
+    "cosmos3_omni": "lensplug.families.qwen_vl",
     "deepseek_vl": "lensplug.families.padded_square",
     "deepseek_vl_hybrid": "lensplug.families.padded_square",
+    "exaone4_5": "lensplug.families.qwen_vl",
     "gemma3": "lensplug.families.gemma3",
     "glm46v": "lensplug.families.glm_vl",
     "glm4v": "lensplug.families.glm_vl",
+    "glm4v_moe": "lensplug.families.glm_vl",
     "glm_ocr": "lensplug.families.glm_vl",
     "glmasr": "lensplug.families.whisper_windows",
     "got_ocr2": "lensplug.families.got_ocr2",
+    "glmga": "lensplug.families.glm_vl",
     "idefics3": "lensplug.families.idefics3",
     "internvl": "lensplug.families.internvl",
     "janus": "lensplug.families.padded_square",
@@ -45,10 +49,13 @@ FAMILIES = {
     "paddleocr_vl": "lensplug.families.qwen_vl",
     "paligemma": "lensplug.families.llava",
     "perception_lm": "lensplug.families.perception_lm",
+    "qianfan_ocr": "lensplug.families.internvl",
     "qwen2_5_omni_thinker": "lensplug.families.qwen_omni",
     "qwen2_5_vl": "lensplug.families.qwen_vl",
     "qwen2_audio": "lensplug.families.whisper_windows",
     "qwen2_vl": "lensplug.families.qwen_vl",
+    "qwen3_5": "lensplug.families.qwen_vl",
+    "qwen3_5_moe": "lensplug.families.qwen_vl",
     "qwen3_asr": "lensplug.families.qwen3_asr",
     "qwen3_vl": "lensplug.families.qwen_vl",
     "qwen3_vl_moe": "lensplug.families.qwen_vl",
@@ -66,7 +73,7 @@ NO_PLACE = {
     "instructblipvideo": "a Q-Former makes its positions, each from all of a frame",
 }
 """`config.model_type` -> why none of its positions is at a place of the image."""
-FRAMES_ARE_IMAGES = ("glm4v", "glm46v", "glm_ocr")
+FRAMES_ARE_IMAGES = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga")
 """`config.model_type` where the frames of a video have placeholders of images, and features of a video."""
 ROUNDED_S = 0.05
 """The largest rounding error of resampling and spectrograms, in seconds."""

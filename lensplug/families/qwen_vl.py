@@ -52,7 +52,7 @@ def media_layout(batch: ProcessedBatch) -> MediaLayout:
         sizes = by_example(lengths["image"], media.image_sizes)
         grids = {place: image_grid(cells["image"][place], *size) for place, size in sizes.items()}
     if "video" in cells:
-        pair = batch.config.vision_config.temporal_patch_size
+        pair = frames_at_once(batch.config)
         videos = by_example(lengths["video"], media.videos)
         made = {place: video_grid(cells["video"][place], video, pair) for place, video in videos.items()}
         video_grids = {place: grid for place, grid in made.items() if grid is not None}
@@ -63,6 +63,12 @@ def merged(config: Any, steps: int, rows: int, columns: int) -> Cells:
     """The cells of so many patches: neighbours are merged to one position."""
     side = config.vision_config.spatial_merge_size
     return Cells(steps, rows // side, columns // side)
+
+
+def frames_at_once(config: Any) -> int:
+    """How many frames a position sees: those that the encoder reads at once, or that are joined behind it."""
+    vision = config.vision_config
+    return int(getattr(vision, "temporal_patch_size", getattr(vision, "temporal_merge_size", 1)))
 
 
 def image_grid(cells: Cells, height: int, width: int) -> ImageGrid:

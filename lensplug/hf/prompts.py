@@ -16,6 +16,7 @@ from lensplug.hf.conversations import Conversation, media_of, messages, with_med
 from lensplug.hf.user_words import Pieces, pieces_of
 from lensplug.media import Media, Sound, load_media
 from lensplug.media.warn import warn_user
+from lensplug.media.words_for_media import word_for
 
 
 def prepare(
@@ -90,7 +91,7 @@ def prepare(
         texts = [_chat_prompt(processor, conversation) for conversation in turns]
         pieces = [pieces_of(processor, conversation, text) for conversation, text in zip(turns, texts, strict=True)]
     for kind, media_of_examples in media.items():
-        _refuse_other_count(texts, media_of_examples, getattr(processor, f"{kind}_token", None), kind)
+        _refuse_other_count(texts, media_of_examples, word_for(processor, kind), kind)
     arguments = _arguments(processor, texts, loaded, heard)
     bos = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
     if chat_template and bos and texts[0].startswith(bos):
@@ -213,7 +214,7 @@ def as_the_model_reads(processor: Any, text: str, *, images: Any, videos: Any, a
     media = load_media(1, batched=False, images=images, videos=videos, audio=audio)
     before = ""
     for kind, media_of_kind in (("image", media.images), ("video", media.videos), ("audio", media.audio)):
-        token = getattr(processor, f"{kind}_token", None)
+        token = word_for(processor, kind)
         if token is not None and media_of_kind and token not in text:
             before += f"{token}\n" * len(media_of_kind[0])
     return before + text

@@ -24,6 +24,7 @@ from lensplug.hf.seam import run_to_seam
 from lensplug.inputs.edited_inputs import Variant
 from lensplug.inputs.multimodal_input import NOT_MODEL_INPUTS, MultimodalInput, to_model
 from lensplug.media import Media
+from lensplug.media.words_for_media import word_for
 from lensplug.validation.finite import LARGER_RANGE, refuse_not_finite
 
 FIELDS = {"image": "images", "video": "videos", "audio": "audio"}
@@ -117,7 +118,7 @@ def _features(processor: Any, n_variants: int, media: Media) -> Mapping[str, Any
     if not template:
         texts = [
             "".join(
-                getattr(processor, f"{kind}_token", "") * len(getattr(media, name)[variant])
+                (word_for(processor, kind) or "") * len(getattr(media, name)[variant])
                 for kind, name in FIELDS.items()
                 if getattr(media, name)
             )

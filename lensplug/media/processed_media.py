@@ -21,6 +21,7 @@ from lensplug.media.files import is_file
 from lensplug.media.images import both_ways
 from lensplug.media.videos import Video, load_video
 from lensplug.media.warn import warn_user
+from lensplug.media.words_for_media import word_for
 
 SAME = 0.05
 """Pixels that differ by less than this share of their spread, on average, are the same: dtypes and ways to scale."""
@@ -112,7 +113,7 @@ def _say_other_videos(videos: Sequence[Sequence[Video]], outputs: Mapping[str, A
 
 def _runs_on_images(processor: Any, images: Images) -> list[Callable[[], Any]]:
     """The ways in which the processor may have been given them: one behind the other, by example, or with a text."""
-    run, token = getattr(processor, "image_processor", None), getattr(processor, "image_token", None)
+    run, token = getattr(processor, "image_processor", None), word_for(processor, "image")
     if run is None:
         return []
     by_example = [list(images_of_example) for images_of_example in images if images_of_example]

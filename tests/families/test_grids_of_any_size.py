@@ -18,6 +18,7 @@ from support.grid_checks import assert_paints, assert_tiles
 from support.image_families import lens
 from support.more_image_families import BUILDERS as MORE
 from support.newer_image_families import BUILDERS as NEWER
+from support.related_families import BUILDERS as RELATED
 from transformers import Gemma3ImageProcessor
 
 from lensplug import views
@@ -26,23 +27,20 @@ from lensplug.families import gemma3
 from lensplug.geometry.image_grid import VIEWS
 from lensplug.inputs.multimodal_input import MultimodalInput
 
-BUILDERS = {**NEWER, **MORE, **COUNTED, **FURTHER}
+BUILDERS = {**NEWER, **MORE, **COUNTED, **FURTHER, **RELATED}
 QUESTION = "What is this ?"
 SEED = os.environ.get("LENSPLUG_SEED", str(date.today().toordinal()))
 SIZES = int(os.environ.get("LENSPLUG_SIZES", "8"))
 """Random sizes a family; this was first shown for 100."""
 EXTREME = [(1, 4000), (4000, 1), (1, 1), (20, 4000), (4000, 20)]
+LIKE_QWEN_VL = (
+    "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen2.5-omni", "glm4v", "glm46v", "glm-ocr", "paddleocr-vl",
+    "video-llama-3", "qwen3.5", "qwen3.5-moe", "cosmos3-omni", "exaone4.5", "glm4v-moe", "glmga",
+)  # fmt: skip
+"""Families whose processors scale to whole cells, and take no picture 200 times as long as wide."""
 NOT_TAKEN = {
-    "qwen2-vl": lambda short, long: long > 200 * short,
-    "qwen2.5-vl": lambda short, long: long > 200 * short,
-    "qwen3-vl": lambda short, long: long > 200 * short,
-    "qwen2.5-omni": lambda short, long: long > 200 * short,
-    "glm4v": lambda short, long: long > 200 * short,
-    "glm46v": lambda short, long: long > 200 * short,
-    "glm-ocr": lambda short, long: long > 200 * short,
-    "paddleocr-vl": lambda short, long: long > 200 * short,
+    **dict.fromkeys(LIKE_QWEN_VL, lambda short, long: long > 200 * short),
     "lighton-ocr": lambda short, long: long > 1540 * short,
-    "video-llama-3": lambda short, long: long > 200 * short,
     "mistral3": lambda short, long: long > 1540 * short or long <= 28,  # its model cannot split one position
     "pixtral": lambda short, long: long > 1024 * short,
 }

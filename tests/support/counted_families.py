@@ -40,8 +40,8 @@ GLM_CHAT = CHAT.replace(
 )
 
 
-def glm(name: str = "Glm4v") -> tuple[Any, Any]:
-    """GLM-4.1V, GLM-4.6V and GLM-OCR: patches of 14 px, merged 2 x 2, frames in pairs with their times as words."""
+def glm(name: str = "Glm4v", **of_text: Any) -> tuple[Any, Any]:
+    """GLM-4.xV, GLM-OCR and GLM-GA: patches of 14 px, merged 2 x 2, frames in pairs with their times as words."""
     tokenizer = tokenizer_with(*GLM_PIECES, *map(str, range(60)), image_token="<|image|>", video_token="<|video|>")
     ids = [tokenizer.convert_tokens_to_ids(piece) for piece in GLM_PIECES]
     names = ("image_start", "image_end", "video_start", "video_end", "image", "video")
@@ -49,22 +49,23 @@ def glm(name: str = "Glm4v") -> tuple[Any, Any]:
         "depth": 2, "num_heads": 2, "patch_size": 14, "hidden_size": 16, "out_hidden_size": 16,
         "intermediate_size": 16, "image_size": 112,
     }  # fmt: skip
-    text = {**TEXT, "vocab_size": len(tokenizer), "rope_parameters": ROPE, "head_dim": 8}
+    text = {**TEXT, "vocab_size": len(tokenizer), "rope_parameters": ROPE, "head_dim": 8, **of_text}
     del text["bos_token_id"], text["eos_token_id"]
     config = getattr(hf, f"{name}Config")(
         vision_config=vision, text_config=text,
         **{f"{kind}_token_id": token for kind, token in zip(names, ids, strict=True)},
     )  # fmt: skip
-    kind = "Glm4v" if name == "Glm4v" else "Glm46V"
+    kind = "Glm4v" if name in ("Glm4v", "Glm4vMoe") else "Glm46V"
+    media = "Glmga" if name == "Glmga" else kind
     size = {"shortest_edge": 2 * 56 * 56, "longest_edge": 2 * 28 * 28 * 768}
     processor = getattr(hf, f"{kind}Processor")(
-        getattr(hf, f"{kind}ImageProcessor")(), tokenizer, getattr(hf, f"{kind}VideoProcessor")(size=size),
+        getattr(hf, f"{media}ImageProcessor")(), tokenizer, getattr(hf, f"{media}VideoProcessor")(size=size),
         chat_template=GLM_CHAT,
     )  # fmt: skip
-    return _lively(getattr(hf, f"{name}ForConditionalGeneration")(config)), processor
+    return lively(hf.AutoModelForImageTextToText.from_config(config)), processor
 
 
-def _lively(model: Any) -> Any:
+def lively(model: Any) -> Any:
     """Its weights larger: gates that are nearly closed hide a picture, and small weights an edit."""
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -85,7 +86,7 @@ def paddle_ocr() -> tuple[Any, Any]:
     images = hf.PaddleOCRVLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 768})
     chat = CHAT.replace("'<' + part['type'] + '>'", "'<start><' + part['type'] + '><end>'")
     processor = hf.PaddleOCRVLProcessor(images, tokenizer, chat_template=chat)
-    return _lively(hf.PaddleOCRVLForConditionalGeneration(config)), processor
+    return lively(hf.PaddleOCRVLForConditionalGeneration(config)), processor
 
 
 def lighton_ocr() -> tuple[Any, Any]:

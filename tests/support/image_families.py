@@ -10,7 +10,13 @@ import transformers as hf
 from torch import Tensor, nn
 
 import lensplug
-from support import counted_families, further_image_families, more_image_families, newer_image_families
+from support import (
+    counted_families,
+    further_image_families,
+    more_image_families,
+    newer_image_families,
+    related_families,
+)
 from support.narrow import CHAT, NARROW, clip, text_config, tokenizer_with
 
 NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
@@ -109,6 +115,7 @@ BUILDERS = {
     **more_image_families.BUILDERS,
     **counted_families.BUILDERS,
     **further_image_families.BUILDERS,
+    **related_families.BUILDERS,
 }
 
 
@@ -161,7 +168,8 @@ OUTPUTS = ("out_proj", "projection_layer", "o_proj", "proj")
 
 
 def _values(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Any:
-    return value.transpose(1, 2).contiguous(), None
+    of_each_head = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)  # heads can share theirs
+    return of_each_head.transpose(1, 2).contiguous(), None
 
 
 hf.AttentionInterface.register("values as they are", _values)
