@@ -2,7 +2,8 @@
 
 An image is scaled to whole cells of 28 px, its proportions nearly kept, and seen whole. The frames of a video are
 scaled alike, and the encoder reads them in pairs: a position sees its place in two frames (the last alone, if their
-number is odd). Qwen2.5-VL's encoder sorts cells by windows and undoes that itself.
+number is odd). Qwen2.5-VL's encoder sorts cells by windows and undoes that itself. Cosmos 3 Edge reads frames one by
+one; the convolutions in LFM3-VL's encoder reach the cells beside.
 
 The processor says how many cells there are. The size of the original is not among its outputs: where it is not known
 (`lens.encode` without `images=` or `videos=`), it is known which positions belong to a medium, and it has no grid.
@@ -66,9 +67,8 @@ def merged(config: Any, steps: int, rows: int, columns: int) -> Cells:
 
 
 def frames_at_once(config: Any) -> int:
-    """How many frames a position sees: those that the encoder reads at once, or that are joined behind it."""
-    vision = config.vision_config
-    return int(getattr(vision, "temporal_patch_size", getattr(vision, "temporal_merge_size", 1)))
+    """How many frames a position sees: those that the encoder reads at once."""
+    return int(getattr(config.vision_config, "temporal_patch_size", 1))
 
 
 def image_grid(cells: Cells, height: int, width: int) -> ImageGrid:

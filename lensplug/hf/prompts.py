@@ -18,6 +18,14 @@ from lensplug.media import Media, Sound, load_media
 from lensplug.media.warn import warn_user
 from lensplug.media.words_for_media import word_for
 
+TOLD = {
+    "Cosmos3EdgeProcessor": {
+        "text_kwargs": {"return_mm_token_type_ids": True},
+        "videos_kwargs": {"return_metadata": True},
+    },
+}
+"""Processors that have to be told to return what they or their model cannot do without -> by which arguments."""
+
 
 def prepare(
     processor: Any,
@@ -136,6 +144,8 @@ def _arguments(processor: Any, texts: Sequence[str], media: Media, heard: Sequen
         times = [video.times_s for of_example in media.videos for video in of_example]
         if all(moments is not None for moments in times):  # else a processor takes 24 frames a second to be seen
             arguments["videos_kwargs"]["video_metadata"] = [_shown(moments) for moments in times]
+    for part, options in TOLD.get(type(processor).__name__, {}).items():
+        arguments[part] = {**arguments.get(part, {}), **options}
     if any(heard):
         arguments["audio"] = [sound.waveform.numpy() for sounds in heard for sound in sounds]
         arguments["audio_kwargs"] = {"sampling_rate": encoder_rate(processor)}

@@ -102,7 +102,12 @@ def _as_seen(
 def _say_other_videos(videos: Sequence[Sequence[Video]], outputs: Mapping[str, Any], processor: Any) -> None:
     run = getattr(processor, "video_processor", None)
     frames = [video.frames.numpy() for videos_of_example in videos for video in videos_of_example]
-    runs = [] if run is None else [partial(run, videos=frames, do_sample_frames=False, return_tensors="pt")]
+    of_whole = getattr(processor, "videos_kwargs", {})  # whose settings can be others than those of its part: Omni's
+    runs = [
+        partial(run, videos=frames, do_sample_frames=False, return_tensors="pt", **settings)
+        for settings in ({}, of_whole)
+        if run is not None
+    ]
     difference = _unlike(runs, outputs, "pixel_values_videos")
     if difference is not None and difference > SAME:
         warn_user(

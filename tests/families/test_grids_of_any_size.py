@@ -12,6 +12,7 @@ from datetime import date
 import pytest
 import torch
 from PIL import Image
+from support.cell_families import BUILDERS as CELLS
 from support.counted_families import BUILDERS as COUNTED
 from support.further_image_families import BUILDERS as FURTHER
 from support.grid_checks import assert_paints, assert_tiles
@@ -27,7 +28,7 @@ from lensplug.families import gemma3
 from lensplug.geometry.image_grid import VIEWS
 from lensplug.inputs.multimodal_input import MultimodalInput
 
-BUILDERS = {**NEWER, **MORE, **COUNTED, **FURTHER, **RELATED}
+BUILDERS = {**NEWER, **MORE, **COUNTED, **FURTHER, **RELATED, **CELLS}
 QUESTION = "What is this ?"
 SEED = os.environ.get("LENSPLUG_SEED", str(date.today().toordinal()))
 SIZES = int(os.environ.get("LENSPLUG_SIZES", "8"))
@@ -36,6 +37,7 @@ EXTREME = [(1, 4000), (4000, 1), (1, 1), (20, 4000), (4000, 20)]
 LIKE_QWEN_VL = (
     "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen2.5-omni", "glm4v", "glm46v", "glm-ocr", "paddleocr-vl",
     "video-llama-3", "qwen3.5", "qwen3.5-moe", "cosmos3-omni", "exaone4.5", "glm4v-moe", "glmga",
+    "cohere-compass", "hyperclovax", "lfm3-vl", "cosmos3-edge", "qwen3-omni",
 )  # fmt: skip
 """Families whose processors scale to whole cells, and take no picture 200 times as long as wide."""
 NOT_TAKEN = {

@@ -32,6 +32,7 @@ RANGES = {
     "qwen2-vl": (40, 400), "qwen2.5-vl": (40, 400), "qwen2.5-omni": (40, 400), "mistral3": (40, 400),
     "glm4v": (40, 400), "glm46v": (40, 400), "glm-ocr": (40, 400), "lighton-ocr": (40, 400),
     "exaone4.5": (40, 400), "glm4v-moe": (40, 400), "glmga": (40, 400),
+    "hyperclovax": (40, 400),
     "pixtral": (40, 300), "gemma3-pan": (300, 900),
 }  # fmt: skip
 """Families that enlarge no picture have many positions in a small one; one that cuts, cuts only large ones."""

@@ -24,6 +24,9 @@ from lensplug import views
 from lensplug.families.qwen_omni import timeline
 
 QUESTION, RATE = "What ?", 16000
+NOW_GIVEN = pytest.mark.skipif(
+    version.parse(transformers.__version__) < version.parse("5.24"), reason="sounds of videos were given otherwise"
+)
 
 
 @cache
@@ -129,9 +132,7 @@ def test_a_sound_that_is_cut_says_what_is_heard_and_another_sound_is_noticed():
         lens().encode(outputs, audio=[(noise(2.5), RATE)])
 
 
-@pytest.mark.skipif(
-    version.parse(transformers.__version__) < version.parse("5.24"), reason="sounds of videos were given otherwise"
-)
+@NOW_GIVEN
 def test_the_sound_of_a_video_stands_among_its_positions():
     sound, video = noise(4.0), frames(8, 0)
     outputs = lens().processor(
@@ -154,6 +155,44 @@ def test_the_sound_of_a_video_stands_among_its_positions():
     features = lens().processor.feature_extractor(changed, sampling_rate=RATE, return_tensors="pt").input_features
     after = lens().encode({**told, "input_features": features}, videos=[video], audio=[(changed, RATE)])
     assert int((after.embeds - before.embeds)[0].norm(dim=1).argmax()) == int(at[70])
+
+
+@pytest.mark.skipif(not hasattr(transformers, "Qwen3OmniMoeProcessor"), reason="this transformers has no Qwen3-Omni")
+@pytest.mark.parametrize("seconds", [0.1, 0.99, 1.01, 2.5, 35.3])
+def test_qwen3_omni_hears_a_sound_whole_in_chunks_of_a_second(seconds):
+    """One change moves the position that the timeline names, and no other chunk."""
+    wrapped, sound = silent_lens("qwen3-omni", attention=False), noise(seconds)
+    before = wrapped.prepare("What ?", audio=[(sound, RATE)])
+    line, at = before.modality.audio_timeline(), before.modality.audio_positions()
+    assert line is not None and line.heard_s is None and len(line) == len(at)
+    assert line.duration_s == pytest.approx(seconds)
+    assert float(line.start_s[0]) == 0 and torch.allclose(line.end_s[:-1], line.start_s[1:], atol=1e-5)
+    assert float(line.end_s[-1]) > seconds - 0.04
+    named, changed = len(line) // 2, sound.copy()
+    first, last = (round(float(edge[named]) * RATE) for edge in (line.start_s, line.end_s))
+    changed[first:last] = noise(seconds, 1)[first:last]
+    after = wrapped.prepare("What ?", audio=[(changed, RATE)])
+    moved = (after.embeds - before.embeds)[0].norm(dim=1)
+    assert abs(int(moved[at].argmax()) - named) <= 1
+    with pytest.raises(lensplug.LensplugError, match="s long, and the processor saw one of"):
+        wrapped.encode(dict(before.model_inputs), audio=[(noise(seconds + 1), RATE)])
+
+
+@pytest.mark.skipif(not hasattr(transformers, "Qwen3OmniMoeProcessor"), reason="this transformers has no Qwen3-Omni")
+@NOW_GIVEN
+def test_the_sound_of_a_video_of_qwen3_omni_stands_between_its_frames(recwarn):
+    wrapped, sound, video = silent_lens("qwen3-omni", attention=False), noise(4.0), frames(8, 0)
+    outputs = wrapped.processor(
+        text=["<|vision_bos|><|VIDEO|><|vision_eos|> What ?"], videos=[video], audio=[sound],
+        audio_from_video_indices=[0], load_audio_from_video=True, return_tensors="pt",
+    )  # fmt: skip
+    inputs = wrapped.encode({**outputs, "use_audio_in_video": True}, videos=[video], audio=[(sound, RATE)])
+    modality = inputs.modality
+    pieces = [span.modality for span in modality.spans if span.media_index is not None]
+    assert pieces[:4] == ["video", "audio", "video", "audio"] and wrapped.check(inputs).agrees
+    line, grid = modality.audio_timeline(), modality.video_grid()
+    assert line is not None and grid is not None and (len(line), grid.n_frames) == (52, 8)
+    assert not [warning for warning in recwarn if "not those that the processor saw" in str(warning.message)]
 
 
 def test_the_published_chunk_of_two_seconds():

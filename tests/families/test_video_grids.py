@@ -21,16 +21,37 @@ from lensplug.positions.groups import group_positions
 
 QUESTION = "What is this ?"
 QWEN = [
-    *((name, 5) for name in ("qwen2.5-vl", "qwen3-vl", "qwen2.5-omni", "glm4v", "qwen3.5", "exaone4.5", "glm4v-moe")),
+    *(
+        (name, 5)
+        for name in (
+            "qwen2.5-vl",
+            "qwen3-vl",
+            "qwen2.5-omni",
+            "glm4v",
+            "qwen3.5",
+            "exaone4.5",
+            "glm4v-moe",
+            "hyperclovax",
+            "qwen3-omni",
+        )
+    ),
     ("qwen2-vl", 6),
 ]
-OF_PAIRS = [("glm46v", 4), ("glm-ocr", 3), ("qwen3.5-moe", 3), ("cosmos3-omni", 4), ("glmga", 3)]
+OF_PAIRS = [
+    ("glm46v", 4),
+    ("glm-ocr", 3),
+    ("qwen3.5-moe", 3),
+    ("cosmos3-omni", 4),
+    ("glmga", 3),
+    ("cohere-compass", 3),
+    ("lfm3-vl", 3),
+]
 NESTED = pytest.mark.skipif(
     version.parse(transformers.__version__) < version.parse("5.24"), reason="SmolVLM's processor takes nested videos"
 )
 ONE_BY_ONE = [
     *((name, 3) for name in ("llava-onevision", "video-llama-3", "llava-next-video", "video-llava", "internvl")),
-    ("perception-lm", 3),
+    *((name, 3) for name in ("perception-lm", "cosmos3-edge")),
     pytest.param("smolvlm", 3, marks=NESTED),
 ]
 PAIRS = int(os.environ.get("LENSPLUG_PAIRS", "16"))
