@@ -36,6 +36,7 @@ FAMILIES = {
     "glmasr": "lensplug.families.whisper_windows",
     "got_ocr2": "lensplug.families.got_ocr2",
     "glmga": "lensplug.families.glm_vl",
+    "hunyuan_vl": "lensplug.families.hunyuan_vl",
     "hyperclovax_vision_v2": "lensplug.families.qwen_vl",
     "idefics3": "lensplug.families.idefics3",
     "internvl": "lensplug.families.internvl",

@@ -37,7 +37,7 @@ EXTREME = [(1, 4000), (4000, 1), (1, 1), (20, 4000), (4000, 20)]
 LIKE_QWEN_VL = (
     "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen2.5-omni", "glm4v", "glm46v", "glm-ocr", "paddleocr-vl",
     "video-llama-3", "qwen3.5", "qwen3.5-moe", "cosmos3-omni", "exaone4.5", "glm4v-moe", "glmga",
-    "cohere-compass", "hyperclovax", "lfm3-vl", "cosmos3-edge", "qwen3-omni",
+    "cohere-compass", "hyperclovax", "lfm3-vl", "cosmos3-edge", "hunyuan-vl", "qwen3-omni",
 )  # fmt: skip
 """Families whose processors scale to whole cells, and take no picture 200 times as long as wide."""
 NOT_TAKEN = {
@@ -99,7 +99,11 @@ def test_without_the_picture_there_is_no_grid_and_with_it_the_same(name):
     assert not lens(name).encode(outputs).modality.grids
     again = lens(name).encode(outputs, images=[picture(120, 200)]).modality.image_grid()
     expected = prepared.modality.image_grid()
-    assert again is not None and expected is not None and torch.equal(again.boxes, expected.boxes)
+    assert (
+        again is not None
+        and expected is not None
+        and torch.equal(again.boxes.nan_to_num(-1), expected.boxes.nan_to_num(-1))
+    )
 
 
 @pytest.mark.parametrize("size", [(300, 700), (700, 300), (256, 1100), (1001, 257), (400, 400), (320, 500)])

@@ -107,9 +107,33 @@ def qwen3_omni() -> tuple[Any, Any]:
     return lively(hf.Qwen3OmniMoeThinkerForConditionalGeneration(config)), processor
 
 
+HUNYUAN = ("<image_start>", "<image_end>", "<newline>")
+
+
+def hunyuan_vl() -> tuple[Any, Any]:
+    """HunYuan-VL and HunyuanOCR: patches of 16 px merged 2 x 2, markers of the model's own around rows."""
+    tokenizer = tokenizer_with(
+        *HUNYUAN, image_token="<image>", image_start_token=HUNYUAN[0], image_end_token=HUNYUAN[1], pad_token="<pad>"
+    )
+    start, end, line = map(tokenizer.convert_tokens_to_ids, HUNYUAN)
+    text = {
+        **TEXT, "vocab_size": len(tokenizer), "head_dim": 8, "pad_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 1, 1]},
+    }  # fmt: skip
+    config = hf.HunYuanVLConfig(
+        text_config=text, vision_config={**NARROW, "max_image_size": 128}, im_start_id=start, im_end_id=end,
+        im_newline_id=line, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    size = {"shortest_edge": 4 * 64 * 64, "longest_edge": 32 * 32 * 768}
+    chat = CHAT.replace("'<' + part['type'] + '>'", "'<image_start><image><image_end>'")
+    processor = hf.HunYuanVLProcessor(hf.HunYuanVLImageProcessor(size=size), tokenizer, chat_template=chat)
+    return lively(hf.HunYuanVLForConditionalGeneration(config)), processor
+
+
 BUILDERS = {
     "cohere-compass": cohere_compass,
     "hyperclovax": hyperclovax,
+    "hunyuan-vl": hunyuan_vl,
     "lfm3-vl": lfm3_vl,
     "cosmos3-edge": cosmos3_edge,
     "qwen3-omni": qwen3_omni,
