@@ -24,7 +24,7 @@ from typing import Any
 
 from transformer_lens.hook_points import HookPoint, _AliasedHookPoint
 
-from lensplug.patches.bridge.routing import is_mixture
+from lensplug.patches.bridge.routing import HOOKS, is_mixture
 from lensplug.patches.errors import LensplugError
 from lensplug.patches.patch import Patch, PatchOfParts, in_force
 
@@ -41,6 +41,8 @@ OF_A_BLOCK = (
     "hook_resid_pre", "hook_resid_mid", "hook_per_layer_out", "hook_deepstack", "hook_resid_post",
 )  # fmt: skip
 """HookedTransformer's names in a block, in its order; the bridge has them as attributes, for points of other names."""
+
+ROUTING = tuple(f"mlp.{name}" for name in HOOKS)
 
 NEURONS = ("mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post")
 
@@ -294,7 +296,10 @@ def _points(model: Any, misleading: set[str]) -> Iterator[tuple[str, Any]]:
     for layer, block in enumerate(model.blocks):
         for name in OF_A_BLOCK:
             whole_name = f"blocks.{layer}.{name}"
-            if whole_name not in misleading and (point := _at(block, name)) is not None:
+            point = None if whole_name in misleading else _at(block, name)
+            if point is None and name in ROUTING:  # of a router that is in no component of the bridge
+                point = _at(block, name.removeprefix("mlp."))
+            if point is not None:
                 yield whole_name, point
     for name in BEHIND:
         yield name, _at(model, name)

@@ -35,6 +35,7 @@ from lensplug.patches.bridge.any_norm import AnyNorm
 from lensplug.patches.bridge.attention_interface import InterfaceAttention, head_size, key_value_heads
 from lensplug.patches.bridge.layer_parts import DecoderParts, LayerParts, decoder_parts
 from lensplug.patches.bridge.own_layers import ReadableLinear
+from lensplug.patches.bridge.routing import routers_of
 from lensplug.patches.bridge.scaled_embedding import ScaledEmbedding
 from lensplug.patches.core_parts import Asked, CoreParts, embedding_multiplier
 from lensplug.patches.errors import LensplugError
@@ -165,7 +166,12 @@ def build_tried_bridge(
     shell = CausalShell(decoder, head, config, asked.soft_cap).train(decoder.training)
     model = TransformerBridge(shell, _Adapter(cfg, parts, embedding_multiplier(decoder)), None)
     model.tried = parts
-    _refuse_unseen(model, asked.arguments)
+    with routers_of([block.original_component for block in model.blocks]) as routers:
+        _refuse_unseen(model, asked.arguments)
+    model.routers = dict(routers)
+    if routers:
+        cfg.num_experts = max(router.experts for router in routers.values())
+        cfg.experts_per_token = max(router.chosen for router in routers.values())
     return model
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from support.beside import given_of, wrapped
+from support.families.media import text_inputs
+from support.families.small import small_model
+from support.gemma4 import wrapped as gemma4_wrapped
 from support.models import largest_difference, reference_logits
 
+import lensplug
 from lensplug import LensplugError
 
 NAMES = ("hook_router_logits", "hook_expert_weights", "hook_expert_indices")
@@ -76,3 +80,58 @@ def test_steps_of_an_answer_are_routed_one_by_one(lens, given):
     with lens.model.hooks([("blocks.2.mlp.hook_expert_indices", lambda indices, hook: shapes.append(indices.shape))]):
         lens.generate(lens.encode(given), max_new_tokens=3)
     assert shapes == [(2, 30, 2), (2, 1, 2), (2, 1, 2)]
+
+
+TRIED = ("glm4v_moe", "minimax_m3_vl", "gemma4-A")
+"""Cores that no table knows, whose mixtures stay as they are."""
+
+
+@pytest.fixture(params=TRIED)
+def tried(request):
+    if request.param == "gemma4-A":
+        return gemma4_wrapped("A")
+    return lensplug.wrap(small_model(request.param), prove=False)
+
+
+def routers_of(lens):
+    modules = [
+        (layer, part)
+        for layer, of_layer in enumerate(lens.core.decoder.layers)
+        for part in of_layer.modules()
+        if "router" in type(part).__name__.lower()
+    ]
+    assert modules
+    return modules
+
+
+def test_routers_of_cores_in_no_table_are_hugging_faces(tried):
+    given = text_inputs(7)
+    given["input_ids"] = given["input_ids"] % tried.core.decoder.embed_tokens.weight.shape[0]
+    given = {name: value.repeat(2, 1) for name, value in given.items()}
+    given["input_ids"][1] = given["input_ids"][1].flip(0)
+    routed: dict[int, tuple[torch.Tensor, ...]] = {}
+    handles = [
+        part.register_forward_hook(lambda _, args, output, layer=layer: routed.setdefault(layer, output))
+        for layer, part in routers_of(tried)
+    ]
+    expected = reference_logits(tried.hf_model, given)
+    for handle in handles:
+        handle.remove()
+    inputs = tried.encode(given)
+    logits, cache = tried.run_with_cache(inputs)
+    assert largest_difference(logits, expected) < 1e-4 * max(1.0, float(expected.abs().max()))
+    gives_logits = "Gemma4" not in type(tried.core.decoder).__name__
+    for layer, theirs in routed.items():
+        for name, value in zip(NAMES, theirs, strict=True):
+            full = f"blocks.{layer}.mlp.{name}"
+            if name == NAMES[0] and not gives_logits:
+                assert full not in cache, "it returns probabilities, which are no logits"
+                continue
+            assert cache[full].shape == (2, 7, value.shape[-1])
+            torch.testing.assert_close(cache[full].flatten(0, 1), value.flatten(0, -2), atol=1e-4, rtol=1e-4)
+    # An edit counts: other experts.
+    layer = max(routed)
+    edit = [(f"blocks.{layer}.mlp.hook_expert_indices", lambda indices, hook: (indices + 1) % theirs[0].shape[-1])]
+    with torch.no_grad():
+        edited = tried.model.run_with_hooks(inputs, fwd_hooks=edit)
+    assert largest_difference(edited, logits) > 1e-2
