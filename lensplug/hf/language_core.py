@@ -69,9 +69,9 @@ class LanguageCore(CoreParts):
         _refuse_special_weights(name, decoder, head)
         ids = {kind: _placeholder_id(hf_model.config, kind) for kind in PLACEHOLDERS}
         placeholder_ids = {kind: token for kind, token in ids.items() if token is not None}
-        vision_config = getattr(hf_model.config, "vision_config", None)
-        n_deepstack = len(getattr(vision_config, "deepstack_visual_indexes", ()))
-        return cls(decoder, head, text_config, name_of(hf_model), placeholder_ids, n_deepstack)
+        return cls(
+            decoder, head, text_config, name_of(hf_model), placeholder_ids, layers_with_features(hf_model.config)
+        )
 
     @property
     def beside(self) -> tuple[str, ...]:
@@ -114,6 +114,11 @@ class LanguageCore(CoreParts):
         """Where the core computes, in the order of its parts: several where `device_map` has split it."""
         parts = [part for part in every_module(self.decoder, self.head) if any(True for _ in part.parameters(False))]
         return tuple(dict.fromkeys(device_of(part) for part in parts))
+
+
+def layers_with_features(config: Any) -> int:
+    """How many of the first layers add features of the image to the stream (Qwen3-VL)."""
+    return len(getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", ()))
 
 
 def name_of(hf_model: Any) -> str:

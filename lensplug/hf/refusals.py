@@ -5,7 +5,8 @@ What has none is, in this order, one of
 
 1. several models in one, of which one is such a model (the whole of Qwen2.5-Omni);
 2. a model that makes sound, whose logits are no words;
-3. an encoder-decoder, or a decoder into which media enter by cross-attention: no position is the picture's;
+3. a model that refines all words of an answer at once (diffusion), an encoder-decoder, or a decoder into which media
+   enter by cross-attention: no position is the picture's;
 4. an encoder, or a model that pools or contrasts;
 5. the base of such a model, without its head;
 6. a decoder of a form that is not known here.
@@ -14,6 +15,7 @@ What has none is, in this order, one of
 from __future__ import annotations
 
 import re
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +44,7 @@ def decoder_and_head(hf_model: Any) -> tuple[Any, Any]:
     _refuse_no_model(hf_model)
     _refuse_several_models(hf_model)
     _refuse_sound(hf_model)
+    _refuse_diffusion(hf_model)
     outer = hf_model.get_decoder()
     decoder, head = outer, hf_model.get_output_embeddings()
     _refuse_cross_attention(hf_model, decoder)
@@ -106,6 +109,15 @@ def _refuse_sound(hf_model: Any) -> None:
             f"{_name(hf_model)} makes sound: it predicts frames or codes of sound and no words, and so there are no"
             " logits of words to explain. lensplug.wrap takes models that answer in words. "
             + INSTEAD.format(attentions="attentions")
+        )
+
+
+def _refuse_diffusion(hf_model: Any) -> None:
+    if "self_conditioning_logits" in signature(type(hf_model).forward).parameters:
+        raise LensplugError(
+            f"{_name(hf_model)} makes text by diffusion: an encoder reads the prompt, and the decoder refines a canvas"
+            " of words that all see each other, from the encoder's keys and values. None of its positions is the"
+            " prompt's or a picture's, and its logits are of no next word."
         )
 
 

@@ -24,7 +24,7 @@ from torch import nn
 from lensplug import audio_llama as audio_llama  # registers the model with transformers' Auto classes
 from lensplug.engines import bridge
 from lensplug.errors import LensplugError
-from lensplug.hf.language_core import LanguageCore, name_of
+from lensplug.hf.language_core import LanguageCore, layers_with_features, name_of
 from lensplug.inputs.multimodal_input import MultimodalInput
 from lensplug.loading import options as load_options
 from lensplug.model_files.failures import EXPECTED, failures_explained
@@ -127,7 +127,10 @@ def _core(hf_model: Any) -> LanguageCore:
     decoder, head = hf_model.get_decoder(), hf_model.get_output_embeddings()
     if head is None or not hasattr(decoder, "layers"):
         raise LensplugError(f"{type(hf_model).__name__} has no decoder and head of its own.")
-    return LanguageCore(decoder, head, hf_model.config.get_text_config(decoder=True), name_of(hf_model), {})
+    config = hf_model.config
+    return LanguageCore(
+        decoder, head, config.get_text_config(decoder=True), name_of(hf_model), {}, layers_with_features(config)
+    )
 
 
 def _runs(core: LanguageCore, tokens: int, examples: int) -> dict[str, int]:

@@ -35,9 +35,9 @@ def checks(pair: Pair, tolerance: float) -> list[Check]:
     decoder = pair.model.original_model.get_decoder()
     with torch.no_grad(), sdpa(pair.core):
         others = _others(pair, token)
-        in_tuples = _returns_tuples(pair.core.decoder, token[:, :1], _others(pair, token[:, :1]))
-        expected = _given(pair.core.decoder, token, others, in_tuples=in_tuples)
-        found = _given(decoder, token, others, in_tuples=in_tuples)
+        beside = _beside_stream(pair.core.decoder, token[:, :1], _others(pair, token[:, :1]))
+        expected = _given(pair.core.decoder, token, others, beside)
+        found = _given(decoder, token, others, beside)
     tally = Tally(NAME, tolerance)
     for layer, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         for name in sorted({*ours, *theirs} - {"hidden_states"}):
@@ -69,22 +69,22 @@ def _others(pair: Pair, tokens: Tensor) -> dict[str, Tensor]:
     return others
 
 
-def _returns_tuples(decoder: Any, token: Tensor, others: dict[str, Tensor]) -> bool:
-    """Whether layers return their stream in a tuple."""
+def _beside_stream(decoder: Any, token: Tensor, others: dict[str, Tensor]) -> int | None:
+    """How many values layers return beside their stream, in a tuple; None where they return it alone."""
     outputs: list[Any] = []
     with decoder.layers[0].register_forward_hook(lambda *given: outputs.append(given[-1])):
         decoder(inputs_embeds=decoder.embed_tokens(token).detach(), use_cache=False, **others)
-    return isinstance(outputs[0], tuple)
+    return len(outputs[0]) - 1 if isinstance(outputs[0], tuple) else None
 
 
-def _given(decoder: Any, tokens: Tensor, others: dict[str, Tensor], *, in_tuples: bool) -> list[dict[str, Any]]:
-    """The keyword arguments of every layer, with layers that hand their stream on as it is."""
+def _given(decoder: Any, tokens: Tensor, others: dict[str, Tensor], beside: int | None) -> list[dict[str, Any]]:
+    """The keyword arguments of every layer, with layers that hand their stream on as it is, and nothing `beside`."""
     given: list[dict[str, Any]] = []
 
     def skipped(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         kwargs |= {str(number): value for number, value in enumerate(args)}
         given.append({name: value for name, value in kwargs.items() if _is_data(value)})
-        return (hidden_states,) if in_tuples else hidden_states
+        return hidden_states if beside is None else (hidden_states, *[None] * beside)
 
     with ExitStack() as stack:
         for layer in decoder.layers:

@@ -109,3 +109,10 @@ def test_no_family_that_answers_in_words_is_taken_for_one_of_sound():
     listed = set(modeling_auto.MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES)
     assert {"vibevoice", "bark"} <= listed
     assert type(decoder_and_head(family("vibevoice"))[0]).__name__ == "Qwen2Model"
+
+
+def test_a_model_that_refines_a_canvas_is_told_so():
+    with torch.device("meta"):
+        model = getattr(hf, families()["diffusion_gemma"])(small_config("diffusion_gemma"))
+    with pytest.raises(lensplug.LensplugError, match="DiffusionGemma.* by diffusion: an encoder reads the prompt"):
+        decoder_and_head(model)

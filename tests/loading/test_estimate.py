@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from support.beside import qwen3_vl
 from support.models import llava, llava_onevision, text_config, text_model, text_tokens
 
 import lensplug
@@ -18,6 +19,7 @@ FAMILIES: dict[str, Any] = {
     "llava": lambda: llava()[0],
     "qwen2-tied": lambda: text_model("qwen2-tied"),
     "qwen3": lambda: text_model("qwen3"),
+    "qwen3-vl": qwen3_vl,  # whose first layers add features of the image
 }
 
 

@@ -185,3 +185,9 @@ def test_unproved_on_request():
 def test_process_weights_is_for_tested_families():
     with pytest.raises(LensplugError, match="leave process_weights out"):
         lensplug.wrap(small_model("exaone4_5"), engine="bridge", process_weights=True)
+
+
+def test_layers_that_return_more_than_their_stream_are_proved():
+    """Mistral Large 4's hand their choice of keys on to the next."""
+    lens = lensplug.wrap(small_model("mistral_large4"))
+    assert (lens.proof.standing, lens.proof.first_failure) == ("proved", None)

@@ -68,6 +68,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "text_config.num_kv_shared_layers": 2,
         "text_config.layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     },
+    "mistral4": {"head_dim": 32},  # of which half is rotated: the 16 of qk_rope_head_dim
+    "step3p7": {"text_config.sliding_window": 6},
     "gemma4": {
         "vision_config.from": "gemma4_vision", "audio_config.from": "gemma4_audio",
         "text_config.num_kv_shared_layers": 2, "text_config.use_double_wide_mlp": True,
