@@ -39,7 +39,8 @@ class Unwatched(PatchOfParts):
             later: Which positions of each pass are computed, where all blocks are known.
         """
         super().__init__(model, parts)
-        if later is not None and len(parts) == len(model.blocks):
+        self.knows_all = len(parts) == len(model.blocks)
+        if later is not None and self.knows_all:
             for layer, part in enumerate(parts):
                 part.later, part.layer, part.all_blocks = later, layer, list(parts)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from lensplug.cache.activation_cache import ActivationCache
@@ -107,19 +107,10 @@ class EditedRuns(Protocol):
     ) -> Float[Tensor, "copy example row d_vocab"]:
         """The logits of copies of the prompt, edited by hooks on activations `[copy x example ...]`."""
 
-
-@runtime_checkable
-class LensWithKnockouts(Lens, Protocol):
-    """What an analysis that makes many knockouts is given: the same lenses."""
-
-    def read_under_each(
-        self,
-        inputs: MultimodalInput,
-        variants: Sequence[Sequence[Knockout]],
-        rows: Int[Tensor, " row"],
-        read: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """What is read of the logits of one prompt under each of many knockouts."""
+    def under_each(
+        self, variants: Sequence[Sequence[Knockout]], read: Callable[[Tensor], Tensor]
+    ) -> Shaped[Tensor, "variant ..."]:
+        """What is read of the logits under each of many knockouts."""
 
 
 @runtime_checkable

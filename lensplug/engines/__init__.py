@@ -6,7 +6,7 @@ exactly, under the same names of hooks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from importlib.metadata import version
@@ -174,25 +174,6 @@ def decoding(engine: EngineName, model: Any, prompt: Any) -> Any:
     return import_module(ENGINES[engine]).decoding(model, prompt)
 
 
-def branches(
-    engine: EngineName,
-    model: Any,
-    embeds: Float[Tensor, "1 pos d_model"],
-    start: int,
-    decoder_inputs: Mapping[str, Any],
-) -> Any:
-    """Many runs of one prompt that share its first positions: a `lensplug.patches.both.branches.Branches`.
-
-    Args:
-        engine: A key of `ENGINES`.
-        model: A model that it made.
-        embeds: The prompt's, without padding.
-        start: How many positions are shared.
-        decoder_inputs: What else the core is given.
-    """
-    return import_module(ENGINES[engine]).branches(model, embeds, start, decoder_inputs)
-
-
 def at_sdpa_speed(engine: EngineName, model: Any, n_examples: int) -> AbstractContextManager[Any]:
     """Within this scope attention computes no scores and patterns, unless a hook needs them.
 
@@ -217,6 +198,15 @@ def short_blocks(engine: EngineName, model: Any, later: LaterPositions | None = 
     """
     context: AbstractContextManager[Any] = in_force(import_module(ENGINES[engine]).unwatched_blocks(model, later))
     return context
+
+
+def computes_parts(engine: EngineName, model: Any) -> bool:
+    """Whether every block of a model computes later positions alone, as `short_blocks` are asked to, at present.
+
+    Each has to be of a kind that is known, and no hook may be on the model.
+    """
+    is_hooked = any(point.fwd_hooks for point in model.hook_dict.values())
+    return not is_hooked and bool(import_module(ENGINES[engine]).unwatched_blocks(model, None).knows_all)
 
 
 def unwatched_blocks(engine: EngineName, model: Any) -> AbstractContextManager[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Int
@@ -34,13 +33,6 @@ def decoding(model: Any, prompt: Any) -> Any:
     from lensplug.patches.both.decoding import BridgeDecoding
 
     return BridgeDecoding(model, prompt)
-
-
-def branches(model: Any, embeds: Tensor, start: int, decoder_inputs: Mapping[str, Any]) -> Any:
-    """Many runs of one prompt behind its first positions, which are run once."""
-    from lensplug.patches.both.branches import BridgeBranches
-
-    return BridgeBranches(model, embeds, start, decoder_inputs)
 
 
 def unwatched_blocks(model: Any, later: LaterPositions | None = None) -> Patch:

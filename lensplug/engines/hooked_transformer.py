@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -36,13 +35,6 @@ def decoding(model: Any, prompt: Any) -> Any:
     from lensplug.patches.both.decoding import HookedDecoding
 
     return HookedDecoding(model, prompt)
-
-
-def branches(model: Any, embeds: Tensor, start: int, decoder_inputs: Mapping[str, Any]) -> Any:
-    """Many runs of one prompt behind its first positions, which are run once."""
-    from lensplug.patches.both.branches import HookedBranches
-
-    return HookedBranches(model, embeds, start, decoder_inputs)
 
 
 def unwatched_blocks(model: Any, later: LaterPositions | None = None) -> Patch:

@@ -13,7 +13,7 @@ Its methods are in files by what they are for; each says what it takes, and what
 - `hooks_and_edits`: `run_with_hooks`, `hooks`, `intervene`, `placeholders_as_words`
 - `adapters`: `adapter`
 - `locating`: `locate`, `resampler_attention`
-- `sweeps`: `logits_at`, `logits_only`, `edited_runs`, `read_under_each`
+- `sweeps`: `logits_at`, `logits_only`, `edited_runs`
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import cast
 
@@ -16,10 +16,8 @@ from lensplug.hf.run_lock import in_turn, refuse_training, turn
 from lensplug.inputs.edited_inputs import Variant
 from lensplug.inputs.multimodal_input import MultimodalInput, refuse_other_inputs
 from lensplug.interventions import in_force as interventions
-from lensplug.interventions.knockout import Knockout
 from lensplug.lens.wrapped_model import WrappedModel
 from lensplug.positions.by_modality import Where, mask_at, named
-from lensplug.running import knockout_runs
 from lensplug.running.edited_runs import EditedRuns, edited_runs
 from lensplug.validation.arguments import checked
 from lensplug.validation.masks import Mask
@@ -107,6 +105,8 @@ class Sweeps(WrappedModel):
             with lens.edited_runs(inputs, rows) as runs:
                 halved = runs.logits(1, [("blocks.3.hook_resid_pre", lambda stream, hook: stream / 2)], from_layer=3)
 
+        Many knockouts: `runs.under_each(variants, read)`, at the cost of the positions and layers that they reach.
+
         Blocks below `from_layer` are not run again, and hooks of yours in them do not fire again. Under edits that are
         in force when the scope begins (`lens.intervene`), runs are whole, and one at a time.
 
@@ -136,45 +136,3 @@ class Sweeps(WrappedModel):
                 gradients=gradients,
             ) as runs:
                 yield runs
-
-    @in_turn
-    @checked
-    def read_under_each(
-        self,
-        inputs: MultimodalInput,
-        variants: Sequence[Sequence[Knockout]],
-        rows: Int[Tensor, " row"],
-        read: Callable[[Tensor], Tensor],
-        *,
-        done: Callable[[int], None] = lambda passes: None,
-    ) -> Tensor:
-        """What is read of the logits of one prompt under each of many knockouts.
-
-        Positions before the first that a knockout reaches are run once for all; the others of many knockouts run in one
-        pass. Towards "last" a knockout costs one position.
-
-            by_layer = [[Knockout("image", "last", layers=layer)] for layer in range(24)]
-            last = torch.tensor([inputs.shape[1] - 1])
-            lens.read_under_each(inputs, by_layer, last, lambda logits: logits[:, 0].argmax(-1))
-
-        Args:
-            inputs: One example, from `prepare` or `encode`.
-            variants: For each the knockouts that are in force together; an empty one is the prompt as it is.
-            rows: Positions, from the left, whose logits are read.
-            read: Takes logits `[variant row d_vocab]` of some variants, returns what is kept, `[variant ...]`.
-            done: Called behind each pass with the number of its variants.
-
-        Returns:
-            What `read` returned, in the order of the variants.
-
-        Raises:
-            LensplugError: If there are several examples or no variants, or a knockout changes nothing.
-        """
-        refuse_other_inputs(inputs)
-        if len(inputs) != 1 or not variants:
-            raise LensplugError(
-                f"read_under_each is given {len(inputs)} examples and {len(variants)} variants, expected one example"
-                " (inputs[0:1]) and at least one variant."
-            )
-        refuse_training(self.model, "lens.model")
-        return knockout_runs.read_under(self.model, self.engine, inputs, variants, rows, read, done)

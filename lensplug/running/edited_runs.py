@@ -8,9 +8,16 @@ reached through `lens.edited_runs`.
     with lens.edited_runs(inputs, rows) as runs:
         for layer, places in ...:                       # as many places at a time as runs.batch
             logits = runs.logits(len(places), [(name, hook)], from_layer=layer)   # [copy example row d_vocab]
+        kept = runs.under_each([[Knockout("image", "last", layers=5)], ...], read)  # as many as wanted
 
 A hook gets the activation of all copies at once, `[copy x example ...]`, each copy with all examples. Edits of
 `lensplug.interventions` may be put in force inside the scope, on `runs.copies(n)`.
+
+A copy costs what its edit can change. Behind the blocks that hooks see, these are the positions from its first edited
+one on; a knockout needs no hook, so that one towards the last position costs that position, in the layers from its
+first on. Where a position can depend on later ones (masks in which an image sees itself whole), where hooks of a user
+see the blocks behind, or a block is of a kind that `short_blocks` does not know, all positions are computed. Under
+edits that are in force when the scope begins, runs are whole.
 """
 
 from __future__ import annotations
@@ -21,23 +28,34 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from lensplug import engines
 from lensplug.errors import LensplugError
 from lensplug.inputs.multimodal_input import MultimodalInput
+from lensplug.interventions.knockout import Knockout
 from lensplug.patches.both.temporary_hooks import temporary_hooks
-from lensplug.patches.later_positions import LaterPositions
+from lensplug.patches.later_positions import KeysAndValues, LaterPositions
 from lensplug.positions.indices import watched_rows
 from lensplug.running.caching import ROWS, Plan
 from lensplug.running.gradients import frozen
+from lensplug.running.knockouts_of_copies import cuts_of, each_in_force
 from lensplug.running.memory_estimate import copies_that_fit
 
 BATCH_POSITIONS = {"cpu": 2048, "cuda": 16384}
 """Positions of all copies together from which on a larger batch is no faster."""
 
+EDITED_POSITIONS = 1024
+"""Of all copies under knockouts, the positions that differ: enough to be fast, few beside the prompt's own run."""
+SCORES_AT_ONCE = 2**22
+"""The entries of a mask, of queries and keys of all copies under knockouts, that a pass may have."""
+EMBEDDED_POSITIONS = 2**14
+"""Of all copies under knockouts: what they share is not computed, but there are embeddings of it."""
+
 Hooks = Sequence[tuple[str, Callable[..., Any]]]
+Read = Callable[[Tensor], Tensor]
+"""Logits `[copy example row d_vocab]` to what is kept of them, `[copy ...]`."""
 
 
 @dataclass(eq=False)
@@ -57,6 +75,7 @@ class EditedRuns:
     streams: Mapping[int, Float[Tensor, "example pos d_model"]]
     """Layer -> what enters it; empty where runs are whole."""
     _copied: dict[int, MultimodalInput] = field(default_factory=dict)
+    _known: dict[int, KeysAndValues] = field(default_factory=dict)
 
     def copies(self, n_copies: int) -> MultimodalInput:
         """The inputs of so many copies of the prompt, each with all its examples."""
@@ -84,14 +103,73 @@ class EditedRuns:
         if from_layer in self.streams:
             begin = from_layer, self.streams[from_layer].repeat(n_copies, 1, 1)
         if self.streams and self.rows is not None and self.rows.numel():
-            looks_ahead = getattr(self.model.cfg, "looks_ahead_within", None) is not None
-            first = 0 if looks_ahead else min(from_position, int(self.rows.min()))
-            later = LaterPositions(first, from_layer, self.streams, self.rows.repeat(n_copies, 1))
+            first = self._first_changed(from_position)
+            later = LaterPositions(first, from_layer, self.streams, self.rows.repeat(n_copies, 1), self._known)
         logits = _run(
             self.model, self.engine, self.copies(n_copies), self.rows, self.whole_patterns, hooks, begin=begin,
             later=later,
         )  # fmt: skip
         return logits.view(n_copies, len(self.inputs), *logits.shape[1:])
+
+    def under_each(
+        self,
+        variants: Sequence[Sequence[Knockout]],
+        read: Read,
+        *,
+        done: Callable[[int], None] = lambda runs: None,
+    ) -> Shaped[Tensor, "variant ..."]:
+        """What is read of the logits under each of many knockouts, each in a copy of its own.
+
+            by_layer = [[Knockout("image", "last", layers=layer)] for layer in range(24)]
+            runs.under_each(by_layer, lambda logits: logits[:, 0, 0].argmax(-1))
+
+        Args:
+            variants: For each the knockouts that are in force together; an empty one is the prompt as it is.
+            read: Takes the logits of some variants, `[variant example row d_vocab]`; returns what is kept of them,
+                `[variant ...]`.
+            done: Called after each pass with the number of its variants.
+
+        Raises:
+            LensplugError: If there are no variants, or a knockout changes nothing.
+        """
+        if not variants:
+            raise LensplugError("there are no variants: give a list of knockouts for each, such as [[Knockout(...)]].")
+        cuts = cuts_of(self.model, self.inputs, variants)
+        kept: dict[int, Tensor] = {}
+        while cuts:
+            first, layer = cuts[0].from_position, cuts[0].from_layer
+            at_once = self._under_knockouts_at_once(first)
+            some = [cut for cut in cuts[:at_once] if cut.from_position == first]
+            with each_in_force(self.model, some, len(self.inputs)):
+                logits = self.logits(len(some), from_layer=layer, from_position=first)
+            kept.update(zip((cut.index for cut in some), read(logits), strict=True))
+            cuts = cuts[len(some) :]
+            done(len(some))
+        if uncut := [index for index in range(len(variants)) if index not in kept]:
+            kept.update(dict.fromkeys(uncut, read(self.unedited[None])[0]))
+            done(len(uncut))
+        return torch.stack([kept[index] for index in range(len(variants))])
+
+    def _first_changed(self, from_position: int) -> int:
+        """The first position that edits of positions from there on, and what is read, are about."""
+        looks_ahead = getattr(self.model.cfg, "looks_ahead_within", None) is not None
+        return 0 if looks_ahead or self.rows is None else min(from_position, int(self.rows.min()))
+
+    def _under_knockouts_at_once(self, from_position: int) -> int:
+        """How many copies whose knockouts begin at this position are run side by side."""
+        is_cut = bool(self.streams) and not self.whole_patterns
+        if not is_cut or not engines.computes_parts(self.engine, self.model):
+            return self.batch
+        examples, length = self.inputs.tokens.shape
+        edited = length - self._first_changed(from_position)
+        return max(
+            1,
+            min(
+                EDITED_POSITIONS // (examples * edited),
+                SCORES_AT_ONCE // (examples * edited * length),
+                EMBEDDED_POSITIONS // (examples * length),
+            ),
+        )
 
 
 def _refuse_below(hooks: Hooks, from_layer: int) -> None:

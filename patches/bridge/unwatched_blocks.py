@@ -12,6 +12,7 @@ them too; attention of the kind that `attention_rows` knows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -121,16 +122,26 @@ class _Block(UnwatchedBlock):
         return projected(z.transpose(1, 2).reshape(*x.shape[:2], -1), self._linears["o"])
 
     def _attended_later(self, x: Tensor, cut: Cut, position_embeddings: Any, attention_mask: Tensor | None) -> Tensor:
-        """Of the later positions; keys and values of the earlier ones are made of the stream that is known."""
-        attn, early = self.target.attn, _norm(self.target.ln1, cut.earlier)
-        k, v = (cut.joined(self._by_head(name, early), self._by_head(name, x)).transpose(1, 2) for name in ("k", "v"))
-        q = self._by_head("q", cut.queried(x)).transpose(1, 2)
-        k = apply_rotary_pos_emb(k, k, *position_embeddings)[1]
-        behind = [cut.queried(table[:, cut.first :]) for table in position_embeddings]
-        q = apply_rotary_pos_emb(q, q, *behind)[0]
-        blocks = later_blocks(attn, q, k, attention_mask, cut)
+        """Of the later positions; keys and values of the earlier ones are those of the stream that is known."""
+        attn = self.target.attn
+
+        def known(stream: Tensor) -> tuple[Tensor, Tensor]:
+            early = _norm(self.target.ln1, stream)
+            tables = [table[: len(stream), : stream.shape[1]] for table in position_embeddings]
+            return self._rotated("k", early, tables), self._by_head("v", early)
+
+        behind = [table[:, cut.first :] for table in position_embeddings]
+        k, v = cut.of_all(self._rotated("k", x, behind), self._by_head("v", x), known)
+        q = self._rotated("q", cut.queried(x), [cut.queried(table) for table in behind]).transpose(1, 2)
+        v = v.transpose(1, 2)
+        blocks = later_blocks(attn, q, k.transpose(1, 2), attention_mask, cut)
         z = blocks.attend(v) if cut.rows is None else blocks.attend_at(cut.rows, v)
         return projected(z.transpose(1, 2).flatten(2), self._linears["o"])
+
+    def _rotated(self, name: str, x: Tensor, tables: Sequence[Tensor]) -> Float[Tensor, "batch pos head d_head"]:
+        """Queries or keys at the positions that cosines and sines are of."""
+        turned: Tensor = apply_rotary_pos_emb(*[self._by_head(name, x)] * 2, *tables, unsqueeze_dim=2)[0]
+        return turned
 
     def _by_head(self, name: str, x: Tensor) -> Float[Tensor, "batch pos head d_head"]:
         """Queries, keys or values, before their rotation."""

@@ -126,16 +126,18 @@ class _Block(UnwatchedBlock):
         return self._projected(z)
 
     def _attended_later(self, x: Tensor, cut: Cut, attention_mask: Tensor | None) -> Tensor:
-        """Of the later positions; keys and values of the earlier ones are made of the stream that is known."""
+        """Of the later positions; keys and values of the earlier ones are those of the stream that is known."""
         cos, sin, padding = self._tables(0, cut.length, attention_mask)
-        q = self._queries(cut.queried(x))
+
+        def known(stream: Tensor) -> tuple[Tensor, Tensor]:
+            k, v = self._keys_and_values(_norm(self.target.ln1, stream))
+            return _rotated(k, cos[: len(k), : k.shape[1]], sin[: len(k), : k.shape[1]]), v
+
+        behind = cos[:, cut.first :], sin[:, cut.first :]
+        q = _rotated(self._queries(cut.queried(x)), *map(cut.queried, behind))
         k, v = self._keys_and_values(x)
-        early_k, early_v = self._keys_and_values(_norm(self.target.ln1, cut.earlier))
-        before, behind = slice(0, cut.first), slice(cut.first, None)
-        early = _rotated(early_k, cos[: len(early_k), before], sin[: len(early_k), before])
-        rotated = cut.joined(early, _rotated(k, cos[:, behind], sin[:, behind]))
-        q = _rotated(q, cut.queried(cos[:, behind]), cut.queried(sin[:, behind]))
-        blocks, v = self._blocks(q, rotated, padding), cut.joined(early_v, v).transpose(1, 2)
+        rotated, v = cut.of_all(_rotated(k, *behind), v, known)
+        blocks, v = self._blocks(q, rotated, padding), v.transpose(1, 2)
         z = blocks.attend(v) if cut.rows is None else blocks.attend_at(cut.rows, v)
         return self._projected(z.transpose(1, 2))
 
@@ -209,10 +211,6 @@ class GrowingEntry:
         _, v, rotated = self._append(k, v, rotated)
         return rotated, v
 
-    def shared(self, count: int) -> GrowingEntry:
-        """What this many branches read: what they append is kept by none of them."""
-        return _SharedEntry(self, count)
-
     def _append(self, *new: Tensor) -> list[Tensor]:
         length = self.length + new[0].shape[1]
         if not self._kept or length > self._kept[0].shape[1]:
@@ -225,23 +223,6 @@ class GrowingEntry:
             stored[:, self.length : length] = tensor
         self.length = length
         return [stored[:, :length] for stored in self._kept]
-
-
-class _SharedEntry(GrowingEntry):
-    """Keys and values of one example that all examples of a pass come behind."""
-
-    def __init__(self, entry: GrowingEntry, count: int) -> None:
-        super().__init__()
-        self.length, self.all_rotated = entry.length, entry.all_rotated
-        self._kept = [tensor[:, : entry.length].expand(count, -1, -1, -1) for tensor in entry._kept]
-
-    def append_rotated(self, k: Tensor, rotated: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All rotated keys, and all values."""
-        _, past_v, past_rotated = self._kept
-        return torch.cat([past_rotated, rotated], dim=1), torch.cat([past_v, v], dim=1)
-
-    def _append(self, *new: Tensor) -> list[Tensor]:
-        return [torch.cat([first, tensor], dim=1) for first, tensor in zip(self._kept, new, strict=False)]
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 
 import lensplug
 from lensplug.analysis import protocols
-from lensplug.analysis.protocols import Core, EditedRuns, Lens, LensWithEdits, LensWithKnockouts
+from lensplug.analysis.protocols import Core, EditedRuns, Lens, LensWithEdits
 from lensplug.hf.language_core import LanguageCore
 from lensplug.running import edited_runs
 
@@ -18,16 +18,16 @@ ANALYSES = Path(__file__).parents[2] / "lensplug" / "analysis"
 
 def fits(lens: lensplug.MultimodalLens, core: LanguageCore, runs: edited_runs.EditedRuns) -> None:
     """For mypy: what analyses are told of a lens are its own signatures."""
-    _told: tuple[Lens, LensWithKnockouts, LensWithEdits, Core, EditedRuns] = (lens, lens, lens, core, runs)
+    _told: tuple[Lens, LensWithEdits, Core, EditedRuns] = (lens, lens, core, runs)
 
 
 def test_a_lens_is_what_analyses_are_given(lens):
-    for protocol in (Lens, LensWithKnockouts, LensWithEdits):
+    for protocol in (Lens, LensWithEdits):
         assert isinstance(lens, protocol)
     assert isinstance(lens.core, Core)
 
 
-@pytest.mark.parametrize("protocol", [Lens, LensWithKnockouts, LensWithEdits, Core, EditedRuns])
+@pytest.mark.parametrize("protocol", [Lens, LensWithEdits, Core, EditedRuns])
 def test_every_member_is_read_by_an_analysis(protocol):
     members = {*vars(protocol), *vars(protocol).get("__annotations__", ())}
     members = {name for name in members if not name.startswith("_")}

@@ -101,9 +101,12 @@ def test_earlier_positions_are_not_computed(lens, monkeypatch):
         return linear(x, *weights)
 
     monkeypatch.setattr(F, "linear", noted)
+    of_blocks = []
     with lens.edited_runs(inputs, ROWS) as runs:
-        sizes.clear()
-        runs.logits(3, [("blocks.1.hook_resid_pre", edited(16))], from_layer=1, from_position=16)
-    of_blocks = {size for size in sizes if len(size) == 2}
-    assert (6, LENGTH) not in of_blocks, "of the copies no block computes all positions"
-    assert {(6, 8), (6, 2), (2, 16)} <= of_blocks, "later ones, rows that are read, earlier ones once for all copies"
+        for first in (16, 17):
+            sizes.clear()
+            runs.logits(3, [("blocks.1.hook_resid_pre", edited(first))], from_layer=1, from_position=first)
+            of_blocks.append({size for size in sizes if len(size) == 2})
+            assert (6, LENGTH) not in of_blocks[-1], "of the copies no block computes all positions"
+    assert {(6, 8), (6, 2), (2, 16)} <= of_blocks[0], "later ones, rows that are read, earlier ones once for all copies"
+    assert (2, LENGTH) in of_blocks[0] - of_blocks[1], "keys and values behind the edited block are made once"

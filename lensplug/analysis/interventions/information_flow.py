@@ -61,7 +61,7 @@ from lensplug.analysis.interventions.flow_paths import (
     windows_of,
 )
 from lensplug.analysis.interventions.flow_result import InformationFlow
-from lensplug.analysis.protocols import Lens, LensWithKnockouts
+from lensplug.analysis.protocols import Lens
 from lensplug.analysis.provenance import Provenance
 from lensplug.errors import LensplugError, LensplugWarning
 from lensplug.inputs.logit_targets import Token, terms_of
@@ -76,7 +76,7 @@ IMPROBABLE = 0.01
 
 @checked
 def information_flow(
-    lens: LensWithKnockouts,
+    lens: Lens,
     examples: MultimodalInput | Sequence[Example],
     target: Token | None = None,
     *,
@@ -91,7 +91,7 @@ def information_flow(
     """Cut paths of attention, one window of layers after another, and see what is left of the target's probability.
 
     Positions before the first that a path leads to are run once for all windows, paths and draws; those behind run in
-    batches (`lens.read_under_each`), so that a path to the last position costs one position.
+    batches (`lens.edited_runs`), so that a path to the last position costs one position.
 
     Args:
         lens: From `lensplug.load`, `wrap` or `tiny`.
@@ -213,7 +213,7 @@ def _text(tokenizer: Any, token: int) -> str:
 class _Sweep:
     """All windows, paths and draws."""
 
-    def __init__(self, lens: LensWithKnockouts, windows: Sequence[range], draws: int, seed: int) -> None:
+    def __init__(self, lens: Lens, windows: Sequence[range], draws: int, seed: int) -> None:
         self._lens, self._windows, self._draws, self._seed = lens, windows, draws, seed
 
     def of_batch(
@@ -236,10 +236,11 @@ class _Sweep:
             variants += [edge.knockout(window) for window in self._windows]
             variants += [edge.control_knockout(keys, window) for keys in drawn for window in self._windows]
 
-        def read(logits: Float[Tensor, "variant 1 d_vocab"]) -> Float[Tensor, " variant"]:
-            return logits[:, 0].float().log_softmax(dim=-1)[:, target].cpu()
+        def read(logits: Float[Tensor, "variant 1 1 d_vocab"]) -> Float[Tensor, " variant"]:
+            return logits[:, 0, 0].float().log_softmax(dim=-1)[:, target].cpu()
 
-        found = self._lens.read_under_each(inputs, variants, last, read)
+        with self._lens.edited_runs(inputs, last[None]) as runs:
+            found = runs.under_each(variants, read)
         if bool(found.isnan().any()):
             raise LensplugError("the model gives NaN: use bfloat16 or float32.")
         table = found[1:].view(len(edges), 1 + self._draws, len(self._windows))
