@@ -147,7 +147,9 @@ def test_many_are_run_in_few_passes_of_the_positions_that_they_reach(monkeypatch
     """One pass for all layers towards "last", of one position each, also behind a long prompt."""
     lens = lensplug.wrap(models.text_model("llama"), None)
     inputs = lens.encode({"input_ids": models.text_tokens(40), "attention_mask": torch.ones(1, 40).long()})
-    passes, sizes, linear = [], [], torch.nn.functional.linear
+    passes: list[int] = []
+    sizes: list[tuple[int, ...]] = []
+    linear = torch.nn.functional.linear
 
     def noted(x, *weights):
         sizes.append(tuple(x.shape[:2]))
