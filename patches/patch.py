@@ -39,8 +39,8 @@ class Patch:
     """A reversible edit of one object.
 
     A subclass says what it changes in `_changes`. `apply` makes the changes, `remove` puts the old values back;
-    `with patch:` does both, also when the body raises (the exception passes through). Applying twice, or removing what
-    is not applied, changes nothing.
+    `with patch:` does both, also when the body raises (the exception passes through); where the patch was applied
+    before the block, it stays. Applying twice, or removing what is not applied, changes nothing.
 
     A second patch of the same kind, on a target where one is in force already, changes nothing either: the edit stays
     until the last of them is removed, in whatever order. With other options (`_options`) it is refused, unless its kind
@@ -51,6 +51,8 @@ class Patch:
     """What the target must have inside: where it has been renamed, a patch would fail late, or silently do nothing."""
     nests: ClassVar[bool] = False
     """Whether a patch of this kind with other options may be applied on top of another."""
+    _applied_before: tuple[bool, ...] = ()
+    """Of each `with` block that is open, whether the patch was applied before it."""
 
     def __init__(self, target: Any) -> None:
         """Keep `target`; nothing is changed before `apply`.
@@ -188,13 +190,19 @@ class Patch:
 
     def __enter__(self: PatchT) -> PatchT:
         """Apply."""
-        return self.apply()
+        was_applied = self.applied
+        self.apply()
+        self._applied_before = (*self._applied_before, was_applied)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove, whatever happened inside."""
-        self.remove()
+        """Remove, whatever happened inside, unless it was applied before the block."""
+        *outer, was_applied = self._applied_before
+        self._applied_before = tuple(outer)
+        if not was_applied:
+            self.remove()
 
 
 class PatchOfParts(Patch):

@@ -16,13 +16,14 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 from lensplug.errors import LensplugError
 from lensplug.patches.modules import every_module
 from lensplug.patches.patch import Patch
+from lensplug.patches.scope import scope
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -98,7 +99,7 @@ class Turns(Patch):
         waiting = {name: _Waiting(getattr(self.target, name), self._config) for name in DOORS}
         return {**waiting, "hooks": self.hooks}
 
-    @contextmanager
+    @scope
     def hooks(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """TransformerLens's `hooks`: other threads wait until the block is left."""
         with turn(self._config), self._hooks(*args, **kwargs) as model:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 from lensplug.hf.run_lock import turn
 from lensplug.lens.wrapped_model import WrappedModel
 from lensplug.patches.adapters import ActiveAdapters
 from lensplug.patches.patch import in_force
+from lensplug.patches.scope import scope
 from lensplug.validation.arguments import checked
 
 
@@ -16,7 +16,7 @@ class Adapters(WrappedModel):
     """The method of a lens that says which adapters act."""
 
     @checked
-    @contextmanager
+    @scope
     def adapter(self, name: str | Sequence[str]) -> Iterator[None]:
         """A scope in which these adapters of PEFT act, and no others; afterwards those that did before.
 

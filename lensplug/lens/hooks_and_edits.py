@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from lensplug.errors import LensplugError
@@ -16,6 +15,7 @@ from lensplug.lens.wrapped_model import WrappedModel
 from lensplug.patches.both.placeholders import placeholders_as_words
 from lensplug.patches.both.temporary_hooks import temporary_hooks
 from lensplug.patches.patch import in_force
+from lensplug.patches.scope import scope
 from lensplug.running.caching import HookName, names_taken
 from lensplug.running.hook_checks import hook_names_of
 from lensplug.validation.arguments import checked, described
@@ -58,7 +58,7 @@ class HooksAndEdits(WrappedModel):
         return [(name, function) for names, function in fwd_hooks for name in hook_names_of(self.model, names)]
 
     @checked
-    @contextmanager
+    @scope
     def hooks(self, fwd_hooks: FwdHooks) -> Iterator[None]:
         """A scope with hooks of your own in every run of the lens, also in `generate`; they go also if a run raises.
 
@@ -82,7 +82,7 @@ class HooksAndEdits(WrappedModel):
         with turn(self.core.decoder.config), temporary_hooks(self.model, hooks):
             yield
 
-    @contextmanager
+    @scope
     def intervene(self, *edits: Any) -> Iterator[Acted]:
         """A scope in which every run of the lens is made under edits of `lensplug.interventions`.
 
@@ -114,7 +114,7 @@ class HooksAndEdits(WrappedModel):
         with turn(self.core.decoder.config), in_force(patch):
             yield patch.acted
 
-    @contextmanager
+    @scope
     def placeholders_as_words(self) -> Iterator[None]:
         """A scope in which `lens.model` accepts placeholder tokens without media, as if they were text.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import cast
 
 import torch
@@ -17,6 +17,7 @@ from lensplug.inputs.edited_inputs import Variant
 from lensplug.inputs.multimodal_input import MultimodalInput, refuse_other_inputs
 from lensplug.interventions import in_force as interventions
 from lensplug.lens.wrapped_model import WrappedModel
+from lensplug.patches.scope import scope
 from lensplug.positions.by_modality import Where, mask_at, named
 from lensplug.running.edited_runs import EditedRuns, edited_runs
 from lensplug.validation.arguments import checked
@@ -59,7 +60,7 @@ class Sweeps(WrappedModel):
         return logits
 
     @checked
-    @contextmanager
+    @scope
     def logits_only(
         self,
         rows: Int[Tensor, "batch row"],
@@ -89,7 +90,7 @@ class Sweeps(WrappedModel):
             yield
 
     @checked
-    @contextmanager
+    @scope
     def edited_runs(
         self,
         inputs: MultimodalInput,
