@@ -3,6 +3,7 @@
 from fuzz.properties import answers as answers
 from fuzz.properties import changes as changes
 from fuzz.properties import core as core
+from fuzz.properties import edits as edits
 from fuzz.properties import encoders as encoders
 from fuzz.properties import kept as kept
 from fuzz.properties import labels as labels
