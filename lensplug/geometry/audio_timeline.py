@@ -27,7 +27,8 @@ class AudioTimeline:
     start_s: Float[Tensor, " token"]
     end_s: Float[Tensor, " token"]
     """What the position hears, in seconds of the original waveform. Positions of an interpolation can have
-    gaps between them: sound that no position hears directly."""
+    gaps between them: sound that no position hears directly. Those of a Q-Former on windows (Granite Speech) hear the
+    same window each."""
     duration_s: float
     """Duration of the sound; of its padded windows where only those are known."""
     heard_s: float | None = None
@@ -60,7 +61,8 @@ class AudioTimeline:
     def to_seconds(self, values: Float[Tensor, " token"], *, bins: int) -> Float[Tensor, " bin"]:
         """Paint values on tokens over the sound, from 0 to its end, as equal bins of time.
 
-        Each bin has the value of the position that is nearest to its middle; NaN where the encoder hears no more.
+        Each bin has the value of the position that is nearest to its middle, the mean where several hear the same
+        time; NaN where the encoder hears no more.
 
         Args:
             values: One value a token.
@@ -74,5 +76,8 @@ class AudioTimeline:
         if values.shape != self.start_s.shape:
             raise LensplugError(f"{list(values.shape)} values for {len(self)} audio tokens: give one value a token.")
         middles = (torch.arange(bins) + 0.5) * self.duration_s / bins
-        painted = values.float().cpu()[torch.searchsorted(self.edges_s[1:-1].contiguous(), middles, right=True)]
+        is_new = self.center_s.diff(prepend=torch.tensor([-torch.inf])) != 0
+        center, of_center = self.center_s[is_new], is_new.cumsum(dim=0) - 1
+        means = torch.zeros(len(center)).index_add(0, of_center, values.float().cpu()) / of_center.bincount()
+        painted: Tensor = means[torch.searchsorted((center[1:] + center[:-1]) / 2, middles, right=True)]
         return painted if self.heard_s is None else painted.masked_fill(middles >= self.heard_s, torch.nan)
