@@ -28,6 +28,7 @@ FAMILIES = {
     "deepseek_vl": "lensplug.families.padded_square",
     "deepseek_vl_hybrid": "lensplug.families.padded_square",
     "exaone4_5": "lensplug.families.qwen_vl",
+    "fast_vlm": "lensplug.families.fast_vlm",
     "gemma3": "lensplug.families.gemma3",
     "glm46v": "lensplug.families.glm_vl",
     "glm4v": "lensplug.families.glm_vl",

@@ -79,10 +79,10 @@ def image_grid(
         None for settings that make something else of an image than a square.
     """
     view_px, patch = config.vision_config.image_size, config.vision_config.patch_size
-    window = _window(settings, view_px, height, width)
-    if window is None:
+    seen = window(settings, view_px, height, width)
+    if seen is None:
         return None
-    (x_origin, x_scale), (y_origin, y_scale) = window
+    (x_origin, x_scale), (y_origin, y_scale) = seen
     side, cell_px = view_px // patch // pooled, patch * pooled
     placed = boxes(
         cells(side, cell_px, scale=x_scale, limit=width, origin=x_origin),
@@ -134,7 +134,7 @@ def video_grid(
     return VideoGrid(placed, index, newline, video.width, video.height, video.times_s)
 
 
-def _window(
+def window(
     settings: Any, view_px: int, height: int, width: int
 ) -> tuple[tuple[float, float], tuple[float, float]] | None:
     """For x and y: where the view begins in the image, and pixels of the image for each pixel of the view.

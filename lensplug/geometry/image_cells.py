@@ -63,28 +63,39 @@ def squeezed(
     )
 
 
+def strided_cells(view_px: int, *, unit_px: int, stride: int) -> Float[Tensor, "cell 2"]:
+    """Start and end of each cell along a view, in its pixels, behind convolutions with a stride.
+
+    With odd kernels, padded by half of them, each is centred on the first unit of its stride: position i has its middle
+    on unit `i * stride`, not between it and the next position's. Its cell goes half a stride to both sides of that
+    middle; the first and the last reach the edge. The kernels see more than the cell.
+
+    Args:
+        view_px: Height and width of a view.
+        unit_px: What the convolutions count in, in pixels of the view: the edge of a patch, or 1.
+        stride: Units from a position to the next.
+    """
+    count = -(-(view_px // unit_px) // stride)
+    edges = ((torch.arange(count + 1, dtype=torch.float64) - 0.5) * stride + 0.5) * unit_px
+    edges[0], edges[-1] = 0, view_px
+    return torch.stack([edges[:-1], edges[1:]], dim=1)
+
+
 def strided(
     height: int, width: int, *, view_px: int, unit_px: int, stride: int, rows: int = 1, columns: int = 1
 ) -> Float[Tensor, "token 4"]:
-    """As `squeezed`, behind convolutions with a stride, whose kernels are centred on the first unit of each.
-
-    With odd kernels, padded by half of them, position i has its middle on unit `i * stride`, not between it and the
-    next position's. Its cell goes half a stride to both sides of that middle; the first and the last reach the edge.
-    The kernels see more than the cell.
+    """As `squeezed`, with the cells of `strided_cells`.
 
     Args:
         height: Height of the image.
         width: Width of the image.
         view_px: Height and width of a view.
-        unit_px: What the convolutions count in, in pixels of the view: the edge of a patch, or 1.
-        stride: Units from a position to the next.
+        unit_px: As of `strided_cells`.
+        stride: As of `strided_cells`.
         rows: Number of rows of views.
         columns: Number of columns of views.
     """
-    count = -(-(view_px // unit_px) // stride)
-    edges = ((torch.arange(count + 1, dtype=torch.float64) - 0.5) * stride + 0.5) * unit_px / view_px
-    edges[0], edges[-1] = 0, 1
-    share = torch.stack([edges[:-1], edges[1:]], dim=1)
+    share = strided_cells(view_px, unit_px=unit_px, stride=stride) / view_px
     return torch.cat(
         [
             boxes((column + share) * width / columns, (row + share) * height / rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 import transformers as hf
 
 from support.narrow import CHAT, NARROW, TEXT, text_config, tokenizer_with
@@ -40,6 +41,48 @@ def perception_lm(**image_options: Any) -> tuple[Any, Any]:
     return hf.PerceptionLMForConditionalGeneration(config), processor
 
 
+def fast_vlm(**image_options: Any) -> tuple[Any, Any]:
+    """FastVLM: one view (here of 256 px), the encoder of the large one with a block a stage, a position for 64 px."""
+    pytest.importorskip("timm")
+    tokenizer = tokenizer_with()
+    tower = {
+        "layers": [1] * 5, "embed_dims": [8, 8, 16, 32, 32], "mlp_ratios": [1] * 5, "inference_mode": True,
+    }  # fmt: skip
+    config = hf.FastVlmConfig(
+        vision_config=hf.TimmWrapperConfig(architecture="fastvit_mci3", hidden_size=64, model_args=tower),
+        text_config=text_config(tokenizer, "Qwen2"), image_seq_length=16,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    options = {"size": {"height": 256, "width": 256}, "do_center_crop": False, **image_options}
+    processor = hf.LlavaProcessor(
+        hf.LlavaImageProcessor(**options), tokenizer, patch_size=64, vision_feature_select_strategy="full",
+        num_additional_image_tokens=0, chat_template=CHAT,
+    )  # fmt: skip
+    model = hf.FastVlmForConditionalGeneration(config)
+    for parameter in model.model.vision_tower.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model, processor
+
+
+def granite_vision() -> tuple[Any, Any]:
+    """Granite Vision 3: LLaVA-NeXT with SigLIP's encoder, several layers of it, here in views of 120 px."""
+    tokenizer = tokenizer_with()
+    pinpoints = [[120, 240], [240, 120], [240, 240], [360, 120], [120, 360]]
+    config = hf.LlavaNextConfig(
+        vision_config=hf.SiglipVisionConfig(image_size=120, patch_size=14, vision_use_head=False, **NARROW),
+        text_config=text_config(tokenizer, "Granite"), image_grid_pinpoints=pinpoints, image_seq_length=64,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=[-3, -2, -1],
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    size = {"size": {"height": 120, "width": 120}, "crop_size": {"height": 120, "width": 120}}
+    images = hf.LlavaNextImageProcessor(**size, image_grid_pinpoints=pinpoints)
+    processor = hf.LlavaNextProcessor(
+        images, tokenizer, patch_size=14, vision_feature_select_strategy="full", chat_template=CHAT
+    )
+    return hf.LlavaNextForConditionalGeneration(config), processor
+
+
 GOT_CHAT = CHAT.replace("'<' + part['type'] + '>'", "'<img><imgpad></img>'")
 
 
@@ -68,6 +111,8 @@ def got_ocr2(kind: Any = hf.GotOcr2Processor) -> tuple[Any, Any]:
 
 
 BUILDERS = {
+    "fast-vlm": fast_vlm,
+    "granite-vision": granite_vision,
     "got-ocr2": got_ocr2,
     "got-ocr2-tiles": lambda: got_ocr2(CroppingGotOcr2Processor),
     "lfm2-vl": lfm2_vl,

@@ -137,7 +137,7 @@ def lens(name: str, *, attention: bool = True) -> lensplug.MultimodalLens:
             nn.init.normal_(parameter, std=0.2)
     if not attention:
         _silence_attention(model)
-        if name.startswith("got-ocr2"):
+        if name.startswith(("got-ocr2", "fast-vlm")):
             _blend_evenly(model)
     return lensplug.wrap(model.eval(), processor, check=False)
 
@@ -150,7 +150,11 @@ def _silence_attention(model: Any) -> None:
             continue
         for place, module in tower.named_modules():
             *parents, last = place.split(".")
-            if isinstance(module, nn.Linear) and last in OUTPUTS and any("att" in parent for parent in parents):
+            if (
+                isinstance(module, nn.Linear)
+                and last in OUTPUTS
+                and any("att" in parent or parent == "token_mixer" for parent in parents)
+            ):
                 nn.init.zeros_(module.weight)
                 silent += 1
         if hasattr(tower, "config"):  # multiplied by these zeros; half of the time was this
@@ -159,14 +163,17 @@ def _silence_attention(model: Any) -> None:
 
 
 def _blend_evenly(model: nn.Module) -> None:
-    """3 x 3 convolutions that blend none but what their stride passes over, the nearer the more.
+    """Convolutions that blend none but what their stride passes over, the nearer the more.
 
     Those of random weights see anything around as well as their middle, and further to one side than to the other.
     """
-    near, alone = torch.tensor([0.5, 1.0, 0.5]), torch.tensor([0.0, 1.0, 0.0])
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-            taps = near if module.stride == (2, 2) else alone
+    for place, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and ".se." in place:  # a gate made of the mean over all of the view
+            nn.init.zeros_(module.weight)
+        elif isinstance(module, nn.Conv2d) and module.kernel_size in ((3, 3), (7, 7)):
+            taps = torch.zeros(module.kernel_size[0])
+            middle = len(taps) // 2
+            taps[middle - 1 : middle + 2] = torch.tensor([0.5, 1, 0.5] if module.stride == (2, 2) else [0.0, 1, 0])
             with torch.no_grad():
                 module.weight.copy_(module.weight.sum(dim=(-2, -1), keepdim=True) * taps[:, None] * taps)
 
