@@ -22,8 +22,8 @@ def has_three_part_positions(decoder: Any) -> bool:
 
 
 def embedding_multiplier(decoder: Any) -> float:
-    """What a decoder multiplies embeddings by as they enter the stream (Granite)."""
-    return float(getattr(decoder, "embedding_multiplier", 1.0))
+    """What a decoder multiplies embeddings by as they enter the stream (Granite, Kosmos)."""
+    return float(getattr(decoder, "embedding_multiplier", None) or getattr(decoder, "embed_scale", None) or 1.0)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lensplug.errors import LensplugError
 from lensplug.hf.attention_choice import sdpa
 from lensplug.hf.language_core import LanguageCore
+from lensplug.hf.lead import Lead, ordinary_words
 from lensplug.hf.seam import DEEPSTACK, decoder_arguments
 from lensplug.patches.core_parts import Asked
 
@@ -27,28 +28,22 @@ ENOUGH = 1e-3
 """How far a measured number may be from one of the configuration's, as a fraction."""
 
 
-def asked_of(hf_model: Any, core: LanguageCore) -> LanguageCore:
+def asked_of(hf_model: Any, core: LanguageCore, lead: Lead) -> LanguageCore:
     """The core, with what its model says when it is asked.
 
+    Args:
+        hf_model: The full model.
+        core: Its language core.
+        lead: What words have to stand behind for it.
+
     Raises:
-        LensplugError: If the model does not run on words alone, as one that always needs a medium, or makes something
-            else of logits.
+        LensplugError: If the model does not run on them, or makes something else of logits.
     """
-    rows = core.decoder.embed_tokens.weight.shape[0]
-    special = set(core.placeholder_ids.values())
-    words = torch.linspace(rows // 5, rows - 1 - rows // 5, 3 * WORDS).long().tolist()
-    row = [word for word in words if word not in special][:WORDS]
-    tokens = torch.tensor([row, row], device=core.device)
-    mask = torch.ones_like(tokens)
-    mask[1, -2:] = 0  # with padding, which shows what masks a model makes; at the end, where no word sees it
-    model_inputs = {"input_ids": tokens, "attention_mask": mask}
-    try:
-        arguments = decoder_arguments(hf_model, core, model_inputs)
-    except LensplugError as refusal:
-        raise LensplugError(
-            f"{type(hf_model).__name__} takes no prompt of words alone ({refusal}), and that is what a core that"
-            " none of lensplug's tests covers is proved on: it is refused unproved, whatever it may compute."
-        ) from refusal
+    row = ordinary_words(core, WORDS)
+    model_inputs = lead.before([row, row], core)
+    # With padding, which shows what masks a model makes; at the end, where no word sees it.
+    model_inputs["attention_mask"][1, -2:] = 0
+    arguments = decoder_arguments(hf_model, core, model_inputs)
     try:
         scale, cap, forbidden = _logits(hf_model, core, model_inputs)
     except LensplugError:
@@ -56,11 +51,15 @@ def asked_of(hf_model: Any, core: LanguageCore) -> LanguageCore:
     except Exception as error:
         why = str(error).splitlines()[0][:200] if str(error) else ""
         raise LensplugError(
-            f"{type(hf_model).__name__} does not run on words alone, as transformers wrote it"
+            f"{type(hf_model).__name__} does not run on {_said(lead)}, as transformers wrote it"
             f" ({type(error).__name__}: {why}): nothing can be compared with it."
         ) from error
     kept = {name: value for name, value in arguments.items() if value is not None}
     return replace(core, asked=Asked(kept, _beside(hf_model, core, kept), scale, cap, forbidden))
+
+
+def _said(lead: Lead) -> str:
+    return f"words behind one {lead.kind}" if lead.kind else "words alone"
 
 
 def _beside(hf_model: Any, core: LanguageCore, arguments: Mapping[str, Any]) -> tuple[str, ...]:

@@ -99,7 +99,7 @@ def prepare(
         texts = [_chat_prompt(processor, conversation) for conversation in turns]
         pieces = [pieces_of(processor, conversation, text) for conversation, text in zip(turns, texts, strict=True)]
     for kind, media_of_examples in media.items():
-        _refuse_other_count(texts, media_of_examples, word_for(processor, kind), kind)
+        _refuse_other_count(texts, media_of_examples, _placeholder(processor, kind), kind)
     arguments = _arguments(processor, texts, loaded, heard)
     bos = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
     if chat_template and bos and texts[0].startswith(bos):
@@ -129,7 +129,8 @@ def _arguments(processor: Any, texts: Sequence[str], media: Media, heard: Sequen
     # Padding at the left: the last position of every prompt is then the one that writes its answer.
     of_text: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
     arguments: dict[str, Any] = {**of_text, "return_tensors": "pt"}
-    if hasattr(processor, "tokenizer"):
+    taken = inspect.signature(type(processor).__call__).parameters
+    if hasattr(processor, "tokenizer") and "return_tensors" not in taken:
         # Said to each part by its name: padding of the text is not that of sounds, which may go to a whole window.
         arguments = {"text_kwargs": of_text, "common_kwargs": {"return_tensors": "pt"}}
     arguments["text"] = texts
@@ -138,7 +139,9 @@ def _arguments(processor: Any, texts: Sequence[str], media: Media, heard: Sequen
         # GOT-OCR 2 takes a list of an example's images for the pages of one, with a single placeholder.
         flat = hasattr(processor, "multi_page")
         arguments["images"] = [picture for pictures in nested for picture in pictures] if flat else nested
-    if any(media.videos):
+    if any(media.videos) and "images" in taken and "videos" not in taken:
+        arguments["images"] = _stackable(media)  # InstructBLIP's frames
+    elif any(media.videos):
         arguments["videos"] = _stackable(media)
         arguments["videos_kwargs"] = {"do_sample_frames": False}  # the frames that were given are those that are seen
         times = [video.times_s for of_example in media.videos for video in of_example]
@@ -224,10 +227,16 @@ def as_the_model_reads(processor: Any, text: str, *, images: Any, videos: Any, a
     media = load_media(1, batched=False, images=images, videos=videos, audio=audio)
     before = ""
     for kind, media_of_kind in (("image", media.images), ("video", media.videos), ("audio", media.audio)):
-        token = word_for(processor, kind)
+        token = _placeholder(processor, kind)
         if token is not None and media_of_kind and token not in text:
             before += f"{token}\n" * len(media_of_kind[0])
     return before + text
+
+
+def _placeholder(processor: Any, kind: str) -> str | None:
+    """What a prompt says where a medium is; None where nothing has to, as for BLIP-2, whose processor puts it first."""
+    token = word_for(processor, kind)
+    return None if token is None or getattr(processor, "num_query_tokens", None) else str(token)
 
 
 def _refuse_other_count(texts: Sequence[str], media: Sequence[Sequence[Any]], token: str | None, kind: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from lensplug.errors import LensplugError
 from lensplug.families import FRAMES_ARE_IMAGES, MediaLayout, ProcessedBatch, media_layout
 from lensplug.hf.language_core import LanguageCore
+from lensplug.hf.model_inputs import to_model
 from lensplug.hf.seam import run_to_seam
 from lensplug.inputs.slicing import indexed
 from lensplug.media import Media, Sound, Video
@@ -315,13 +316,6 @@ def _runs(is_placeholder: Bool[Tensor, "batch pos"]) -> list[list[int]]:
     return [[len(list(run)) for value, run in groupby(row) if value] for row in is_placeholder.tolist()]
 
 
-def to_model(value: Any, core: LanguageCore) -> Any:
-    """To the core's device, floats to its dtype: what `BatchFeature.to` does."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(core.device, core.dtype) if value.is_floating_point() else value.to(core.device)
-
-
 def _refuse_foreign_tokens(tokens: Tensor, core: LanguageCore) -> None:
     rows = core.decoder.embed_tokens.weight.shape[0]
     if tokens.numel() == 0 or int(tokens.min()) < 0 or int(tokens.max()) >= rows:
@@ -342,6 +336,8 @@ def _refuse_lonely_placeholders(
         if frames_are_images and kind in ("image", "video"):
             token, names = core.placeholder_ids["image"], (*MEDIA_FEATURES["image"], *MEDIA_FEATURES["video"])
             count = int((model_inputs["input_ids"] == token).sum())
+        if kind == "video" and "image" not in core.placeholder_ids:
+            names = (*names, "pixel_values")  # InstructBLIP's frames
         has_features = any(model_inputs.get(name) is not None for name in names)
         if count and not has_features:
             raise LensplugError(

@@ -20,9 +20,10 @@ from torch import Tensor
 from lensplug.errors import LensplugError
 from lensplug.hf import prompts
 from lensplug.hf.language_core import LanguageCore
+from lensplug.hf.model_inputs import to_model
 from lensplug.hf.seam import run_to_seam
 from lensplug.inputs.edited_inputs import Variant
-from lensplug.inputs.multimodal_input import NOT_MODEL_INPUTS, MultimodalInput, to_model
+from lensplug.inputs.multimodal_input import NOT_MODEL_INPUTS, MultimodalInput
 from lensplug.media import Media
 from lensplug.media.words_for_media import word_for
 from lensplug.validation.finite import LARGER_RANGE, refuse_not_finite

@@ -14,6 +14,7 @@ from lensplug import engines
 from lensplug.errors import LensplugError
 from lensplug.hf.asked import asked_of
 from lensplug.hf.language_core import LanguageCore
+from lensplug.hf.lead import Lead, lead_of
 from lensplug.hf.run_lock import Turns, refuse_training
 from lensplug.hf.seam import run_to_seam
 from lensplug.lens import MultimodalLens
@@ -150,8 +151,10 @@ def wrap(
     hf_model = without_wrapper(hf_model)
     core = LanguageCore.of(hf_model)
     refuse_not_loaded(hf_model)
-    if engines.is_tried(core):
-        core = asked_of(hf_model, core)
+    is_tried = engines.is_tried(core)
+    lead = lead_of(hf_model, core, processor) if is_tried or check or prove else Lead()
+    if is_tried:
+        core = asked_of(hf_model, core, lead)
     refuse_other_processors(given_processor, core)  # a bridge may have less than its model's processor
     refuse_training(hf_model, "model")
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -159,12 +162,12 @@ def wrap(
     Turns(model, core.decoder.config).apply()
     lens = MultimodalLens(hf_model, processor, core, model, engine=name, process_weights=process_weights)
     if check:
-        report = _short_check(lens)
+        report = _short_check(lens, lead)
         if not report.agrees:
             raise LensplugError(
                 f"{report}{_why(core)} wrap(..., check=False) gives the lens all the same, to look into."
             )
-    standing_of(lens, prove)
+    standing_of(lens, prove, lead)
     return lens
 
 
@@ -180,17 +183,19 @@ def _why(core: LanguageCore) -> str:
     )
 
 
-def _short_check(lens: MultimodalLens) -> parity.ParityReport:
+def _short_check(lens: MultimodalLens, lead: Lead) -> parity.ParityReport:
     """A dozen tokens of text: enough to see a wrong weight, norm, rotation or scale."""
     rows = lens.core.decoder.embed_tokens.weight.shape[0]
     placeholder_ids = set(lens.core.placeholder_ids.values())
     ids = [token for token in torch.linspace(0, rows - 1, 16).long().tolist() if token not in placeholder_ids]
     ids = ids[: min(12, lens.model.cfg.n_ctx)]
-    tokens = torch.tensor([ids], device=lens.core.device)
-    model_inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    model_inputs = lead.before([ids], lens.core)
     seam = run_to_seam(lens.hf_model, lens.core, model_inputs)
     wrapped_input = SimpleNamespace(
-        embeds=seam.embeds, tokens=tokens, attention_mask=seam.attention_mask, decoder_inputs=seam.beside
+        embeds=seam.embeds,
+        tokens=model_inputs["input_ids"],
+        attention_mask=seam.attention_mask,
+        decoder_inputs=seam.beside,
     )
     return parity.compare(
         lens.hf_model,

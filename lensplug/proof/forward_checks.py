@@ -61,7 +61,7 @@ class Run:
             "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_pattern",
             *(["attn.hook_v"] if parts_of else []), *BESIDE_THE_BLOCKS,
         )  # fmt: skip
-        names = ["hook_embed", *(f"blocks.{layer}.{kind}" for layer in range(len(pair.layers)) for kind in kinds)]
+        names = [*_embeddings(pair), *(f"blocks.{layer}.{kind}" for layer in range(len(pair.layers)) for kind in kinds)]
 
         def keep(value: Tensor, hook: Any) -> None:
             run.cache[hook.name] = value.detach().clone()
@@ -238,11 +238,10 @@ def _rows_of(pair: Pair, prompt: Prompt, rows: Tensor) -> dict[int, Tensor]:
 def _sums(pair: Pair, run: Run, tolerance: float, name: str) -> Check:
     """What `decompose_resid` adds up: the embedding and what every part wrote, against the stream."""
     tally = Tally(f"decompose_resid sums{name}", tolerance)
-    embedding = run.cache.get("hook_embed")
-    if embedding is None:
-        return Check(tally.name, "failed", why="hook_embed did not fire")
+    if lost := [name for name in _embeddings(pair) if name not in run.cache]:
+        return Check(tally.name, "failed", why=f"{lost[0]} did not fire")
     real = run.prompt.real
-    total = embedding.float()
+    total = torch.stack([run.cache[name].float() for name in _embeddings(pair)]).sum(0)
     scales = getattr(pair.model.cfg, "stream_scales", None) or (1.0,) * len(pair.layers)
     for layer, scale in enumerate(scales):
         terms = ("hook_attn_out", "hook_mlp_out", *BESIDE_THE_BLOCKS)
@@ -256,6 +255,11 @@ def _sums(pair: Pair, run: Run, tolerance: float, name: str) -> Check:
             if reached is not None and reached.shape == total.shape:
                 tally.add(apart(total[real], reached.float()[real]), f"layer {layer}, {behind}{name}")
     return tally.check()
+
+
+def _embeddings(pair: Pair) -> list[str]:
+    """The hooks of what enters the stream before the first layer: of words, and of positions where they are added."""
+    return ["hook_embed", *(["hook_pos_embed"] if hasattr(pair.model, "pos_embed") else [])]
 
 
 def alike_unpadded(padded: Run, tolerance: float) -> list[Check]:

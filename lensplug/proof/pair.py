@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lensplug import engines
 from lensplug.hf.attention_choice import eager
 from lensplug.hf.language_core import LanguageCore
+from lensplug.hf.lead import Lead
 from lensplug.patches.both.temporary_hooks import temporary_hooks
 from lensplug.proof.prompts import Prompt
 
@@ -33,6 +34,8 @@ class Pair:
     core: LanguageCore
     model: Any
     engine: engines.EngineName
+    lead: Lead = Lead()
+    """What words have to stand behind for the full model."""
 
     @property
     def layers(self) -> list[nn.Module]:

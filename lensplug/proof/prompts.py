@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
-import torch
-from PIL import Image
 from torch import Tensor
 
 from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
+from lensplug.hf.lead import QUESTION, Lead, example_media
+from lensplug.hf.prompts import as_the_model_reads, has_chat_template
 from lensplug.hf.seam import run_to_seam
 
 LENGTH = 12
@@ -22,6 +21,7 @@ MEDIUM = 8
 """Tokens of the prompts of layers alone, gradients and generation."""
 SHORT = 4
 """Tokens of the prompt that is edited: there is one for each edit."""
+NO_LEAD = Lead()
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,21 @@ class Prompt:
         return self.attention_mask.bool()
 
 
-def text(hf_model: Any, core: LanguageCore, length: int = LENGTH, *, batch: int = 1, padding: int = 0) -> Prompt:
-    """A prompt of words, the same in every row; with `padding`, this much of it at the left of a second row."""
+def text(
+    hf_model: Any, core: LanguageCore, length: int = LENGTH, *, batch: int = 1, padding: int = 0, lead: Lead = NO_LEAD
+) -> Prompt:
+    """A prompt of words, the same in every row; with `padding`, this much of it at the left of a second row.
+
+    Args:
+        hf_model: The full model.
+        core: Its language core.
+        length: How many words.
+        batch: How many rows.
+        padding: Of another row, which lacks as many of the words.
+        lead: What the words stand behind.
+    """
     row = words(hf_model, core, length)
-    tokens = torch.tensor([row] * batch)
-    mask = torch.ones_like(tokens)
-    if padding:
-        shorter = [row[0]] * padding + row[: length - padding]
-        tokens, mask = torch.cat([tokens, torch.tensor([shorter])]), torch.cat([mask, mask[:1]])
-        mask[-1, :padding] = 0
-    inputs = {"input_ids": tokens.to(core.device), "attention_mask": mask.to(core.device)}
+    inputs = lead.before([row] * batch + ([row[: length - padding]] if padding else []), core)
     seam = run_to_seam(hf_model, core, inputs)
     name = "left-padded" if padding else "text"
     embeds = seam.embeds.to(core.decoder.embed_tokens.weight.dtype)  # within `full_precision` they are its copies
@@ -83,15 +88,9 @@ def media(lens: Any, kind: str) -> Prompt:
     Raises:
         LensplugError: If its processor cannot make an input of it.
     """
-    noise = numpy.random.default_rng(0)
-    picture = Image.fromarray(noise.integers(0, 255, (64, 64, 3), dtype=numpy.uint8))
-    if kind == "image":
-        medium: dict[str, Any] = {"images": [picture]}
-    elif kind == "video":
-        medium = {"videos": [noise.integers(0, 255, (4, 64, 64, 3), dtype=numpy.uint8)]}
-    else:
-        medium = {"audio": [(noise.standard_normal(16_000).astype(numpy.float32) / 8, 16_000)]}
-    inputs = lens.prepare("What is this?", **medium)
+    medium = {"images": None, "videos": None, "audio": None, **example_media(kind)}
+    question = as_the_model_reads(lens.processor, QUESTION, **medium)
+    inputs = lens.prepare(question, **medium, chat_template=has_chat_template(lens.processor))
     if not inputs.model_inputs:
         raise LensplugError("the inputs of the full model are not kept.")
     return Prompt(

@@ -29,6 +29,7 @@ import torch
 from lensplug import engines
 from lensplug.errors import LensplugError
 from lensplug.hf.language_core import LanguageCore
+from lensplug.hf.lead import Lead
 from lensplug.hf.run_lock import turn
 from lensplug.proof import (
     edit_checks,
@@ -44,14 +45,16 @@ from lensplug.proof.forward_checks import Run
 from lensplug.proof.full_precision import HALF, full_precision
 from lensplug.proof.measures import TOLERANCE, attempted
 from lensplug.proof.pair import Pair
-from lensplug.proof.prompts import Prompt
+from lensplug.proof.prompts import NO_LEAD, Prompt
 from lensplug.proof.report import Check, Proof, concluded
 
 PADDING = 5
 """Padding at the left of the second row of the padded batch."""
 
 
-def prove(hf_model: Any, core: LanguageCore, model: Any, *, engine: engines.EngineName, lens: Any = None) -> Proof:
+def prove(
+    hf_model: Any, core: LanguageCore, model: Any, *, engine: engines.EngineName, lens: Any = None, lead: Lead = NO_LEAD
+) -> Proof:
     """Prove a wrapped core on load.
 
     Args:
@@ -60,12 +63,13 @@ def prove(hf_model: Any, core: LanguageCore, model: Any, *, engine: engines.Engi
         model: The wrapped core.
         engine: The engine that made it.
         lens: The lens, whose processor makes inputs of media; None: text alone.
+        lead: What words have to stand behind for the full model.
 
     Returns:
         Every check, whatever became of it. Nothing raises.
     """
     begun = time.perf_counter()
-    pair = Pair(hf_model, core, model, engine)
+    pair = Pair(hf_model, core, model, engine, lead)
     with turn(core.decoder.config), torch.inference_mode(False), torch.no_grad():
         seen = _media_prompts(core, lens)  # encoders compute in the model's own dtype
         whole_rotations = engine == "bridge" or core.dtype not in HALF
@@ -86,7 +90,7 @@ def _checks(pair: Pair, media: Sequence[Prompt | Check], tolerance: float, whole
     checks = attempted([given_checks.NAME], lambda: given_checks.checks(pair, tolerance))
     checks += attempted([norm_checks.NAME], lambda: norm_checks.checks(pair, tolerance))
     runs: list[Run] = []
-    text_of = partial(prompts.text, pair.hf_model, pair.core)
+    text_of = partial(prompts.text, pair.hf_model, pair.core, lead=pair.lead)
 
     def run_of(prompt: Prompt, parts_of: Sequence[int] = ()) -> Run:
         runs.append(Run.of(pair, prompt, parts_of))

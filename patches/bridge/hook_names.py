@@ -293,6 +293,8 @@ class _BeforeTheNorm(Patch):
 def _points(model: Any, misleading: set[str]) -> Iterator[tuple[str, Any]]:
     """HookedTransformer's names, in its order, with the hook points that a bridge has for them."""
     yield "hook_embed", model.hook_embed
+    if (positions := _at(model, "pos_embed.hook_out")) is not None:
+        yield "hook_pos_embed", positions
     for layer, block in enumerate(model.blocks):
         for name in OF_A_BLOCK:
             whole_name = f"blocks.{layer}.{name}"

@@ -26,6 +26,7 @@ from transformer_lens.model_bridge.generalized_components import (
     EmbeddingBridge,
     LinearBridge,
     MLPBridge,
+    PosEmbedBridge,
     UnembeddingBridge,
 )
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
@@ -164,7 +165,7 @@ def build_tried_bridge(
     if asked.soft_cap is not None:
         cfg.output_logits_soft_cap = asked.soft_cap
     shell = CausalShell(decoder, head, config, asked.soft_cap).train(decoder.training)
-    model = TransformerBridge(shell, _Adapter(cfg, parts, embedding_multiplier(decoder)), None)
+    model = TransformerBridge(shell, _Adapter(cfg, parts, decoder), None)
     model.tried = parts
     with routers_of([block.original_component for block in model.blocks]) as routers:
         _refuse_unseen(model, asked.arguments)
@@ -216,8 +217,9 @@ def _refuse_unseen(model: Any, arguments: Mapping[str, Any]) -> None:
 
 
 class _Adapter(ArchitectureAdapter):  # type: ignore[misc]
-    def __init__(self, cfg: TransformerBridgeConfig, parts: DecoderParts, scale: float) -> None:
+    def __init__(self, cfg: TransformerBridgeConfig, parts: DecoderParts, decoder: Any) -> None:
         super().__init__(cfg)
+        scale = embedding_multiplier(decoder)
         blocks = _Block(name="model.layers", config=cfg)
         blocks._parts = parts.layers
         self.component_mapping = {
@@ -228,6 +230,8 @@ class _Adapter(ArchitectureAdapter):  # type: ignore[misc]
             "ln_final": AnyNorm(name=f"model.{parts.final_norm}", config=cfg),
             "unembed": UnembeddingBridge(name="lm_head", config=cfg),
         }
+        if isinstance(getattr(decoder, "embed_positions", None), nn.Module):  # OPT adds them to the stream
+            self.component_mapping["pos_embed"] = PosEmbedBridge("model.embed_positions")
         self.weight_processing_conversions: dict[str, Any] = {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -14,6 +15,7 @@ import lensplug
 from lensplug.families import FAMILIES as WITH_GEOMETRY
 from support.eager import eager
 from support.families.media import media, text_inputs
+from support.families.processors import inputs_of, processor_of
 from support.families.small import small_model
 from support.models import largest_difference
 
@@ -76,14 +78,22 @@ def compared(family: str, class_name: str, seeds: int = 1) -> FamilyRow:
 
 
 def _compare(row: FamilyRow, model: Any, seed: int) -> None:
-    lens = lensplug.wrap(model)
+    processor = processor_of(row.family, model.config)
+    lens = lensplug.wrap(model, processor)
     row.engine = lens.engine
     row.how = lens.proof.standing
     row.verdict = "exact"
-    tried, not_tried = ["text"], []
-    if note := _compare_on(row, lens, text_inputs(seed=seed)):
-        not_tried.append(f"text: {note}")
-    for kind, inputs in media(model, seed):
+    tried: list[str] = []
+    not_tried: list[str] = []
+    given: Iterable[tuple[str, dict[str, Any] | str]]
+    if processor is not None:  # it takes no words alone
+        given = [inputs_of(processor, seed)]
+    else:
+        tried = ["text"]
+        if note := _compare_on(row, lens, text_inputs(seed=seed)):
+            not_tried.append(f"text: {note}")
+        given = media(model, seed)
+    for kind, inputs in given:
         if isinstance(inputs, str):
             not_tried.append(f"{kind} not tried ({inputs})")
         else:
@@ -140,7 +150,8 @@ def _hugging_faces(model: Any, core: Any, model_inputs: dict[str, Any]) -> tuple
             model(**model_inputs, use_cache=False)
         with eager(core.decoder):
             output = model(**model_inputs, use_cache=False, output_attentions=True)
-    return streams[0], list(getattr(output, "attentions", None) or ()), output.logits
+    of_core = getattr(output, "language_model_outputs", None) or output  # BLIP-2's beside those of its encoders
+    return streams[0], list(getattr(of_core, "attentions", None) or ()), output.logits
 
 
 def _what_is_missing(error: Exception) -> str:

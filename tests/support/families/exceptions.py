@@ -28,6 +28,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "image_token_offset": 300, "audio_token_offset": 364, "vision_config.base_channels": 32,
         "audio_config.num_filters": 4,
     },
+    "blip-2": {"image_token_index": 271, "num_query_tokens": 6},
+    "instructblip": {"image_token_index": 271, "num_query_tokens": 6, "text_config.from": "llama"},
+    "instructblipvideo": {"video_token_index": 272, "num_query_tokens": 6, "text_config.from": "llama"},
     "chameleon": {
         "image_token_id": 500,
         "vocabulary_map": {"<image>": 500, **{f"IMGIMG{letter}Z": 400 + n for n, letter in enumerate("ABCDEFGHIJ")}},

@@ -28,10 +28,11 @@ INTRODUCTION = """# Families: what `lensplug.wrap` takes, and what it refuses
 
 Each line is one multimodal family of transformers {transformers}: a small model of it with random weights, made from
 its configuration class, wrapped, and compared with Hugging Face in fp32: on text, and on inputs of its media made by
-hand. No weights are downloaded, and no processor is needed. The random weights are large: with small ones attention is
-flat and everything agrees. Look for your model's `config.model_type` in the first column, and for the version of
-TransformerLens that you have in the headings. To make the page again, `pip install timm` (three families need it) and
-run `python benchmarks/families.py --write docs/families.md` beside each version.
+hand. No weights are downloaded, and a processor is needed only by those that take no words alone (BLIP-2). The random
+weights are large: with small ones attention is flat and everything agrees. Look for your model's `config.model_type` in
+the first column, and for the version of TransformerLens that you have in the headings. To make the page again, `pip
+install timm` (three families need it) and run `python benchmarks/families.py --write docs/families.md` beside each
+version.
 
 A family that is not here, or refused here, may still wrap: `lensplug.wrap` tries any decoder of the usual parts, proves
 what it made on your very model, and says what failed otherwise (`lens.proof`).
