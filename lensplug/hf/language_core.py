@@ -68,6 +68,8 @@ class LanguageCore(CoreParts):
         text_config = hf_model.config.get_text_config(decoder=True)
         _refuse_special_weights(name, decoder, head)
         ids = {kind: _placeholder_id(hf_model.config, kind) for kind in PLACEHOLDERS}
+        if ids["video"] == ids["image"]:
+            ids["video"] = None  # Molmo 2's frames stand where images do
         placeholder_ids = {kind: token for kind, token in ids.items() if token is not None}
         return cls(
             decoder, head, text_config, name_of(hf_model), placeholder_ids, layers_with_features(hf_model.config)
@@ -127,10 +129,13 @@ def name_of(hf_model: Any) -> str:
 
 
 def _placeholder_id(config: Any, kind: str) -> int | None:
-    for name in (f"{kind}_token_id", f"{kind}_token_index"):
-        token = getattr(config, name, None)
-        if token is not None:
-            return int(token)
+    # Phi-4-multimodal names it in the part of its configuration that is the medium's.
+    part = getattr(config, {"image": "vision_config", "audio": "audio_config"}.get(kind, ""), None)
+    for place in (config, part):
+        for name in (f"{kind}_token_id", f"{kind}_token_index"):
+            token = getattr(place, name, None)
+            if token is not None:
+                return int(token)
     return None
 
 

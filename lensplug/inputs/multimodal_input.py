@@ -338,6 +338,8 @@ def _refuse_lonely_placeholders(
             count = int((model_inputs["input_ids"] == token).sum())
         if kind == "video" and "image" not in core.placeholder_ids:
             names = (*names, "pixel_values")  # InstructBLIP's frames
+        if kind == "image" and "video" not in core.placeholder_ids:
+            names = (*names, *MEDIA_FEATURES["video"])
         has_features = any(model_inputs.get(name) is not None for name in names)
         if count and not has_features:
             raise LensplugError(

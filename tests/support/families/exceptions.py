@@ -28,6 +28,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "image_token_offset": 300, "audio_token_offset": 364, "vision_config.base_channels": 32,
         "audio_config.num_filters": 4,
     },
+    "aria": {"projector_patch_to_query_dict": {16: 4}},
     "blip-2": {"image_token_index": 271, "num_query_tokens": 6},
     "instructblip": {"image_token_index": 271, "num_query_tokens": 6, "text_config.from": "llama"},
     "instructblipvideo": {"video_token_index": 272, "num_query_tokens": 6, "text_config.from": "llama"},
@@ -58,7 +59,10 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             for layer in (2, 3)
         },
     },
-    "emu3": {"image_token_id": 500, "vocabulary_map": PICTURE_WORDS, "vq_config.base_channels": 32},
+    "emu3": {
+        "image_token_id": 500, "vocabulary_map": PICTURE_WORDS, "vq_config.base_channels": 32,
+        "vq_config.hidden_size": 128,
+    },
     "ernie4_5_vl_moe": {
         "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]},
         "text_config.moe_intermediate_size": [32, 16],
@@ -81,6 +85,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "gemma4_unified": {"vision_config.from": "gemma4_unified_vision", "audio_config.from": "gemma4_unified_audio"},
     **{family: {"mm_tokens_per_image": 4} for family in ("gemma3", "shieldgemma2")},
     "glmasr": {"audio_config.intermediate_size": 128},
+    "granite_docling": {"vision_config.deepstack_visual_indexes": [0, 1]},
     "granite4_vision": {
         "deepstack_layer_map": [[0, 1]], "downsample_rate": "1/2", "spatial_target_layers": [2],
         "image_grid_pinpoints": [[32, 64], [64, 32]],
@@ -98,8 +103,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "llava_next_video": {"image_grid_pinpoints": [[32, 64], [64, 32]]},
     "llava_onevision": {"image_grid_pinpoints": [[32, 64], [64, 32]]},
     "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
+    **{
+        family: {"image_token_id": 500, "video_token_id": 501}
+        for family in ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7")
+    },
     "moonshine_streaming": {"num_key_value_heads": 4},
     "moss_transcribe_diarize": {"audio_config.max_source_positions": 48},
+    "muse_glimmer": {"out_hidden_size": 256},
+    "phi4_multimodal": {"vision_config.crop_size": 32},
     "perception_lm": {
         "vision_config.architecture": "vit_tiny_patch16_224",
         "vision_config.model_args": {

@@ -110,10 +110,70 @@ def naflex_patches(config: Any, generator: torch.Generator) -> dict[str, Any]:
     return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shapes}
 
 
+def flat_patches(config: Any, generator: torch.Generator) -> dict[str, Any]:
+    """Fuyu's: six patches in a row, without a grid."""
+    return {"pixel_values": _normal(generator, 1, 6, 3 * _patch(config) ** 2)}
+
+
+def masked_tiles(config: Any, generator: torch.Generator) -> dict[str, Any]:
+    """Granite-Docling's: two tiles of a picture, and which of them there are."""
+    view = _view(config)
+    return {
+        "pixel_values": _normal(generator, 1, 2, 3, view, view),
+        "pixel_attention_mask": torch.ones(1, 2, dtype=torch.bool),
+    }
+
+
+def strip_of_patches(config: Any, generator: torch.Generator) -> dict[str, Any]:
+    """MiniCPM-V's: 4 x 8 patches side by side, with the sizes of their grid."""
+    patch = _patch(config)
+    return {"pixel_values": _normal(generator, 1, 3, patch, 32 * patch), "target_sizes": torch.tensor([[4, 8]])}
+
+
+def strip_of_frames(config: Any, generator: torch.Generator) -> dict[str, Any]:
+    """The same of a video of one frame."""
+    strip = strip_of_patches(config, generator)
+    return {"pixel_values_videos": strip["pixel_values"], "target_sizes_videos": strip["target_sizes"]}
+
+
+def pooled_crops(config: Any, generator: torch.Generator) -> dict[str, Any]:
+    """Molmo 2's: one crop of patches, of which four make a position, by their numbers."""
+    side, patch = _view(config) // _patch(config), _patch(config)
+    numbers = torch.arange(side * side).view(side // 2, 2, side // 2, 2).transpose(1, 2).reshape(-1, 4)
+    return {
+        "pixel_values": _normal(generator, 1, side * side, 3 * patch * patch),
+        "image_token_pooling": numbers,
+        "image_grids": torch.tensor([[side // 2, side // 2, 0, 0]]),
+        "image_num_crops": torch.tensor([1]),
+    }
+
+
+def whole_and_crop(config: Any, generator: torch.Generator) -> dict[str, Any]:
+    """Phi-4-multimodal's: a view of the whole, and one crop, with masks of their patches."""
+    view = _view(config)
+    side = view // _patch(config)
+    return {
+        "image_pixel_values": _normal(generator, 1, 2, 3, view, view),
+        "image_sizes": torch.tensor([[view, view]]),
+        "image_attention_mask": torch.ones(1, 2, side, side),
+    }
+
+
+def sized_spectrogram(config: Any, generator: torch.Generator) -> dict[str, Any]:
+    """Phi-4-multimodal's: with how many positions it becomes."""
+    bins, length = _mel(config)
+    return {
+        "audio_input_features": _normal(generator, 1, length, bins),
+        "audio_embed_sizes": torch.tensor([-(-length // 8)]),
+        "audio_attention_mask": torch.ones(1, length, dtype=torch.bool),
+    }
+
+
 def _patches(config: Any, generator: torch.Generator, frames: int) -> Tensor:
     vision = _vision(config)
     channels = getattr(vision, "in_channels", None) or getattr(vision, "num_channels", None) or 3
-    width = channels * (getattr(vision, "temporal_patch_size", None) or 1) * _patch(config) ** 2
+    steps = getattr(vision, "temporal_patch_size", None) or getattr(vision, "patch_temporal", None) or 1
+    width = channels * steps * _patch(config) ** 2
     return _normal(generator, frames * 32, width)
 
 
@@ -203,11 +263,12 @@ Form = Callable[[Any, torch.Generator], dict[str, Any]]
 FORMS: dict[str, tuple[Form, ...]] = {
     "image": (
         packed_patches, packed_flat_patches, packed_patch_pictures, packed_merged, placed_patches, naflex_patches,
-        base_view_and_tiles, sized_picture, masked_picture, local_and_global, one_picture, pictures_of_one_prompt,
+        whole_and_crop, pooled_crops, strip_of_patches, flat_patches, masked_tiles, base_view_and_tiles, sized_picture,
+        masked_picture, local_and_global, one_picture, pictures_of_one_prompt,
     ),
-    "video": (packed_video, packed_merged_video, frames, eight_frames),
+    "video": (strip_of_frames, packed_video, packed_merged_video, frames, eight_frames),
     "audio": (
-        attended_spectrogram, padded_spectrogram, masked_spectrogram, masked_turned_spectrogram, spectrogram,
-        turned_spectrogram, waveform, waveform_of_channels,
+        sized_spectrogram, attended_spectrogram, padded_spectrogram, masked_spectrogram, masked_turned_spectrogram,
+        spectrogram, turned_spectrogram, waveform, waveform_of_channels,
     ),
 }  # fmt: skip

@@ -34,10 +34,12 @@ def text_inputs(words: int = WORDS, seed: int = 0) -> dict[str, Tensor]:
 
 def placeholder(config: Any, kind: str) -> int | None:
     """The token that a medium's positions have."""
-    for name in (f"{kind}_token_id", f"{kind}_token_index", f"{kind}_patch_id"):
-        token = getattr(config, name, None)
-        if isinstance(token, int):
-            return token
+    part = getattr(config, {"image": "vision_config", "audio": "audio_config"}.get(kind, ""), None)
+    for place in (config, part):
+        for name in (f"{kind}_token_id", f"{kind}_token_index", f"{kind}_patch_id"):
+            token = getattr(place, name, None)
+            if isinstance(token, int):
+                return token
     return None
 
 
@@ -115,6 +117,9 @@ def _prompt(token: int, positions: int, runs: int, kind: str, taken: set[str], s
 
 def _positions(features: Any) -> int:
     """How many vectors these are: a tensor, a list of tensors, or an output that holds them."""
+    if getattr(features, "pooler_output", None) is None and getattr(features, "deepstack_features", None):
+        # Granite 4's, by layer
+        return _positions(features.deepstack_features[0][1])
     if hasattr(features, "pooler_output") and features.pooler_output is not None:
         return _positions(features.pooler_output)
     if hasattr(features, "last_hidden_state"):
