@@ -19,7 +19,8 @@ answers rightly; by region (`interventions.grid_regions`) or span of time (`Seco
 When not to use it: where p is small to begin with, a relative change can be of any size. Redundant routes hide each
 other: cut alone, neither changes anything. What was read before the window stays read. Random keys can be ones that
 every query leans on (the first position, say), so that a control can cost more than a path; and where the prompt has
-few other keys, the control cuts all of them (`control_keys`).
+few other keys, the control cuts all of them (`control_keys`): of a picture that is nearly all of a prompt there is no
+control, and a warning says so; its regions have some.
 
 Source: Zhang et al. 2024, "Cross-modal Information Flow in Multimodal Large Language Models", arXiv 2411.18620 (section
 4); Geva et al. 2023, "Dissecting Recall of Factual Associations in Auto-Regressive Language Models", arXiv 2304.14767.
@@ -72,6 +73,8 @@ from lensplug.validation.arguments import at_least, checked
 MOST_DRAWS = 1000
 IMPROBABLE = 0.01
 """Below it a relative change says little."""
+FEW = 0.1
+"""Of the keys of a path; with fewer others than that there is no control."""
 
 
 @checked
@@ -147,6 +150,8 @@ def information_flow(
         for name in parts[0]
     }
     _say_what_is_improbable(joined["baseline"], joined["targets"])
+    if draws:
+        _say_what_has_no_control(names, joined["keys"], joined["control_keys"])
     convention = (
         f"paths cut in windows of {width} layers; relative change of the target's probability; control: as many random"
         " other keys that the queries see"
@@ -171,6 +176,23 @@ def _say_what_is_improbable(baseline: Float[Tensor, " example"], targets: Sequen
             f"the target's probability is below {IMPROBABLE} in {len(improbable)} of {len(targets)} example(s)"
             f" ({math.exp(float(baseline[first])):.1e} of {targets[first]!r} in example {first}): relative changes of"
             " it can be of any size, and dominate a mean. Take what the model answers (lens.generate) as a target.",
+            LensplugWarning,
+            stacklevel=4,
+        )
+
+
+def _say_what_has_no_control(
+    paths: Sequence[str], keys: Int[Tensor, "example path"], control_keys: Int[Tensor, "example path"]
+) -> None:
+    """Warn of paths with next to no other keys: cutting all of those is no control of cutting many."""
+    example, path = (control_keys < FEW * keys).nonzero(as_tuple=True)
+    if len(path):
+        named = ", ".join(repr(paths[index]) for index in dict.fromkeys(path.tolist()))
+        first = example[0], path[0]
+        warnings.warn(
+            f"there is no control of {named}: {paths[first[1]]!r} cuts {int(keys[first])} keys, and its control all"
+            f" {int(control_keys[first])} others, which every query may lean on (the first position). Leave out"
+            " beyond_control there; regions of the medium (interventions.grid_regions) have controls of as many keys.",
             LensplugWarning,
             stacklevel=4,
         )

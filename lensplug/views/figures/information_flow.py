@@ -36,10 +36,20 @@ def information_flow(result: InformationFlow) -> go.Figure:
         f" layer{'s' * (widths[-1] != 1)}"
     )
     if len(result.paths) <= MOST_LINES and result.control.shape[2]:
-        fewer = bool((result.control_keys < result.keys).any())
-        notes += "; dashed: as many random other keys" + (", or all where there are fewer" if fewer else "")
+        notes += "; dashed: as many random other keys" + _fewer(result)
     titled(fig, "What the answer loses when a path is cut", notes)
     return fig
+
+
+def _fewer(result: InformationFlow) -> str:
+    """Of which paths the control cuts fewer keys than the path, and how many."""
+    fewer = [
+        f"{visible(path)} {int(control)} for {int(keys):,}"
+        for path, keys, control in zip(result.paths, result.keys[0], result.control_keys[0], strict=True)
+        if control < keys
+    ]
+    of = " in the first example" if len(result.examples) > 1 else ""
+    return f", or all that there are ({'; '.join(fewer)}{of})" if fewer else ""
 
 
 def _lines(result: InformationFlow) -> go.Figure:

@@ -103,13 +103,14 @@ def sink_share(result: SinkShare, *, modality: str | None = None) -> go.Figure:
 
     Args:
         result: From `analysis.sink_share`.
-        modality: Which to show first; "image", "audio" or "video" if there is one, else the first.
+        modality: Which to show first; by default "image", "audio" or "video" if it has sinks, else what has some.
 
     Raises:
         LensplugError: If it is not in sight.
     """
     names = result.modalities
-    first = modality if modality is not None else next((name for name in MEDIA if name in names), names[0])
+    having = [name for name in names if bool((result.chance[:, result._index(name)] > 0).any())] or list(names)
+    first = modality if modality is not None else next((name for name in MEDIA if name in having), having[0])
     if first not in names:
         raise LensplugError(f"modality is {first!r}, this result has {', '.join(names)}.")
     layers, heads = result.mass.shape[1:3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from support import models
 
 import lensplug
-from lensplug import analysis
+from lensplug import analysis, views
 from lensplug.analysis.interventions.flow_paths import Path, default_window, edges_of, windows_of
 from lensplug.errors import LensplugError, LensplugWarning
 from lensplug.interventions import Region, Seconds, Words, grid_regions
@@ -117,6 +118,25 @@ def test_the_control_cuts_other_keys_for_the_same_queries(untrained):
             expected = with_hooks(untrained, inputs, mask, edge.queries, [2, 3], torch.tensor([7]))
             assert models.largest_difference(flow.control[0, path, draw, 2].exp(), expected[0]) < 1e-5
     assert not torch.equal(edges[2].controls(2, 3), edges[2].controls(2, 4))
+
+
+def test_a_picture_that_is_nearly_all_of_a_prompt_has_no_control(untrained):
+    """Which is said, with numbers; its regions have one."""
+    inputs = untrained.prepare("What?", images=[[models.scene(384, 384, seed) for seed in range(3)]])
+    options: dict[str, Any] = {"window": 1, "layers": [0], "progress": False}
+    target = int(untrained.logits_at(inputs, torch.tensor([[inputs.shape[1] - 1]]))[0, 0].argmax())
+    n_image, others = int(inputs.modality.mask("image").sum()), int((~inputs.modality.mask("image")).sum()) - 1
+    assert others < 0.1 * n_image
+    said = f"'image → last' cuts {n_image} keys, and its control all {others} others"
+    with pytest.warns(LensplugWarning, match=said):
+        flow = analysis.information_flow(untrained, inputs, target, paths=[("image", "last")], draws=1, **options)
+    title = views.information_flow(flow).layout.title.text.replace("<br>", " ")
+    assert f"image → last {others} for {n_image:,}" in title
+    cells = {name: (cell, "last") for name, cell in grid_regions(2, 2).items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LensplugWarning)
+        analysis.information_flow(untrained, inputs, target, paths=cells, draws=1, **options)
+        analysis.information_flow(untrained, inputs, target, paths=[("image", "last")], draws=0, **options)
 
 
 def test_no_layers_change_nothing(trained):

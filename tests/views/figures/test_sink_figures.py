@@ -58,6 +58,10 @@ def test_shares_are_those_of_the_result(run):
     torch.testing.assert_close(torch.tensor(image.z), mean, atol=1e-5, rtol=0, check_dtype=False)
     with pytest.raises(LensplugError, match="modality is 'audio', this result has text, image"):
         views.sink_share(result, modality="audio")
+    of_text = views.sink_share(analysis.sink_share(cache, inputs, sinks=[0]))
+    at = next(index for index, trace in enumerate(of_text.data) if trace.visible)
+    assert of_text.data[at].colorbar.title.text == "of text", "no image position is a sink"
+    assert of_text.layout.updatemenus[0].active == at
 
 
 def test_heads_that_localise_are_named(run):
