@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
+from lensplug.analysis.interventions.attribution_patching import AttributionPatching
 from lensplug.analysis.interventions.recovered_effect import RecoveredEffect
 from lensplug.errors import LensplugError
 from lensplug.positions.groups import Groups
@@ -13,13 +14,17 @@ from lensplug.validation.arguments import check_example, checked
 from lensplug.views.figures.heatmap import GAPS, numbered
 from lensplug.views.style import DIVERGING, figure, titled, visible
 
+BEYOND = 1.005
+"""What is 100% as it is written is not beyond the scale."""
+
 
 @checked
 def activation_patching(result: RecoveredEffect, *, example: int = 0, head: int | None = None) -> go.Figure:
     """A heat map of layer x position (or group), or of layer x head.
 
     Color is the recovered fraction of the effect: off-white at 0, full orange at 1 (the clean run's answer), blue
-    below 0; it is clipped to -1 and 1.
+    below 0; it is clipped to -1 and 1, and the title says how many cells are beyond. Of attribution patching with
+    `verify` the title also says how well the estimates agree with exact patching.
 
     Args:
         result: From `analysis.activation_patching` or `analysis.attribution_patching`.
@@ -36,7 +41,8 @@ def activation_patching(result: RecoveredEffect, *, example: int = 0, head: int 
     if result.by == "head":
         values, names = values[:, 0], [str(index) for index in range(values.shape[2])]
     else:
-        names = [_names(result, example)[group] for group in groups]
+        every = _names(result, example)
+        names = [every[group] for group in groups]
         values, head_note = _of_heads(values, head)
     gap = 1 if max(values.shape) <= GAPS else 0
     axis = "head" if result.by == "head" else "group of positions" if is_grouped else "position"
@@ -47,13 +53,24 @@ def activation_patching(result: RecoveredEffect, *, example: int = 0, head: int 
     )  # fmt: skip
     fig = figure(heat, title="", height=110 + 22 * len(result.layers))
     endpoints = f"clean {float(result.clean[example]):.3g}, corrupt {float(result.corrupt[example]):.3g}"
-    titled(
-        fig, f"What patching {result.activation} recovers{head_note}", f"{result.provenance.convention}; {endpoints}"
-    )
+    notes = "; ".join([result.provenance.convention, endpoints, *_cautions(result, example, values)])
+    titled(fig, f"What patching {result.activation} recovers{head_note}", notes)
     angle = 0 if result.by == "head" else -90
     fig.update_xaxes(type="category", tickangle=angle, tickfont={"size": 10}, automargin=True, title={"text": axis})
     fig.update_yaxes(type="category", autorange="reversed", title={"text": "layer"})
     return fig
+
+
+def _cautions(result: RecoveredEffect, example: int, values: Float[Tensor, "layer column"]) -> list[str]:
+    """What the colors do not show: cells beyond the scale, and how far estimates can be trusted."""
+    said = []
+    beyond = int((values.abs() > BEYOND).sum())
+    if beyond:
+        said.append(f"{beyond} of {int(values.isfinite().sum())} cells are beyond ±100%")
+    if isinstance(result, AttributionPatching) and (exact := int(result.verified[example].isfinite().sum())) > 1:
+        agreement = float(result.rank_correlation[example])
+        said.append(f"rank correlation with exact patching at the {exact} strongest places {agreement:.2f}")
+    return said
 
 
 def _names(result: RecoveredEffect, example: int) -> list[str]:
