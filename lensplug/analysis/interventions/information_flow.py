@@ -188,7 +188,7 @@ def _say_what_has_no_control(
     example, path = (control_keys < FEW * keys).nonzero(as_tuple=True)
     if len(path):
         named = ", ".join(repr(paths[index]) for index in dict.fromkeys(path.tolist()))
-        first = example[0], path[0]
+        first = int(example[0]), int(path[0])
         warnings.warn(
             f"there is no control of {named}: {paths[first[1]]!r} cuts {int(keys[first])} keys, and its control all"
             f" {int(control_keys[first])} others, which every query may lean on (the first position). Leave out"

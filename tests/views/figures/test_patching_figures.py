@@ -10,7 +10,7 @@ from support.models import QUESTION, scene
 
 import lensplug
 from lensplug import analysis, views
-from lensplug.views.figures import activation_patching as module
+from lensplug.views.figures.heatmap import numbered
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,13 @@ def title_of(result):
 
 def test_names_of_positions_are_made_once(found, monkeypatch):
     """Not once for each position: of 2,118 that took half a minute."""
-    calls, numbered = [], module.numbered
+    calls = []
 
     def counted(*arguments):
         calls.append(arguments)
         return numbered(*arguments)
 
-    monkeypatch.setattr(module, "numbered", counted)
+    monkeypatch.setattr("lensplug.views.figures.activation_patching.numbered", counted)
     fig = views.activation_patching(found)
     assert len(calls) == 1 and len(set(fig.data[0].x)) == found.groups.shape[1]
 
