@@ -14,6 +14,7 @@ Checked against transformer-lens 3.9.0 and 4.3.0, transformers 5.24.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -107,8 +108,9 @@ class CausalShell(nn.Module):
             kwargs.pop(name, None)
         given = {name: value for name, value in kwargs.items() if value is not None}
         kept = cache if cache is not None else past_key_values
-        if kept is not None:
-            given["cache"] = kept
+        if kept is not None:  # which transformers has renamed; a decoder takes any name, and forgets by another
+            renamed = "cache" in signature(type(self.model).forward).parameters
+            given["cache" if renamed else "past_key_values"] = kept
         output = self.model(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
