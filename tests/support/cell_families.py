@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import transformers as hf
+from packaging import version
 
 from support.counted_families import OMNI_CHAT, lively
 from support.more_image_families import PADDED_CHAT, PIECES
@@ -73,6 +75,8 @@ def lfm3_vl() -> tuple[Any, Any]:
 
 def cosmos3_edge() -> tuple[Any, Any]:
     """Cosmos 3 Edge: SigLIP 2's encoder on cells, frames one by one."""
+    if version.parse(hf.__version__) < version.parse("5.24"):
+        pytest.skip("wrap refuses Cosmos 3 Edge of this transformers: its proof fails on an image")
     tokenizer = tokenizer_with(*PIECES, *SECONDS)
     config = hf.Cosmos3EdgeConfig(
         text_config={**TEXT, "vocab_size": len(tokenizer), "head_dim": 8, "rope_parameters": ROPE},
