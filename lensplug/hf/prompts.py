@@ -137,7 +137,7 @@ def _arguments(processor: Any, texts: Sequence[str], media: Media, heard: Sequen
     if any(media.images):
         nested = [list(pictures) for pictures in media.images]
         # GOT-OCR 2 takes a list of an example's images for the pages of one, with a single placeholder.
-        flat = hasattr(processor, "multi_page")
+        flat = hasattr(processor, "img_pad_token")
         arguments["images"] = [picture for pictures in nested for picture in pictures] if flat else nested
     if any(media.videos) and "images" in taken and "videos" not in taken:
         arguments["images"] = _stackable(media)  # InstructBLIP's frames
