@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache as cached
 from typing import Any
 
 import pytest
@@ -36,12 +37,17 @@ def _picture(model) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=TRIED)
 def lens(request):
-    return lensplug.wrap(small_model(request.param))
+    return wrapped(request.param)
 
 
 @pytest.fixture(scope="module")
 def cohere():
-    return lensplug.wrap(small_model("cohere_compass"))
+    return wrapped("cohere_compass")
+
+
+@cached
+def wrapped(family):
+    return lensplug.wrap(small_model(family))
 
 
 def test_it_is_proved_and_says_so(lens):
