@@ -259,7 +259,8 @@ def _first_divergent_layer(
     def keep(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         reference.append((args[0] if args else kwargs["hidden_states"])[is_real].float())
 
-    following = [*core.decoder.layers[1:], core.decoder.norm]
+    norm = getattr(core.decoder, "norm", None)  # OPT's has another name: its last layer is then not compared
+    following = [*core.decoder.layers[1:], *([] if norm is None else [norm])]
     handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in following]
     try:
         with torch.no_grad(), sdpa(core):
