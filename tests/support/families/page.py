@@ -49,7 +49,7 @@ what it made on your very model, and says what failed otherwise (`lens.proof`).
   are compared on the other inputs. **decomposition**: how far the sum of the parts (`cache.decompose_resid`) is from
   the last residual stream, at text and media positions, as a fraction of its largest value.
 - **geometry**: *yes*: lensplug knows where in its picture, video or sound each position lies. *none*: positions have
-  modalities and an order, but no place.
+  modalities and an order, but no place; `lens.locate` can measure it, unless a resampler made them.
 
 """
 
