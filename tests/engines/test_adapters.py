@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from support.granite_speech import granite_speech
 from support.models import largest_difference, reference_logits, text_model, text_tokens
 
 import lensplug
@@ -128,3 +130,20 @@ def test_a_merged_model_has_no_adapters_any_more():
     expected = reference_logits(merged, GIVEN)
     assert largest_difference(lensplug.wrap(kept).model(TOKENS), expected) < 1e-4
     assert largest_difference(lensplug.wrap(merged).model(TOKENS), expected) < 1e-4
+
+
+def test_the_adapter_of_granite_speech_acts_where_it_is_on():
+    """As transformers puts it into the model: layers with an adapter, no PeftModel around it."""
+    model, processor = granite_speech()
+    peft.inject_adapter_in_model(lora(), model.get_decoder())
+    model.requires_grad_(False).eval()
+    lens = lensplug.wrap(model, processor)
+    waveform = np.random.default_rng(0).standard_normal(16000).astype(np.float32) / 8
+    inputs = lens.prepare("what ?", audio=[(waveform, 16000)])
+    seen = {}
+    for name in ("default", "off"):
+        with lens.adapter(name):
+            seen[name] = lens.model(inputs)
+            assert largest_difference(seen[name], reference_logits(model, inputs.model_inputs)) < 1e-4
+    assert largest_difference(lens.model(inputs), seen["default"]) == 0
+    assert largest_difference(seen["default"], seen["off"]) > 0.1
