@@ -31,6 +31,13 @@ WORDS = 8
 NAMES_OF_STREAMS = ("hidden_states", "x", "inputs_embeds", "input")
 
 
+PATTERNS_ALONE = (
+    "For its patterns alone: lensplug.cache_from_attentions(outputs.attentions) of a run with eager attention and"
+    " output_attentions=True."
+)
+"""What is left to do with a model whose layers are not read."""
+
+
 @dataclass(frozen=True)
 class Term:
     """What one part writes to the stream: its output, times a number."""
@@ -203,6 +210,7 @@ def _parts_of(
         raise LensplugError(
             f"layer {number} ({type(layer).__name__}) does not add what its parts return to the residual stream"
             f" ({', '.join(dict.fromkeys(call.part for call in calls))}): what it writes is not on any hook."
+            f" {PATTERNS_ALONE}"
         )
     return _named(calls, alone, None, ())
 

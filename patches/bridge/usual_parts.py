@@ -35,7 +35,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lensplug.patches.bridge.any_norm import AnyNorm
 from lensplug.patches.bridge.attention_interface import InterfaceAttention, head_size, key_value_heads
-from lensplug.patches.bridge.layer_parts import DecoderParts, LayerParts, decoder_parts
+from lensplug.patches.bridge.layer_parts import PATTERNS_ALONE, DecoderParts, LayerParts, decoder_parts
 from lensplug.patches.bridge.own_layers import ReadableLinear
 from lensplug.patches.bridge.routing import routers_of
 from lensplug.patches.bridge.scaled_embedding import ScaledEmbedding
@@ -157,7 +157,14 @@ def build_tried_bridge(
     asked = asked or Asked({})
     parts = decoder_parts(decoder, _multipliers(core.text_config), asked.arguments)
     if not any(of_layer.attends for of_layer in parts.layers):
-        raise LensplugError(f"no layer of {type(decoder).__name__} is attention.")
+        layers: Any = decoder.layers
+        mixers = [(layer, of_layer.attention) for layer, of_layer in zip(layers, parts.layers, strict=True)]
+        writers = {type(layer.get_submodule(name)).__name__ for layer, name in mixers if name is not None}
+        raise LensplugError(
+            f"no layer of {type(decoder).__name__} adds what attention returns to the residual stream"
+            f" (what it adds is that of {', '.join(sorted(writers)) or 'no part'}): there is no attention to show."
+            f" {PATTERNS_ALONE}"
+        )
     cfg = _config(core, decoder, parts, model_name)
     config: Any = decoder.config
     if asked.logit_scale != 1:

@@ -122,6 +122,8 @@ def test_a_fault_inside_a_layer_is_told_without_the_printed_layer():
 def test_layers_that_write_otherwise_are_refused_by_name():
     with pytest.raises(LensplugError, match=r"layer 0 \(HYV4VLDecoderLayer\) does not add what its parts return"):
         lensplug.wrap(small_model("hy_v4_vl"))
+    with pytest.raises(LensplugError, match=r"what it adds is that of InklingShortConvolution.*cache_from_attentions"):
+        lensplug.wrap(small_model("inkling_mm_model"))
 
 
 def test_words_that_a_model_never_says_are_forbidden_in_the_core_too():
