@@ -29,6 +29,8 @@ from lensplug.media.words_for_media import word_for
 from lensplug.validation.finite import LARGER_RANGE, refuse_not_finite
 
 FIELDS = {"image": "images", "video": "videos", "audio": "audio"}
+READ_WITH_MEDIA = "qformer_"
+"""How the names begin of the prompt's words for the encoder, which reads them with the media (InstructBLIP)."""
 TYPES = "token_type_ids"
 """How the names end of what says of each token whether it is a placeholder (Gemma 3, Qwen2-VL)."""
 
@@ -67,6 +69,8 @@ def with_media(
         for name, value in outputs.items()
         if name not in ("input_ids", "attention_mask", *NOT_MODEL_INPUTS)
     }
+    for name in [name for name in model_inputs if name.startswith(READ_WITH_MEDIA)]:
+        model_inputs[name] = _own_words(name, inputs).expand(n_variants, -1)
     seam = run_to_seam(hf_model, core, {**model_inputs, "input_ids": tokens, "attention_mask": mask})
     hint = f"the model's encoder overflows in {str(core.dtype).removeprefix('torch.')}; {LARGER_RANGE}"
     refuse_not_finite("the merged embeddings", seam.embeds, hint)
@@ -135,6 +139,17 @@ def _features(processor: Any, n_variants: int, media: Media) -> Mapping[str, Any
         chat_template=template,
     )
     return outputs
+
+
+def _own_words(name: str, inputs: MultimodalInput) -> Tensor:
+    """What an encoder reads of the prompt with its media: that of the inputs; here the processor gets no words."""
+    if name not in inputs.model_inputs:
+        raise LensplugError(
+            f"the encoder of this model reads words with its media ({name}), and these are not known of one example of"
+            " several: give the inputs of one prompt, as lens.prepare returns them."
+        )
+    words: Tensor = inputs.model_inputs[name]
+    return words
 
 
 def _types(

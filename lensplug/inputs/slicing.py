@@ -57,6 +57,10 @@ class Sliceable(Protocol):
         """Of each example."""
 
     @property
+    def model_inputs(self) -> Mapping[str, Any]:
+        """Of the full model."""
+
+    @property
     def videos(self) -> tuple[tuple[Any, ...], ...]:
         """Of each example."""
 
@@ -107,7 +111,8 @@ def examples(inputs: InputsT, index: Int[Tensor, " example"]) -> InputsT:
         attention_mask=inputs.attention_mask[examples_kept],
         modality=_labels_of(inputs.modality, examples_kept),
         str_tokens=[inputs.str_tokens[example] for example in chosen],
-        model_inputs={},  # features of media cannot be assigned to examples
+        # Features of media cannot be assigned to examples: those of all, or none.
+        model_inputs=inputs.model_inputs if chosen == list(range(len(inputs))) else {},
         decoder_inputs={name: of_examples(name, value, examples_kept) for name, value in inputs.decoder_inputs.items()},
         images=tuple(inputs.images[example] for example in chosen) if inputs.images else (),
         videos=tuple(inputs.videos[example] for example in chosen) if inputs.videos else (),

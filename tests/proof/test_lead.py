@@ -52,6 +52,20 @@ def test_it_prepares_answers_and_is_patched(wrapped):
     _, lens, kind, given = wrapped
     inputs = lens.prepare("What is this ?", **example_media(kind), chat_template=False)
     assert lens.check(inputs).agrees
+    again = lens.with_media(inputs, **{f"{kind}s": [list(getattr(inputs, f"{kind}s")[0])]})
+    assert largest_difference(again.embeds, inputs.embeds) < 1e-5, "words that a Q-Former reads are the prompt's"
+    through = lens.resampler_attention(inputs, stripes=8)
+    n_positions = int(inputs.modality.mask(kind).sum())
+    assert through.probabilities.shape[2] == n_positions and through.n_views == (4 if kind == "video" else 1)
+    torch.testing.assert_close(through.probabilities.sum(-1), torch.ones(1, 4, n_positions), atol=1e-5, rtol=0)
+    if "qformer_input_ids" in inputs.model_inputs:
+        twice = lens.prepare(
+            ["What is this ?"] * 2,
+            **{name: [[one]] * 2 for name, (one,) in example_media(kind).items()},
+            chat_template=False,
+        )
+        with pytest.raises(LensplugError, match="reads words with its media .* give the inputs of one prompt"):
+            lens.resampler_attention(twice)
     inputs = lens.encode(given)
     answer = lens.generate(inputs, max_new_tokens=4)
     reference = lens.hf_model.generate(**given, max_new_tokens=4, min_new_tokens=4, do_sample=False)
