@@ -205,6 +205,23 @@ class Patch:
             self.remove()
 
 
+class PatchOfAttributes(Patch):
+    """Attributes that are known beforehand. A kind of its own is a subclass: two kinds may act on one target."""
+
+    def __init__(self, target: Any, attributes: Mapping[str, Any]) -> None:
+        """Prepare the patch.
+
+        Args:
+            target: What gets them.
+            attributes: Their values by name.
+        """
+        super().__init__(target)
+        self._attributes = attributes
+
+    def _changes(self) -> dict[str, Any]:
+        return dict(self._attributes)
+
+
 class PatchOfParts(Patch):
     """A patch composed of several, one per part of a model: applied to all of them or to none."""
 

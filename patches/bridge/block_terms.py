@@ -24,7 +24,7 @@ from transformer_lens.hook_points import HookPoint
 from lensplug.patches.bridge.layer_parts import NAMES_OF_STREAMS, LayerParts, Term
 from lensplug.patches.bridge.stream_terms import StreamTermsCache
 from lensplug.patches.hook_points import has_hooks
-from lensplug.patches.patch import Patch, PatchOfParts
+from lensplug.patches.patch import Patch, PatchOfAttributes, PatchOfParts
 
 PER_LAYER = "hook_per_layer_out"
 
@@ -63,7 +63,7 @@ class BlockTerms(PatchOfParts):
             patches += [_Block(block, points), _Layer(layer, pass_), *writers]
         scales = tuple(of_layer.scale for of_layer in parts)
         if any(of_layer.third_term or of_layer.scale != 1 for of_layer in parts):
-            patches += [Terms(model), _Scales(model.cfg, scales)]
+            patches += [Terms(model), _Scales(model.cfg, {"stream_scales": scales})]
         super().__init__(model, patches)
 
 
@@ -93,22 +93,12 @@ class Terms(Patch):
         return output, cache
 
 
-class _Scales(Patch):
-    def __init__(self, cfg: Any, scales: tuple[float, ...]) -> None:
-        super().__init__(cfg)
-        self._scales = scales
-
-    def _changes(self) -> dict[str, Any]:
-        return {"stream_scales": self._scales}
+class _Scales(PatchOfAttributes):
+    """By which number each layer multiplies its stream, on the configuration."""
 
 
-class _Block(Patch):
-    def __init__(self, block: Any, points: dict[str, HookPoint]) -> None:
-        super().__init__(block)
-        self._points = points
-
-    def _changes(self) -> dict[str, Any]:
-        return dict(self._points)
+class _Block(PatchOfAttributes):
+    """The hooks, on their block."""
 
 
 class _Layer(Patch):

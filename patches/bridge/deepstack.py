@@ -25,7 +25,7 @@ from transformer_lens.hook_points import HookPoint
 
 from lensplug.patches.bridge.block_terms import Terms
 from lensplug.patches.hook_points import has_hooks
-from lensplug.patches.patch import Patch, PatchOfParts
+from lensplug.patches.patch import Patch, PatchOfAttributes, PatchOfParts
 
 
 class BridgeDeepstack(PatchOfParts):
@@ -44,18 +44,13 @@ class BridgeDeepstack(PatchOfParts):
         parts: list[Patch] = [Terms(model)] if layers else []
         for index, block in enumerate(model.blocks if layers else ()):
             point = HookPoint().train(block.training) if index < layers else None
-            parts += [] if point is None else [_Block(block, point)]
+            parts += [] if point is None else [_Block(block, {"hook_deepstack": point})]
             parts.append(_Layer(block, index, point))
         super().__init__(model, parts)
 
 
-class _Block(Patch):
-    def __init__(self, block: Any, point: HookPoint) -> None:
-        super().__init__(block)
-        self._point = point
-
-    def _changes(self) -> dict[str, Any]:
-        return {"hook_deepstack": self._point}
+class _Block(PatchOfAttributes):
+    """The hook, on its block."""
 
 
 class _Layer(Patch):

@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from lensplug.patches.errors import LensplugError, changed_inside
-from lensplug.patches.patch import Patch, PatchOfParts
+from lensplug.patches.patch import Patch, PatchOfAttributes, PatchOfParts
 
 HOOKS = ("hook_router_logits", "hook_expert_weights", "hook_expert_indices")
 
@@ -43,12 +42,12 @@ class BridgeRouting(PatchOfParts):
             if is_mixture(mlp):
                 points = {name: HookPoint().train(block.training) for name in HOOKS}
                 router = _Router(mlp.gate, points)
-                parts += [_Mixture(mlp, points, router), router]
+                parts += [_Points(mlp, points), _TellsShape(mlp, router), router]
         for layer, found in getattr(model, "routers", {}).items():
             block = model.blocks[layer]
             points = {name: HookPoint().train(block.training) for name in (HOOKS if found.gives_logits else HOOKS[1:])}
             router = _Router(found.module, points)
-            parts += [_OfALayer(block, points), _Layer(block.original_component, router), router]
+            parts += [_Points(block, points), _TellsShape(block.original_component, router), router]
         super().__init__(model, parts)
 
 
@@ -102,35 +101,15 @@ def is_mixture(mlp: Any | None) -> bool:
     return type(mlp) is MoEBridge and type(getattr(mlp, "gate", None)) is MoERouterBridge
 
 
-class _Mixture(Patch):
-    def __init__(self, mlp: Any, points: dict[str, HookPoint], router: _Router) -> None:
-        super().__init__(mlp)
-        self._points, self._router = points, router
-
-    def _changes(self) -> dict[str, Any]:
-        self._forward = self.target.forward
-        return {**self._points, "forward": self.forward}
-
-    def forward(self, hidden_states: Float[Tensor, "batch pos d_model"], **kwargs: Any) -> Any:
-        """The mixture; its router is told how many positions each example has."""
-        self._router.shape = hidden_states.shape[:2]
-        return self._forward(hidden_states, **kwargs)
+class _Points(PatchOfAttributes):
+    """The hooks of a router, on its mixture or, where it is somewhere in a layer, on its block."""
 
 
-class _OfALayer(Patch):
-    """The hooks of a router somewhere in a layer, on its block."""
+class _TellsShape(Patch):
+    """A mixture, or a layer, that tells its router how many positions each example has."""
 
-    def __init__(self, block: Any, points: dict[str, HookPoint]) -> None:
-        super().__init__(block)
-        self._points = points
-
-    def _changes(self) -> dict[str, Any]:
-        return dict(self._points)
-
-
-class _Layer(Patch):
-    def __init__(self, layer: Any, router: _Router) -> None:
-        super().__init__(layer)
+    def __init__(self, target: Any, router: _Router) -> None:
+        super().__init__(target)
         self._router = router
 
     def _changes(self) -> dict[str, Any]:
@@ -138,7 +117,7 @@ class _Layer(Patch):
         return {"forward": self.forward}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer; its router is told how many positions each example has."""
+        """What it computes, behind what its router is told."""
         stream = args[0] if args else kwargs["hidden_states"]
         self._router.shape = stream.shape[:2]
         return self._forward(*args, **kwargs)
